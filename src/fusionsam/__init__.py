@@ -1,0 +1,1 @@
+"""FusionSAM: fuse a visible and a thermal image and label every pixel."""

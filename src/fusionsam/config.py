@@ -1,0 +1,382 @@
+"""Every default once. The field docstrings become the help text of the command line.
+
+A YAML file or a flag overrides any field; the resolved configuration is stored in every checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from fusionsam.structures import InputError
+
+
+@dataclass
+class TokenizerConfig:
+    """LSTG, latent space token generation (eq. 2-9)."""
+
+    tokens: Literal["quantized", "continuous", "pixels"] = "quantized"
+    """What goes on to fusion: quantised latents (eq. 3), the encoder's continuous ones, or patch-embedded raw pixels
+    (ablation A, no LSTG at all)."""
+    quantizer: Literal["vq", "fsq"] = "vq"
+    """Nearest codebook entry (eq. 3) or finite scalar quantisation (arXiv 2309.15505)."""
+    dim: int = 64
+    """d, latent width."""
+    width: int = 32
+    """Channels after the first of the two stride-2 stages; twice as many after the second."""
+    blocks: int = 2
+    """Residual blocks at the latent grid, in encoder and decoder each."""
+    codebook_size: int = 1024
+    """Entries of each codebook."""
+    codebook_dim: int = 16
+    """Width in which codes are compared (factorised codes, arXiv 2110.04627); dim = no projection."""
+    codebooks: int = 1
+    """Sub-vectors with a codebook each (product quantisation); 1 = the paper's."""
+    codebook_update: Literal["ema", "gradient"] = "ema"
+    """Exponential moving average, or the first term of eq. 6 by gradient."""
+    ema_decay: float = 0.99
+    """Decay of the codebook's moving average."""
+    dead_code_threshold: float = 0.5
+    """Codes whose moving count falls below this are restarted from the batch; 0 = never."""
+    kmeans_init: bool = True
+    """Start the codebook with k-means on the first batch."""
+    shared_codebook: bool = False
+    """One codebook for both modalities instead of one each."""
+    commitment_beta: float = 0.25
+    """beta of eq. 6, on the encoder's side of the commitment term."""
+
+
+@dataclass
+class FusionConfig:
+    """FMP, fusion mask prompting (eq. 10-13)."""
+
+    kind: Literal["fmp", "concat"] = "fmp"
+    """Both cross-attention units, or ablation (B): the two latents concatenated and convolved."""
+    heads: int = 4
+    """Attention heads; d_k = dim / heads."""
+    ffn_ratio: float = 2.0
+    """Hidden width of the feed-forward network over dim."""
+    kv_stride: int = 1
+    """Keys and values are average-pooled by this factor; 1 = the paper's."""
+    picture_head: Literal["blend", "decode"] = "blend"
+    """How I_f is made: per-pixel blending of luma and infrared plus a residual, or convolutions on z_f alone."""
+    picture_width: int = 16
+    """Channels of the picture head at full resolution."""
+
+
+@dataclass
+class PromptConfig:
+    """How SAM is prompted (section "Prompts" of the documentation)."""
+
+    mode: Literal["self", "none"] = "self"
+    """self: the model's own points and box beside the mask prompt; none: the mask prompt only."""
+    points: int = 10
+    """Number of self points."""
+    box: bool = True
+    """Add the box around what is above the threshold."""
+    mask: bool = True
+    """Use the mask prompt; off = SAM's learned no-mask embedding."""
+    threshold: float = 0.5
+    """Probability of the mask prompt above which a place belongs to the box."""
+    separation: int = 8
+    """Least distance of two self points, in latent cells (4 pixels each)."""
+    dropout: float = 0.2
+    """Share of training steps in which points and box are left out, so that mode none stays good."""
+
+
+@dataclass
+class EncoderConfig:
+    """SAM's image encoder."""
+
+    kind: Literal["tinyvit", "timm", "sam", "sam2"] = "timm"
+    """MobileSAM's TinyViT, a convolutional backbone of timm, SAM's ViT or SAM2's Hiera (both from transformers)."""
+    source: str = "tf_efficientnet_lite0"
+    """Architecture: a timm model name, a Hugging Face hub name or folder (sam, sam2); tinyvit has one: mobilesam."""
+    weights: str | None = None
+    """Foreign weights to start from: a file, a folder, 'hub' (download by source), or nothing = random."""
+    training: Literal["frozen", "lora", "full"] = "full"
+    """The paper freezes the encoder; lora trains rank-reduced adapters; full trains everything."""
+    lora_rank: int = 8
+    """Rank of the adapters."""
+    dims: tuple[int, ...] | None = None
+    """tinyvit only: widths of the four stages; None = MobileSAM's 64, 128, 160, 320."""
+    depths: tuple[int, ...] | None = None
+    """tinyvit only: blocks a stage; None = 2, 2, 6, 2."""
+
+
+@dataclass
+class DecoderConfig:
+    """SAM's prompt encoder and mask decoder with full-fledged output tokens."""
+
+    hidden: int = 256
+    """E, embedding width (SAM: 256)."""
+    mlp_dim: int = 2048
+    """Hidden width of the two-way transformer's MLP (SAM: 2048)."""
+    heads: int = 8
+    """Attention heads (SAM: 8)."""
+    layers: int = 2
+    """Two-way layers (SAM: 2)."""
+    fine_features: bool = True
+    """Add the encoder's stride-8 and stride-4 features while the mask features are upscaled (as SAM2 does)."""
+    logit_scale: float = 0.05
+    """Initial factor on the class tokens' logits; pretrained features times new tokens start in the hundreds."""
+
+
+@dataclass
+class HeadConfig:
+    """The MLP classification head."""
+
+    width: int = 96
+    """Hidden channels."""
+    multi_level: bool = True
+    """Also see the encoder's feature levels, top-down summed (FPN), beside mask features, FOT logits and z_f."""
+    dropout: float = 0.1
+    """Channel dropout before the last layer."""
+
+
+@dataclass
+class ModelConfig:
+    """The whole network."""
+
+    preset: str = "tiny"
+    """Name of the preset this began as."""
+    classes: list[str] = field(
+        default_factory=lambda: [
+            "unlabeled", "car", "person", "bike", "curve", "car_stop", "guardrail", "color_cone", "bump"
+        ]
+    )  # fmt: skip
+    """Class names; the position is the id."""
+    palette: list[tuple[int, int, int]] = field(
+        default_factory=lambda: [
+            (0, 0, 0), (64, 0, 128), (64, 64, 0), (0, 128, 192), (0, 0, 192), (128, 128, 0), (64, 64, 128),
+            (192, 128, 128), (192, 64, 0),
+        ]
+    )  # fmt: skip
+    """RGB of each class, 0-255."""
+    foreground: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5, 6, 7, 8])
+    """Class ids that the mask prompt should point at."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    sam_weights: str | None = None
+    """Foreign SAM weights (.pth, .pt, .safetensors, a transformers folder or hub name) for prompt encoder and mask
+    decoder, and for the image encoder where its kind matches."""
+    tokenizer_weights: str | None = None
+    """A checkpoint folder whose LSTG this model starts from (stage 1)."""
+    max_side: int = 1024
+    """Larger inputs are segmented on a copy reduced to this longer side; the fused picture keeps the full size."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible pairs of settings, named as the user typed them."""
+        if len(self.classes) != len(self.palette):
+            raise InputError(
+                f"model.palette: {len(self.palette)} colours for {len(self.classes)} model.classes; give one each"
+            )
+        outside = [i for i in self.foreground if not 0 <= i < len(self.classes)]
+        if outside:
+            raise InputError(f"model.foreground: ids {outside} are not among the {len(self.classes)} model.classes")
+        if self.tokenizer.dim % self.fusion.heads:
+            raise InputError(
+                f"model.fusion.heads: {self.fusion.heads} does not divide model.tokenizer.dim {self.tokenizer.dim}"
+            )
+        if self.tokenizer.dim % 4:
+            raise InputError(f"model.tokenizer.dim: {self.tokenizer.dim} must be a multiple of 4 (2-D positions)")
+        if self.max_side < 64:
+            raise InputError(f"model.max_side: {self.max_side} is below 64, the smallest input")
+
+
+@dataclass
+class LossConfig:
+    """Weights of the joint objective (eq. 1)."""
+
+    segmentation: Literal["ce_dice", "ce_lovasz", "focal_dice"] = "ce_dice"
+    """f_s on the head's logits."""
+    dice_weight: float = 1.0
+    """Dice (or Lovasz) beside cross-entropy."""
+    fot_weight: float = 0.4
+    """The same loss on the FOT logits."""
+    prompt_weight: float = 0.3
+    """Binary cross-entropy of the mask prompt to foreground: only a loss, the label never enters forward."""
+    fusion_weight: float = 0.5
+    """f_f as a whole."""
+    intensity_weight: float = 1.0
+    """L1 to max(Y1, I2)."""
+    gradient_weight: float = 5.0
+    """L1 of |grad I_f| to max(|grad Y1|, |grad I2|)."""
+    color_weight: float = 1.0
+    """L1 of Cb, Cr to the visible image's."""
+    ssim_weight: float = 1.0
+    """1 - SSIM to both sources."""
+    reconstruction_weight: float = 1.0
+    """L_rec, eq. 5."""
+    commitment_weight: float = 0.25
+    """gamma of eq. 9 on L_commit, eq. 6."""
+    perceptual_weight: float = 0.1
+    """alpha of eq. 9 on L_perc, eq. 7 (stage 1)."""
+    adversarial_weight: float = 0.1
+    """The second beta of eq. 9, on L_adv, eq. 8 (stage 1)."""
+    class_weights: Literal["none", "log"] = "log"
+    """none, or 1/log(1.02 + share) normalised to mean 1 (ENet, arXiv 1606.02147) from the training labels."""
+
+
+@dataclass
+class DataConfig:
+    """Which pairs, and how they are varied."""
+
+    dataset: Literal["mfnet", "msrs", "fmb", "pst900", "pairs", "manifest"] = "mfnet"
+    """Row of the catalogue."""
+    root: str = "data"
+    """Folder of the data set (or the manifest file)."""
+    train_split: str = "train"
+    """Name of the split, or of a list NAME.txt beside the data."""
+    val_split: str = "val"
+    """Split for selection."""
+    class_file: str | None = None
+    """YAML with classes and palette, for pairs and manifest."""
+    crop: tuple[int, int] = (352, 480)
+    """Height and width of the training crops."""
+    scale: tuple[float, float] = (0.75, 1.75)
+    """Range of the random resize before the crop."""
+    flip: float = 0.5
+    """Probability of a mirror image."""
+    photometric: float = 0.8
+    """Probability of brightness, contrast, gamma, noise changes, drawn per modality."""
+    modality_dropout: float = 0.1
+    """Probability that visible is dropped, and the same again for infrared; never both."""
+    shift: int = 0
+    """Largest random misalignment of infrared against visible, pixels."""
+    rare_crop: float = 0.5
+    """Probability that a crop is centred on a pixel of a rare class, drawn with equal chance per class."""
+    rare_sampling: float = 0.5
+    """0 = uniform over images, 1 = images drawn so that every class is equally likely to be in one."""
+    paste: float = 0.0
+    """Probability of pasting rare objects from another pair (all three arrays)."""
+    workers: int = 1
+    """Loader processes."""
+    allow_train_test_leak_and_know_that_scores_are_worthless: bool = False
+    """Train although ids or content are shared between the splits."""
+
+
+@dataclass
+class TrainConfig:
+    """The optimisation."""
+
+    stage: Literal["segmentation", "tokenizer"] = "segmentation"
+    """Joint training (stage 2), or LSTG alone as a VQ-GAN (stage 1)."""
+    out: str = "runs/fusionsam"
+    """Folder for logs and checkpoints."""
+    max_steps: int | None = None
+    """Optimiser steps; overrides epochs."""
+    epochs: float = 100.0
+    """Passes over the training split when max_steps is not given."""
+    batch_size: int = 4
+    """Pairs a step and device."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """The paper: adam."""
+    lr: float = 1e-4
+    """Peak learning rate of new parts."""
+    encoder_lr_factor: float = 0.5
+    """Factor on the image encoder's rate."""
+    sam_lr_factor: float = 1.0
+    """Factor on the rate of SAM's prompt encoder and mask decoder."""
+    weight_decay: float = 1e-3
+    """Weight decay (not on norms, biases, embeddings)."""
+    warmup_steps: int = 50
+    """Linear warm-up."""
+    schedule: Literal["cosine", "poly", "constant"] = "poly"
+    """Shape of the decay to zero at the last step; poly has power 0.9."""
+    gradient_clip: float = 1.0
+    """Largest gradient norm."""
+    ema_decay: float = 0.998
+    """Moving average of the weights that is evaluated and shipped; 0 = off."""
+    validate_every: int = 200
+    """Steps between validations."""
+    checkpoint_minutes: float = 5.0
+    """A resumable checkpoint at least this often."""
+    seed: int = 0
+    """Seed of weights, data order and augmentation."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Lightning's precision."""
+    accelerator: str = "auto"
+    """Lightning's accelerator."""
+    devices: str = "auto"
+    """Lightning's devices: a number, a list, or auto."""
+    num_nodes: int = 1
+    """Lightning's nodes."""
+    strategy: str = "auto"
+    """Lightning's strategy, for example ddp."""
+    adversarial_start: int = 500
+    """Stage 1: step at which the discriminator begins."""
+    adversarial_loss: Literal["log", "hinge"] = "log"
+    """Stage 1: eq. 8 as printed, or the hinge form."""
+    perceptual: Literal["vgg16", "encoder"] = "encoder"
+    """Stage 1: Phi of eq. 7."""
+    perceptual_weights: str | None = None
+    """Stage 1: file with VGG16 features (torchvision names); None = torchvision's download."""
+
+
+@dataclass
+class Config:
+    """A whole experiment."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def _debug() -> ModelConfig:
+    return ModelConfig(
+        preset="debug",
+        tokenizer=TokenizerConfig(dim=16, width=8, blocks=1, codebook_size=32, codebook_dim=8),
+        fusion=FusionConfig(heads=2, kv_stride=4, picture_width=4),
+        encoder=EncoderConfig(kind="tinyvit", source="mobilesam", dims=(8, 16, 16, 32), depths=(1, 1, 1, 1)),
+        decoder=DecoderConfig(hidden=32, mlp_dim=32, heads=2),
+        head=HeadConfig(width=16),
+        max_side=512,
+    )
+
+
+def _tiny() -> ModelConfig:
+    return ModelConfig(preset="tiny", fusion=FusionConfig(kv_stride=8))
+
+
+def _sam(preset: str, source: str) -> Callable[[], ModelConfig]:
+    def build() -> ModelConfig:
+        return ModelConfig(
+            preset=preset,
+            tokenizer=TokenizerConfig(dim=128, width=64),
+            encoder=EncoderConfig(kind="sam2" if "sam2" in source else "sam", source=source, training="frozen"),
+            head=HeadConfig(width=128),
+        )
+
+    return build
+
+
+PRESETS: dict[str, Callable[[], ModelConfig]] = {
+    "debug": _debug,
+    "tiny": _tiny,
+    "vit_b": _sam("vit_b", "facebook/sam-vit-base"),
+    "vit_l": _sam("vit_l", "facebook/sam-vit-large"),
+    "vit_h": _sam("vit_h", "facebook/sam-vit-huge"),
+    "sam2_t": _sam("sam2_t", "facebook/sam2.1-hiera-tiny"),
+    "sam2_s": _sam("sam2_s", "facebook/sam2.1-hiera-small"),
+    "sam2_bp": _sam("sam2_bp", "facebook/sam2.1-hiera-base-plus"),
+    "sam2_l": _sam("sam2_l", "facebook/sam2.1-hiera-large"),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The model configuration called `name`; InputError lists the choices."""
+    if name not in PRESETS:
+        raise InputError(f"preset {name!r} is not known; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain dictionaries and lists, ready for YAML or JSON."""
+    return asdict(config)
