@@ -1,0 +1,188 @@
+"""SAM's image encoder behind one small interface: a convolutional backbone, TinyViT, SAM's ViT or SAM2's Hiera.
+
+Every encoder places the picture in its own frame, normalises it as its weights were trained, and returns SAM's image
+embedding with whatever finer levels it has. `backbone` holds what foreign weights may fill; a neck that no foreign
+weights exist for (timm) stays trainable in every training mode.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from fusionsam import foreign
+from fusionsam.config import EncoderConfig
+from fusionsam.structures import Frame, ImageFeatures, InputError
+
+IMAGENET_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
+IMAGENET_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
+LITE_MEAN = (127 / 255,) * 3  # EfficientNet-Lite was trained on (x - 127) / 128; timm lists 0.5 and 0.5
+LITE_STD = (128 / 255,) * 3
+
+
+class ImageEncoder(nn.Module):
+    """What every image encoder offers. `stride`: a native-size input is padded to a multiple of it;
+    `level_channels`, `level_strides`: of `ImageFeatures.levels`, finest first; `image_size`: side of the square frame
+    of a ViT encoder, None for encoders that work at native size."""
+
+    stride: int
+    level_channels: list[int]
+    level_strides: list[int]
+    image_size: int | None = None
+    backbone: nn.Module
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> None:
+        super().__init__()
+        self.training_mode = "full"
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def frame(self, height: int, width: int) -> Frame:
+        """Where a picture of height x width pixels lies: native size padded up to `stride`, or, with `image_size`,
+        its long side scaled to that (SAM's rounding: half up) inside the square."""
+        if self.image_size is None:
+            size = (math.ceil(height / self.stride) * self.stride, math.ceil(width / self.stride) * self.stride)
+            return Frame(size=size, content=(height, width))
+        scale = self.image_size / max(height, width)
+        content = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
+        return Frame(size=(self.image_size, self.image_size), content=content)
+
+    def place(self, image: Tensor, frame: Frame) -> Tensor:
+        """(B,3,H,W) in [0,1] -> (B,3,*frame.size): resized to the content, normalised, zeros at right and bottom."""
+        if tuple(image.shape[-2:]) != tuple(frame.content):
+            image = F.interpolate(image, frame.content, mode="bilinear", antialias=True)
+        image = (image - self.mean) / self.std
+        return F.pad(image, (0, frame.size[1] - frame.content[1], 0, frame.size[0] - frame.content[0]))
+
+    def encode(self, placed: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Normalised frame (B,3,H_f,W_f) -> embedding (B,E,H_f/16,W_f/16) and levels."""
+        raise NotImplementedError
+
+    def forward(self, image: Tensor) -> ImageFeatures:
+        """Picture (B,3,H,W) in [0,1] -> SAM's embedding and finer levels over the whole frame."""
+        frame = self.frame(int(image.shape[-2]), int(image.shape[-1]))
+        embedding, levels = self.encode(self.place(image, frame))
+        return ImageFeatures(embedding=embedding, levels=levels, frame=frame)
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """As nn.Module, but a backbone that is not fully trained stays in eval mode (its BatchNorm is fixed)."""
+        super().train(mode)
+        if self.training_mode != "full":
+            self.backbone.eval()
+        return self
+
+
+class TimmEncoder(ImageEncoder):
+    """A convolutional backbone of timm with features at strides 4, 8, 16 and 32, and a new neck: stride 16 plus
+    upsampled stride 32, then SAM's conv-LN-conv-LN form."""
+
+    def __init__(self, config: EncoderConfig, embed_dim: int) -> None:
+        lite = config.source.startswith("tf_efficientnet_lite")
+        try:
+            backbone = timm.create_model(config.source, pretrained=False, features_only=True)
+        except (RuntimeError, AttributeError) as error:
+            raise InputError(
+                f"model.encoder.source: {config.source!r} is not a timm model with feature levels ({error}); "
+                "choose one, for example tf_efficientnet_lite0"
+            ) from None
+        cfg = timm.get_pretrained_cfg(config.source) or timm.models.PretrainedCfg()
+        super().__init__(LITE_MEAN, LITE_STD) if lite else super().__init__(tuple(cfg.mean), tuple(cfg.std))
+        strides = list(backbone.feature_info.reduction())
+        if not {4, 8, 16, 32} <= set(strides):
+            raise InputError(
+                f"model.encoder.source: {config.source} has features at strides {strides}, 4, 8, 16 and 32 are "
+                "needed; choose a backbone with these"
+            )
+        self.backbone = backbone
+        self.picked = [strides.index(s) for s in (4, 8, 16, 32)]
+        self.stride = 32
+        self.level_strides = [4, 8, 16, 32]
+        self.level_channels = [backbone.feature_info.channels()[i] for i in self.picked]
+        self.lateral16 = nn.Conv2d(self.level_channels[2], embed_dim, 1, bias=False)
+        self.lateral32 = nn.Conv2d(self.level_channels[3], embed_dim, 1, bias=False)
+        self.neck = nn.Sequential(
+            LayerNorm2d(embed_dim),
+            nn.Conv2d(embed_dim, embed_dim, 3, padding=1, bias=False),
+            LayerNorm2d(embed_dim),
+        )
+
+    def encode(self, placed: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Normalised frame -> embedding and levels at strides 4, 8, 16, 32."""
+        features = self.backbone(placed)
+        levels = [features[i] for i in self.picked]
+        coarse = F.interpolate(self.lateral32(levels[3]), levels[2].shape[-2:], mode="bilinear", align_corners=False)
+        return self.neck(self.lateral16(levels[2]) + coarse), levels
+
+
+KINDS: dict[str, type[TimmEncoder]] = {"timm": TimmEncoder}
+
+
+def build_image_encoder(config: EncoderConfig, embed_dim: int = 256) -> ImageEncoder:
+    """The encoder `config` asks for, with its foreign weights and its training mode; `embed_dim` is E.
+    InputError for an unknown kind, source or weights."""
+    if config.kind not in KINDS:
+        raise InputError(f"model.encoder.kind: {config.kind!r} is not known; choose one of {', '.join(KINDS)}")
+    encoder = KINDS[config.kind](config, embed_dim)
+    load_image_encoder(encoder, config)
+    set_training(encoder, config)
+    return encoder
+
+
+def load_image_encoder(encoder: ImageEncoder, config: EncoderConfig) -> None:
+    """Fill `encoder.backbone` as `config.weights` says: None = leave it random, 'hub' = download by `config.source`,
+    otherwise a file or folder. InputError if it does not fit exactly."""
+    if config.weights is None:
+        return
+    if config.kind == "timm":
+        tensors = _timm_tensors(encoder.backbone, config)
+    else:
+        parts = foreign.sam_parts(config.source if config.weights == "hub" else config.weights)
+        if parts.encoder_kind != config.kind:
+            raise InputError(
+                f"model.encoder.weights: {config.weights} holds a {parts.encoder_kind} encoder, model.encoder.kind is "
+                f"{config.kind}; make them agree"
+            )
+        tensors = parts.image_encoder
+    foreign.load_exactly(encoder.backbone, tensors, f"model.encoder.weights {config.weights}")
+
+
+def _timm_tensors(backbone: nn.Module, config: EncoderConfig) -> foreign.Tensors:
+    if config.weights == "hub":
+        try:
+            return timm.create_model(config.source, pretrained=True, features_only=True).state_dict()
+        except Exception as error:  # network, cache and naming errors share no type
+            reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"model.encoder.weights: hub has no {config.source} within reach ({reason}); give a file"
+            ) from None
+    path = Path(str(config.weights))
+    tensors = foreign.read_tensors(path)
+    with torch.device("meta"):
+        whole = timm.create_model(config.source, pretrained=False).state_dict()
+    # timm's feature extractors write stages.0 as stages_0
+    original = {name: re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", name) for name in backbone.state_dict()}
+    original = {name: old if old in whole else name for name, old in original.items()}
+    if not any(old in tensors for old in original.values()):
+        tensors = foreign.read_ordered(path, list(whole), [t.shape for t in whole.values()])
+    picked = {name: tensors[old] for name, old in original.items() if old in tensors}
+    unknown = {name: t for name, t in tensors.items() if name not in whole and name not in original}
+    return {**picked, **unknown}  # unknown ones go on to be refused by name
+
+
+def set_training(encoder: ImageEncoder, config: EncoderConfig) -> None:
+    """`frozen`: the backbone's parameters do not learn, gradients still flow through to the picture; `lora`: only
+    adapters on its linear layers and 1x1 convolutions do; `full`: all. A neck without foreign weights always learns."""
+    encoder.training_mode = config.training
+    if config.training == "full":
+        return
+    encoder.backbone.requires_grad_(False)
+    encoder.train(encoder.training)
