@@ -1,0 +1,401 @@
+"""Segmentation metrics, all of them streaming: counts are added image by image, scores are functions of the counts.
+
+Rows of a confusion matrix are the truth, columns the prediction. Ratios (IoU, accuracy, F1, boundary F, calibration)
+lie in [0, 1] and are NaN where undefined; only the mIoU of a named protocol is in percent, as papers print it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import KDTree
+
+from fusionsam.structures import InputError
+
+Counts = NDArray[np.int64]
+Ratios = NDArray[np.float64]
+
+
+def _ids(values: ArrayLike, name: str) -> NDArray[np.integer[Any]]:
+    """`values` as an integer (H,W) array; torch tensors on the CPU are taken without a copy."""
+    array = np.asarray(values)
+    if array.ndim != 2 or array.dtype.kind not in "iu":
+        found = f"{array.dtype} of shape {array.shape}"
+        raise InputError(f"{name}: found {found}, expected integer ids (H, W); take the argmax and drop the batch axis")
+    return array
+
+
+def _pair(prediction: ArrayLike, label: ArrayLike) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
+    predicted, truth = _ids(prediction, "prediction"), _ids(label, "label")
+    if predicted.shape != truth.shape:
+        sizes = f"size {predicted.shape} differs from the label's {truth.shape}"
+        raise InputError(f"prediction: {sizes}; resize the logits (never the ids) to the label's size")
+    return predicted, truth
+
+
+def _divide(part: ArrayLike, whole: ArrayLike) -> Ratios:
+    """part / whole, NaN where whole is 0."""
+    numerator, denominator = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+
+
+class ConfusionMatrix:
+    """Running K x K counts of (truth, prediction); `matrix` is int64 and holds everything seen so far."""
+
+    def __init__(self, num_classes: int) -> None:
+        if num_classes < 1:
+            raise InputError(f"num_classes: found {num_classes}, expected at least 1; give the number of classes")
+        self.num_classes = num_classes
+        self.matrix: Counts = np.zeros((num_classes, num_classes), np.int64)
+
+    def update(self, prediction: ArrayLike, label: ArrayLike, ignore: int = 255) -> Counts:
+        """Add one image, both integer ids (H,W) in 0..K-1, and return its own (K,K) matrix. Pixels with label `ignore`
+        are not counted. InputError if sizes differ or an id is outside of 0..K-1."""
+        predicted, truth = _pair(prediction, label)
+        valid = truth != ignore
+        if not valid.all():
+            predicted, truth = predicted[valid], truth[valid]
+        for name, ids in (("prediction", predicted), ("label", truth)):
+            if ids.size and (ids.min() < 0 or ids.max() >= self.num_classes):
+                found = f"found ids {ids.min()} to {ids.max()}, expected 0 to {self.num_classes - 1}"
+                raise InputError(f"{name}: {found}; check that the classes are those of the data set")
+        pairs = truth.astype(np.int32).ravel() * np.int32(self.num_classes) + predicted.astype(np.int32).ravel()
+        image = np.bincount(pairs, minlength=self.num_classes**2).reshape(self.num_classes, self.num_classes)
+        self.matrix += image
+        return image
+
+    def merge(self, other: ConfusionMatrix) -> None:
+        """Add the counts of another process or part of the split."""
+        if other.num_classes != self.num_classes:
+            found = f"{other.num_classes} classes cannot be added to {self.num_classes}"
+            raise InputError(f"confusion matrix: {found}; merge matrices of one data set only")
+        self.matrix += other.matrix
+
+
+def _parts(matrix: ArrayLike) -> tuple[Ratios, Ratios, Ratios]:
+    """True positives, truth and predicted pixels per class, of shape (...,K)."""
+    counts = np.asarray(matrix, np.float64)
+    return np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2)
+
+
+def iou(matrix: ArrayLike) -> Ratios:
+    """TP / (TP + FP + FN) per class, (...,K,K) -> (...,K); NaN for a class neither in the labels nor predicted."""
+    hits, truth, predicted = _parts(matrix)
+    return _divide(hits, truth + predicted - hits)
+
+
+def accuracy(matrix: ArrayLike) -> Ratios:
+    """Class accuracy, i.e. recall TP / (TP + FN); NaN for a class that the labels do not contain."""
+    hits, truth, _ = _parts(matrix)
+    return _divide(hits, truth)
+
+
+def precision(matrix: ArrayLike) -> Ratios:
+    """TP / (TP + FP) per class; NaN for a class that is never predicted."""
+    hits, _, predicted = _parts(matrix)
+    return _divide(hits, predicted)
+
+
+def f1(matrix: ArrayLike) -> Ratios:
+    """2 TP / (2 TP + FP + FN) per class (Dice); NaN exactly where the IoU is."""
+    hits, truth, predicted = _parts(matrix)
+    return _divide(2 * hits, truth + predicted)
+
+
+def pixel_accuracy(matrix: ArrayLike) -> float:
+    """Share of counted pixels whose id is right; NaN without any."""
+    counts = np.asarray(matrix, np.float64)
+    return float(_divide(np.trace(counts), counts.sum()))
+
+
+def plain(values: ArrayLike) -> list[float | None]:
+    """Ratios as JSON can hold them: None for NaN."""
+    return [None if np.isnan(value) else float(value) for value in np.asarray(values, np.float64)]
+
+
+class Score(NamedTuple):
+    """What a protocol says of a confusion matrix."""
+
+    miou: float  # percent; NaN when no class is counted
+    classes: tuple[int, ...]  # ids whose IoU entered the mean
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One published way from a confusion matrix to an mIoU; call it with a (K,K) matrix to get a `Score`.
+
+    `ignored` ids are the data set's way to say "no truth here": their LABEL pixels leave the matrix (whatever was
+    predicted there is neither right nor a false positive), and they are not in the mean. A pixel of a counted class
+    that is PREDICTED as an ignored id stays, as a miss of its class. `left_out` ids are only absent from the mean:
+    their label pixels stay and are false positives of what was predicted there. `absent`: a remaining class leaves
+    the mean when the labels lack it (`present`), when labels and prediction lack it (`nan`), or never (`zero`: it
+    counts as 0).
+    """
+
+    absent: Literal["present", "nan", "zero"]
+    ignored: tuple[int, ...] = ()
+    left_out: tuple[int, ...] = ()
+    num_classes: int | None = None  # the K it is defined for; None = any
+
+    def _counted(self, matrices: ArrayLike) -> tuple[Ratios, NDArray[np.bool_]]:
+        """IoU (...,K) with undefined ones as 0, and which of them enter the mean."""
+        counts = np.array(matrices, np.float64)
+        size = counts.shape[-1]
+        if counts.ndim < 2 or counts.shape[-2] != size or self.num_classes not in (None, size):
+            wanted = f"{self.num_classes or 'K'} x {self.num_classes or 'K'}"
+            raise InputError(f"confusion matrix: {counts.shape} is not {wanted}; choose a protocol of this data set")
+        counts[..., list(self.ignored), :] = 0
+        value = iou(counts)
+        if self.absent == "zero":
+            mask = np.ones(value.shape, bool)
+        elif self.absent == "nan":
+            mask = ~np.isnan(value)
+        else:
+            mask = counts.sum(-1) > 0
+        mask[..., [*self.ignored, *self.left_out]] = False
+        return np.nan_to_num(value), mask
+
+    def __call__(self, matrix: ArrayLike) -> Score:
+        """mIoU in percent and the class ids in the mean, of one (K,K) matrix."""
+        value, mask = self._counted(matrix)
+        return Score(float(100 * _divide(value[mask].sum(), mask.sum())), tuple(int(i) for i in np.flatnonzero(mask)))
+
+    def many(self, matrices: ArrayLike) -> Ratios:
+        """mIoU in percent of a stack (n,K,K) -> (n,)."""
+        value, mask = self._counted(matrices)
+        return 100 * _divide((value * mask).sum(-1), mask.sum(-1))
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "present": Protocol("present"),
+    "nan": Protocol("nan"),
+    "zero": Protocol("zero"),
+    "15-nan": Protocol("nan", num_classes=15),
+    "15-zero": Protocol("zero", num_classes=15),
+    "14-zero": Protocol("zero", ignored=(0,), num_classes=15),
+    "13": Protocol("nan", ignored=(0, 13), num_classes=15),
+    "14-present": Protocol("present", left_out=(13,), num_classes=15),
+}
+"""Every named protocol. `13` leaves out, and `14-zero` counts as 0, a further class absent from a subset."""
+
+
+def protocols_of(dataset: str) -> tuple[str, ...]:
+    """Names of the protocols that fit a data set of the catalogue: five for FMB, three for every other."""
+    return ("15-nan", "15-zero", "14-zero", "13", "14-present") if dataset == "fmb" else ("present", "nan", "zero")
+
+
+def headline(dataset: str, split_has_all_classes: bool) -> str:
+    """Name of the protocol whose figure stands in the title of a report.
+
+    `present` everywhere but on FMB (with every class in the labels it equals `nan` and `zero`: the official mean). FMB:
+    `14-present` while bicycle is absent, as in the official test split; the 15-class mean when all classes occur.
+    """
+    if dataset != "fmb":
+        return "present"
+    return "15-nan" if split_has_all_classes else "14-present"
+
+
+class ImageMatrices:
+    """Per-image confusion matrices for the bootstrap, kept as (index, count) pairs: a few dozen int64 an image."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self._cells: dict[str, tuple[Counts, Counts]] = {}
+
+    @property
+    def ids(self) -> list[str]:
+        """Image ids in the order they were added."""
+        return list(self._cells)
+
+    def add(self, image_id: str, matrix: Counts) -> None:
+        """Keep the (K,K) matrix of one image; InputError if the id was there before."""
+        if image_id in self._cells:
+            raise InputError(f"image {image_id}: found twice in one evaluation; list every id once")
+        if np.shape(matrix) != (self.num_classes, self.num_classes):
+            raise InputError(
+                f"image {image_id}: matrix of shape {np.shape(matrix)}, expected {self.num_classes} classes"
+            )
+        flat = np.asarray(matrix, np.int64).ravel()
+        cells = np.flatnonzero(flat)
+        self._cells[image_id] = (cells, flat[cells])
+
+    def dense(self, ids: list[str] | None = None) -> NDArray[np.int32]:
+        """int32 (n,K,K) in the order of `ids` (default: as added)."""
+        wanted = self.ids if ids is None else ids
+        missing = [i for i in wanted if i not in self._cells]
+        if missing:
+            raise InputError(f"image {missing[0]}: not evaluated ({len(missing)} missing); compare equal id lists")
+        stack = np.zeros((len(wanted), self.num_classes**2), np.int32)
+        for row, image_id in enumerate(wanted):
+            cells, counts = self._cells[image_id]
+            stack[row, cells] = counts
+        return stack.reshape(-1, self.num_classes, self.num_classes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types, so that a later report can be compared image by image."""
+        return {
+            "num_classes": self.num_classes,
+            "images": {i: [cells.tolist(), counts.tolist()] for i, (cells, counts) in self._cells.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ImageMatrices:
+        """The inverse of `as_dict`; InputError if the values do not have its form."""
+        try:
+            result = cls(int(values["num_classes"]))
+            for image_id, (cells, counts) in values["images"].items():
+                flat = np.zeros(result.num_classes**2, np.int64)
+                flat[np.asarray(cells, np.int64)] = counts
+                result.add(image_id, flat.reshape(result.num_classes, result.num_classes))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InputError(f"per-image matrices: not in the form of our reports ({error}); evaluate again") from error
+        return result
+
+
+def _resampled(matrices: ArrayLike, protocol: str, draws: int, rng: np.random.Generator) -> Ratios:
+    """mIoU (draws,) of resamples of the images with replacement."""
+    stack = np.asarray(matrices)
+    if stack.ndim != 3 or len(stack) == 0 or draws < 1:
+        raise InputError(f"bootstrap: {draws} draws of matrices {stack.shape}; expected (n, K, K), n and draws above 0")
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol {protocol!r} is not known; choose one of {', '.join(PROTOCOLS)}")
+    count, size = stack.shape[0], stack.shape[-1]
+    # Counts stay far below 2^53, so float64 sums are exact; blocks of draws bound the memory.
+    flat = stack.reshape(count, -1).astype(np.float64)
+    shares = np.full(count, 1 / count)
+    scores = []
+    for start in range(0, draws, 100):
+        times = rng.multinomial(count, shares, size=min(100, draws - start)).astype(np.float64)
+        scores.append(PROTOCOLS[protocol].many((times @ flat).reshape(-1, size, size)))
+    return np.concatenate(scores)
+
+
+def _interval(scores: Ratios) -> tuple[float, float]:
+    low, high = np.nanpercentile(scores, (2.5, 97.5)) if not np.isnan(scores).all() else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def bootstrap_miou(matrices: ArrayLike, protocol: str, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mIoU in percent, resampling images with replacement (Efron 1979).
+
+    `matrices` is (n,K,K), one an image. A class that a resample happens not to contain is treated as the protocol
+    treats absent classes, so with few images of a rare class the interval need not be centred on the estimate.
+    """
+    return _interval(_resampled(matrices, protocol, draws, np.random.default_rng(seed)))
+
+
+class Difference(NamedTuple):
+    """mIoU of a minus that of b, percentage points."""
+
+    difference: float
+    interval: tuple[float, float]  # 95 %
+    p: float  # two-sided; the smallest value that `draws` can show is 2 / (draws + 1)
+
+
+def paired_bootstrap(
+    a: ArrayLike, b: ArrayLike, protocol: str, draws: int = 1000, seed: int = 0, paired: bool = True
+) -> Difference:
+    """Is a better than b? Both (n,K,K) over the SAME images in the same order; every draw takes the same images of
+    both, so that the difficulty of an image cancels. InputError if the shapes differ.
+
+    With `paired=False` the sets of images may differ (day against night, say), and the draws are independent.
+    """
+    if paired and np.shape(a) != np.shape(b):
+        raise InputError(f"paired bootstrap: {np.shape(a)} and {np.shape(b)} matrices; give the same images of both")
+    first = _resampled(a, protocol, draws, np.random.default_rng(seed))
+    second = _resampled(b, protocol, draws, np.random.default_rng(seed if paired else seed + 1))
+    gap = first - second
+    tail = min(int((gap <= 0).sum()), int((gap >= 0).sum()))
+    whole = [PROTOCOLS[protocol](np.asarray(stack, np.int64).sum(0)).miou for stack in (a, b)]
+    return Difference(whole[0] - whole[1], _interval(gap), min(1.0, 2 * (tail + 1) / (draws + 1)))
+
+
+def _boundary(ids: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Valid pixels with a valid 4-neighbour of another id; the picture's border and ignored pixels make no boundary."""
+    edge = np.zeros(ids.shape, bool)
+    for one, two in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        differs = (ids[one] != ids[two]) & valid[one] & valid[two]
+        edge[one] |= differs
+        edge[two] |= differs
+    return edge
+
+
+def _near(points: NDArray[Any], targets: NDArray[Any], tolerance: float) -> int:
+    """How many of `points` (n,2) have a target within `tolerance` pixels."""
+    if not len(points) or not len(targets):
+        return 0
+    # KDTree's bound is exclusive; distances are roots of whole numbers, so this margin cannot let another one in.
+    distance, _ = KDTree(targets).query(points, distance_upper_bound=tolerance + 1e-6)
+    return int(np.isfinite(distance).sum())
+
+
+class BoundaryScore:
+    """Boundary F-score per class, with counts pooled over images (Csurka et al., BMVC 2013, with Perazzi et al.'s
+    tolerance as a share of the diagonal, CVPR 2016).
+
+    The boundary of a class is its pixels that touch (4-neighbours) a pixel of another class. Precision is the share
+    of predicted boundary pixels within `tolerance` x diagonal (Euclidean, in pixels, not rounded) of the true boundary
+    of the same class, recall the share of true ones within it of the predicted.
+    """
+
+    def __init__(self, num_classes: int, tolerance: float = 0.0075) -> None:
+        self.tolerance = tolerance
+        self.counts: Counts = np.zeros((num_classes, 4), np.int64)
+        """Per class: predicted pixels near the truth, predicted, true pixels near the prediction, true."""
+
+    def update(self, prediction: ArrayLike, label: ArrayLike, ignore: int = 255) -> None:
+        """Add one image: integer ids (H,W) both; pixels with label `ignore` are not looked at."""
+        predicted, truth = _pair(prediction, label)
+        valid = truth != ignore
+        reach = self.tolerance * float(np.hypot(*truth.shape))
+        edges = [(np.argwhere(edge), ids[edge]) for ids in (predicted, truth) for edge in [_boundary(ids, valid)]]
+        for index in range(len(self.counts)):
+            ours, theirs = (points[ids == index] for points, ids in edges)
+            self.counts[index] += (_near(ours, theirs, reach), len(ours), _near(theirs, ours, reach), len(theirs))
+
+    def merge(self, other: BoundaryScore) -> None:
+        """Add the counts of another process."""
+        self.counts += other.counts
+
+    def f_score(self) -> Ratios:
+        """F per class (K,): 2PR/(P+R), 0 if only one side has a boundary or nothing matches, NaN if neither has."""
+        near_truth, predicted, near_prediction, truth = self.counts.T.astype(np.float64)
+        share, recall = np.nan_to_num(_divide(near_truth, predicted)), np.nan_to_num(_divide(near_prediction, truth))
+        score = np.nan_to_num(_divide(2 * share * recall, share + recall))
+        return np.where(predicted + truth > 0, score, np.nan)
+
+    def mean(self) -> float:
+        """Mean F over the classes that have a boundary in the labels; NaN without any."""
+        has_truth = self.counts[:, 3] > 0
+        return float(_divide(self.f_score()[has_truth].sum(), has_truth.sum()))
+
+
+class CalibrationError:
+    """Expected calibration error over pixels, equal-width bins (Guo et al., arXiv 1706.04599, eq. 3)."""
+
+    def __init__(self, bins: int = 15) -> None:
+        self.counts = np.zeros(bins, np.int64)
+        self.confidence = np.zeros(bins)
+        self.correct = np.zeros(bins)
+
+    def update(self, confidence: ArrayLike, prediction: ArrayLike, label: ArrayLike, ignore: int = 255) -> None:
+        """Add one image: probability of the predicted class (H,W) in [0, 1], ids (H,W), ids (H,W)."""
+        predicted, truth = _pair(prediction, label)
+        valid = truth != ignore
+        sure = np.asarray(confidence, np.float64)
+        if sure.shape != truth.shape or not ((sure >= 0) & (sure <= 1 + 1e-6)).all():
+            wanted = f"expected {truth.shape} with values in [0, 1]"
+            raise InputError(f"confidence: found shape {sure.shape}, {wanted}; take the softmax")
+        sure, right = sure[valid], (predicted == truth)[valid]
+        bins = len(self.counts)
+        index = np.minimum((sure * bins).astype(np.int64), bins - 1)
+        self.counts += np.bincount(index, minlength=bins)
+        self.confidence += np.bincount(index, weights=sure, minlength=bins)
+        self.correct += np.bincount(index, weights=right, minlength=bins)
+
+    def value(self) -> float:
+        """Sum over bins of share x |accuracy - mean confidence|, in [0, 1]; NaN before any pixel."""
+        return float(_divide(np.abs(self.correct - self.confidence).sum(), self.counts.sum()))
