@@ -1,0 +1,1 @@
+"""Data sets: reading, splits, augmentation, loaders, synthetic scenes."""

@@ -1,0 +1,118 @@
+"""One reader for every row of the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fusionsam.data.catalog import DatasetRow, find
+from fusionsam.data.images import read_infrared, read_label, read_rgbt, read_visible
+from fusionsam.data.splits import Entry, entries
+from fusionsam.structures import Batch, InputError, Sample
+
+IGNORE = 255
+"""Label id of pixels that neither teach nor count."""
+
+Item = tuple[Tensor, Tensor, Tensor | None, Tensor, str]
+"""visible float (3,H,W), infrared float (1,H,W), label int64 (H,W) or None, present bool (2,), id."""
+
+
+class PairDataset(Dataset[Sample]):
+    """Samples of a list of entries, read from disk at each access, or once with `cache`.
+
+    With a `row` that names classes, label ids outside of 0..K-1 (and 255, ignore) raise InputError naming the file.
+    So do arrays of one pair whose sizes differ."""
+
+    def __init__(self, entries: Sequence[Entry], row: DatasetRow | None = None, cache: bool = False) -> None:
+        self.entries = list(entries)
+        self.row = row
+        self._cache: dict[int, Sample] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        if self._cache is None:
+            return read_sample(self.entries[index], self.row)
+        if index not in self._cache:
+            sample = read_sample(self.entries[index], self.row)
+            # Ids are kept in 8 bits: as int64 the label would take twice the room of both images together.
+            small = None if sample.label is None else sample.label.to(torch.uint8)
+            self._cache[index] = replace(sample, label=small)
+        kept = self._cache[index]
+        return replace(kept, label=None if kept.label is None else kept.label.long())
+
+    def label(self, index: int) -> Tensor | None:
+        """int64 (H,W) of one pair without decoding its images (unless the cache will want them anyway)."""
+        if self._cache is not None:
+            return self[index].label
+        entry = self.entries[index]
+        return None if entry.label is None else _read_label(entry, self.row)
+
+    @property
+    def num_classes(self) -> int:
+        """K of the row; 0 without one."""
+        return 0 if self.row is None else self.row.num_classes
+
+
+def open_split(
+    dataset: str, root: str | Path, split: str, class_file: str | Path | None = None, cache: bool = False
+) -> PairDataset:
+    """The split of a data set, ready to read. Raises InputError as `splits.entries` and `catalog.find` do."""
+    return PairDataset(entries(dataset, root, split, class_file), find(dataset, class_file), cache)
+
+
+def read_sample(entry: Entry, row: DatasetRow | None = None) -> Sample:
+    """Both images and the label of one entry. Raises InputError for unreadable files, differing sizes, strange ids."""
+    visible: Tensor | None
+    infrared: Tensor | None
+    if entry.rgbt is not None:
+        visible, infrared = read_rgbt(entry.rgbt)
+    else:
+        visible = None if entry.visible is None else read_visible(entry.visible)
+        infrared = None if entry.infrared is None else read_infrared(entry.infrared)
+    label = None if entry.label is None else _read_label(entry, row)
+    if entry.mirrored:
+        visible = None if visible is None else visible.flip(-1)
+        infrared = None if infrared is None else infrared.flip(-1)
+    sizes = {
+        str(path): tuple(array.shape[-2:])
+        for path, array in (
+            (entry.rgbt or entry.visible, visible),
+            (entry.rgbt or entry.infrared, infrared),
+            (entry.label, label),
+        )
+        if array is not None
+    }
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{path} is {height}x{width}" for path, (height, width) in sizes.items())
+        raise InputError(f"{entry.id}: sizes differ: {found} (height x width); expected one aligned size")
+    return Sample(entry.id, visible, infrared, label)
+
+
+def _read_label(entry: Entry, row: DatasetRow | None) -> Tensor:
+    assert entry.label is not None
+    label = read_label(entry.label, row.palette if row is not None and row.palette else None)
+    if row is not None and row.classes:
+        bad = [int(i) for i in label.unique() if not 0 <= i < row.num_classes and i != IGNORE]
+        if bad:
+            raise InputError(
+                f"{entry.label}: label ids {bad[:8]} are outside of 0..{row.num_classes - 1} ("
+                f"{row.num_classes} classes of {row.name!r}; {IGNORE} = ignore); mend the label or give the right class file"
+            )
+    return label.flip(-1) if entry.mirrored else label
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Items of one size as a Batch. Where only some have a label, the others get the ignore id everywhere."""
+    visible, infrared, labels, present, ids = zip(*items, strict=True)
+    label = None
+    if any(item is not None for item in labels):
+        blank = torch.full(visible[0].shape[-2:], IGNORE, dtype=torch.long)
+        label = torch.stack([blank if item is None else item for item in labels])
+    return Batch(torch.stack(visible), torch.stack(infrared), label, torch.stack(present), list(ids))

@@ -1,0 +1,274 @@
+"""Reading and writing image files safely. Whatever a file holds, a reader returns the documented array or raises
+InputError with one line; the size in the header is judged before any pixel is decoded."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from fusionsam.structures import InputError
+
+MAX_PIXELS = 4096 * 4096 * 2
+"""Largest height * width that is decoded."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+"""File names that count as images when folders are listed."""
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "MPO")  # MPO: JPEGs of thermal cameras with a second picture behind the first
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ORIENTATION = 0x0112
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+
+Pixels = NDArray[np.generic]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _exists(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected an image file; name one file in it")
+    if not path.exists():
+        raise InputError(f"{path}: no such file; check the path")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: is empty (0 bytes), expected an image; fetch the file again")
+
+
+def _bounded(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{path}: its header declares {width}x{height} pixels, more than the limit of {MAX_PIXELS}; "
+            "reduce or tile the image"
+        )
+    if width < 1 or height < 1:
+        raise InputError(f"{path}: its header declares {width}x{height} pixels, expected at least 1x1")
+
+
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in _TIFF_MAGIC
+
+
+def _tiff_header(path: Path) -> tuple[int, int, np.dtype | None]:
+    """(width, height, dtype) of the first image of a TIFF; a stack or an odd number of channels is refused."""
+    with tifffile.TiffFile(path) as tiff:
+        series = tiff.series[0]
+        page = series.pages[0]
+        if not isinstance(page, tifffile.TiffPage):
+            raise InputError(f"{path}: holds no page; expected one image")
+        channels = page.samplesperpixel * len(series.pages)
+        if len(series.pages) > 1 or channels not in (1, 3, 4):
+            raise InputError(
+                f"{path}: is a TIFF of shape {tuple(series.shape)} ({channels} channels or pages); expected one image "
+                "with 1, 3 or 4 channels; export the visible and the infrared picture as files of their own"
+            )
+        return page.imagewidth, page.imagelength, page.dtype
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A PIL image whose header has been judged; nothing is decoded yet. Every decoding error becomes InputError."""
+    _exists(path)
+    try:
+        if _is_tiff(path):
+            width, height, _ = _tiff_header(path)
+            _bounded(path, width, height)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning)
+            with Image.open(path, formats=_FORMATS) as image:
+                _bounded(path, *image.size)
+                yield image
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"{path}: refused before decoding, limit {MAX_PIXELS} pixels: {_one_line(error)}; reduce or tile the image"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{path}: is not a readable image, expected PNG, JPEG, TIFF or BMP; convert it or fetch it again"
+        ) from error
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read ({_one_line(error)}); check its permissions") from error
+    except _BROKEN as error:
+        raise InputError(f"{path}: damaged or truncated image ({_one_line(error)}); fetch the file again") from error
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image) or image
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(H, W) in pixels as the readers return it (EXIF orientation applied), from the header alone.
+
+    Raises InputError for whatever is not an image within MAX_PIXELS."""
+    with _opened(Path(path)) as image:
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        return (width, height) if turned else (height, width)
+
+
+def _deep(path: Path, image: Image.Image) -> Pixels | None:
+    """(H,W) or (H,W,C) of a file with more than 8 bits a channel, as stored; None for 8-bit files."""
+    if _is_tiff(path):
+        _, _, dtype = _tiff_header(path)
+        if dtype is not None and dtype not in (np.dtype("uint8"), np.dtype("bool")):
+            try:
+                with tifffile.TiffFile(path) as tiff:
+                    page = tiff.pages[0]
+                    array = np.asarray(page.asarray())
+                    return np.moveaxis(array, 0, -1) if page.axes.startswith("S") else array
+            except ValueError as error:  # a compression that tifffile leaves to an extra package; PIL may know it
+                if "imagecodecs" not in str(error):
+                    raise
+    if image.mode.startswith("I") or image.mode == "F":
+        return np.asarray(_turned(image))
+    return None
+
+
+def _stretch(path: Path, array: Pixels) -> NDArray[np.uint8]:
+    """Robust min-max: the 0.5 and 99.5 percentiles become 0 and 255. A constant image becomes 0."""
+    values = array.astype(np.float32)
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        raise InputError(f"{path}: holds no finite pixel value; expected a picture")
+    low, high = np.percentile(finite, (0.5, 99.5))
+    if high <= low:
+        low, high = float(finite.min()), float(finite.max())
+    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-12)
+    return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _shallow_visible(path: Path, array: Pixels) -> NDArray[np.uint8]:
+    """16-bit -> its high byte; floats in [0,1] times 255, in [0,255] as they are, other ranges stretched."""
+    if array.dtype == np.uint16 or (array.dtype.kind in "iu" and array.max(initial=0) > 255):
+        return (array.astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+    if array.dtype.kind in "iu":
+        return array.clip(0, 255).astype(np.uint8)
+    if np.isfinite(array).all() and array.min() >= 0 and array.max() <= 255:
+        return (array * (255 if array.max() <= 1 else 1)).round().astype(np.uint8)
+    return _stretch(path, array)
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    # A palette with per-entry alpha must pass through RGBA, or PIL mixes the transparent index into the colours.
+    image = image.convert("RGBA") if image.mode in ("P", "PA") else image
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _chw(array: Pixels) -> Tensor:
+    array = array[:, :, None] if array.ndim == 2 else array
+    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
+
+
+def read_visible(path: str | Path) -> Tensor:
+    """uint8 (3,H,W), 0-255. Grey becomes three equal channels, alpha is dropped, 16 bits keep their high byte, EXIF
+    orientation is applied. Raises InputError for whatever cannot be read."""
+    path = Path(path)
+    with _opened(path) as image:
+        deep = _deep(path, image)
+        if deep is None:
+            return _chw(_rgb(_turned(image)))
+        array = _shallow_visible(path, deep)
+        array = array[:, :, None] if array.ndim == 2 else array[:, :, :3]
+        return _chw(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+def read_infrared(path: str | Path) -> Tensor:
+    """uint8 (1,H,W), 0-255. Of three equal channels one is taken, of unequal ones the luma. More than 8 bits (or
+    floats) are stretched from their 0.5 and 99.5 percentiles to 0-255. Raises InputError for unreadable files."""
+    path = Path(path)
+    with _opened(path) as image:
+        deep = _deep(path, image)
+        if deep is not None:
+            grey = deep if deep.ndim == 2 else _grey(deep[:, :, :3].astype(np.float32))
+            return _chw(_stretch(path, grey))
+        image = _turned(image)
+        if image.mode in ("L", "LA"):
+            return _chw(np.array(image.getchannel(0)))
+        return _chw(_grey(_rgb(image)).round().astype(np.uint8))
+
+
+def _grey(rgb: Pixels) -> Pixels:
+    if (rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 0] == rgb[..., 2]).all():
+        return rgb[..., 0]
+    return rgb[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+def read_rgbt(path: str | Path) -> tuple[Tensor, Tensor]:
+    """MFNet's 4-channel file: visible uint8 (3,H,W) and infrared uint8 (1,H,W).
+
+    Raises InputError for unreadable files and for any other number of channels."""
+    path = Path(path)
+    with _opened(path) as image:
+        if image.mode != "RGBA":
+            raise InputError(
+                f"{path}: mode {image.mode}, {len(image.getbands())} channels; expected 4 channels, RGB then thermal "
+                "(MFNet's layout); for separate files use the data set 'pairs'"
+            )
+        array = np.array(_turned(image))
+    return _chw(array[:, :, :3]), _chw(array[:, :, 3])
+
+
+def read_label(path: str | Path, palette: Sequence[tuple[int, int, int]] | None = None) -> Tensor:
+    """int64 (H,W) class ids: the value of a grey file, the index of a palette file. With `palette` (RGB of each id)
+    colour files are translated too; a colour that is not in it raises InputError, as does a colour file without."""
+    path = Path(path)
+    with _opened(path) as image:
+        image = _turned(image)
+        if image.mode in ("L", "P", "1", "LA", "PA"):
+            ids = np.array(image if len(image.getbands()) == 1 else image.getchannel(0))
+            return torch.from_numpy(ids.astype(np.int64))
+        if image.mode.startswith("I"):
+            return torch.from_numpy(np.array(image).astype(np.int64))
+        if palette is None or image.mode == "F":
+            raise InputError(
+                f"{path}: label of mode {image.mode}; expected one channel of class ids (grey or palette PNG); "
+                "for colours give the palette"
+            )
+        rgb = np.array(image.convert("RGB")).astype(np.int64)
+    codes = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
+    ids = np.full(codes.shape, -1, dtype=np.int64)
+    for index, (red, green, blue) in enumerate(palette):
+        ids[codes == (red << 16 | green << 8 | blue)] = index
+    if (ids < 0).any():
+        strange = tuple(int(value) for value in rgb[ids < 0][0])
+        raise InputError(
+            f"{path}: colour {strange} in {int((ids < 0).sum())} pixels is not in the palette of {len(palette)} "
+            "classes; give the palette of this data set"
+        )
+    return torch.from_numpy(ids)
+
+
+def write_png(path: str | Path, array: Tensor | NDArray[np.uint8]) -> None:
+    """Write uint8 as PNG under a temporary name in the same folder, then move it into place.
+
+    numpy arrays are (H,W), (H,W,3) or (H,W,4); tensors (H,W) or (C,H,W) with C 1, 3 or 4. Folders are made. Raises
+    InputError if the folder cannot be written to."""
+    path = Path(path)
+    if isinstance(array, Tensor):
+        array = array.detach().cpu().numpy()
+        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+    array = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if array.dtype != np.uint8:
+        raise TypeError(f"write_png takes uint8, got {array.dtype}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(array)).save(temporary, format="PNG")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({_one_line(error)}); choose a folder you may write to") from error

@@ -1,0 +1,222 @@
+"""The only file that knows splits: which pairs belong to which, for every row of the catalogue."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusionsam.data.catalog import DatasetRow, find
+from fusionsam.data.images import SUFFIXES
+from fusionsam.structures import InputError
+
+HELD_OUT = 10
+"""Where no official validation split exists, one id in this many is held out of train."""
+FLIP = "_flip"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one pair lies. Either modality may be None; `rgbt` is MFNet's 4-channel file and stands for both."""
+
+    id: str
+    visible: Path | None = None
+    infrared: Path | None = None
+    label: Path | None = None
+    rgbt: Path | None = None
+    mirrored: bool = False
+    """Read the files and mirror them left-right (an ID_flip of a list without a file of its own)."""
+
+
+def held_out(id: str) -> bool:
+    """Whether an id of an official train folder belongs to our val: its SHA-256 modulo HELD_OUT is 0."""
+    return int(hashlib.sha256(id.encode()).hexdigest(), 16) % HELD_OUT == 0
+
+
+def entries(dataset: str, root: str | Path, split: str, class_file: str | Path | None = None) -> list[Entry]:
+    """The pairs of a split, in the order of its list (or by name where folders make the split).
+
+    `split` is an official one, or NAME where NAME.txt with one id a line lies beside the data. Raises InputError for a
+    missing folder, list, partner or column, and for a split without pairs."""
+    row, root = find(dataset, class_file), Path(root)
+    if row.layout == "manifest":
+        found = _from_manifest(root, split)
+    else:
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder; expected the root of the data set {dataset!r}")
+        found = _from_folders(row, root, split)
+    if not found:
+        raise InputError(f"{root}: split {split!r} of {dataset!r} is empty; expected at least one pair")
+    return found
+
+
+def pair_entries(visible: Path | None, infrared: Path | None, label: Path | None = None) -> list[Entry]:
+    """Files of two folders (and of labels) paired by stem, sorted. One modality may be None: the other stands alone.
+
+    Raises InputError if a file lacks its partner in another folder, naming it."""
+    given = {name: folder for name, folder in (("visible", visible), ("infrared", infrared)) if folder is not None}
+    if not given:
+        raise InputError("neither a visible nor an infrared folder was given; give at least one")
+    parts = {name: _index(folder) for name, folder in given.items()}
+    if label is not None:
+        parts["label"] = _index(label)
+    folders = {**given, **({"label": label} if label is not None else {})}
+    stems = sorted(set.union(*(set(part) for part in parts.values())))
+    for name, part in parts.items():
+        missing = [stem for stem in stems if stem not in part]
+        if missing:
+            raise InputError(
+                f"{folders[name]}: no {name} file for {missing[0]!r} ({len(missing)} of {len(stems)} lack it); "
+                "files are paired by name, add the partner or remove the rest"
+            )
+    visible_files, infrared_files, labels = (parts.get(name, {}) for name in ("visible", "infrared", "label"))
+    return [Entry(stem, visible_files.get(stem), infrared_files.get(stem), labels.get(stem)) for stem in stems]
+
+
+def _index(folder: Path) -> dict[str, Path]:
+    """Stem -> image file of a folder; two files of one stem are refused."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected images in it")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in files:
+            raise InputError(f"{path}: has the same stem as {files[path.stem].name}; keep one of them")
+        files[path.stem] = path
+    return files
+
+
+def _subfolders(row: DatasetRow, root: Path) -> dict[str, Path] | None:
+    """visible, infrared, label (or rgbt) -> folder, as far as they exist below `root`."""
+    found: dict[str, Path] = {}
+    for part, names in row.folders.items():
+        for name in names:
+            if (root / name).is_dir():
+                found[part] = root / name
+                break
+    return found if {"visible", "infrared", "rgbt"} & set(found) else None
+
+
+def _part_entries(row: DatasetRow, root: Path) -> dict[str, Entry]:
+    """Every pair that lies directly below `root`."""
+    found = _subfolders(row, root)
+    expected = ", ".join("/".join(names[:2]) for names in row.folders.values())
+    if found is None:
+        raise InputError(f"{root}: holds none of the folders of {row.name!r} ({expected}); check the root")
+    missing = sorted(set(row.folders) - set(found)) if row.layout != "pairs" else []
+    if missing:
+        raise InputError(f"{root}: no folder for {', '.join(missing)}; expected {expected}")
+    if "rgbt" not in found:
+        pairs = pair_entries(found.get("visible"), found.get("infrared"), found.get("label"))
+        return {entry.id: entry for entry in pairs}
+    images, labels = _index(found["rgbt"]), _index(found["label"])
+    return {stem: Entry(stem, rgbt=path, label=labels.get(stem)) for stem, path in images.items()}
+
+
+def _from_folders(row: DatasetRow, root: Path, split: str) -> list[Entry]:
+    listing = root / f"{split}.txt"
+    if row.layout == "split_folders":
+        if not listing.is_file() and split in ("train", "val", "trainval", "test"):
+            folder = root / ("test" if split == "test" else "train")
+            everything = list(_part_entries(row, folder).values())
+            if split in ("train", "val"):
+                return [entry for entry in everything if held_out(entry.id) == (split == "val")]
+            return everything
+        parts = [root / name for name in ("train", "test") if (root / name).is_dir()]
+    elif row.layout == "pairs" and not listing.is_file():
+        if _subfolders(row, root / split):
+            return list(_part_entries(row, root / split).values())
+        if split == "all":
+            return list(_part_entries(row, root).values())
+        parts = []
+    else:
+        parts = [root]
+    if not listing.is_file():
+        lists = sorted(path.stem for path in root.glob("*.txt"))
+        offered = [*(name for name in row.splits if row.layout != "lists"), *lists]
+        raise InputError(
+            f"{listing}: no such list for split {split!r}; available here: {', '.join(offered) or 'none'}; "
+            "expected a text file with one id a line"
+        )
+    available = {id: entry for part in parts for id, entry in _part_entries(row, part).items()}
+    return [_listed(id, available, listing) for id in _ids(listing)]
+
+
+def _ids(listing: Path) -> list[str]:
+    try:
+        lines = listing.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{listing}: not readable as text; expected one id a line") from error
+    ids = [line.strip().removesuffix(".png") for line in lines if line.strip()]
+    twice = sorted({id for id in ids if ids.count(id) > 1}) if len(set(ids)) != len(ids) else []
+    if twice:
+        raise InputError(f"{listing}: lists {twice[0]!r} more than once ({len(twice)} such ids); list each id once")
+    return ids
+
+
+def _listed(id: str, available: dict[str, Entry], listing: Path) -> Entry:
+    entry = available.get(id)
+    if entry is None and id.endswith(FLIP) and (source := available.get(id.removesuffix(FLIP))):
+        entry = Entry(id, source.visible, source.infrared, source.label, source.rgbt, mirrored=True)
+    if entry is None:
+        raise InputError(f"{listing}: lists {id!r}, but there is no image of that name; fetch it or mend the list")
+    if entry.rgbt is not None and entry.label is None:
+        raise InputError(f"{listing}: {id!r} has no label file beside {entry.rgbt}; fetch it or mend the list")
+    return entry
+
+
+def _from_manifest(path: Path, split: str) -> list[Entry]:
+    """Rows of a CSV or Parquet table; paths are relative to the table's folder."""
+    columns, rows = _table(path)
+    if not {"visible", "infrared"} & columns:
+        raise InputError(f"{path}: columns {sorted(columns)}; expected visible, infrared, label (optional), split")
+    if "split" not in columns and split != "all":
+        raise InputError(f"{path}: has no column split, but split {split!r} was asked for; add it, or ask for 'all'")
+    if split != "all":
+        names = sorted({row.get("split", "") for row in rows})
+        rows = [row for row in rows if row.get("split") == split]
+        if not rows:
+            raise InputError(
+                f"{path}: split {split!r} is empty; the column split holds {', '.join(names) or 'nothing'}"
+            )
+    found, seen = [], set()
+    for number, row in enumerate(rows):
+        paths = {part: path.parent / row[part] for part in ("visible", "infrared", "label") if row.get(part)}
+        for part, file in paths.items():
+            if not file.is_file():
+                raise InputError(f"{path}: {part} file {file} does not exist; mend the manifest or fetch the file")
+        first = paths.get("visible") or paths.get("infrared")
+        if first is None:
+            raise InputError(f"{path}: row {number + 1} of split {split!r} names neither visible nor infrared")
+        id = row.get("id") or first.stem
+        if id in seen:  # equal stems in different folders
+            id = "__".join(first.relative_to(path.parent).with_suffix("").parts) if not row.get("id") else id
+        if id in seen:
+            raise InputError(f"{path}: id {id!r} occurs more than once in split {split!r}; list each pair once")
+        seen.add(id)
+        found.append(Entry(id, paths.get("visible"), paths.get("infrared"), paths.get("label")))
+    return found
+
+
+def _table(path: Path) -> tuple[set[str], list[dict[str, str]]]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such manifest; expected a CSV or Parquet file")
+    if path.suffix.lower() in (".parquet", ".pq"):
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            table = pyarrow.parquet.read_table(path)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"{path}: not readable as Parquet ({' '.join(str(error).split())})") from error
+        rows = [{key: "" if value is None else str(value) for key, value in row.items()} for row in table.to_pylist()]
+        return set(table.column_names), rows
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+            return {name.strip() for name in reader.fieldnames or ()}, rows
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path}: not readable as CSV ({' '.join(str(error).split())})") from error
