@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from fusionsam import foreign
 from fusionsam.config import EncoderConfig
+from fusionsam.models import sam_encoder, tinyvit
 from fusionsam.structures import Frame, ImageFeatures, InputError
 
 IMAGENET_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
@@ -123,7 +126,60 @@ class TimmEncoder(ImageEncoder):
         return self.neck(self.lateral16(levels[2]) + coarse), levels
 
 
-KINDS: dict[str, type[TimmEncoder]] = {"timm": TimmEncoder}
+class TinyVitEncoder(ImageEncoder):
+    """MobileSAM's TinyViT at native size, padded to a multiple of 16."""
+
+    def __init__(self, config: EncoderConfig, embed_dim: int) -> None:
+        super().__init__()
+        dims = tuple(config.dims or tinyvit.DIMS)
+        self.backbone = tinyvit.TinyViT(dims, tuple(config.depths or tinyvit.DEPTHS), embed_dim)
+        self.stride = 16
+        self.level_strides = [4, 8, 16]
+        self.level_channels = [dims[0], dims[1], dims[3]]
+
+    def encode(self, placed: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Normalised frame -> embedding and the stages' outputs at strides 4, 8, 16."""
+        return self.backbone(placed)
+
+
+class SamEncoder(ImageEncoder):
+    """SAM's plain ViT on a letterboxed square; it has no finer levels."""
+
+    def __init__(self, config: EncoderConfig, embed_dim: int) -> None:
+        super().__init__()
+        self.backbone = sam_encoder.build_vit(config.source, embed_dim)
+        self.image_size = int(self.backbone.config.image_size)
+        self.stride = 16
+        self.level_strides = []
+        self.level_channels = []
+
+    def encode(self, placed: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Normalised square -> embedding and no levels."""
+        return self.backbone(placed).last_hidden_state, []
+
+
+class Sam2Encoder(ImageEncoder):
+    """SAM2's Hiera with FPN on a letterboxed square; its high-resolution features are the levels."""
+
+    def __init__(self, config: EncoderConfig, embed_dim: int) -> None:
+        super().__init__()
+        self.backbone = sam_encoder.HieraVision(config.source, embed_dim)
+        self.image_size = int(self.backbone.vision_encoder.config.backbone_config.image_size[0])
+        self.stride = 16
+        self.level_strides = [4, 8, 16]
+        self.level_channels = [embed_dim] * 3
+
+    def encode(self, placed: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Normalised square -> embedding and FPN maps at strides 4, 8, 16."""
+        return self.backbone(placed)
+
+
+KINDS: dict[str, Callable[[EncoderConfig, int], ImageEncoder]] = {
+    "timm": TimmEncoder,
+    "tinyvit": TinyVitEncoder,
+    "sam": SamEncoder,
+    "sam2": Sam2Encoder,
+}
 
 
 def build_image_encoder(config: EncoderConfig, embed_dim: int = 256) -> ImageEncoder:
@@ -145,6 +201,11 @@ def load_image_encoder(encoder: ImageEncoder, config: EncoderConfig) -> None:
     if config.kind == "timm":
         tensors = _timm_tensors(encoder.backbone, config)
     else:
+        if config.kind == "tinyvit" and config.weights == "hub":
+            raise InputError(
+                "model.encoder.weights: 'hub' does not exist for tinyvit; download mobile_sam.pt from "
+                "github.com/ChaoningZhang/MobileSAM and give its path"
+            )
         parts = foreign.sam_parts(config.source if config.weights == "hub" else config.weights)
         if parts.encoder_kind != config.kind:
             raise InputError(
@@ -185,4 +246,28 @@ def set_training(encoder: ImageEncoder, config: EncoderConfig) -> None:
     if config.training == "full":
         return
     encoder.backbone.requires_grad_(False)
+    if config.training == "lora":
+        adapters = LoraConfig(
+            r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=_lora_targets(encoder.backbone)
+        )
+        inject_adapter_in_model(adapters, encoder.backbone)
     encoder.train(encoder.training)
+
+
+def _lora_targets(backbone: nn.Module) -> list[str]:
+    attention = [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith(("attn.qkv", "attn.proj"))
+    ]
+    pointwise = [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+    ]
+    # A plain ViT's adapters belong to its attention alone; a mostly convolutional backbone needs the 1x1 layers too.
+    return (
+        attention
+        if isinstance(backbone, (sam_encoder.SamVisionEncoder, sam_encoder.HieraVision))
+        else attention + pointwise
+    )
