@@ -188,11 +188,9 @@ def protocols_of(dataset: str) -> tuple[str, ...]:
 
 
 def headline(dataset: str, split_has_all_classes: bool) -> str:
-    """Name of the protocol whose figure stands in the title of a report.
-
-    `present` everywhere but on FMB (with every class in the labels it equals `nan` and `zero`: the official mean). FMB:
-    `14-present` while bicycle is absent, as in the official test split; the 15-class mean when all classes occur.
-    """
+    """Name of the protocol whose figure stands in the title of a report: `present` everywhere but on FMB (with every
+    class in the labels it equals `nan` and `zero`). FMB: `14-present` while bicycle is absent, as in the official test
+    split; the 15-class mean when all classes occur."""
     if dataset != "fmb":
         return "present"
     return "15-nan" if split_has_all_classes else "14-present"
