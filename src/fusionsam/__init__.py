@@ -1,1 +1,3 @@
-"""FusionSAM: fuse a visible and a thermal image and label every pixel."""
+"""FusionSAM: fuse a visible and a thermal image into one picture and label every pixel."""
+
+__version__ = "0.1.0"

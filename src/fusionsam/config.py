@@ -6,8 +6,8 @@ A YAML file or a flag overrides any field; the resolved configuration is stored 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, get_type_hints
 
 from fusionsam.structures import InputError
 
@@ -219,8 +219,9 @@ class LossConfig:
     """alpha of eq. 9 on L_perc, eq. 7 (stage 1)."""
     adversarial_weight: float = 0.1
     """The second beta of eq. 9, on L_adv, eq. 8 (stage 1)."""
-    class_weights: Literal["none", "log"] = "log"
-    """none, or 1/log(1.02 + share) normalised to mean 1 (ENet, arXiv 1606.02147) from the training labels."""
+    class_weight_power: float = 0.5
+    """Class weights of the cross-entropy: (1 / log(1.02 + share)) ** power, mean 1 (ENet, arXiv 1606.02147, has 1);
+    0 = none. Shares are counted on the training labels."""
 
 
 @dataclass
@@ -380,3 +381,25 @@ def preset(name: str) -> ModelConfig:
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain dictionaries and lists, ready for YAML or JSON."""
     return asdict(config)
+
+
+def from_dict(kind: type[Any], values: Any, where: str) -> Any:
+    """A dataclass of this file from plain dictionaries; unknown keys and wrong shapes are refused by their full name.
+
+    `where` names the source in the InputError.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: found {type(values).__name__}, expected a mapping of settings")
+    known = {f.name: f for f in fields(kind)}
+    hints = get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise InputError(f"{where}: unknown setting {key!r}; expected one of {', '.join(known)}")
+        hint = hints[key]
+        if is_dataclass(hint):
+            value = from_dict(hint, value, f"{where}: {key}")
+        elif isinstance(value, list) and "tuple" in str(hint):
+            value = [tuple(v) for v in value] if str(hint).startswith("list") else tuple(value)
+        arguments[key] = value
+    return kind(**arguments)

@@ -1,0 +1,161 @@
+"""Checkpoints: one folder with safetensors, the resolved configuration and what is known of the training.
+
+Also the place where foreign Segment Anything weights (see `foreign`) enter a network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fusionsam import __version__, foreign
+from fusionsam.config import ModelConfig, from_dict
+from fusionsam.models.fusionsam import FusionSAMNetwork
+from fusionsam.structures import InputError
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "training.json"
+
+
+def build_network(config: ModelConfig) -> FusionSAMNetwork:
+    """A new network with whatever foreign weights its configuration names.
+
+    `encoder.weights` fills the image encoder; `sam_weights` fills prompt encoder and mask decoder, and the image
+    encoder too where its kind matches and nothing else was named; `tokenizer_weights` fills LSTG from a checkpoint.
+    """
+    network = FusionSAMNetwork(config)
+    if config.sam_weights:
+        parts = foreign.sam_parts(config.sam_weights)
+        what = f"model.sam_weights {config.sam_weights}"
+        foreign.load_exactly(network.prompt_encoder.sam, parts.prompt_encoder, what)
+        decoder = network.mask_decoder.start_from_sam(parts.mask_decoder)
+        foreign.load_exactly(network.mask_decoder.sam, decoder, what)
+        if parts.encoder_kind == config.encoder.kind and config.encoder.weights is None:
+            foreign.load_exactly(network.image_encoder.backbone, parts.image_encoder, what)
+    if config.tokenizer_weights:
+        tensors, stored, _ = read_checkpoint(config.tokenizer_weights)
+        if stored.tokenizer != config.tokenizer:
+            raise InputError(
+                f"model.tokenizer_weights: {config.tokenizer_weights} was trained with other model.tokenizer settings; "
+                "use the same"
+            )
+        prefix = "tokenizer."
+        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        foreign.load_exactly(network.tokenizer, own, f"model.tokenizer_weights {config.tokenizer_weights}")
+    return network
+
+
+def save_checkpoint(folder: str | Path, network: FusionSAMNetwork, card: dict[str, Any], half: bool = False) -> Path:
+    """Write weights, configuration and `card` into `folder`, each under a temporary name first.
+
+    `half` stores floats as float16. Raises InputError when the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors: dict[str, Tensor] = {}
+        shared: dict[int, str] = {}
+        for name, value in network.state_dict().items():
+            if value.data_ptr() in shared and value.numel():
+                continue  # a shared codebook is stored once
+            shared[value.data_ptr()] = name
+            kept = value.detach().cpu().contiguous().clone()
+            tensors[name] = kept.half() if half and kept.is_floating_point() else kept
+        fd, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
+        os.close(fd)
+        save_file(tensors, temporary, metadata={"format": "fusionsam", "version": __version__})
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, folder / WEIGHTS)
+        _write_text(folder / CONFIG, yaml.safe_dump(_plain(asdict(network.config)), sort_keys=False))
+        _write_text(folder / CARD, json.dumps({**card, "version": __version__}, indent=1))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write the checkpoint ({error.strerror}); choose a writable folder") from None
+    return folder
+
+
+def read_checkpoint(source: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:
+    """Tensors (float32), configuration and card of a checkpoint folder or of a shipped name such as 'tiny'."""
+    folder = locate(source)
+    path = folder / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        raw = yaml.safe_load((folder / CONFIG).read_text())
+        card = json.loads((folder / CARD).read_text()) if (folder / CARD).exists() else {}
+    except (SafetensorError, OSError, yaml.YAMLError, json.JSONDecodeError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(f"weights {folder}: cannot be read ({reason}); give an intact checkpoint folder") from None
+    tensors = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    return tensors, from_dict(ModelConfig, raw, str(folder / CONFIG)), card
+
+
+def load_network(source: str | Path) -> tuple[FusionSAMNetwork, dict[str, Any]]:
+    """The network of a checkpoint, in eval mode, and its card. Anything missing, extra or of a wrong shape is refused
+    by name (InputError)."""
+    tensors, config, card = read_checkpoint(source)
+    # foreign files are history by now: everything is in the checkpoint
+    config.sam_weights = config.tokenizer_weights = config.encoder.weights = None
+    network = FusionSAMNetwork(config)
+    if config.tokenizer.shared_codebook:
+        first, second = "tokenizer.quantizers.0.", "tokenizer.quantizers.1."
+        tensors |= {second + n.removeprefix(first): t for n, t in tensors.items() if n.startswith(first)}
+    foreign.load_exactly(network, tensors, f"weights {source}")
+    return network.eval(), {"name": Path(str(source)).name, **card}
+
+
+def shipped() -> list[str]:
+    """Names of the checkpoints inside the package."""
+    root = resources.files("fusionsam") / "checkpoints"
+    return sorted(p.name for p in root.iterdir() if (p / WEIGHTS).is_file()) if root.is_dir() else []
+
+
+def locate(source: str | Path) -> Path:
+    """Folder of a checkpoint: a path, or a name that ships with the package."""
+    path = Path(source)
+    if (path / WEIGHTS).is_file() and (path / CONFIG).is_file():
+        return path
+    if str(source) in shipped():
+        return Path(str(resources.files("fusionsam") / "checkpoints" / str(source)))
+    found = "a folder without " + WEIGHTS if path.is_dir() else "no such folder"
+    names = ", ".join(shipped()) or "none"
+    raise InputError(f"weights {source}: {found}; give a checkpoint folder or a shipped name ({names})")
+
+
+def commit() -> str:
+    """The commit of the source tree this runs from, '-dirty' behind it if files differ; 'unknown' outside of one."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.strip()
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

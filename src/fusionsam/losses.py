@@ -1,0 +1,159 @@
+"""The terms of eq. 1 and eq. 5-9 as pure functions, each with its formula and source."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fusionsam.config import LossConfig
+
+IGNORE = 255  # label of pixels that belong to no source image
+
+
+def class_weights(shares: Tensor, power: float) -> Tensor:
+    """(1 / log(1.02 + share)) ** power, normalised to mean 1 (ENet, arXiv 1606.02147, has power 1).
+
+    shares (K) sum to 1; power 0 gives ones.
+    """
+    weights = (1.0 / torch.log(1.02 + shares)) ** power
+    return weights / weights.mean()
+
+
+def dice_loss(logits: Tensor, label: Tensor, ignore: int = IGNORE) -> Tensor:
+    """1 - mean over the classes that occur in the batch of 2|P.T| / (|P|+|T|) (V-Net, arXiv 1606.04797).
+
+    logits (B,K,H,W), label int64 (B,H,W). Sums run over the whole batch, so that a class too small for one image
+    still counts once.
+    """
+    probabilities = logits.softmax(1)
+    valid = (label != ignore)[:, None]
+    target = F.one_hot(torch.where(valid[:, 0], label, 0), logits.shape[1]).permute(0, 3, 1, 2)
+    probabilities, target = probabilities * valid, target.to(logits.dtype) * valid
+    overlap = (probabilities * target).sum((0, 2, 3))
+    size = probabilities.sum((0, 2, 3)) + target.sum((0, 2, 3))
+    there = target.sum((0, 2, 3)) > 0
+    if not bool(there.any()):
+        return logits.sum() * 0
+    return 1 - (2 * overlap / size.clamp(min=1e-6))[there].mean()
+
+
+def lovasz_loss(logits: Tensor, label: Tensor, ignore: int = IGNORE) -> Tensor:
+    """Lovasz-Softmax over the classes present (arXiv 1705.08790): a convex surrogate of the mean Jaccard loss.
+
+    logits (B,K,H,W), label int64 (B,H,W).
+    """
+    valid = label.flatten() != ignore
+    probabilities = logits.softmax(1).permute(0, 2, 3, 1).reshape(-1, logits.shape[1])[valid]
+    target = label.flatten()[valid]
+    losses = []
+    for class_id in target.unique().tolist():
+        truth = (target == class_id).to(logits.dtype)
+        errors, order = (truth - probabilities[:, class_id]).abs().sort(descending=True)
+        truth = truth[order]
+        union = truth.sum() + (1 - truth).cumsum(0)
+        jaccard = 1 - (truth.sum() - truth.cumsum(0)) / union
+        gradient = torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+        losses.append(errors @ gradient)
+    return torch.stack(losses).mean() if losses else logits.sum() * 0
+
+
+def focal_loss(logits: Tensor, label: Tensor, weights: Tensor | None, gamma: float = 2.0) -> Tensor:
+    """Mean of w (1 - p)^gamma (-log p) over valid pixels (arXiv 1708.02002)."""
+    plain = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
+    scaled = (1 - torch.exp(-plain)) ** gamma * plain
+    valid = label != IGNORE
+    if weights is not None:
+        scaled = scaled * weights[torch.where(valid, label, 0)]
+    return (scaled * valid).sum() / valid.sum().clamp(min=1)
+
+
+def segmentation_loss(logits: Tensor, label: Tensor, config: LossConfig, weights: Tensor | None) -> Tensor:
+    """f_s of eq. 1 on (B,K,H,W) logits: cross-entropy + Dice, or one of the alternatives of the configuration."""
+    if config.segmentation == "focal_dice":
+        pixel = focal_loss(logits, label, weights)
+    elif bool((label != IGNORE).any()):
+        pixel = F.cross_entropy(logits, label, weight=weights, ignore_index=IGNORE)
+    else:
+        pixel = logits.sum() * 0  # cross_entropy is nan where nothing counts
+    region = lovasz_loss if config.segmentation == "ce_lovasz" else dice_loss
+    return pixel + config.dice_weight * region(logits, label)
+
+
+def prompt_loss(mask_prompt: Tensor, label: Tensor, foreground: list[int]) -> Tensor:
+    """Binary cross-entropy plus Dice of the mask prompt (B,1,h,w) to the share of foreground in each cell.
+
+    label int64 (B,4h,4w) or smaller by padding. Only a loss: the label never enters forward.
+    """
+    table = torch.zeros(256, device=label.device)
+    table[torch.tensor(foreground, device=label.device, dtype=torch.long)] = 1
+    target = F.adaptive_avg_pool2d(table[label][:, None], mask_prompt.shape[-2:])
+    valid = F.adaptive_avg_pool2d((label != IGNORE).float()[:, None], mask_prompt.shape[-2:])
+    pixel = F.binary_cross_entropy_with_logits(mask_prompt, target, weight=valid * (1 + 4 * target))
+    probability = mask_prompt.sigmoid() * valid
+    dice = 1 - (2 * (probability * target).sum() + 1) / (probability.sum() + target.sum() + 1)
+    return pixel + dice
+
+
+def _luma(rgb: Tensor) -> Tensor:
+    return 0.299 * rgb[:, :1] + 0.587 * rgb[:, 1:2] + 0.114 * rgb[:, 2:3]
+
+
+def gradient_magnitude(grey: Tensor) -> Tensor:
+    """|Sobel_x| + |Sobel_y| of (B,1,H,W), replicated border (as PIAFusion, Inf. Fusion 83-84, 2022)."""
+    kernel = grey.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+    edges = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), torch.stack([kernel, kernel.T])[:, None])
+    return edges.abs().sum(1, keepdim=True)
+
+
+def ssim(one: Tensor, two: Tensor, window: int = 7) -> Tensor:
+    """Mean structural similarity of (B,1,H,W) images in [0,1], uniform window (Wang et al. 2004)."""
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, window, stride=1)
+
+    a, b = mean(one), mean(two)
+    var_a, var_b = mean(one * one) - a * a, mean(two * two) - b * b
+    covariance = mean(one * two) - a * b
+    c1, c2 = 0.01**2, 0.03**2
+    value = ((2 * a * b + c1) * (2 * covariance + c2)) / ((a * a + b * b + c1) * (var_a + var_b + c2))
+    return value.mean()
+
+
+def fusion_terms(fused: Tensor, visible: Tensor, infrared: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
+    """The terms of f_f (no ground truth exists): intensity, gradient, color, ssim, unweighted.
+
+    fused, visible (B,3,H,W), infrared (B,1,H,W) in [0,1]. L1 to max(Y1, I2); L1 of |grad I_f| to the larger of the
+    sources'; L1 of Cb, Cr to the visible image's; 1 - SSIM to both. Where a modality is absent (`present` bool (B,2))
+    the other one stands for both.
+    """
+    y1 = _luma(visible)
+    if present is not None and not bool(present.all()):
+        there = present[:, :, None, None, None]
+        y1, infrared = torch.where(there[:, 0], y1, infrared), torch.where(there[:, 1], infrared, y1)
+        visible = torch.where(there[:, 0], visible, infrared.expand_as(visible))
+    y = _luma(fused)
+    steepest = torch.maximum(gradient_magnitude(y1), gradient_magnitude(infrared))
+    color = (fused - y) - (visible - y1)
+    return {
+        "intensity": F.l1_loss(y, torch.maximum(y1, infrared)),
+        "gradient": F.l1_loss(gradient_magnitude(y), steepest),
+        # R-Y and B-Y are Cr and Cb up to their constant factors
+        "color": 0.5 * ((color[:, 0] / 1.402).abs().mean() + (color[:, 2] / 1.772).abs().mean()),
+        "ssim": 1 - 0.5 * (ssim(y, y1) + ssim(y, infrared)),
+    }
+
+
+def fusion_loss(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
+    """f_f of eq. 1: the weighted sum of `fusion_terms`."""
+    return (
+        config.intensity_weight * terms["intensity"]
+        + config.gradient_weight * terms["gradient"]
+        + config.color_weight * terms["color"]
+        + config.ssim_weight * terms["ssim"]
+    )
+
+
+def reconstruction_loss(image: Tensor, reconstruction: Tensor) -> Tensor:
+    """L_rec, eq. 5, as a mean over pixels: ||I - I^||^2."""
+    return F.mse_loss(reconstruction, image)

@@ -1,0 +1,188 @@
+"""FMP, fusion mask prompting (eq. 10-13), and the two heads on z_f: the fused picture and the mask prompt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusionsam.config import FusionConfig
+from fusionsam.models.layers import (
+    ResidualBlock,
+    attend,
+    chroma,
+    from_luma_chroma,
+    group_norm,
+    luma,
+    resize,
+    sincos_positions,
+)
+
+
+class Projections(nn.Module):
+    """Q, K, V of one source (eq. 10, 12), with positions added to Q and K, and K, V pooled by `kv_stride`."""
+
+    def __init__(self, dim: int, kv_stride: int) -> None:
+        super().__init__()
+        self.query = nn.Conv2d(dim, dim, 1)
+        self.key = nn.Conv2d(dim, dim, 1)
+        self.value = nn.Conv2d(dim, dim, 1)
+        self.kv_stride = kv_stride
+
+    def pool(self, grid: Tensor) -> Tensor:
+        """(B,d,h,w) -> (B,d,ceil(h/r),ceil(w/r))."""
+        if self.kv_stride == 1:
+            return grid
+        return F.avg_pool2d(grid, self.kv_stride, ceil_mode=True, count_include_pad=False)
+
+    def q(self, tokens: Tensor) -> Tensor:
+        """Content of Q (B,d,h,w), before positions: it is also the residual of eq. 11."""
+        return self.query(tokens)
+
+    def kv(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """K with positions and V, both pooled."""
+        return self.pool(self.key(tokens) + positions), self.pool(self.value(tokens))
+
+
+class FeedForward(nn.Module):
+    """LN(FFN(.)) of eq. 11 and 13, per token of (B,d,h,w)."""
+
+    def __init__(self, dim: int, ratio: float) -> None:
+        super().__init__()
+        hidden = int(dim * ratio)
+        self.up = nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """(B,d,h,w) -> (B,d,h,w)."""
+        tokens = grid.permute(0, 2, 3, 1)
+        return self.norm(self.down(F.gelu(self.up(tokens)))).permute(0, 3, 1, 2)
+
+
+class CrossDomainUnit(nn.Module):
+    """Eq. 10-11: each modality queries the other; z_c = conv([z1', z2']) is the initial fusion mask."""
+
+    def __init__(self, dim: int, config: FusionConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.first = Projections(dim, config.kv_stride)
+        self.second = Projections(dim, config.kv_stride)
+        self.feed_first = FeedForward(dim, config.ffn_ratio)
+        self.feed_second = FeedForward(dim, config.ffn_ratio)
+        self.merge = nn.Conv2d(2 * dim, dim, 3, padding=1)
+
+    def forward(self, one: Tensor, two: Tensor, positions: Tensor) -> Tensor:
+        """I_1^q, I_2^q (B,d,h,w) -> z_c (B,d,h,w)."""
+        q1, q2 = self.first.q(one), self.second.q(two)
+        k1, v1 = self.first.kv(one, positions)
+        k2, v2 = self.second.kv(two, positions)
+        z1 = self.feed_first(attend(q1 + positions, k2, v2, self.heads)) + q1
+        z2 = self.feed_second(attend(q2 + positions, k1, v1, self.heads)) + q2
+        return self.merge(torch.cat([z1, z2], dim=1))
+
+
+class ComplementaryUnit(nn.Module):
+    """Eq. 12-13. z_0 keeps what is distinct in each modality: its tokens less what the other one can tell of them.
+
+    The paper leaves z_0 at "a cross-attention"; the subtraction is how distinct parts survive it.
+    """
+
+    def __init__(self, dim: int, config: FusionConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.first = Projections(dim, config.kv_stride)
+        self.second = Projections(dim, config.kv_stride)
+        self.distinct = nn.Conv2d(2 * dim, dim, 1)
+        self.common = Projections(dim, config.kv_stride)  # Q from z_c, K and V from z_0
+        self.feed = FeedForward(dim, config.ffn_ratio)
+
+    def forward(self, one: Tensor, two: Tensor, z_c: Tensor, positions: Tensor) -> Tensor:
+        """I_1^q, I_2^q and z_c (B,d,h,w) -> z_f (B,d,h,w)."""
+        k1, v1 = self.first.kv(one, positions)
+        k2, v2 = self.second.kv(two, positions)
+        shared_one = attend(self.first.q(one) + positions, k2, v2, self.heads)
+        shared_two = attend(self.second.q(two) + positions, k1, v1, self.heads)
+        z_0 = self.distinct(torch.cat([one - shared_one, two - shared_two], dim=1))
+        k0, v0 = self.common.kv(z_0, positions)
+        return self.feed(attend(self.common.q(z_c) + positions, k0, v0, self.heads)) + z_c
+
+
+class FusionMaskPrompting(nn.Module):
+    """z_f from the two latents: both units of eq. 10-13, or (ablation B) concatenation and a convolution."""
+
+    def __init__(self, dim: int, config: FusionConfig) -> None:
+        super().__init__()
+        self.kind = config.kind
+        if config.kind == "fmp":
+            self.cross_domain = CrossDomainUnit(dim, config)
+            self.complementary = ComplementaryUnit(dim, config)
+        else:
+            self.concat = nn.Conv2d(2 * dim, dim, 3, padding=1)
+        self.mask_head = nn.Sequential(
+            nn.Conv2d(dim, dim // 2, 3, padding=1), group_norm(dim // 2), nn.GELU(), nn.Conv2d(dim // 2, 1, 1)
+        )
+
+    def forward(self, one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
+        """I_1^q, I_2^q (B,d,h,w) -> z_f (B,d,h,w), mask prompt logits (B,1,h,w)."""
+        if self.kind == "fmp":
+            positions = sincos_positions(one.shape[2], one.shape[3], one.shape[1], one)
+            z_c = self.cross_domain(one, two, positions)
+            z_f = self.complementary(one, two, z_c, positions)
+        else:
+            z_f = self.concat(torch.cat([one, two], dim=1))
+        return z_f, self.mask_head(z_f)
+
+
+class BlendHead(nn.Module):
+    """The picture: luma = m Y1 + (1 - m) I2 + r with a mask m and a residual r predicted per pixel from z_f and both
+    sources; chroma is the visible image's. Sharp where convolutions on 4x-downsampled codes alone would blur."""
+
+    RESIDUAL = 0.25  # largest |r|: enough to lift contrast, too little to paint
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.expand = nn.Sequential(nn.Conv2d(dim, 16 * (width // 2), 1), nn.PixelShuffle(4))
+        self.mix = nn.Conv2d(width // 2 + 2, width, 3, padding=1)
+        self.out = nn.Conv2d(width, 2, 3, padding=1)
+        nn.init.zeros_(self.out.weight)  # begins as the plain average, a picture SAM's encoder already understands
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, z_f: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+        """z_f (B,d,h,w) and the sources (B,3,4h,4w), (B,1,4h,4w) -> controls (B,2,4h,4w): m in (0,1) and r."""
+        x = torch.cat([self.expand(z_f), luma(visible), infrared], dim=1)
+        m, r = self.out(F.silu(self.mix(x))).split(1, dim=1)
+        return torch.cat([m.sigmoid(), self.RESIDUAL * r.tanh()], dim=1)
+
+    @staticmethod
+    def compose(controls: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+        """I_f (B,3,H,W) in [0,1] from controls of any size and the sources at the size wanted."""
+        m, r = resize(controls, (visible.shape[2], visible.shape[3])).split(1, dim=1)
+        y = m * luma(visible) + (1 - m) * infrared + r
+        return from_luma_chroma(y, chroma(visible)).clamp(0, 1)
+
+
+class DecodeHead(nn.Module):
+    """The literal reading: I_f by convolutions on z_f alone."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            ResidualBlock(dim),
+            nn.Conv2d(dim, 16 * width, 3, padding=1),
+            nn.PixelShuffle(4),
+            nn.SiLU(),
+            nn.Conv2d(width, 3, 3, padding=1),
+        )
+
+    def forward(self, z_f: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+        """z_f (B,d,h,w) -> the picture itself as controls (B,3,4h,4w)."""
+        return self.body(z_f).sigmoid()
+
+    @staticmethod
+    def compose(controls: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+        """I_f (B,3,H,W) in [0,1], resized to the sources' size."""
+        return resize(controls, (visible.shape[2], visible.shape[3]))
+
+
+PICTURE_HEADS: dict[str, type[BlendHead] | type[DecodeHead]] = {"blend": BlendHead, "decode": DecodeHead}

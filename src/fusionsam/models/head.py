@@ -1,0 +1,47 @@
+"""The MLP classification head: mask features, FOT logits and z_f become class logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fusionsam.config import HeadConfig
+from fusionsam.models.layers import group_norm, resize
+
+
+class ClassificationHead(nn.Module):
+    """An MLP applied at every cell of the latent grid.
+
+    Beside mask features, FOT logits and z_f it may see the image encoder's levels, summed top-down (FPN, arXiv
+    1612.03144): the class tokens see the whole image, the levels tell thin objects apart.
+    """
+
+    def __init__(
+        self, config: HeadConfig, classes: int, mask_channels: int, latent_dim: int, level_channels: list[int]
+    ) -> None:
+        super().__init__()
+        width = config.width
+        self.lateral = nn.ModuleList()
+        if config.multi_level and level_channels:
+            self.lateral.extend(nn.Conv2d(channels, width, 1) for channels in level_channels)
+            self.smooth = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), group_norm(width), nn.GELU())
+        inputs = mask_channels + classes + latent_dim + (width if self.lateral else 0)
+        self.mlp = nn.Sequential(
+            nn.Conv2d(inputs, width, 1),
+            group_norm(width),
+            nn.GELU(),
+            nn.Conv2d(width, width, 1),
+            nn.GELU(),
+            nn.Dropout2d(config.dropout),
+            nn.Conv2d(width, classes, 1),
+        )
+
+    def forward(self, mask_features: Tensor, fot_logits: Tensor, z_f: Tensor, levels: list[Tensor]) -> Tensor:
+        """(B,E/8,h,w), (B,K,h,w), (B,d,h,w) and the levels cut to the image -> logits (B,K,h,w)."""
+        parts = [mask_features, fot_logits, z_f]
+        if self.lateral:
+            total = self.lateral[-1](levels[-1])
+            for conv, level in zip(reversed(self.lateral[:-1]), reversed(levels[:-1]), strict=True):
+                total = resize(total, (level.shape[2], level.shape[3])) + conv(level)
+            parts.append(resize(self.smooth(total), (z_f.shape[2], z_f.shape[3])))
+        return self.mlp(torch.cat(parts, dim=1))

@@ -1,0 +1,87 @@
+"""Bare building blocks shared by the stages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with the largest of 8, 4, 2, 1 groups that divides `channels`."""
+    return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(norm(conv(act(norm(x)))))), the block of VQ-GAN (arXiv 2012.09841) without attention.
+
+    Keeps (B,C,H,W).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            group_norm(channels),
+            nn.SiLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            group_norm(channels),
+            nn.SiLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) -> (B,C,H,W)."""
+        return x + self.body(x)
+
+
+def sincos_positions(height: int, width: int, dim: int, like: Tensor) -> Tensor:
+    """2-D sine-cosine positions (1,dim,height,width): half the channels for y, half for x (arXiv 2111.06377).
+
+    `dim` must be a multiple of 4; dtype and device follow `like`.
+    """
+    quarter = dim // 4
+    rates = 1e4 ** (-torch.arange(quarter, device=like.device, dtype=torch.float32) / quarter)
+    y = torch.arange(height, device=like.device, dtype=torch.float32)[:, None] * rates
+    x = torch.arange(width, device=like.device, dtype=torch.float32)[:, None] * rates
+    y_part = torch.cat([y.sin(), y.cos()], dim=1).T[:, :, None].expand(-1, -1, width)
+    x_part = torch.cat([x.sin(), x.cos()], dim=1).T[:, None, :].expand(-1, height, -1)
+    return torch.cat([y_part, x_part])[None].to(like.dtype)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """softmax(Q K^T / sqrt(d_k)) V on grids: query (B,d,h,w), key and value (B,d,h',w') -> (B,d,h,w).
+
+    Runs through `scaled_dot_product_attention`, so no N x N matrix stays in memory.
+    """
+    batch, dim, height, width = query.shape
+
+    def split(grid: Tensor) -> Tensor:
+        return grid.reshape(batch, heads, dim // heads, -1).transpose(2, 3)
+
+    out = F.scaled_dot_product_attention(split(query), split(key), split(value))
+    return out.transpose(2, 3).reshape(batch, dim, height, width)
+
+
+def resize(grid: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of (B,C,H,W) to `size`; returned untouched when it has that size already."""
+    if tuple(grid.shape[-2:]) == tuple(size):
+        return grid
+    return F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
+
+
+def luma(rgb: Tensor) -> Tensor:
+    """BT.601 luma (B,1,H,W) of an RGB image (B,3,H,W); same range."""
+    red, green, blue = rgb.unbind(1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
+
+
+def chroma(rgb: Tensor) -> Tensor:
+    """BT.601 Cb and Cr, zero-centred, (B,2,H,W) of an RGB image (B,3,H,W) in [0,1]."""
+    y = luma(rgb)[:, 0]
+    return torch.stack([(rgb[:, 2] - y) / 1.772, (rgb[:, 0] - y) / 1.402], dim=1)
+
+
+def from_luma_chroma(y: Tensor, cbcr: Tensor) -> Tensor:
+    """The inverse of `luma` and `chroma`: (B,1,H,W) and (B,2,H,W) -> RGB (B,3,H,W), not clamped."""
+    cb, cr = cbcr[:, :1], cbcr[:, 1:]
+    return torch.cat([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], dim=1)

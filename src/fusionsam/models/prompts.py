@@ -1,0 +1,155 @@
+"""Where SAM's prompts come from, and SAM's prompt encoder on frames of any size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import SamConfig
+from transformers.models.sam.modeling_sam import SamPromptEncoder
+
+from fusionsam.config import DecoderConfig, PromptConfig
+from fusionsam.models.layers import resize
+from fusionsam.structures import Frame, Prompts
+
+CELL = 4  # pixels a latent cell covers
+
+
+def self_prompts(mask_prompt: Tensor, config: PromptConfig) -> Prompts:
+    """The prompts a model gives itself: separated peaks of its mask prompt, and the box around what is above threshold.
+
+    mask_prompt (B,1,h,w) logits. Peaks are taken greedily, each suppressing its neighbourhood of `separation` cells;
+    a peak below the threshold is padding (label -1, SAM's "not a point"). Without any cell above the threshold the
+    box is the whole image. Coordinates are pixels at the centre of a cell.
+    """
+    batch, _, height, width = mask_prompt.shape
+    logits = mask_prompt.detach()[:, 0].flatten(1)
+    ys = torch.arange(height, device=logits.device).repeat_interleave(width)
+    xs = torch.arange(width, device=logits.device).repeat(height)
+    limit = torch.logit(torch.tensor(config.threshold)).item()
+    points, labels = [], []
+    left = logits
+    for _ in range(config.points):
+        best, index = left.max(dim=1)
+        x, y = xs[index], ys[index]
+        points.append(torch.stack([x, y], dim=1))
+        labels.append(torch.where(best > limit, 1, -1))
+        near = (xs - x[:, None]).square() + (ys - y[:, None]).square() <= config.separation**2
+        left = left.masked_fill(near, -torch.inf)
+    boxes = None
+    if config.box:
+        above = logits > limit
+        some = above.any(dim=1)
+
+        def bounds(along: Tensor, last: int) -> tuple[Tensor, Tensor]:
+            low = torch.where(above, along, last).amin(dim=1)
+            high = torch.where(above, along, 0).amax(dim=1)
+            return torch.where(some, low, 0), torch.where(some, high, last)
+
+        x0, x1 = bounds(xs, width - 1)
+        y0, y1 = bounds(ys, height - 1)
+        box = torch.stack([x0 * CELL, y0 * CELL, (x1 + 1) * CELL - 1, (y1 + 1) * CELL - 1], dim=1)
+        boxes = box[:, None].to(mask_prompt.dtype)
+    has_points = config.points > 0
+    return Prompts(
+        points=(torch.stack(points, dim=1) * CELL + (CELL - 1) / 2).to(mask_prompt.dtype) if has_points else None,
+        point_labels=torch.stack(labels, dim=1) if has_points else None,
+        boxes=boxes,
+        mask=mask_prompt,
+        source="self",
+    )
+
+
+def oracle_prompts(label: Tensor, classes: int, foreground: list[int], points: int = 10, seed: int = 0) -> Prompts:
+    """Prompts drawn from the ground truth: `points` a foreground class that occurs, and one box around them all.
+
+    An upper bound for evaluation, never for training or a headline figure. label int64 (B,H,W); drawn with `seed`.
+    """
+    batch, height, width = label.shape
+    total = points * len(foreground)
+    xy = torch.zeros(batch, total, 2)
+    on = torch.full((batch, total), -1, dtype=torch.long)
+    boxes = torch.tensor([0.0, 0.0, width - 1.0, height - 1.0]).repeat(batch, 1, 1)
+    generator = torch.Generator().manual_seed(seed)
+    for row in range(batch):
+        found = []
+        for order, class_id in enumerate(i for i in foreground if i < classes):
+            places = (label[row] == class_id).nonzero()
+            if len(places) == 0:
+                continue
+            drawn = places[torch.randint(len(places), (points,), generator=generator)]
+            xy[row, order * points : (order + 1) * points] = drawn.flip(1).float()
+            on[row, order * points : (order + 1) * points] = 1
+            found.append(places)
+        if found:
+            every = torch.cat(found)
+            (y0, x0), (y1, x1) = every.amin(0).tolist(), every.amax(0).tolist()
+            boxes[row, 0] = torch.tensor([x0, y0, x1, y1], dtype=torch.float32)
+    return Prompts(points=xy, point_labels=on, boxes=boxes, mask=None, source="oracle")
+
+
+class PromptEncoder(nn.Module):
+    """transformers' SamPromptEncoder, fed with coordinates of a frame of any size and shape.
+
+    SAM divides coordinates by one square image size; they are rescaled here so that its own code sees that square.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        sam = SamConfig(
+            vision_config={"num_pos_feats": config.hidden // 2, "hidden_size": 8, "num_hidden_layers": 0},
+            prompt_encoder_config={"hidden_size": config.hidden},
+        )
+        self.sam = SamPromptEncoder(sam)
+        self.side = int(self.sam.input_image_size)
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """SAM's positional encoding of every cell of the embedding grid, (1,E,H_e,W_e)."""
+        height, width = grid
+        table = self.sam.shared_embedding.positional_embedding
+        y = (torch.arange(height, device=table.device, dtype=table.dtype) + 0.5) / height
+        x = (torch.arange(width, device=table.device, dtype=table.dtype) + 0.5) / width
+        coordinates = torch.stack([x[None, :].expand(height, width), y[:, None].expand(height, width)], dim=-1)
+        return self.sam.shared_embedding(coordinates).permute(2, 0, 1)[None]
+
+    def to_square(self, xy: Tensor, image_size: tuple[int, int], frame: Frame) -> Tensor:
+        """Pixel centres (..., 2) of the image -> what SamPromptEncoder divides by its square size."""
+        content = xy.new_tensor([frame.content[1] / image_size[1], frame.content[0] / image_size[0]])
+        size = xy.new_tensor([frame.size[1], frame.size[0]])
+        return (xy + 0.5) * content / size * self.side - 0.5
+
+    def forward(
+        self, prompts: Prompts, image_size: tuple[int, int], frame: Frame, grid: tuple[int, int], use_mask: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """Prompts in pixels of an (H,W) image -> sparse (B,1,T,E) or None, dense (B,E,H_e,W_e) on `grid`."""
+        tokens = []
+        if prompts.points is not None and prompts.point_labels is not None:
+            points = self.to_square(prompts.points, image_size, frame)[:, None]
+            tokens.append(self.sam._embed_points(points, prompts.point_labels[:, None], pad=prompts.boxes is None))
+        if prompts.boxes is not None:
+            corners = prompts.boxes.reshape(*prompts.boxes.shape[:2], 2, 2)
+            corners = self.to_square(corners, image_size, frame).flatten(2)
+            tokens.append(self.sam._embed_boxes(corners).flatten(1, 2)[:, None])
+        sparse = torch.cat(tokens, dim=2) if tokens else None
+        if use_mask and prompts.mask is not None:
+            placed = place(prompts.mask, frame, (4 * grid[0], 4 * grid[1]))
+            dense = self.sam.mask_embed(placed)
+        else:
+            dense = self.sam.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, *grid)
+        return sparse, dense
+
+
+def place(grid: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
+    """A map over the image (B,C,h,w) placed into a map over the whole frame of `size`, zero outside the content."""
+    height = max(1, round(size[0] * frame.content[0] / frame.size[0]))
+    width = max(1, round(size[1] * frame.content[1] / frame.size[1]))
+    inner = resize(grid, (height, width))
+    if (height, width) == tuple(size):
+        return inner
+    return nn.functional.pad(inner, (0, size[1] - width, 0, size[0] - height))
+
+
+def cut(grid: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
+    """The inverse of `place`: a map over the frame (B,C,h,w) -> its content resized to `size`."""
+    height = max(1, round(grid.shape[2] * frame.content[0] / frame.size[0]))
+    width = max(1, round(grid.shape[3] * frame.content[1] / frame.size[1]))
+    return resize(grid[:, :, :height, :width], size)

@@ -1,0 +1,180 @@
+"""LSTG, latent space token generation (eq. 2-9): one VQ autoencoder a modality."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from vector_quantize_pytorch import FSQ, VectorQuantize
+
+from fusionsam.config import TokenizerConfig
+from fusionsam.models.autoencoder import Decoder, Encoder, PixelPatches
+from fusionsam.structures import InputError, Latents
+
+
+class Quantizer(nn.Module):
+    """Quant of eq. 3 with straight-through gradient and the commitment term of eq. 6.
+
+    The library's VectorQuantize keeps the codebook (EMA updates, k-means start, dead-code restart) while training;
+    outside of training a plain nearest-neighbour look-up on the same codebook serves, which traces and exports.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        if config.dim % config.codebooks or config.codebook_dim % config.codebooks:
+            raise InputError(
+                f"model.tokenizer.codebooks: {config.codebooks} must divide model.tokenizer.dim {config.dim} and "
+                f"model.tokenizer.codebook_dim {config.codebook_dim}"
+            )
+        self.size = config.codebook_size
+        self.beta = config.commitment_beta
+        gradient = config.codebook_update == "gradient"
+        self.learnable = gradient
+        self.vq = VectorQuantize(
+            dim=config.dim,
+            codebook_size=config.codebook_size,
+            codebook_dim=config.codebook_dim // config.codebooks,
+            heads=config.codebooks,
+            separate_codebook_per_head=config.codebooks > 1,
+            decay=config.ema_decay,
+            kmeans_init=config.kmeans_init,
+            threshold_ema_dead_code=0 if gradient else config.dead_code_threshold,
+            accept_image_fmap=False,
+            rotation_trick=False,  # the paper's plain straight-through estimator
+            ema_update=not gradient,
+            learnable_codebook=gradient,
+            commitment_weight=1.0,
+        )
+
+    @property
+    def codebook(self) -> Tensor:
+        """(codebooks, codebook_size, width) entries."""
+        return self.vq._codebook.embed
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z (B,d,h,w) -> quantised (B,d,h,w), codes (B,h,w,codebooks), commitment (scalar)."""
+        batch, _, height, width = z.shape
+        tokens = z.flatten(2).transpose(1, 2)
+        if self.training:
+            quantised, codes, loss = self.vq(tokens)
+            commitment = loss.sum() * (1.0 + self.beta if self.learnable else self.beta)
+        else:
+            quantised, codes, commitment = self.look_up(tokens)
+        grid = quantised.transpose(1, 2).reshape(z.shape)
+        return grid, codes.reshape(batch, height, width, -1), commitment
+
+    def look_up(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Nearest codebook entry of each token: (B,N,d) -> (B,N,d), codes (B,N,codebooks), eq. 6 without gradient."""
+        x = self.vq.project_in(tokens)
+        books = self.codebook
+        parts = x.reshape(*x.shape[:2], books.shape[0], books.shape[2])
+        found, codes = [], []
+        for index in range(books.shape[0]):
+            # |x - c|^2 less the |x|^2 that no choice changes
+            score = books[index].square().sum(-1) - 2 * parts[:, :, index] @ books[index].T
+            code = score.argmin(-1)
+            codes.append(code)
+            found.append(F.embedding(code, books[index]))
+        nearest = torch.cat(found, dim=-1)
+        commitment = self.beta * (nearest - x).square().mean()
+        return self.vq.project_out(nearest), torch.stack(codes, dim=-1), commitment
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Codes (B,h,w,codebooks) back to latents (B,d,h,w)."""
+        books = self.codebook
+        parts = [F.embedding(codes[..., index], books[index]) for index in range(books.shape[0])]
+        return self.vq.project_out(torch.cat(parts, dim=-1)).permute(0, 3, 1, 2)
+
+
+class ScalarQuantizer(nn.Module):
+    """Finite scalar quantisation (arXiv 2309.15505) in the place of eq. 3; it needs no commitment term.
+
+    The levels are the paper's for about 2^8, 2^10, 2^12, 2^14 codes: the smallest set that holds `codebook_size`.
+    """
+
+    LEVELS = ((8, 6, 5), (8, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5))
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        sizes = [int(torch.tensor(levels).prod()) for levels in self.LEVELS]
+        choice = next((i for i, size in enumerate(sizes) if size >= config.codebook_size), None)
+        if choice is None:
+            raise InputError(f"model.tokenizer.codebook_size: {config.codebook_size} exceeds fsq's largest {sizes[-1]}")
+        self.size = sizes[choice]
+        self.fsq = FSQ(levels=list(self.LEVELS[choice]), dim=config.dim)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z (B,d,h,w) -> quantised (B,d,h,w), codes (B,h,w,1), commitment 0."""
+        quantised, codes = self.fsq(z)
+        return quantised, codes.long().unsqueeze(-1), z.new_zeros(())
+
+
+class Tokenizer(nn.Module):
+    """LSTG: E_i, Quant and G_i for visible (i = 1) and infrared (i = 2)."""
+
+    CHANNELS = (3, 1)
+    STRIDE = 4
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        if config.tokens == "pixels":
+            self.encoders = nn.ModuleList(PixelPatches(c, config.dim) for c in self.CHANNELS)
+        else:
+            shape = (config.width, config.dim, config.blocks)
+            self.encoders = nn.ModuleList(Encoder(c, *shape) for c in self.CHANNELS)
+            self.decoders = nn.ModuleList(Decoder(c, *shape) for c in self.CHANNELS)
+        if config.tokens == "quantized":
+            kind = {"vq": Quantizer, "fsq": ScalarQuantizer}[config.quantizer]
+            first = kind(config)
+            self.quantizers = nn.ModuleList([first, first if config.shared_codebook else kind(config)])
+        # what stands for a modality that is not there
+        self.missing = nn.Parameter(torch.zeros(2, config.dim))
+        nn.init.normal_(self.missing, std=0.02)
+
+    def encode(self, index: int, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Image (B,C_i,H,W) -> latents (B,d,h,w), codes (B,h,w,codebooks) or None, commitment (scalar)."""
+        z = self.encoders[index](image)
+        if self.config.tokens == "quantized":
+            return self.quantizers[index](z)
+        return z, None, z.new_zeros(())
+
+    def reconstruct(self, index: int, latents: Tensor) -> Tensor:
+        """G_i (eq. 4): latents (B,d,h,w) -> image (B,C_i,4h,4w); pixel tokens (ablation A) have no decoder."""
+        if self.config.tokens == "pixels":
+            raise InputError("model.tokenizer.tokens: 'pixels' has no decoder to reconstruct with; use quantized")
+        return self.decoders[index](latents)
+
+    def forward(self, visible: Tensor | None, infrared: Tensor | None, present: Tensor | None = None) -> Latents:
+        """Both grids of latents; an absent modality (None, or false in `present`) becomes its learned token.
+
+        visible (B,3,H,W) and infrared (B,1,H,W) in [0,1], H and W multiples of 4; present bool (B,2).
+        """
+        images = (visible, infrared)
+        given = next((image for image in images if image is not None), None)
+        if given is None:
+            raise InputError("visible and infrared are both None; give at least one of the two images")
+        batch, _, height, width = given.shape
+        grid = (batch, self.config.dim, height // self.STRIDE, width // self.STRIDE)
+        latents: list[Tensor] = []
+        codes: list[Tensor | None] = []
+        commitment = given.new_zeros(())
+        for index, image in enumerate(images):
+            token = self.missing[index][None, :, None, None].to(given.dtype)
+            if image is None:
+                latents.append(token.expand(grid))
+                codes.append(None)
+                continue
+            if present is None or bool(present[:, index].all()):
+                latent, code, term = self.encode(index, image)
+            else:
+                # the codebook must never learn from a blank frame, so only what is there is encoded
+                rows = present[:, index].nonzero()[:, 0]
+                latent, code, term = token.expand(grid), None, given.new_zeros(())
+                if len(rows):
+                    part, code, term = self.encode(index, image[rows])
+                    latent = latent.index_copy(0, rows, part)
+            latents.append(latent)
+            codes.append(code)
+            commitment = commitment + term
+        return Latents(latents[0], latents[1], codes[0], codes[1], commitment)

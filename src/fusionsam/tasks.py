@@ -1,0 +1,175 @@
+"""What a training step is: a batch in, named losses out. Lightning runs it; it knows no file and no command."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from fusionsam.config import Config, TrainConfig
+from fusionsam.losses import (
+    class_weights,
+    fusion_loss,
+    fusion_terms,
+    prompt_loss,
+    reconstruction_loss,
+    segmentation_loss,
+)
+from fusionsam.metrics import PROTOCOLS, ConfusionMatrix, iou, plain
+from fusionsam.models.fusionsam import FusionSAMNetwork
+from fusionsam.structures import Batch, Output
+
+
+def schedule_factor(step: int, total: int, config: TrainConfig) -> float:
+    """Factor on the learning rate at `step` of `total`: linear warm-up, then cosine, poly (0.9) or constant."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = min(1.0, (step - config.warmup_steps) / max(1, total - config.warmup_steps))
+    if config.schedule == "cosine":
+        return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item())
+    return (1 - done) ** 0.9 if config.schedule == "poly" else 1.0
+
+
+def parameter_groups(network: FusionSAMNetwork, config: TrainConfig) -> list[dict[str, Any]]:
+    """Trainable parameters with their rate and decay: image encoder, SAM's pretrained parts, everything else; no
+    weight decay on vectors (norms, biases) and tables (embeddings, tokens)."""
+    factors = {
+        "image_encoder": config.encoder_lr_factor,
+        "prompt_encoder": config.sam_lr_factor,
+        "mask_decoder": config.sam_lr_factor,
+    }
+    tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for part, module in network.parts().items():
+        for parameter in module.parameters():
+            if not parameter.requires_grad:
+                continue
+            plain = parameter.ndim < 2 or id(parameter) in tables
+            key = (config.lr * factors.get(part, 1.0), 0.0 if plain else config.weight_decay)
+            groups.setdefault(key, []).append(parameter)
+    return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+
+
+def _ema(decay: float) -> Any:
+    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        # early on a young average follows quickly, or the first weights would haunt short runs
+        weight = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
+        torch._foreach_lerp_(averaged, current, weight)
+
+    return average
+
+
+class SegmentationTask(L.LightningModule):
+    """Joint training of fusion and segmentation (eq. 1), LSTG learning along (stage 2).
+
+    `total_steps` sets the schedule; `shares` (K) the class weights. The moving average of the weights is validated.
+    """
+
+    def __init__(self, network: FusionSAMNetwork, config: Config, total_steps: int, shares: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.settings = config
+        self.total_steps = total_steps
+        self.average: AveragedModel | None = None
+        if config.train.ema_decay > 0:
+            copied = copy.deepcopy(network)
+            self.average = AveragedModel(copied, multi_avg_fn=_ema(config.train.ema_decay), use_buffers=False)
+            self.average.requires_grad_(False)
+        self.register_buffer("weights", class_weights(shares, config.loss.class_weight_power))
+        self.matrix = ConfusionMatrix(len(config.model.classes))
+
+    def evaluated(self) -> FusionSAMNetwork:
+        """The network that is validated and shipped: the moving average where there is one."""
+        return self.network if self.average is None else self.average.module
+
+    def losses(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """Every named, weighted term of eq. 1 for one forward pass."""
+        loss, model = self.settings.loss, self.settings.model
+        terms: dict[str, Tensor] = {}
+        if batch.label is not None:
+            terms["segmentation"] = segmentation_loss(output.logits, batch.label, loss, self.weights)
+            terms["fot"] = loss.fot_weight * segmentation_loss(output.fot_logits, batch.label, loss, self.weights)
+            terms["prompt"] = loss.prompt_weight * prompt_loss(output.mask_prompt, batch.label, model.foreground)
+        if loss.fusion_weight:
+            parts = fusion_terms(output.fused, batch.visible, batch.infrared, batch.present)
+            terms["fusion"] = loss.fusion_weight * fusion_loss(parts, loss)
+        tokens = model.tokenizer.tokens
+        if tokens == "quantized" and output.latents.commitment is not None:
+            terms["commitment"] = loss.commitment_weight * output.latents.commitment
+        if tokens != "pixels" and loss.reconstruction_weight:
+            terms["reconstruction"] = loss.reconstruction_weight * self._reconstruction(output, batch)
+        return terms
+
+    def _reconstruction(self, output: Output, batch: Batch) -> Tensor:
+        total = output.logits.new_zeros(())
+        pairs = ((output.latents.visible, batch.visible), (output.latents.infrared, batch.infrared))
+        for index, (latents, image) in enumerate(pairs):
+            rows = batch.present[:, index].nonzero()[:, 0]
+            if len(rows):
+                rebuilt = self.network.tokenizer.reconstruct(index, latents[rows])
+                rebuilt = rebuilt[:, :, : image.shape[2], : image.shape[3]]
+                total = total + reconstruction_loss(image[rows], rebuilt)
+        return total
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """One forward and its losses; points and box are left out in a share of the steps."""
+        draw = torch.rand(()).item()
+        mode = "none" if draw < self.settings.model.prompts.dropout else None
+        output = self.network(batch.visible, batch.infrared, mode=mode, present=batch.present)
+        terms = self.losses(output, batch)
+        total = torch.stack(list(terms.values())).sum()
+        self.log_dict({f"loss/{k}": v.detach() for k, v in terms.items()}, batch_size=len(batch.ids))
+        self.log("loss/total", total.detach(), prog_bar=True, batch_size=len(batch.ids))
+        return total
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Every step has a random state of its own, so that a resumed run draws what an unbroken one would have."""
+        torch.manual_seed(self.settings.train.seed * 1_000_003 + self.global_step)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The moving average follows here, not in on_train_batch_end: checkpoints are written before that hook."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def on_validation_epoch_start(self) -> None:
+        """A fresh confusion matrix."""
+        self.matrix = ConfusionMatrix(len(self.settings.model.classes))
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Count argmax of the logits against the labels, at the labels' own size."""
+        network = self.evaluated().eval()
+        output = network(batch.visible, batch.infrared)
+        assert batch.label is not None
+        for prediction, label in zip(output.logits.argmax(1), batch.label, strict=True):
+            self.matrix.update(prediction.cpu(), label.cpu())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mIoU (present) and per-class IoU, in percent."""
+        self.log("val/miou", PROTOCOLS["present"](self.matrix.matrix).miou, prog_bar=True)
+        for name, value in zip(self.settings.model.classes, plain(iou(self.matrix.matrix)), strict=True):
+            if value is not None:
+                self.log(f"val/iou_{name}", 100 * value)
+
+    def configure_optimizers(self) -> Any:
+        """Adam or AdamW over learning-rate groups, one schedule for all, stepped every step."""
+        config = self.settings.train
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        optimizer = kind(parameter_groups(self.network, config))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: schedule_factor(step, self.total_steps, config)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Batches move by their own method."""
+        return batch.to(device)
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        """Parameters the optimiser sees."""
+        return (p for p in self.network.parameters() if p.requires_grad)

@@ -1,0 +1,182 @@
+"""Training runs on Lightning: data, task, logs, checkpoints, resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.data import DataLoader
+
+from fusionsam.checkpoint import build_network, commit, save_checkpoint
+from fusionsam.config import Config, to_dict
+from fusionsam.data.dataset import PairDataset, open_split
+from fusionsam.data.loader import class_shares, train_loader, val_loader
+from fusionsam.data.splits import entries, require_no_leak
+from fusionsam.structures import Batch, InputError
+from fusionsam.tasks import SegmentationTask
+
+LAST = "last.ckpt"
+
+
+class PairData(L.LightningDataModule):
+    """The training stream from the step a run has reached, and the validation split."""
+
+    def __init__(self, config: Config, train: PairDataset, val: PairDataset, total_steps: int) -> None:
+        super().__init__()
+        self.config, self.train, self.val, self.total_steps = config, train, val, total_steps
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Begins where the run stands; Lightning ends it at max_steps."""
+        assert self.trainer is not None
+        seed = self.config.train.seed + 7919 * self.trainer.global_rank  # each device its own stream
+        return train_loader(
+            self.train,
+            self.config.data,
+            self.config.model.foreground,
+            self.config.train.batch_size,
+            seed,
+            start_step=self.trainer.global_step,
+            steps=self.total_steps,
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Every validation pair at full size."""
+        return val_loader(self.val)
+
+
+class BestWeights(Callback):
+    """Keeps the weights of the best validation as a checkpoint folder, ready for predict and evaluate; and the hours
+    this run has had over all its sessions."""
+
+    def __init__(self, folder: Path, card: dict[str, Any]) -> None:
+        self.folder, self.card = folder, card
+        self.best = -math.inf
+        self.seconds = 0.0
+        self.started = time.monotonic()
+
+    def elapsed(self) -> float:
+        """Seconds of this run, earlier sessions included."""
+        return self.seconds + time.monotonic() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on comparing."""
+        return {"best": self.best, "seconds": self.elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from an interrupted run."""
+        self.best, self.seconds = state_dict["best"], state_dict["seconds"]
+        self.started = time.monotonic()
+
+    def save(self, trainer: L.Trainer, task: SegmentationTask, folder: Path) -> None:
+        """Write the evaluated network with its validation figures."""
+        scores = {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        card = {**self.card, "step": trainer.global_step, "hours": round(self.elapsed() / 3600, 3), "val": scores}
+        save_checkpoint(folder, task.evaluated(), card)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the network if it is the best so far, and a line of history."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, SegmentationTask)
+        score = float(trainer.callback_metrics["val/miou"])
+        line = {"step": trainer.global_step, "hours": self.elapsed() / 3600}
+        line |= {k: round(float(v), 3) for k, v in trainer.callback_metrics.items()}
+        with (self.folder / "history.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if score > self.best:
+            self.best = score
+            self.save(trainer, pl_module, self.folder / "best")
+
+
+def total_steps(config: Config, pairs: int) -> int:
+    """Optimiser steps of a run: max_steps, or epochs over `pairs` training pairs."""
+    if config.train.max_steps is not None:
+        return config.train.max_steps
+    return max(1, math.ceil(config.train.epochs * pairs / config.train.batch_size))
+
+
+def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
+    """Training and validation split of the configuration; a leak between them is refused (InputError)."""
+    data = config.data
+    if not data.allow_train_test_leak_and_know_that_scores_are_worthless:
+        lists = {s: entries(data.dataset, data.root, s, data.class_file) for s in (data.train_split, data.val_split)}
+        require_no_leak(lists)
+    opened = [
+        open_split(data.dataset, data.root, split, data.class_file, cache=True)
+        for split in (data.train_split, data.val_split)
+    ]
+    for split in opened:
+        if split.num_classes != len(config.model.classes):
+            raise InputError(
+                f"model.classes: {len(config.model.classes)} classes, data set {data.dataset} has {split.num_classes}; "
+                "use a configuration made for this data set"
+            )
+    return opened[0], opened[1]
+
+
+def train(config: Config, resume: bool = False, command: str = "") -> Path:
+    """Run (or with `resume` continue) the training that `config` describes; returns the folder it wrote into.
+
+    `out/best` and `out/final` are checkpoint folders, `out/last.ckpt` is what resume continues from, `out/logs` holds
+    CSV and TensorBoard logs. Raises InputError for bad settings or data.
+    """
+    out = Path(config.train.out)
+    last = out / LAST
+    if last.exists() and not resume:
+        raise InputError(f"{out}: holds an unfinished or finished run; give --resume to continue or another train.out")
+    if resume and not last.exists():
+        raise InputError(f"{out}: has no {LAST} to resume from; start without --resume")
+    train_set, val_set = open_data(config)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"train.out: {out} cannot be written ({error.strerror}); choose another folder") from None
+    steps = total_steps(config, len(train_set))
+    L.seed_everything(config.train.seed, verbose=False)
+    task = SegmentationTask(build_network(config.model), config, steps, class_shares(train_set))
+    card = {"command": command, "commit": commit(), "seed": config.train.seed, "config": to_dict(config)}
+    best = BestWeights(out, card)
+    trainer = L.Trainer(
+        accelerator=config.train.accelerator,
+        devices=int(config.train.devices) if config.train.devices.isdigit() else config.train.devices,
+        num_nodes=config.train.num_nodes,
+        strategy=config.train.strategy,
+        precision=config.train.precision,
+        max_steps=steps,
+        max_epochs=-1,
+        val_check_interval=min(config.train.validate_every, steps),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        gradient_clip_val=config.train.gradient_clip or None,
+        log_every_n_steps=10,
+        use_distributed_sampler=False,
+        logger=[CSVLogger(out, name="logs", version="csv"), TensorBoardLogger(out, name="logs", version="tensorboard")],
+        callbacks=[
+            best,
+            ModelCheckpoint(
+                dirpath=out,
+                filename="last",
+                train_time_interval=timedelta(minutes=config.train.checkpoint_minutes),
+                enable_version_counter=False,
+            ),
+            LearningRateMonitor("step"),
+            TQDMProgressBar(refresh_rate=1 if steps < 200 else 10),
+        ],
+    )
+    data = PairData(config, train_set, val_set, steps)
+    trainer.fit(task, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=False if resume else None)
+    trainer.save_checkpoint(last)
+    if trainer.is_global_zero:
+        best.save(trainer, task, out / "final")
+        if not (out / "best").exists():
+            best.save(trainer, task, out / "best")
+    torch.set_grad_enabled(True)
+    return out
