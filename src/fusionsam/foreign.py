@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fusionsam.structures import InputError
 
 SamKind = Literal["tinyvit", "sam", "sam2"]
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 Tensors = dict[str, Tensor]
 Rules = tuple[tuple[str, str], ...]  # (pattern, replacement), every matching one applied in turn
 
@@ -203,7 +204,8 @@ def sam_parts(source: str | Path) -> SamParts:
     with BatchNorm folded), a transformers SamModel / Sam2Model folder, or a hub name of one. The format is told by
     its tensors' names. InputError for a file that is none of these or that holds a tensor with no place."""
     local = Path(source)
-    tensors = read_tensors(local if local.exists() or local.suffix else fetch(str(source), "model.safetensors"))
+    is_path = local.exists() or local.suffix in SUFFIXES or len(local.parts) != 2  # a hub name is owner/name
+    tensors = read_tensors(local if is_path else fetch(str(source), "model.safetensors"))
     form = next((f for f in FORMATS if f.marker in tensors), None)
     if form is None:
         raise InputError(
@@ -216,7 +218,7 @@ def sam_parts(source: str | Path) -> SamParts:
     for name, tensor in tensors.items():
         if name in form.single:
             part, target = form.single[name].split(":")
-            parts[part][target] = tensor
+            parts[part].setdefault(target, tensor)  # transformers may store the positions under both names
             continue
         for part, (prefix, rules) in (("image", form.image), ("prompt", form.prompt), ("decoder", form.decoder)):
             if name.startswith(prefix):

@@ -7,7 +7,6 @@ weights exist for (timm) stays trainable in every training mode.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +52,7 @@ class ImageEncoder(nn.Module):
         """Where a picture of height x width pixels lies: native size padded up to `stride`, or, with `image_size`,
         its long side scaled to that (SAM's rounding: half up) inside the square."""
         if self.image_size is None:
-            size = (math.ceil(height / self.stride) * self.stride, math.ceil(width / self.stride) * self.stride)
+            size = (height + -height % self.stride, width + -width % self.stride)  # holds for symbolic sizes too
             return Frame(size=size, content=(height, width))
         scale = self.image_size / max(height, width)
         content = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
@@ -61,7 +60,7 @@ class ImageEncoder(nn.Module):
 
     def place(self, image: Tensor, frame: Frame) -> Tensor:
         """(B,3,H,W) in [0,1] -> (B,3,*frame.size): resized to the content, normalised, zeros at right and bottom."""
-        if tuple(image.shape[-2:]) != tuple(frame.content):
+        if self.image_size is not None and tuple(image.shape[-2:]) != frame.content:
             image = F.interpolate(image, frame.content, mode="bilinear", antialias=True)
         image = (image - self.mean) / self.std
         return F.pad(image, (0, frame.size[1] - frame.content[1], 0, frame.size[0] - frame.content[0]))
@@ -72,7 +71,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> ImageFeatures:
         """Picture (B,3,H,W) in [0,1] -> SAM's embedding and finer levels over the whole frame."""
-        frame = self.frame(int(image.shape[-2]), int(image.shape[-1]))
+        frame = self.frame(image.shape[-2], image.shape[-1])
         embedding, levels = self.encode(self.place(image, frame))
         return ImageFeatures(embedding=embedding, levels=levels, frame=frame)
 
@@ -97,8 +96,9 @@ class TimmEncoder(ImageEncoder):
                 f"model.encoder.source: {config.source!r} is not a timm model with feature levels ({error}); "
                 "choose one, for example tf_efficientnet_lite0"
             ) from None
-        cfg = timm.get_pretrained_cfg(config.source) or timm.models.PretrainedCfg()
-        super().__init__(LITE_MEAN, LITE_STD) if lite else super().__init__(tuple(cfg.mean), tuple(cfg.std))
+        known = timm.get_pretrained_cfg(config.source)
+        mean, std = (tuple(known.mean), tuple(known.std)) if known else (IMAGENET_MEAN, IMAGENET_STD)
+        super().__init__(*((LITE_MEAN, LITE_STD) if lite else (mean, std)))
         strides = list(backbone.feature_info.reduction())
         if not {4, 8, 16, 32} <= set(strides):
             raise InputError(

@@ -15,7 +15,6 @@ from transformers.models.sam.modeling_sam import SamVisionEncoder
 from fusionsam import foreign
 from fusionsam.structures import InputError
 
-# 0.02 in place of transformers' 1e-10, with which a random ViT would pass nothing on.
 _VIT: dict[str, dict[str, Any]] = {
     "facebook/sam-vit-base": {},
     "facebook/sam-vit-large": {
@@ -70,6 +69,7 @@ def _vision_section(source: str, model_type: str) -> dict[str, Any]:
 def vit_config(source: str) -> SamVisionConfig:
     """The ViT's configuration for an official hub name (no download) or a folder with config.json."""
     if source in _VIT:
+        # 0.02 in place of transformers' 1e-10, with which a random ViT would pass nothing on
         return SamVisionConfig(initializer_range=0.02, **_VIT[source])
     return SamVisionConfig(**_vision_section(source, "sam"))
 
