@@ -29,7 +29,7 @@ class DatasetRow:
     foreground: tuple[int, ...]
     """Class ids of objects, as against the scene around them."""
     layout: Literal["lists", "split_folders", "pairs", "manifest"]
-    """lists: NAME.txt beside the images; split_folders: train/ and test/; pairs: a folder a modality; manifest: a table."""
+    """lists: NAME.txt beside images; split_folders: train/, test/; pairs: a folder a modality; manifest: a table."""
     folders: Mapping[str, tuple[str, ...]]
     protocols: tuple[str, ...]
     """Names of the scoring protocols that fit, headline first."""

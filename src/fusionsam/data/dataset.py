@@ -103,7 +103,8 @@ def _read_label(entry: Entry, row: DatasetRow | None) -> Tensor:
         if bad:
             raise InputError(
                 f"{entry.label}: label ids {bad[:8]} are outside of 0..{row.num_classes - 1} ("
-                f"{row.num_classes} classes of {row.name!r}; {IGNORE} = ignore); mend the label or give the right class file"
+                f"{row.num_classes} classes of {row.name!r}; {IGNORE} = ignore); "
+                "mend the label or give the right class file"
             )
     return label.flip(-1) if entry.mirrored else label
 

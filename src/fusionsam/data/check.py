@@ -1,0 +1,107 @@
+"""A look at a data set before hours are spent on it: every problem is reported, not the first alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from fusionsam.data.catalog import DatasetRow, find
+from fusionsam.data.dataset import IGNORE, read_sample
+from fusionsam.data.images import image_size
+from fusionsam.data.leaks import Fingerprints, compare
+from fusionsam.data.splits import Entry, entries
+from fusionsam.structures import InputError, Sample
+
+
+def check(
+    dataset: str,
+    root: str | Path,
+    splits: Sequence[str] | None = None,
+    class_file: str | Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Read every pair of the splits and report what is there and what is wrong.
+
+    Without `splits`: those of the row that can be found. Keys: dataset, root, splits (per split: pairs, labelled, sizes
+    {HxW: count}, class_percent {name: percent of label pixels}), errors (splits that cannot be listed), unreadable
+    (path and reason), size_mismatches, bad_labels, shared (leaks, each with kind, splits and ids), ok. Raises
+    InputError only for an unknown data set, a bad class file, or if no split can be listed."""
+    row = find(dataset, class_file)
+    report: dict[str, Any] = {"dataset": dataset, "root": str(root), "splits": {}, "errors": []}
+    report |= {"unreadable": [], "size_mismatches": [], "bad_labels": [], "shared": []}
+    found: dict[str, list[Entry]] = {}
+    for split in splits or row.splits:
+        try:
+            found[split] = entries(dataset, root, split, class_file)
+        except InputError as error:
+            report["errors"].append({"split": split, "reason": str(error)})
+    if not found:
+        raise InputError(report["errors"][0]["reason"])
+    if splits is None:  # a split nobody asked for by name may simply not be there
+        report["errors"] = []
+    prints: dict[str, Fingerprints] = {}
+    ids: dict[str, list[str]] = {}
+    for split, members in found.items():
+        prints[split], ids[split] = Fingerprints(), []
+        sizes: Counter[str] = Counter()
+        pixels, labelled = torch.zeros(256, dtype=torch.long), 0
+        for entry in tqdm(members, desc=f"checking {split}", disable=not progress):
+            sample = _examined(entry, split, row, report)
+            if sample is None:
+                continue
+            sizes["x".join(map(str, sample.size))] += 1
+            if sample.label is not None:
+                labelled += 1
+                pixels += torch.bincount(sample.label.clamp(0, 255).flatten(), minlength=256)
+            prints[split].add(entry, sample)
+            ids[split].append(entry.id)
+        counted = max(int(pixels.sum() - pixels[IGNORE]), 1)
+        report["splits"][split] = {
+            "pairs": len(members),
+            "labelled": labelled,
+            "sizes": dict(sizes.most_common()),
+            "class_percent": {name: round(100 * int(pixels[i]) / counted, 4) for i, name in enumerate(row.classes)},
+        }
+    report["shared"] = [
+        {"kind": leak.kind, "splits": [leak.first, leak.second], "ids": [leak.first_id, leak.second_id]}
+        for leak in compare(prints, ids)
+        if not _part_of(leak.first, leak.second)
+    ]
+    report["ok"] = not any(report[key] for key in ("errors", "unreadable", "size_mismatches", "bad_labels", "shared"))
+    return report
+
+
+def _part_of(first: str, second: str) -> bool:
+    """test_day lies within test, train within trainval: sharing images is their purpose."""
+    short, long = sorted((first, second), key=len)
+    return long.startswith(f"{short}_") or (long == "trainval" and short in ("train", "val"))
+
+
+def _examined(entry: Entry, split: str, row: DatasetRow, report: dict[str, Any]) -> Sample | None:
+    """The sample, or None after the report was told what is wrong with it. Problems of one pair are all found."""
+    sizes: dict[str, tuple[int, int]] = {}
+    broken = False
+    for path in dict.fromkeys((entry.rgbt, entry.visible, entry.infrared, entry.label)):
+        if path is not None:
+            try:
+                sizes[str(path)] = image_size(path)
+            except InputError as error:
+                report["unreadable"].append({"split": split, "id": entry.id, "path": str(path), "reason": str(error)})
+                broken = True
+    if len(set(sizes.values())) > 1:
+        listed = {path: list(size) for path, size in sizes.items()}
+        report["size_mismatches"].append({"split": split, "id": entry.id, "sizes": listed})
+        broken = True
+    if broken:
+        return None
+    try:
+        return read_sample(entry, row)
+    except InputError as error:
+        key = "bad_labels" if entry.label is not None and str(error).startswith(str(entry.label)) else "unreadable"
+        report[key].append({"split": split, "id": entry.id, "reason": str(error)})
+        return None

@@ -1,0 +1,176 @@
+"""The leak guard: are images of one split, or copies of them, in another? Copies are found by id, by the content of the
+decoded pixels (also mirrored) and by perceptual hash (re-encoded, rescaled, relit, border cut off)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from fusionsam.data.dataset import read_sample
+from fusionsam.data.splits import FLIP, Entry
+from fusionsam.structures import InputError, Sample
+
+Kind = Literal["id", "content", "mirrored", "perceptual"]
+
+NEAR = 5
+"""Largest Hamming distance of two 64-bit hashes of one picture. On 156 MFNet pairs, JPEG at quality 40 and gamma 0.7
+stay within 4; consecutive frames of one recording begin at 6, frames of neighbouring blocks of a recording at 9."""
+_MARGINS = [(m, m, m, m) for m in (0.0, 0.025, 0.05)] + [
+    (0.05, 0.0, 0.0, 0.0), (0.0, 0.05, 0.0, 0.0), (0.0, 0.0, 0.05, 0.0), (0.0, 0.0, 0.0, 0.05)
+]  # fmt: skip
+"""Borders cut off before hashing: shares of width and height at left, top, right, bottom; the first is the whole."""
+_FLAT = 2.0  # grey levels; the hash of a picture flatter than this is noise
+_PROGRESS_FROM = 200
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One image of split `first` that is also in split `second`."""
+
+    kind: Kind
+    first: str
+    first_id: str
+    second: str
+    second_id: str
+    distance: int = 0
+    """perceptual: the larger Hamming distance of the two modalities, bits of 64."""
+
+    def __str__(self) -> str:
+        more = f" at {self.distance} of 64 bits" if self.kind == "perceptual" else ""
+        return f"{self.first}/{self.first_id} = {self.second}/{self.second_id} ({self.kind}{more})"
+
+
+@dataclass
+class Fingerprints:
+    """What is remembered of the images of one split."""
+
+    places: list[set[tuple[str, str]]] = field(default_factory=list)  # (folder, id without _flip) of each file
+    content: list[set[str]] = field(default_factory=list)
+    mirrored: list[set[str]] = field(default_factory=list)
+    hashes: list[NDArray[np.uint64]] = field(default_factory=list)  # (variants, 2)
+    known: list[NDArray[np.bool_]] = field(default_factory=list)  # (2,): visible, infrared there and not flat
+
+    def add(self, entry: Entry, sample: Sample) -> None:
+        """Remember one pair."""
+        stem = entry.id.removesuffix(FLIP)
+        files = [path for path in (entry.rgbt, entry.visible, entry.infrared) if path is not None]
+        self.places.append({(str(Path(path).resolve().parent), stem) for path in files})
+        arrays = [sample.visible, sample.infrared]
+        filled = [array for array in arrays if array is not None and array.min() != array.max()]
+        self.content.append({_digest(array) for array in filled})
+        self.mirrored.append({_digest(array.flip(-1)) for array in filled})
+        both = [_variants(array) for array in arrays]
+        self.hashes.append(np.stack([hashes for hashes, _ in both], axis=1))
+        self.known.append(np.array([known for _, known in both]))
+
+
+def _digest(array: Tensor) -> str:
+    return hashlib.sha256(repr(tuple(array.shape)).encode() + array.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _variants(array: Tensor | None) -> tuple[NDArray[np.uint64], bool]:
+    """dHashes (2 * margins,) of the picture and its mirror under every margin, and whether they mean anything."""
+    count = 2 * len(_MARGINS)
+    if array is None:
+        return np.zeros(count, dtype=np.uint64), False
+    pixels = array.numpy().transpose(1, 2, 0)
+    grey = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("L")
+    width, height = grey.size
+    # Shrunk once, so that the fourteen variants cost little; the box of a resize may have fractions of pixels.
+    small = grey.resize((min(width, 144), min(height, 128)), Image.Resampling.BOX).convert("F")
+    hashes, known = [], True
+    for left, top, right, bottom in _MARGINS:
+        box = (left * small.width, top * small.height, (1 - right) * small.width, (1 - bottom) * small.height)
+        cells = np.asarray(small.resize((9, 8), Image.Resampling.BOX, box=box))
+        known = known and float(cells.std()) >= _FLAT
+        for view in (cells, cells[:, ::-1]):
+            bits = np.packbits((view[:, 1:] > view[:, :-1]).ravel())
+            hashes.append(int.from_bytes(bits.tobytes(), "big"))
+    return np.array(hashes, dtype=np.uint64), known
+
+
+def fingerprint(name: str, entries: Sequence[Entry], progress: bool = True) -> Fingerprints:
+    """Read every pair of a split once. Raises InputError for unreadable files."""
+    found = Fingerprints()
+    quiet = not progress or len(entries) < _PROGRESS_FROM
+    for entry in tqdm(entries, desc=f"leak guard: {name}", disable=quiet):
+        found.add(entry, read_sample(entry))
+    return found
+
+
+def leaks(splits: Mapping[str, Sequence[Entry]], progress: bool = True) -> list[Leak]:
+    """Every image shared by two of the splits, each pair once under its strongest kind.
+
+    id: the same name (a `_flip` suffix aside) in the same folder; content: equal pixels of either modality; mirrored:
+    equal after mirroring; perceptual: dHash within NEAR bits in both modalities (if only one is there, in that)."""
+    prints = {name: fingerprint(name, entries, progress) for name, entries in splits.items()}
+    ids = {name: [entry.id for entry in entries] for name, entries in splits.items()}
+    return compare(prints, ids)
+
+
+def compare(prints: Mapping[str, Fingerprints], ids: Mapping[str, Sequence[str]]) -> list[Leak]:
+    """`leaks` for splits that have been read already."""
+    found: list[Leak] = []
+    for first, second in combinations(prints, 2):
+        one, two = prints[first], prints[second]
+        kinds: dict[tuple[int, int], tuple[Kind, int]] = {}
+        matches: list[tuple[Kind, Sequence[set], Sequence[set]]] = [
+            ("id", one.places, two.places),
+            ("content", one.content, two.content),
+            ("mirrored", one.mirrored, two.content),
+        ]
+        for kind, left, right in matches:
+            for pair in _shared(left, right):
+                kinds.setdefault(pair, (kind, 0))
+        for pair, distance in _near(one, two):
+            kinds.setdefault(pair, ("perceptual", distance))
+        for (i, j), (kind, distance) in sorted(kinds.items()):
+            found.append(Leak(kind, first, ids[first][i], second, ids[second][j], distance))
+    return found
+
+
+def _shared(left: Sequence[set], right: Sequence[set]) -> list[tuple[int, int]]:
+    holders: dict[object, list[int]] = {}
+    for j, keys in enumerate(right):
+        for key in keys:
+            holders.setdefault(key, []).append(j)
+    return sorted({(i, j) for i, keys in enumerate(left) for key in keys for j in holders.get(key, ())})
+
+
+def _near(one: Fingerprints, two: Fingerprints) -> list[tuple[tuple[int, int], int]]:
+    if not one.hashes or not two.hashes:
+        return []
+    a, b = np.stack(one.hashes), np.stack(two.hashes)  # (n, variants, 2)
+    known_a, known_b = np.stack(one.known), np.stack(two.known)  # (n, 2)
+    found = []
+    for i in range(len(a)):
+        known = known_a[i] & known_b  # (m, 2)
+        # The copy may be the one that was cut, or the original: whole against variants, both ways round.
+        bits = np.concatenate([a[i, :1] ^ b, a[i] ^ b[:, :1]], axis=1)  # (m, 2 * variants, 2)
+        distance = np.where(known[:, None], np.bitwise_count(bits), 0).max(axis=2).min(axis=1)
+        for j in np.flatnonzero((distance <= NEAR) & known.any(axis=1)):
+            found.append(((i, int(j)), int(distance[j])))
+    return found
+
+
+def require_no_leak(
+    splits: Mapping[str, Sequence[Entry]], progress: bool = True, kinds: Sequence[Kind] = get_args(Kind)
+) -> None:
+    """InputError with the first few leaks if any image is shared by two of the splits, counting the given kinds."""
+    found = [leak for leak in leaks(splits, progress) if leak.kind in kinds]
+    if found:
+        shown = "; ".join(map(str, found[:3])) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+        raise InputError(
+            f"splits {', '.join(splits)} share {len(found)} images: {shown}; expected none in common; remove them from "
+            "one split"
+        )
