@@ -49,8 +49,9 @@ def brighten(color: Color) -> Color:
 
 
 def _font_size(height: int, width: int) -> int:
-    """Text of about 1/28 of the shorter side; 11 is the smallest that reads well."""
-    return max(11, round(min(height, width) / 28))
+    """Text of about 1/28 of the shorter side, growing half as fast above 1024; 11 is the smallest that reads well."""
+    side = min(height, width)
+    return max(11, round((side + min(side, 1024)) / 56))
 
 
 def _contour(ids: NDArray[Any], thickness: int) -> NDArray[np.bool_]:
@@ -160,8 +161,9 @@ def overlay(
         )
     height, width = ids.shape
     shown = (ids != 0) & (ids != IGNORED)
-    result = picture.copy()
-    result[shown] = np.rint((1 - alpha) * picture[shown] + alpha * colors[shown].astype(np.float32)).astype(np.uint8)
+    # Pillow blends bytes: a float copy of a 4096 x 4096 picture would take most of a gigabyte.
+    blended = np.asarray(Image.blend(Image.fromarray(picture), Image.fromarray(colors), alpha))
+    result = np.where(shown[..., None], blended, picture)
     edge = shown & _contour(ids, max(1, round(min(height, width) / 480)))
     bright = np.zeros((256, 3), np.uint8)
     bright[: len(palette)] = [brighten(color) for color in palette]
@@ -171,9 +173,9 @@ def overlay(
         _draw_prompts(image, prompts)
     if not legend:
         return image
-    counts = np.bincount(ids[shown].ravel(), minlength=len(palette))
-    present = [int(index) for index in np.flatnonzero(counts)]
-    entries = [(f"{classes[i]}  {_share(int(counts[i]), ids.size)}", palette[i]) for i in present]
+    counts = Image.fromarray(ids.astype(np.uint8)).histogram()
+    present = [index for index in range(1, len(palette)) if counts[index] and index != IGNORED]
+    entries = [(f"{classes[i]}  {_share(counts[i], ids.size)}", palette[i]) for i in present]
     strip = _legend(entries or [("no class found", PAPER)], width, _font_size(height, width))
     canvas = Image.new("RGB", (strip.width, height + strip.height), PAPER)
     canvas.paste(image, (0, 0))
