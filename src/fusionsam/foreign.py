@@ -153,7 +153,7 @@ def read_tensors(path: str | Path) -> Tensors:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            found = load_file(path)
+            found: object = load_file(path)
         else:
             found = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # the readers raise a dozen types on damaged bytes, none of them ours

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -99,7 +100,8 @@ class TimmEncoder(ImageEncoder):
         known = timm.get_pretrained_cfg(config.source)
         mean, std = (tuple(known.mean), tuple(known.std)) if known else (IMAGENET_MEAN, IMAGENET_STD)
         super().__init__(*((LITE_MEAN, LITE_STD) if lite else (mean, std)))
-        strides = list(backbone.feature_info.reduction())
+        info: Any = backbone.feature_info
+        strides = list(info.reduction())
         if not {4, 8, 16, 32} <= set(strides):
             raise InputError(
                 f"model.encoder.source: {config.source} has features at strides {strides}, 4, 8, 16 and 32 are "
@@ -109,7 +111,7 @@ class TimmEncoder(ImageEncoder):
         self.picked = [strides.index(s) for s in (4, 8, 16, 32)]
         self.stride = 32
         self.level_strides = [4, 8, 16, 32]
-        self.level_channels = [backbone.feature_info.channels()[i] for i in self.picked]
+        self.level_channels = [info.channels()[i] for i in self.picked]
         self.lateral16 = nn.Conv2d(self.level_channels[2], embed_dim, 1, bias=False)
         self.lateral32 = nn.Conv2d(self.level_channels[3], embed_dim, 1, bias=False)
         self.neck = nn.Sequential(
@@ -148,7 +150,7 @@ class SamEncoder(ImageEncoder):
     def __init__(self, config: EncoderConfig, embed_dim: int) -> None:
         super().__init__()
         self.backbone = sam_encoder.build_vit(config.source, embed_dim)
-        self.image_size = int(self.backbone.config.image_size)
+        self.image_size = sam_encoder.square_side(config.source, self.backbone.config.image_size)
         self.stride = 16
         self.level_strides = []
         self.level_channels = []
@@ -164,7 +166,7 @@ class Sam2Encoder(ImageEncoder):
     def __init__(self, config: EncoderConfig, embed_dim: int) -> None:
         super().__init__()
         self.backbone = sam_encoder.HieraVision(config.source, embed_dim)
-        self.image_size = int(self.backbone.vision_encoder.config.backbone_config.image_size[0])
+        self.image_size = self.backbone.image_size
         self.stride = 16
         self.level_strides = [4, 8, 16]
         self.level_channels = [embed_dim] * 3

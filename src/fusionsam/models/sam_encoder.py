@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from fusionsam import foreign
 from fusionsam.structures import InputError
+
+ConfigT = TypeVar("ConfigT", SamVisionConfig, Sam2VisionConfig)
 
 _VIT: dict[str, dict[str, Any]] = {
     "facebook/sam-vit-base": {},
@@ -66,12 +68,23 @@ def _vision_section(source: str, model_type: str) -> dict[str, Any]:
     return section
 
 
+def _from_section(kind: type[ConfigT], source: str, model_type: str) -> ConfigT:
+    section = _vision_section(source, model_type)
+    try:
+        return kind(**section)
+    except Exception as error:  # transformers' strict configurations raise their own types
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"model.encoder.source: {source}: config.json has an impossible vision part ({reason})"
+        ) from None
+
+
 def vit_config(source: str) -> SamVisionConfig:
     """The ViT's configuration for an official hub name (no download) or a folder with config.json."""
     if source in _VIT:
         # 0.02 in place of transformers' 1e-10, with which a random ViT would pass nothing on
         return SamVisionConfig(initializer_range=0.02, **_VIT[source])
-    return SamVisionConfig(**_vision_section(source, "sam"))
+    return _from_section(SamVisionConfig, source, "sam")
 
 
 def hiera_config(source: str) -> Sam2VisionConfig:
@@ -79,7 +92,7 @@ def hiera_config(source: str) -> Sam2VisionConfig:
     for prefix in ("facebook/sam2.1-hiera-", "facebook/sam2-hiera-"):
         if source.startswith(prefix) and source.removeprefix(prefix) in _HIERA:
             return Sam2VisionConfig(**_HIERA[source.removeprefix(prefix)])
-    return Sam2VisionConfig(**_vision_section(source, "sam2"))
+    return _from_section(Sam2VisionConfig, source, "sam2")
 
 
 def build_vit(source: str, embed_dim: int) -> SamVisionEncoder:
@@ -99,6 +112,8 @@ class HieraVision(nn.Module):
         _check_width(source, config.fpn_hidden_size, embed_dim)
         if config.num_feature_levels != 3:
             raise InputError(f"model.encoder.source: {source} has {config.num_feature_levels} feature levels, not 3")
+        backbone: Any = config.backbone_config
+        self.image_size = square_side(source, backbone.image_size)
         self.vision_encoder = Sam2VisionModel(config)
         self.no_memory_embedding = nn.Parameter(torch.zeros(1, 1, embed_dim))
 
@@ -106,6 +121,14 @@ class HieraVision(nn.Module):
         """Normalised square (B,3,S,S) -> embedding (B,E,S/16,S/16) and FPN maps (B,E,.,.) at strides 4, 8 and 16."""
         levels = list(self.vision_encoder(placed).fpn_hidden_states)
         return levels[-1] + self.no_memory_embedding.view(1, -1, 1, 1), levels
+
+
+def square_side(source: str, size: int | list[int] | tuple[int, ...]) -> int:
+    """The side of the square frame that a configuration's `image_size` means. InputError if it is not a square."""
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise InputError(f"model.encoder.source: {source} works on {size} pixels; a square frame is needed")
+    return int(sides.pop())
 
 
 def _check_width(source: str, found: int, wanted: int) -> None:

@@ -28,7 +28,8 @@ class FoldedConv(nn.Module):
         self.c = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups)
         # Without a BatchNorm behind it, PyTorch's default would let the signal die out over the stages.
         nn.init.kaiming_normal_(self.c.weight, nonlinearity="relu")
-        nn.init.zeros_(self.c.bias)
+        if self.c.bias is not None:
+            nn.init.zeros_(self.c.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,inputs,H,W) -> (B,outputs,H/stride,W/stride)."""
