@@ -213,6 +213,9 @@ class LossConfig:
     """1 - SSIM to both sources."""
     reconstruction_weight: float = 1.0
     """L_rec, eq. 5."""
+    reconstruction_share: float = 0.25
+    """Joint training: share of each batch that is reconstructed for eq. 5 (G_i is the dearest part of LSTG); at least
+    one image. Stage 1 reconstructs all."""
     commitment_weight: float = 0.25
     """gamma of eq. 9 on L_commit, eq. 6."""
     perceptual_weight: float = 0.1
@@ -343,7 +346,11 @@ def _debug() -> ModelConfig:
 
 
 def _tiny() -> ModelConfig:
-    return ModelConfig(preset="tiny", fusion=FusionConfig(kv_stride=8))
+    return ModelConfig(
+        preset="tiny",
+        tokenizer=TokenizerConfig(blocks=1, codebook_size=512),
+        fusion=FusionConfig(heads=2, kv_stride=8),
+    )
 
 
 def _sam(preset: str, source: str) -> Callable[[], ModelConfig]:

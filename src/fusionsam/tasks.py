@@ -110,6 +110,7 @@ class SegmentationTask(L.LightningModule):
         pairs = ((output.latents.visible, batch.visible), (output.latents.infrared, batch.infrared))
         for index, (latents, image) in enumerate(pairs):
             rows = batch.present[:, index].nonzero()[:, 0]
+            rows = rows[: max(1, round(self.settings.loss.reconstruction_share * len(rows)))]
             if len(rows):
                 rebuilt = self.network.tokenizer.reconstruct(index, latents[rows])
                 rebuilt = rebuilt[:, :, : image.shape[2], : image.shape[3]]

@@ -1,7 +1,8 @@
 """The things that stand in a synthetic street, drawn in a pinhole camera on four layers at once.
 
 A Canvas holds colour (albedo), emitted light, heat and label; every shape is drawn on all of them, so that the
-modalities and the label cannot come apart. World coordinates are metres: x right, y up from the road, z away from the camera."""
+modalities and the label cannot come apart. World coordinates are metres: x right, y up from the road, z away from the
+camera."""
 
 from __future__ import annotations
 

@@ -56,10 +56,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     batch, dim, height, width = query.shape
 
     def split(grid: Tensor) -> Tensor:
-        return grid.reshape(batch, heads, dim // heads, -1).transpose(2, 3)
+        # in channels_last memory these are views, no copies
+        return grid.permute(0, 2, 3, 1).reshape(batch, -1, heads, dim // heads).transpose(1, 2)
 
     out = F.scaled_dot_product_attention(split(query), split(key), split(value))
-    return out.transpose(2, 3).reshape(batch, dim, height, width)
+    return out.transpose(1, 2).reshape(batch, height, width, dim).permute(0, 3, 1, 2)
 
 
 def resize(grid: Tensor, size: tuple[int, int]) -> Tensor:
