@@ -8,7 +8,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ MAX_PIXELS = 4096 * 4096 * 2
 """Largest height * width that is decoded."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 """File names that count as images when folders are listed."""
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "MPO")  # MPO: JPEGs of thermal cameras with a second picture behind the first
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 0x0112
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
@@ -77,19 +77,14 @@ def _tiff_header(path: Path) -> tuple[int, int, np.dtype | None]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """A PIL image whose header has been judged; nothing is decoded yet. Every decoding error becomes InputError."""
+def _guarded(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while a file is opened or decoded becomes InputError with one line."""
     _exists(path)
     try:
-        if _is_tiff(path):
-            width, height, _ = _tiff_header(path)
-            _bounded(path, width, height)
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning)
-            with Image.open(path, formats=_FORMATS) as image:
-                _bounded(path, *image.size)
-                yield image
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -106,36 +101,53 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise InputError(f"{path}: damaged or truncated image ({_one_line(error)}); fetch the file again") from error
 
 
-def _turned(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image) or image
-
-
 def image_size(path: str | Path) -> tuple[int, int]:
     """(H, W) in pixels as the readers return it (EXIF orientation applied), from the header alone.
 
     Raises InputError for whatever is not an image within MAX_PIXELS."""
-    with _opened(Path(path)) as image:
-        width, height = image.size
-        turned = image.getexif().get(_ORIENTATION, 1) >= 5
-        return (width, height) if turned else (height, width)
+    path = Path(path)
+    with _guarded(path):
+        if _is_tiff(path):
+            width, height, dtype = _tiff_header(path)
+            if _is_deep(dtype):
+                _bounded(path, width, height)
+                return height, width
+        with Image.open(path, formats=_FORMATS) as image:
+            width, height = image.size
+            _bounded(path, width, height)
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5
+    return (width, height) if turned else (height, width)
 
 
-def _deep(path: Path, image: Image.Image) -> Pixels | None:
-    """(H,W) or (H,W,C) of a file with more than 8 bits a channel, as stored; None for 8-bit files."""
-    if _is_tiff(path):
-        _, _, dtype = _tiff_header(path)
-        if dtype is not None and dtype not in (np.dtype("uint8"), np.dtype("bool")):
-            try:
-                with tifffile.TiffFile(path) as tiff:
-                    page = tiff.pages[0]
-                    array = np.asarray(page.asarray())
-                    return np.moveaxis(array, 0, -1) if page.axes.startswith("S") else array
-            except ValueError as error:  # a compression that tifffile leaves to an extra package; PIL may know it
-                if "imagecodecs" not in str(error):
-                    raise
-    if image.mode.startswith("I") or image.mode == "F":
-        return np.asarray(_turned(image))
-    return None
+def _is_deep(dtype: np.dtype | None) -> bool:
+    return dtype is not None and dtype not in (np.dtype("uint8"), np.dtype("bool"))
+
+
+def _load(path: Path) -> Image.Image | Pixels:
+    """An upright PIL image with 8 bits a channel, or the (H,W) or (H,W,C) array of a deeper file, as stored."""
+    with _guarded(path):
+        if _is_tiff(path):
+            width, height, dtype = _tiff_header(path)
+            _bounded(path, width, height)
+            if _is_deep(dtype) and (array := _tiff_array(path)) is not None:
+                return array
+        with Image.open(path, formats=_FORMATS) as image:
+            _bounded(path, *image.size)
+            upright = ImageOps.exif_transpose(image)
+        return np.asarray(upright) if upright.mode.startswith("I") or upright.mode == "F" else upright
+
+
+def _tiff_array(path: Path) -> Pixels | None:
+    """None for a compression that tifffile leaves to an extra package: PIL may know it."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages[0]
+            array = np.asarray(page.asarray())
+            return np.moveaxis(array, 0, -1) if page.axes.startswith("S") else array
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        return None
 
 
 def _stretch(path: Path, array: Pixels) -> NDArray[np.uint8]:
@@ -177,28 +189,24 @@ def read_visible(path: str | Path) -> Tensor:
     """uint8 (3,H,W), 0-255. Grey becomes three equal channels, alpha is dropped, 16 bits keep their high byte, EXIF
     orientation is applied. Raises InputError for whatever cannot be read."""
     path = Path(path)
-    with _opened(path) as image:
-        deep = _deep(path, image)
-        if deep is None:
-            return _chw(_rgb(_turned(image)))
-        array = _shallow_visible(path, deep)
-        array = array[:, :, None] if array.ndim == 2 else array[:, :, :3]
-        return _chw(np.broadcast_to(array, (*array.shape[:2], 3)))
+    image = _load(path)
+    if isinstance(image, Image.Image):
+        return _chw(_rgb(image))
+    array = _shallow_visible(path, image)
+    array = array[:, :, None] if array.ndim == 2 else array[:, :, :3]
+    return _chw(np.broadcast_to(array, (*array.shape[:2], 3)))
 
 
 def read_infrared(path: str | Path) -> Tensor:
     """uint8 (1,H,W), 0-255. Of three equal channels one is taken, of unequal ones the luma. More than 8 bits (or
     floats) are stretched from their 0.5 and 99.5 percentiles to 0-255. Raises InputError for unreadable files."""
     path = Path(path)
-    with _opened(path) as image:
-        deep = _deep(path, image)
-        if deep is not None:
-            grey = deep if deep.ndim == 2 else _grey(deep[:, :, :3].astype(np.float32))
-            return _chw(_stretch(path, grey))
-        image = _turned(image)
-        if image.mode in ("L", "LA"):
-            return _chw(np.array(image.getchannel(0)))
-        return _chw(_grey(_rgb(image)).round().astype(np.uint8))
+    image = _load(path)
+    if not isinstance(image, Image.Image):
+        return _chw(_stretch(path, image if image.ndim == 2 else _grey(image[:, :, :3].astype(np.float32))))
+    if image.mode in ("L", "LA"):
+        return _chw(np.array(image.getchannel(0)))
+    return _chw(_grey(_rgb(image)).round().astype(np.uint8))
 
 
 def _grey(rgb: Pixels) -> Pixels:
@@ -212,13 +220,16 @@ def read_rgbt(path: str | Path) -> tuple[Tensor, Tensor]:
 
     Raises InputError for unreadable files and for any other number of channels."""
     path = Path(path)
-    with _opened(path) as image:
-        if image.mode != "RGBA":
-            raise InputError(
-                f"{path}: mode {image.mode}, {len(image.getbands())} channels; expected 4 channels, RGB then thermal "
-                "(MFNet's layout); for separate files use the data set 'pairs'"
-            )
-        array = np.array(_turned(image))
+    image = _load(path)
+    if not isinstance(image, Image.Image) or image.mode != "RGBA":
+        found = (
+            f"{len(image.getbands())} channels" if isinstance(image, Image.Image) else f"{image.dtype} {image.shape}"
+        )
+        raise InputError(
+            f"{path}: {found}; expected 4 channels of 8 bits, RGB then thermal (MFNet's layout); for separate "
+            "files use the data set 'pairs'"
+        )
+    array = np.array(image)
     return _chw(array[:, :, :3]), _chw(array[:, :, 3])
 
 
@@ -226,19 +237,20 @@ def read_label(path: str | Path, palette: Sequence[tuple[int, int, int]] | None 
     """int64 (H,W) class ids: the value of a grey file, the index of a palette file. With `palette` (RGB of each id)
     colour files are translated too; a colour that is not in it raises InputError, as does a colour file without."""
     path = Path(path)
-    with _opened(path) as image:
-        image = _turned(image)
-        if image.mode in ("L", "P", "1", "LA", "PA"):
-            ids = np.array(image if len(image.getbands()) == 1 else image.getchannel(0))
-            return torch.from_numpy(ids.astype(np.int64))
-        if image.mode.startswith("I"):
-            return torch.from_numpy(np.array(image).astype(np.int64))
-        if palette is None or image.mode == "F":
-            raise InputError(
-                f"{path}: label of mode {image.mode}; expected one channel of class ids (grey or palette PNG); "
-                "for colours give the palette"
-            )
-        rgb = np.array(image.convert("RGB")).astype(np.int64)
+    image = _load(path)
+    if not isinstance(image, Image.Image):
+        if image.ndim == 2 and image.dtype.kind in "iu":
+            return torch.from_numpy(image.astype(np.int64))
+        raise InputError(f"{path}: label of {image.dtype} {image.shape}; expected one channel of integer class ids")
+    if image.mode in ("L", "P", "1", "LA", "PA"):
+        ids = np.array(image if len(image.getbands()) == 1 else image.getchannel(0))
+        return torch.from_numpy(ids.astype(np.int64))
+    if palette is None:
+        raise InputError(
+            f"{path}: label of mode {image.mode}; expected one channel of class ids (grey or palette PNG); "
+            "for colours give the palette"
+        )
+    rgb = np.array(image.convert("RGB")).astype(np.int64)
     codes = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
     ids = np.full(codes.shape, -1, dtype=np.int64)
     for index, (red, green, blue) in enumerate(palette):
@@ -270,5 +282,6 @@ def write_png(path: str | Path, array: Tensor | NDArray[np.uint8]) -> None:
         Image.fromarray(np.ascontiguousarray(array)).save(temporary, format="PNG")
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({_one_line(error)}); choose a folder you may write to") from error

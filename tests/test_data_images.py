@@ -1,0 +1,200 @@
+"""Any file a person may hand in is either read with the right values or refused in one line."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from fusionsam.data.images import image_size, read_infrared, read_label, read_rgbt, read_visible, write_png
+from fusionsam.structures import InputError
+
+H, W = 37, 53
+
+
+@pytest.fixture
+def rgb() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
+
+
+def _png_header(path: Path, width: int, height: int) -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)))
+
+
+def _bad(kind: str, folder: Path) -> Path:
+    path = folder / "x.png"
+    noise = np.random.default_rng(1).integers(0, 256, (H, W, 5), dtype=np.uint8)
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("not a picture at all\n" * 20)
+    elif kind == "truncated png":
+        Image.fromarray(noise[:, :, :3]).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "truncated jpeg":
+        path = folder / "x.jpg"
+        Image.fromarray(noise[:, :, :3]).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "truncated tiff":
+        path = folder / "x.tif"
+        tifffile.imwrite(path, noise[:, :, 0].astype(np.uint16))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "bomb":
+        _png_header(path, 30_000, 30_000)
+    elif kind == "beyond our limit":
+        _png_header(path, 6_000, 6_000)
+    elif kind == "tiff bomb":
+        path = folder / "x.tif"
+        tifffile.imwrite(path, shape=(30_000, 30_000), dtype=np.uint8)
+    elif kind == "five channels":
+        path = folder / "x.tif"
+        tifffile.imwrite(path, noise, photometric="minisblack", planarconfig="contig")
+    elif kind == "five pages":
+        path = folder / "x.tif"
+        tifffile.imwrite(path, noise.transpose(2, 0, 1), photometric="minisblack")
+    elif kind == "header only":
+        path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    return path
+
+
+@pytest.mark.parametrize("reader", [read_visible, read_infrared, read_label])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("missing", "no such file"),
+        ("folder", "is a folder"),
+        ("empty", "0 bytes"),
+        ("text", "not a readable image"),
+        ("truncated png", "truncated"),
+        ("truncated jpeg", "truncated"),
+        ("truncated tiff", "damaged"),
+        ("bomb", "900000000"),
+        ("beyond our limit", "6000x6000"),
+        ("tiff bomb", "30000x30000"),
+        ("five channels", "5 channels"),
+        ("five pages", "5 channels or pages"),
+        ("header only", "x.png"),
+    ],
+)
+def test_bad_files_are_refused_in_one_line_that_names_them(kind, said, reader, tmp_path):
+    path = _bad(kind, tmp_path)
+    with pytest.raises(InputError) as caught:
+        reader(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert said in message
+    assert "\n" not in message
+
+
+def test_visible_modes_give_the_colours_a_viewer_shows(tmp_path, rgb):
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    Image.fromarray(rgb).save(tmp_path / "a.bmp")
+    tifffile.imwrite(tmp_path / "a.tif", rgb)
+    Image.fromarray(np.dstack([rgb, rgb[..., 0]])).save(tmp_path / "rgba.png")
+    tifffile.imwrite(tmp_path / "deep.tif", rgb.astype(np.uint16) * 256 + 77)
+    tifffile.imwrite(tmp_path / "planar.tif", (rgb.astype(np.uint16) << 8).transpose(2, 0, 1), photometric="rgb")
+    tifffile.imwrite(tmp_path / "float.tif", rgb.astype(np.float32) / 255)
+    expected = torch.from_numpy(rgb).permute(2, 0, 1)
+    for name in ("a.png", "a.bmp", "a.tif", "rgba.png", "deep.tif", "planar.tif", "float.tif"):
+        assert torch.equal(read_visible(tmp_path / name), expected), name
+
+
+def test_palette_pictures_with_and_without_alpha_give_their_colours(tmp_path):
+    index = np.arange(H * W, dtype=np.uint8).reshape(H, W) % 7
+    palette = np.random.default_rng(2).integers(0, 256, (7, 3), dtype=np.uint8)
+    image = Image.fromarray(index, mode="P")
+    image.putpalette(palette.ravel().tolist())
+    image.save(tmp_path / "p.png")
+    image.save(tmp_path / "pa.png", transparency=bytes([0, 255, 30, 255, 255, 255, 255]))
+    for name in ("p.png", "pa.png"):
+        assert torch.equal(read_visible(tmp_path / name), torch.from_numpy(palette[index]).permute(2, 0, 1)), name
+        assert torch.equal(read_label(tmp_path / name), torch.from_numpy(index).long()), name
+
+
+def test_sixteen_bit_grey(tmp_path):
+    ramp = np.linspace(7000, 9000, H * W).round().astype(np.uint16).reshape(H, W)
+    Image.fromarray(ramp).save(tmp_path / "i.png")
+    tifffile.imwrite(tmp_path / "i.tif", ramp)
+    low, high = np.percentile(ramp, (0.5, 99.5))
+    expected = (np.clip((ramp - low) / (high - low), 0, 1) * 255).round()
+    for name in ("i.png", "i.tif"):
+        infrared = read_infrared(tmp_path / name)
+        assert infrared.dtype == torch.uint8
+        np.testing.assert_allclose(infrared[0].numpy(), expected, atol=1)
+        assert torch.equal(
+            read_visible(tmp_path / name), torch.from_numpy((ramp >> 8).astype(np.uint8)).expand(3, -1, -1)
+        )
+
+
+def test_infrared_stretch_ignores_dead_pixels_and_nan(tmp_path):
+    field = np.tile(np.linspace(20, 30, W, dtype=np.float32), (H, 1))
+    field[0, 0], field[1, 1] = np.nan, 1e9
+    tifffile.imwrite(tmp_path / "t.tif", field)
+    infrared = read_infrared(tmp_path / "t.tif")[0]
+    assert infrared[5, 0] == 0
+    assert infrared[5, -1] == 255
+    assert abs(int(infrared[5, W // 2]) - 127) <= 3
+
+
+def test_infrared_of_three_channels(tmp_path, rgb):
+    grey = rgb[..., 0]
+    Image.fromarray(np.dstack([grey] * 3)).save(tmp_path / "equal.png")
+    Image.fromarray(rgb).save(tmp_path / "colour.png")
+    assert torch.equal(read_infrared(tmp_path / "equal.png")[0], torch.from_numpy(grey))
+    luma = rgb @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(read_infrared(tmp_path / "colour.png")[0].numpy(), luma, atol=0.51)
+
+
+def test_orientation_is_applied_to_pixels_and_size(tmp_path):
+    picture = np.zeros((H, W, 3), dtype=np.uint8)
+    picture[:4, :4] = 255  # top left corner; orientation 6 = turn by 90 degrees clockwise
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
+    turned = read_visible(tmp_path / "turned.png")
+    assert tuple(turned.shape[1:]) == image_size(tmp_path / "turned.png") == (W, H)
+    assert turned[0, :4, -4:].min() == 255
+    assert int((turned[0] > 0).sum()) == 16
+
+
+def test_rgbt_is_split_and_other_channel_counts_are_refused(tmp_path, rgb):
+    heat = 255 - rgb[..., 1]
+    write_png(tmp_path / "four.png", np.dstack([rgb, heat]))
+    visible, infrared = read_rgbt(tmp_path / "four.png")
+    assert torch.equal(visible, torch.from_numpy(rgb).permute(2, 0, 1))
+    assert torch.equal(infrared[0], torch.from_numpy(heat))
+    write_png(tmp_path / "three.png", rgb)
+    with pytest.raises(InputError, match=r"3 channels; expected 4 channels"):
+        read_rgbt(tmp_path / "three.png")
+
+
+def test_colour_labels_need_their_palette(tmp_path):
+    ids = torch.arange(H * W).reshape(H, W) % 3
+    palette = [(0, 0, 0), (64, 0, 128), (64, 64, 0)]
+    write_png(tmp_path / "c.png", np.array(palette, dtype=np.uint8)[ids.numpy()])
+    assert torch.equal(read_label(tmp_path / "c.png", palette), ids)
+    with pytest.raises(InputError, match="give the palette"):
+        read_label(tmp_path / "c.png")
+    with pytest.raises(InputError, match=r"colour \(64, 64, 0\).*not in the palette of 2 classes"):
+        read_label(tmp_path / "c.png", palette[:2])
+
+
+def test_write_png_reads_back_and_names_an_unwritable_folder(tmp_path, rgb):
+    write_png(tmp_path / "deep" / "a.png", torch.from_numpy(rgb).permute(2, 0, 1))
+    assert torch.equal(read_visible(tmp_path / "deep" / "a.png"), torch.from_numpy(rgb).permute(2, 0, 1))
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.png"]
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_png(tmp_path / "file" / "a.png", rgb)

@@ -1,0 +1,296 @@
+"""Each layout is read from a fake tree; shared images are found however they were disguised."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from fusionsam.data.catalog import CATALOG, find
+from fusionsam.data.check import check
+from fusionsam.data.dataset import open_split, read_sample
+from fusionsam.data.images import write_png
+from fusionsam.data.leaks import leaks, require_no_leak
+from fusionsam.data.splits import Entry, entries, pair_entries
+from fusionsam.data.synthetic import draw_scene, synthesize
+from fusionsam.structures import InputError
+
+SIZE = (96, 128)
+
+
+def _write_pair(folder: Path, names: tuple[str, str, str], id: str, index: int) -> None:
+    scene = draw_scene(0, index, SIZE)
+    write_png(folder / names[0] / f"{id}.png", scene.visible)
+    write_png(folder / names[1] / f"{id}.png", scene.infrared.expand(3, -1, -1))
+    write_png(folder / names[2] / f"{id}.png", scene.label.to(torch.uint8))
+
+
+@pytest.fixture
+def mfnet(tmp_path) -> Path:
+    synthesize(tmp_path / "mfnet", 10, 0, size=SIZE, progress=False)
+    return tmp_path / "mfnet"
+
+
+def test_catalogue_rows_are_consistent():
+    for row in CATALOG.values():
+        assert len(row.classes) == len(row.palette) == len(set(row.palette))
+        assert all(0 < index < len(row.classes) for index in row.foreground)
+    with pytest.raises(InputError, match="choose one of mfnet, msrs, fmb"):
+        find("kitti")
+
+
+def test_mfnet_lists_named_lists_and_flips(mfnet):
+    (mfnet / "mine.txt").write_text("00001D\n00002N_flip\n\n")
+    first, flipped = entries("mfnet", mfnet, "mine")
+    assert first.id == "00001D"
+    assert flipped.mirrored
+    mirrored, plain = read_sample(flipped), read_sample(Entry("00002N", rgbt=flipped.rgbt, label=flipped.label))
+    assert torch.equal(mirrored.visible, plain.visible.flip(-1))
+    assert torch.equal(mirrored.infrared, plain.infrared.flip(-1))
+    assert torch.equal(mirrored.label, plain.label.flip(-1))
+    shutil.copy(mfnet / "images/00003D.png", mfnet / "images/00002N_flip.png")  # a file of its own comes first
+    shutil.copy(mfnet / "labels/00003D.png", mfnet / "labels/00002N_flip.png")
+    assert not entries("mfnet", mfnet, "mine")[1].mirrored
+
+
+def test_mfnet_errors_name_what_is_missing(mfnet, tmp_path):
+    for content, split, said in (
+        ("", "empty", "split 'empty' of 'mfnet' is empty"),
+        ("99999D\n", "absent", "lists '99999D'"),
+        ("00001D\n00001D\n", "twice", "more than once"),
+    ):
+        (mfnet / f"{split}.txt").write_text(content)
+        with pytest.raises(InputError, match=said):
+            entries("mfnet", mfnet, split)
+    with pytest.raises(InputError, match=r"no such list for split 'nope'.*train"):
+        entries("mfnet", mfnet, "nope")
+    os.remove(mfnet / "labels/00001D.png")
+    with pytest.raises(InputError, match="no label file"):
+        entries("mfnet", mfnet, "train")
+    with pytest.raises(InputError, match="no such folder"):
+        entries("mfnet", tmp_path / "nowhere", "train")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "names"),
+    [
+        ("fmb", ("Visible", "Infrared", "Label")),
+        ("msrs", ("vi", "ir", "Segmentation_labels")),
+        ("pst900", ("rgb", "thermal", "labels")),
+    ],
+)
+def test_split_folders_and_the_held_out_validation(dataset, names, tmp_path):
+    for index in range(40):
+        for name in names:
+            (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "train" / name / f"{index:05d}.png").write_bytes(b"x")
+    _write_pair(tmp_path / "test", names, "00077", 2)
+    train, val, both = (
+        [entry.id for entry in entries(dataset, tmp_path, split)] for split in ("train", "val", "trainval")
+    )
+    assert not set(train) & set(val)
+    assert sorted(train + val) == both == [f"{index:05d}" for index in range(40)]
+    assert 1 <= len(val) <= 9
+    # By the hash of the id alone: other images do not move an image from one side to the other.
+    for name in names:
+        os.remove(tmp_path / "train" / name / f"{train[0]}.png")
+    assert [entry.id for entry in entries(dataset, tmp_path, "val")] == val
+    (entry,) = entries(dataset, tmp_path, "test")
+    scene = draw_scene(0, 2, SIZE)
+    sample = read_sample(entry)
+    assert torch.equal(sample.visible, scene.visible)
+    assert torch.equal(sample.infrared, scene.infrared)
+    assert torch.equal(sample.label, scene.label)
+
+
+def test_pairs_by_stem_lists_and_missing_partners(tmp_path):
+    for index in range(3):
+        _write_pair(tmp_path, ("visible", "infrared", "labels"), f"n{index}", index)
+    assert [entry.id for entry in entries("pairs", tmp_path, "all")] == ["n0", "n1", "n2"]
+    (tmp_path / "mine.txt").write_text("n2\n")
+    assert [entry.id for entry in entries("pairs", tmp_path, "mine")] == ["n2"]
+    alone = pair_entries(tmp_path / "visible", None)
+    assert [entry.infrared for entry in alone] == [None] * 3
+    os.remove(tmp_path / "infrared/n1.png")
+    with pytest.raises(InputError, match=r"infrared: no infrared file for 'n1' \(1 of 3 lack it\)"):
+        entries("pairs", tmp_path, "all")
+    with pytest.raises(InputError, match="split 'train'"):
+        entries("pairs", tmp_path, "train")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_manifests(kind, tmp_path):
+    _write_pair(tmp_path, ("v", "i", "l"), "one", 0)
+    _write_pair(tmp_path, ("v", "i", "l"), "two", 1)
+    rows = [
+        {"visible": "v/one.png", "infrared": "i/one.png", "label": "l/one.png", "split": "train"},
+        {"visible": "v/two.png", "infrared": "i/two.png", "label": "", "split": "val"},
+    ]
+    path = tmp_path / f"pairs.{kind}"
+    if kind == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    classes = tmp_path / "classes.yaml"
+    row = find("mfnet")
+    classes.write_text(
+        f"classes: {list(row.classes)}\npalette: {[list(c) for c in row.palette]}\nforeground: [car, 2]\n"
+    )
+    train = open_split("manifest", path, "train", classes)
+    assert train.row.foreground == (1, 2)
+    assert torch.equal(train[0].label, draw_scene(0, 0, SIZE).label)
+    (val,) = entries("manifest", path, "val", classes)
+    assert val.label is None
+    assert len(entries("manifest", path, "all")) == 2
+    with pytest.raises(InputError, match=r"split 'test' is empty; the column split holds train, val"):
+        entries("manifest", path, "test")
+    os.remove(tmp_path / "v/two.png")
+    with pytest.raises(InputError, match=r"visible file .*two.png does not exist"):
+        entries("manifest", path, "val")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no such class file"),
+        ("[1, 2", "not readable as YAML"),
+        ("klasses: [a]\npalette: [[0, 0, 0]]", "expected the keys classes and palette"),
+        ("classes: [a, b]\npalette: [[0, 0, 0]]", "must hold 2 colours"),
+        ("classes: [a]\npalette: [[0, 0, 256]]", "must hold 1 colours"),
+        ("classes: [a, a]\npalette: [[0, 0, 0], [1, 1, 1]]", "each once"),
+        ("classes: [a]\npalette: [[0, 0, 0]]\nforeground: [z]", "foreground"),
+    ],
+)
+def test_bad_class_files(content, said, tmp_path):
+    path = tmp_path / "classes.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=said) as caught:
+        find("pairs", path)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_pairs_are_refused_and_all_reported_by_check(mfnet):
+    label = np.array(Image.open(mfnet / "labels/00001D.png"))
+    label[0, :2] = (9, 77)
+    write_png(mfnet / "labels/00001D.png", label)
+    write_png(mfnet / "labels/00002N.png", label[3:])
+    (mfnet / "images/00003D.png").write_bytes(b"")
+    data = open_split("mfnet", mfnet, "train")
+    with pytest.raises(InputError, match=r"00001D.png: label ids \[9, 77\] are outside of 0..8"):
+        data[0]
+    with pytest.raises(InputError, match=r"00002N: sizes differ: .*96x128.*93x128"):
+        data[1]
+    report = check("mfnet", mfnet, ("train", "val"), progress=False)
+    assert not report["ok"]
+    assert [item["id"] for item in report["bad_labels"]] == ["00001D"]
+    assert [item["id"] for item in report["size_mismatches"]] == ["00002N"]
+    assert [item["id"] for item in report["unreadable"]] == ["00003D"]
+    assert report["splits"]["train"]["pairs"] == 6
+
+
+def _disguised(kind: str, source: Entry, folder: Path) -> Entry:
+    """A copy of a pair under another name, in separate files."""
+    sample = read_sample(source)
+    images = []
+    for array in (sample.visible, sample.infrared):
+        pixels = array.numpy()[0] if array.shape[0] == 1 else array.numpy().transpose(1, 2, 0)
+        image = Image.fromarray(pixels)
+        width, height = image.size
+        if "mirrored" in kind:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if "border" in kind:
+            x, y = round(0.05 * width), round(0.05 * height)
+            image = image.crop((x, y, width - x, height - y))
+        if "left" in kind:
+            image = image.crop((round(0.05 * width), 0, width, height))
+        if "half size" in kind:
+            image = image.resize((width // 2, height // 2), Image.Resampling.LANCZOS)
+        images.append(image)
+    suffix = "jpg" if "jpeg" in kind else "png"
+    paths = [folder / f"{part}.{suffix}" for part in ("visible", "infrared")]
+    for path, image in zip(paths, images, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, **({"quality": 60} if suffix == "jpg" else {}))
+    return Entry("another name", *paths)
+
+
+@pytest.mark.parametrize(
+    ("kind", "found_as"),
+    [
+        ("copy", "content"),
+        ("mirrored", "mirrored"),
+        ("jpeg", "perceptual"),
+        ("jpeg mirrored", "perceptual"),
+        ("border crop", "perceptual"),
+        ("border crop jpeg mirrored", "perceptual"),
+        ("left crop", "perceptual"),
+        ("half size", "perceptual"),
+    ],
+)
+def test_disguised_copies_are_found(kind, found_as, tmp_path):
+    synthesize(tmp_path / "a", 6, 1, size=(240, 320), progress=False)
+    everything = [entry for split in ("train", "val", "test") for entry in entries("mfnet", tmp_path / "a", split)]
+    train = everything[:4]
+    for index in (0, 1):  # a day scene and a night scene
+        copy = _disguised(kind, train[index], tmp_path / f"b{index}")
+        (found,) = leaks({"train": train, "val": [everything[4], copy]})
+        assert (found.kind, found.first_id, found.second_id) == (found_as, train[index].id, "another name")
+    with pytest.raises(InputError, match=r"share 1 images: train/00002N = val/another name"):
+        require_no_leak({"train": train, "val": [copy]})
+
+
+def test_leaks_by_id_and_by_flipped_id(mfnet):
+    (mfnet / "again.txt").write_text("00002N\n")
+    (mfnet / "flips.txt").write_text("00001D_flip\n")
+    found = leaks({name: entries("mfnet", mfnet, name) for name in ("train", "again", "flips")})
+    assert [(leak.kind, leak.first_id, leak.second_id) for leak in found] == [
+        ("id", "00002N", "00002N"),
+        ("id", "00001D", "00001D_flip"),
+    ]
+    shared = check("mfnet", mfnet, ("train", "again"), progress=False)["shared"]
+    assert [item["ids"] for item in shared] == [["00002N", "00002N"]]
+
+
+def test_one_shared_modality_is_enough(mfnet, tmp_path):
+    """The same visible image beside a reworked infrared one is still a leak."""
+    (source, *_) = entries("mfnet", mfnet, "train")
+    sample = read_sample(source)
+    write_png(tmp_path / "v.png", sample.visible)
+    write_png(tmp_path / "i.png", 255 - sample.infrared)
+    (found,) = leaks({"train": [source], "test": [Entry("x", tmp_path / "v.png", tmp_path / "i.png")]})
+    assert found.kind == "content"
+
+
+def test_equal_names_in_different_folders_are_no_leak(tmp_path):
+    for index, part in enumerate(("a", "b")):
+        _write_pair(tmp_path / part, ("visible", "infrared", "labels"), "0001", index * 2)
+    assert leaks({part: entries("pairs", tmp_path / part, "all") for part in ("a", "b")}) == []
+
+
+def test_different_scenes_are_no_leak(tmp_path):
+    synthesize(tmp_path / "s", 40, 3, size=(120, 160), progress=False)
+    found = leaks({split: entries("mfnet", tmp_path / "s", split) for split in ("train", "val", "test")})
+    assert found == []
+
+
+def test_real_recordings_blocks_are_no_leak_but_a_neighbouring_copy_is(tmp_path):
+    data = Path(os.environ.get("FUSIONSAM_DATA", Path(__file__).parents[1] / "../shared/data")) / "mfnet156"
+    if not data.is_dir():
+        pytest.skip(f"needs the real MFNet pairs in {data} (set FUSIONSAM_DATA)")
+    splits = {name: entries("mfnet", data, name) for name in ("train", "val")}
+    require_no_leak(splits)
+    copies = [_disguised("border crop jpeg mirrored", entry, tmp_path / entry.id) for entry in splits["val"][::5]]
+    found = leaks({"train": copies, "val": splits["val"]})
+    assert [leak.second_id for leak in found] == [entry.id for entry in splits["val"][::5]]

@@ -1,0 +1,212 @@
+"""One geometric draw moves all three arrays; every item is a function of (seed, number) alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusionsam.config import DataConfig
+from fusionsam.data.catalog import find
+from fusionsam.data.dataset import IGNORE, PairDataset, collate
+from fusionsam.data.loader import TrainStream, class_shares, train_loader, val_loader
+from fusionsam.data.splits import Entry
+from fusionsam.data.synthetic import draw_scene
+from fusionsam.data.transforms import TrainTransform, eval_transform
+from fusionsam.structures import Sample
+
+PLAIN = DataConfig(crop=(61, 83), photometric=0.0, modality_dropout=0.0, rare_crop=0.5, workers=0)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Scenes(PairDataset):
+    """Synthetic scenes without files."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__([Entry(str(index)) for index in range(count)], find("mfnet"))
+        self.samples = [draw_scene(0, index, (96, 128)) for index in range(count)]
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    def label(self, index: int) -> torch.Tensor | None:
+        return self.samples[index].label
+
+
+@pytest.fixture(scope="module")
+def scenes() -> Scenes:
+    return Scenes(7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    height=st.integers(40, 150),
+    width=st.integers(40, 150),
+    scale=st.sampled_from([(0.5, 0.7), (0.75, 1.75), (1.0, 1.0), (1.9, 2.1)]),
+)
+def test_visible_infrared_and_label_move_together(seed, height, width, scale):
+    """A block painted into all three arrays lies at the same place in all three afterwards."""
+    block = torch.zeros(height, width, dtype=torch.uint8)
+    top, left = height // 5, width // 3
+    block[top : top + height // 3, left : left + width // 4] = 1
+    sample = Sample("x", (block * 255).expand(3, -1, -1), (block * 255)[None], block.long())
+    transform = TrainTransform(replace(PLAIN, scale=scale), [1])
+    visible, infrared, label, present, _ = transform(sample, _generator(seed))
+    assert tuple(label.shape) == PLAIN.crop
+    assert present.all()
+    inside = label == 1
+    for image in (visible[0], visible[2], infrared[0]):
+        # Nearest and bilinear may differ by half a pixel, at the edge of the block only.
+        wrong = (image > 0.5) != inside
+        edge = (
+            torch.nn.functional.max_pool2d(inside[None].float(), 3, 1, 1)[0]
+            != -torch.nn.functional.max_pool2d(-inside[None].float(), 3, 1, 1)[0]
+        )
+        assert not (wrong & ~edge).any()
+    assert set(label.unique().tolist()) <= {0, 1, IGNORE}
+    assert not visible[:, label == IGNORE].any()
+    assert not infrared[:, label == IGNORE].any()
+
+
+def test_padding_lies_outside_of_the_image_only():
+    sample = Sample("x", torch.full((3, 20, 30), 200, dtype=torch.uint8), None, torch.zeros(20, 30, dtype=torch.long))
+    transform = TrainTransform(replace(PLAIN, scale=(1.0, 1.0)), [1])
+    visible, infrared, label, present, _ = transform(sample, _generator(0))
+    assert int((label == 0).sum()) == 20 * 30
+    assert int((visible[0] > 0).sum()) == 20 * 30
+    assert present.tolist() == [True, False]
+    assert not infrared.any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_the_same_generator_seed_gives_the_same_item(seed):
+    sample, other = draw_scene(0, 2, (96, 128)), draw_scene(0, 4, (96, 128))
+    config = DataConfig(crop=(61, 83), photometric=1.0, modality_dropout=0.2, shift=3, paste=1.0)
+    transform = TrainTransform(config, range(1, 9))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first, again = (transform(sample, _generator(seed), other) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)  # the global generator is not touched
+    for a, b in zip(first[:4], again[:4], strict=True):
+        assert torch.equal(a, b)
+    visible, infrared, label, present, _ = first
+    assert 0 <= float(visible.min()) <= float(visible.max()) <= 1
+    assert 0 <= float(infrared.min()) <= float(infrared.max()) <= 1
+    assert set(label.unique().tolist()) <= {*range(9), IGNORE}
+    assert present.any()
+
+
+def test_dropped_modalities_are_zero_and_as_frequent_as_configured():
+    sample = draw_scene(0, 0, (64, 64))
+    transform = TrainTransform(replace(PLAIN, crop=(17, 19), modality_dropout=0.2, photometric=1.0), [1])
+    generator, gone = _generator(0), torch.zeros(2)
+    for _ in range(600):
+        visible, infrared, _, present, _ = transform(sample, generator)
+        assert present[0] or not visible.any()
+        assert present[1] or not infrared.any()
+        gone += ~present
+    assert (gone / 600 - 0.2).abs().max() < 0.06
+
+
+def test_rare_crops_hold_the_rare_class():
+    label = torch.zeros(200, 300, dtype=torch.long)
+    label[150:154, 40:44] = 5
+    image = torch.zeros(3, 200, 300, dtype=torch.uint8)
+    config = replace(PLAIN, crop=(50, 50), scale=(1.0, 1.0), rare_crop=1.0)
+    transform = TrainTransform(config, [5])
+    assert all((transform(Sample("x", image, None, label), _generator(seed))[2] == 5).any() for seed in range(40))
+
+
+def test_pasting_changes_all_three_arrays_at_the_same_pixels():
+    flat = torch.full((3, 61, 83), 100, dtype=torch.uint8)
+    target = Sample("a", flat, flat[:1], torch.zeros(61, 83, dtype=torch.long))
+    label = torch.zeros(61, 83, dtype=torch.long)
+    label[20:31, 40:57] = 3
+    source = Sample(
+        "b", torch.where(label == 3, 110, flat).byte(), torch.where(label == 3, 120, flat[:1]).byte(), label
+    )
+    transform = TrainTransform(replace(PLAIN, scale=(1.0, 1.0), paste=1.0), [3])
+    visible, infrared, mask, _, _ = transform(target, _generator(1), source)
+    assert int((mask == 3).sum()) == 11 * 17
+    assert torch.equal(visible[0] > 105 / 255, mask == 3)
+    assert torch.equal(infrared[0] > 105 / 255, mask == 3)
+
+
+def test_shift_moves_infrared_by_no_more_than_asked():
+    image = torch.zeros(61, 83, dtype=torch.uint8)
+    image[30, 40] = 255
+    sample = Sample("x", image.expand(3, -1, -1), image[None], None)
+    transform = TrainTransform(replace(PLAIN, scale=(1.0, 1.0), shift=4, flip=0.0), [1])
+    moved = set()
+    for seed in range(60):
+        visible, infrared, label, _, _ = transform(sample, _generator(seed))
+        assert label is None
+        delta = (infrared[0].nonzero()[0] - visible[0].nonzero()[0]).tolist()
+        assert max(map(abs, delta)) <= 4
+        moved.add(tuple(delta))
+    assert len(moved) > 20
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_stream_goes_on_as_if_never_stopped(scenes, workers):
+    config = DataConfig(crop=(33, 47), paste=0.3, shift=1, workers=workers)
+    foreground = scenes.row.foreground
+    whole = list(train_loader(scenes, config, foreground, batch_size=3, seed=5, start_step=0, steps=6))
+    rest = list(train_loader(scenes, config, foreground, batch_size=3, seed=5, start_step=4, steps=2))
+    assert len(whole) == 6
+    for a, b in zip(whole[4:], rest, strict=True):
+        assert a.ids == b.ids
+        assert torch.equal(a.visible, b.visible)
+        assert torch.equal(a.infrared, b.infrared)
+        assert torch.equal(a.label, b.label)
+        assert torch.equal(a.present, b.present)
+
+
+def test_uniform_sampling_visits_every_image_once_an_epoch(scenes):
+    config = replace(PLAIN, crop=(17, 19), rare_sampling=0.0)
+    stream = TrainStream(scenes, TrainTransform(config, scenes.row.foreground), config, 7, 0, 0, 3)
+    ids = [stream[n][4] for n in range(21)]
+    for epoch in range(3):
+        assert len(set(ids[7 * epoch : 7 * epoch + 7])) == 7
+    assert ids[:7] != ids[7:14]
+
+
+def test_rare_sampling_draws_classes_evenly():
+    blank = torch.zeros(3, 20, 20, dtype=torch.uint8)
+
+    class Two(Scenes):
+        def __init__(self) -> None:
+            PairDataset.__init__(self, [Entry(str(i)) for i in range(10)], find("mfnet"))
+            labels = [torch.full((20, 20), 1) for _ in range(9)] + [torch.full((20, 20), 8)]
+            self.samples = [Sample(str(i), blank, blank[:1], label) for i, label in enumerate(labels)]
+
+    config = replace(PLAIN, crop=(8, 8), rare_sampling=1.0)
+    stream = TrainStream(Two(), TrainTransform(config, range(1, 9)), config, 1, 0, 0, 400)
+    share = sum(stream[n][4] == "9" for n in range(400)) / 400
+    assert 0.42 < share < 0.58  # class 8 is in one of ten images, yet as likely as class 1
+
+
+def test_class_shares_are_label_pixels(scenes):
+    labels = torch.stack([sample.label for sample in scenes.samples])
+    expected = torch.bincount(labels.flatten(), minlength=9) / labels.numel()
+    torch.testing.assert_close(class_shares(scenes), expected)
+
+
+def test_evaluation_keeps_pixels_and_collate_marks_missing_labels(scenes):
+    sample = scenes[1]
+    visible, infrared, label, present, _ = eval_transform(sample)
+    torch.testing.assert_close(visible * 255, sample.visible.float())
+    assert torch.equal(label, sample.label)
+    batch = collate([(visible, infrared, label, present, "a"), (visible, infrared, None, present, "b")])
+    assert torch.equal(batch.label[0], sample.label)
+    assert (batch.label[1] == IGNORE).all()
+    assert collate([(visible, infrared, None, present, "b")]).label is None
+    assert [batch.ids for batch in val_loader(scenes)] == [[sample.id] for sample in scenes.samples]
