@@ -19,7 +19,8 @@ from fusionsam.checkpoint import build_network, commit, save_checkpoint
 from fusionsam.config import Config, to_dict
 from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.loader import class_shares, train_loader, val_loader
-from fusionsam.data.splits import entries, require_no_leak
+from fusionsam.data.leaks import require_no_leak
+from fusionsam.data.splits import entries
 from fusionsam.structures import Batch, InputError
 from fusionsam.tasks import SegmentationTask
 
