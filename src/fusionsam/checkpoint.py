@@ -81,7 +81,9 @@ def save_checkpoint(folder: str | Path, network: FusionSAMNetwork, card: dict[st
         _write_text(folder / CONFIG, yaml.safe_dump(_plain(asdict(network.config)), sort_keys=False))
         _write_text(folder / CARD, json.dumps({**card, "version": __version__}, indent=1))
     except OSError as error:
-        raise InputError(f"{folder}: cannot write the checkpoint ({error.strerror}); choose a writable folder") from None
+        raise InputError(
+            f"{folder}: cannot write the checkpoint ({error.strerror}); choose a writable folder"
+        ) from None
     return folder
 
 

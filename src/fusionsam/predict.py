@@ -1,0 +1,381 @@
+"""Prediction in named stages: preprocess, infer, postprocess. Python, the command line, evaluation, export and the
+server all go through here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from fusionsam.checkpoint import load_network
+from fusionsam.config import ModelConfig
+from fusionsam.data.dataset import read_sample
+from fusionsam.data.images import read_infrared, read_visible, write_png
+from fusionsam.data.splits import Entry, pair_entries
+from fusionsam.models.fusionsam import FusionSAMNetwork
+from fusionsam.render import confidence_map, overlay
+from fusionsam.structures import InputError, Output, Prompts
+
+ImageLike = str | Path | Image.Image | NDArray[Any] | Tensor
+Mode = Literal["self", "none"]
+
+
+@dataclass
+class Prediction:
+    """What one pair gives, as plain arrays at the input's own size."""
+
+    fused: NDArray[np.uint8]  # (H,W,3) RGB
+    labels: NDArray[np.uint8]  # (H,W) class ids
+    confidence: NDArray[np.float32]  # (H,W) probability of the class that was chosen, 0..1
+    prompts: Prompts  # what steered SAM, in pixels of the input; batch of one
+    classes: list[str]
+    palette: list[tuple[int, int, int]]
+    seconds: float  # the network's own time
+
+    def overlay(self, legend: bool = True, show_prompts: bool = False) -> Image.Image:
+        """The fused picture with the class colours, and a legend of the classes that occur."""
+        shown = self.prompts if show_prompts else None
+        return overlay(self.fused, self.labels, self.classes, self.palette, legend=legend, prompts=shown)
+
+    def summary(self) -> dict[str, Any]:
+        """Pixel share (percent) and mean confidence (0..1) of each class that occurs, prompts, seconds: JSON types."""
+        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
+        sums = np.bincount(self.labels.ravel(), weights=self.confidence.ravel(), minlength=len(self.classes))
+        return {
+            "size": list(self.labels.shape),
+            "classes": {
+                name: {
+                    "id": index,
+                    "share": round(100 * float(counts[index]) / self.labels.size, 4),
+                    "mean_confidence": round(float(sums[index] / counts[index]), 4),
+                }
+                for index, name in enumerate(self.classes)
+                if counts[index]
+            },
+            "prompts": prompts_to_json(self.prompts),
+            "seconds": round(self.seconds, 4),
+        }
+
+
+class FusionSAM:
+    """A trained network, ready to use.
+
+    >>> model = FusionSAM.from_pretrained("tiny")  # doctest: +SKIP
+    >>> out = model.predict("visible.png", "infrared.png")  # doctest: +SKIP
+    """
+
+    def __init__(self, network: FusionSAMNetwork, name: str, card: dict[str, Any], device: str = "cpu") -> None:
+        self.network = network.eval().to(device)
+        self.config: ModelConfig = network.config
+        self.name, self.card, self.device = name, card, torch.device(device)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path = "tiny", device: str = "auto") -> FusionSAM:
+        """A checkpoint that ships with the package (by name) or a checkpoint folder. `device` auto takes CUDA, then
+        Apple's MPS, then the CPU. Raises InputError when the checkpoint cannot be used."""
+        network, card = load_network(source)
+        return cls(network, str(card["name"]), card, choose_device(device))
+
+    # -- stages --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def preprocess(visible: ImageLike | None, infrared: ImageLike | None) -> tuple[Tensor | None, Tensor | None]:
+        """Paths, PIL images, arrays or tensors -> (1,3,H,W) and (1,1,H,W) float in [0,1].
+
+        Arrays are (H,W,3) or (H,W), tensors (3,H,W), (1,H,W) or (H,W); uint8 or float in [0,1]. InputError names what
+        does not fit.
+        """
+        return _as_tensor(visible, "visible"), _as_tensor(infrared, "infrared")
+
+    @torch.inference_mode()
+    def infer(
+        self,
+        visible: Tensor | None,
+        infrared: Tensor | None,
+        prompts: Prompts | None = None,
+        mode: Mode | None = None,
+    ) -> Output:
+        """The network's one forward pass without gradients: (B,3,H,W), (B,1,H,W) in [0,1] -> Output on the device."""
+        images = [None if image is None else image.to(self.device) for image in (visible, infrared)]
+        given = None if prompts is None else prompts.to(self.device)
+        return self.network(images[0], images[1], given, mode=mode)
+
+    def postprocess(self, output: Output, seconds: float = 0.0, row: int = 0) -> Prediction:
+        """One image of an Output as plain arrays."""
+        logits = output.logits[row]
+        labels = logits.argmax(0)
+        # exp(top - logsumexp) spares the K x H x W array of probabilities
+        confidence = torch.exp(logits.gather(0, labels[None])[0] - logits.logsumexp(0))
+        fused = (output.fused[row] * 255).round().to(torch.uint8).permute(1, 2, 0)
+        return Prediction(
+            fused=fused.cpu().numpy(),
+            labels=labels.to(torch.uint8).cpu().numpy(),
+            confidence=confidence.float().cpu().numpy(),
+            prompts=_row(output.prompts, row),
+            classes=list(self.config.classes),
+            palette=list(self.config.palette),
+            seconds=seconds,
+        )
+
+    def predict(
+        self, visible: ImageLike | None, infrared: ImageLike | None, prompts: Prompts | Mode | None = None
+    ) -> Prediction:
+        """A pair (either may be None) -> fused picture, class ids, confidence.
+
+        `prompts`: "self" or "none", or points and boxes of your own in pixels (structures.Prompts).
+        """
+        ready = self.preprocess(visible, infrared)
+        started = time.perf_counter()
+        own = prompts if isinstance(prompts, Prompts) else None
+        output = self.infer(*ready, prompts=own, mode=prompts if isinstance(prompts, str) else None)
+        return self.postprocess(output, time.perf_counter() - started)
+
+
+def choose_device(device: str) -> str:
+    """auto -> cuda, mps or cpu, whichever is there first; anything else is checked (InputError)."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise InputError(f"device {device!r}: not usable here ({reason}); use auto or cpu") from None
+    return device
+
+
+def _as_tensor(image: ImageLike | None, name: Literal["visible", "infrared"]) -> Tensor | None:
+    if image is None:
+        return None
+    channels = 3 if name == "visible" else 1
+    if isinstance(image, str | Path):
+        tensor = (read_visible if name == "visible" else read_infrared)(image)
+    elif isinstance(image, Image.Image):
+        array = np.array(image.convert("RGB" if name == "visible" else "L"))
+        tensor = torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
+    elif isinstance(image, Tensor):
+        tensor = image[None] if image.ndim == 2 else image
+    else:
+        array = np.asarray(image)
+        tensor = torch.from_numpy(array[..., None] if array.ndim == 2 else array)
+        tensor = tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
+        raise InputError(f"{name}: found shape {tuple(np.shape(image))}, expected one image of 1 or 3 channels")
+    if tensor.dtype == torch.uint8:
+        tensor = tensor.float() / 255
+    elif not tensor.is_floating_point() or bool((tensor < 0).any()) or bool((tensor > 1).any()):
+        raise InputError(f"{name}: found {tensor.dtype} outside of [0, 1]; give uint8, or float in [0, 1]")
+    if tensor.shape[0] != channels:
+        weights = tensor.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+        tensor = tensor.expand(3, -1, -1) if channels == 3 else (tensor * weights).sum(0, keepdim=True)
+    return tensor.float()[None]
+
+
+# -- prompts as JSON ---------------------------------------------------------------------------------------------
+
+
+def _row(prompts: Prompts, row: int) -> Prompts:
+    def pick(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value[row : row + 1].detach().cpu()
+
+    return Prompts(
+        pick(prompts.points), pick(prompts.point_labels), pick(prompts.boxes), pick(prompts.mask), prompts.source
+    )
+
+
+def prompts_to_json(prompts: Prompts) -> dict[str, Any]:
+    """Source, points with labels (padding left out) and boxes of the first image, in pixels, one decimal."""
+    points: list[list[float]] = []
+    labels: list[int] = []
+    if prompts.points is not None and prompts.point_labels is not None:
+        for xy, label in zip(prompts.points[0].tolist(), prompts.point_labels[0].tolist(), strict=True):
+            if label >= 0:
+                points.append([round(v, 1) for v in xy])
+                labels.append(int(label))
+    boxes = [] if prompts.boxes is None else [[round(v, 1) for v in box] for box in prompts.boxes[0].tolist()]
+    return {"source": prompts.source, "points": points, "labels": labels, "boxes": boxes}
+
+
+def read_prompts(path: Path, name: str, size: tuple[int, int]) -> Prompts:
+    """User prompts for the pair `name` of `size` (H, W) from a JSON file.
+
+    {"points": [[x, y], ...], "labels": [1, 0, ...], "boxes": [[x0, y0, x1, y1], ...]} for every pair, or such an
+    object under each pair's name. Labels: 1 on the object, 0 off it; all 1 when left out. InputError for anything else.
+    """
+    try:
+        raw = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"prompts {path}: cannot be read ({error.strerror}); give self, none or a JSON file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"prompts {path}: not JSON ({error}); see the README for the form") from None
+    known = {"points", "labels", "boxes"}
+    if isinstance(raw, dict) and not known & set(raw):
+        if name not in raw:
+            raise InputError(f"prompts {path}: holds no prompts for {name!r}; add them under that name")
+        raw = raw[name]
+    if not isinstance(raw, dict) or not set(raw) <= known or not (raw.get("points") or raw.get("boxes")):
+        raise InputError(f"prompts {path}: expected points and labels, or boxes, for {name!r}; see the README")
+    height, width = size
+    arrays: dict[str, Tensor | None] = {"points": None, "boxes": None}
+    for key, columns in (("points", 2), ("boxes", 4)):
+        if not raw.get(key):
+            continue
+        try:
+            array = torch.tensor(raw[key], dtype=torch.float32)
+        except (TypeError, ValueError):
+            array = torch.empty(0)
+        if array.ndim != 2 or array.shape[1] != columns or not bool(array.isfinite().all()):
+            raise InputError(f"prompts {path}: {key} of {name!r} must be a list of {columns} numbers each")
+        limit = torch.tensor([width, height] * (columns // 2))
+        if bool((array < 0).any()) or bool((array >= limit).any()):
+            raise InputError(f"prompts {path}: {key} of {name!r} lie outside of its {width}x{height} pixels")
+        arrays[key] = array[None]
+    points = arrays["points"]
+    labels = None
+    if points is not None:
+        given = raw.get("labels", [1] * points.shape[1])
+        if len(given) != points.shape[1] or not set(given) <= {0, 1}:
+            raise InputError(f"prompts {path}: labels of {name!r} must be one 0 or 1 for each of its points")
+        labels = torch.tensor(given)[None]
+    return Prompts(points=points, point_labels=labels, boxes=arrays["boxes"], source="user")
+
+
+# -- files and folders -------------------------------------------------------------------------------------------
+
+
+def pairs_to_predict(visible: Path | None, infrared: Path | None) -> list[Entry]:
+    """One entry for two files, or all of two folders paired by name; either side may be None. InputError if a file
+    has no partner, or a file is given with a folder."""
+    given = [path for path in (visible, infrared) if path is not None]
+    if not given:
+        raise InputError("predict: neither --visible nor --infrared was given; give at least one")
+    for path in given:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder; check the path")
+    if len({path.is_dir() for path in given}) > 1:
+        raise InputError(f"{given[0]} and {given[1]}: one is a folder and one a file; give two of a kind")
+    if given[0].is_dir():
+        return pair_entries(visible, infrared)
+    return [Entry(given[0].stem, visible=visible, infrared=infrared)]
+
+
+def _finished(path: Path, run: dict[str, Any]) -> bool:
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(stored, dict) and stored.get("run") == run
+
+
+def run(
+    visible: Path | None,
+    infrared: Path | None,
+    out: Path,
+    weights: str = "tiny",
+    prompts: str = "self",
+    device: str = "auto",
+    overwrite: bool = False,
+    with_confidence: bool = False,
+) -> int:
+    """Predict files or folders into `out`; returns the number of pairs predicted (finished ones are skipped).
+
+    For each pair NAME_fused.png, NAME_labels.png (class ids), NAME_overlay.png and, last of all, NAME.json. Every file
+    is complete or absent. Raises InputError as its parts do.
+    """
+    entries = pairs_to_predict(visible, infrared)
+    prompts_file = None if prompts in ("self", "none") else Path(prompts)
+    if prompts_file is not None and not prompts_file.is_file():
+        raise InputError(f"prompts {prompts}: neither self nor none nor a JSON file; see the README for its form")
+    model = FusionSAM.from_pretrained(weights, device)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    described = {"weights": model.name, "commit": model.card.get("commit", ""), "step": model.card.get("step")}
+    done = 0
+    for entry in tqdm(entries, desc="predict", unit="pair", disable=len(entries) == 1):
+        asked = prompts if prompts_file is None else json.dumps(json.loads(prompts_file.read_text()))
+        asked += "+confidence" * with_confidence
+        sources = {"visible": _identity(entry.visible), "infrared": _identity(entry.infrared)}
+        this = {**described, "prompts": asked, **sources}
+        if not overwrite and _finished(out / f"{entry.id}.json", this):
+            continue
+        sample = read_sample(entry)
+        own = None if prompts_file is None else read_prompts(prompts_file, entry.id, sample.size)
+        try:
+            prediction = model.predict(sample.visible, sample.infrared, own if own is not None else prompts)  # type: ignore[arg-type]
+        except InputError as error:
+            raise InputError(f"{entry.id}: {error}") from None
+        _write(out, entry.id, prediction, with_confidence, {"name": entry.id, **described, "run": this})
+        done += 1
+    skipped = len(entries) - done
+    if skipped:
+        tqdm.write(f"{skipped} of {len(entries)} pairs were already done in {out}; --overwrite does them again")
+    return done
+
+
+def _identity(path: Path | None) -> list[Any] | None:
+    # name, size and time: a replaced input is predicted again, an unchanged one is not read twice
+    return None if path is None else [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+
+
+def _write(out: Path, name: str, prediction: Prediction, with_confidence: bool, head: dict[str, Any]) -> None:
+    try:
+        write_png(out / f"{name}_fused.png", prediction.fused)
+        write_png(out / f"{name}_labels.png", prediction.labels)
+        write_png(out / f"{name}_overlay.png", np.asarray(prediction.overlay(show_prompts=True)))
+        if with_confidence:
+            write_png(out / f"{name}_confidence.png", confidence_map(prediction.confidence))
+        part = out / f".{name}.json.part"
+        part.write_text(json.dumps({**head, **prediction.summary()}, indent=1) + "\n")
+        os.replace(part, out / f"{name}.json")
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `fusionsam predict`."""
+    parser.add_argument("--visible", type=Path, help="visible image, or a folder of them; may be left out")
+    parser.add_argument(
+        "--infrared", type=Path, help="infrared image, or a folder with the same names; may be left out"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results; finished pairs are skipped")
+    parser.add_argument("--weights", default="tiny", help="shipped name or checkpoint folder (default: tiny)")
+    parser.add_argument(
+        "--prompts",
+        default="self",
+        help="self: the model's own points and box; none: its mask prompt only; FILE.json: yours (default: self)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--overwrite", action="store_true", help="predict finished pairs again")
+    parser.add_argument("--confidence-map", action="store_true", help="also write NAME_confidence.png (0-255)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """`fusionsam predict`."""
+    done = run(
+        args.visible,
+        args.infrared,
+        args.out,
+        args.weights,
+        args.prompts,
+        args.device,
+        args.overwrite,
+        args.confidence_map,
+    )
+    print(f"{done} pair{'s' * (done != 1)} -> {args.out}")
+    return 0
