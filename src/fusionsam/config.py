@@ -404,7 +404,7 @@ def from_dict(kind: type[Any], values: Any, where: str) -> Any:
         if key not in known:
             raise InputError(f"{where}: unknown setting {key!r}; expected one of {', '.join(known)}")
         hint = hints[key]
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             value = from_dict(hint, value, f"{where}: {key}")
         elif isinstance(value, list) and "tuple" in str(hint):
             value = [tuple(v) for v in value] if str(hint).startswith("list") else tuple(value)

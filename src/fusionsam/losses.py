@@ -87,8 +87,9 @@ def prompt_loss(mask_prompt: Tensor, label: Tensor, foreground: list[int]) -> Te
     """
     table = torch.zeros(256, device=label.device)
     table[torch.tensor(foreground, device=label.device, dtype=torch.long)] = 1
-    target = F.adaptive_avg_pool2d(table[label][:, None], mask_prompt.shape[-2:])
-    valid = F.adaptive_avg_pool2d((label != IGNORE).float()[:, None], mask_prompt.shape[-2:])
+    cells = (mask_prompt.shape[2], mask_prompt.shape[3])
+    target = F.adaptive_avg_pool2d(table[label][:, None], cells)
+    valid = F.adaptive_avg_pool2d((label != IGNORE).float()[:, None], cells)
     pixel = F.binary_cross_entropy_with_logits(mask_prompt, target, weight=valid * (1 + 4 * target))
     probability = mask_prompt.sigmoid() * valid
     dice = 1 - (2 * (probability * target).sum() + 1) / (probability.sum() + target.sum() + 1)

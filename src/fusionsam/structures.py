@@ -94,11 +94,9 @@ class Prompts:
 
     def to(self, device: torch.device | str) -> Prompts:
         """The same prompts on another device."""
-        moved = {
-            name: None if (value := getattr(self, name)) is None else value.to(device)
-            for name in ("points", "point_labels", "boxes", "mask")
-        }
-        return replace(self, **moved)
+        kept = (self.points, self.point_labels, self.boxes, self.mask)
+        moved = [None if value is None else value.to(device) for value in kept]
+        return Prompts(moved[0], moved[1], moved[2], moved[3], self.source)
 
 
 @dataclass

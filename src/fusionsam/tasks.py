@@ -80,12 +80,16 @@ class SegmentationTask(L.LightningModule):
             copied = copy.deepcopy(network)
             self.average = AveragedModel(copied, multi_avg_fn=_ema(config.train.ema_decay), use_buffers=False)
             self.average.requires_grad_(False)
+        self.weights: Tensor
         self.register_buffer("weights", class_weights(shares, config.loss.class_weight_power))
         self.matrix = ConfusionMatrix(len(config.model.classes))
 
     def evaluated(self) -> FusionSAMNetwork:
         """The network that is validated and shipped: the moving average where there is one."""
-        return self.network if self.average is None else self.average.module
+        if self.average is None:
+            return self.network
+        assert isinstance(self.average.module, FusionSAMNetwork)
+        return self.average.module
 
     def losses(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """Every named, weighted term of eq. 1 for one forward pass."""

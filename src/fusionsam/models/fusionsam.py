@@ -107,7 +107,9 @@ class FusionSAMNetwork(nn.Module):
             if image is None:
                 continue
             if image.ndim != 4 or image.shape[1] != channels:
-                raise InputError(f"{name}: found shape {tuple(image.shape)}, expected (batch, {channels}, height, width)")
+                raise InputError(
+                    f"{name}: found shape {tuple(image.shape)}, expected (batch, {channels}, height, width)"
+                )
             if not all(SMALLEST <= side <= LARGEST for side in image.shape[2:]):
                 raise InputError(
                     f"{name}: found {image.shape[2]}x{image.shape[3]} pixels, expected {SMALLEST} to {LARGEST} a side; "

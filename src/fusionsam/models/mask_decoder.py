@@ -92,7 +92,7 @@ class FullFledgedMaskDecoder(nn.Module):
         if classes == source.shape[0]:
             return dict(tensors)
         out = {}
-        for name, value in self.sam.state_dict().items():
+        for name in self.sam.state_dict():
             if name == "mask_tokens.weight":
                 order = torch.arange(classes) % source.shape[0]
                 noise = 0.02 * source.std() * torch.randn(classes, source.shape[1])

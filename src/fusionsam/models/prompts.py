@@ -21,7 +21,7 @@ def self_prompts(mask_prompt: Tensor, config: PromptConfig) -> Prompts:
     a peak below the threshold is padding (label -1, SAM's "not a point"). Without any cell above the threshold the
     box is the whole image. Coordinates are pixels at the centre of a cell.
     """
-    batch, _, height, width = mask_prompt.shape
+    height, width = mask_prompt.shape[2:]
     logits = mask_prompt.detach()[:, 0].flatten(1)
     ys = torch.arange(height, device=logits.device).repeat_interleave(width)
     xs = torch.arange(width, device=logits.device).repeat(height)
