@@ -1,3 +1,37 @@
-"""FusionSAM: fuse a visible and a thermal image into one picture and label every pixel."""
+"""FusionSAM: fuse a visible and a thermal image into one picture and label every pixel.
+
+>>> from fusionsam import FusionSAM  # doctest: +SKIP
+>>> out = FusionSAM.from_pretrained("tiny").predict("visible.png", "infrared.png")  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusionsam.config import Config, ModelConfig, preset
+    from fusionsam.predict import FusionSAM, Prediction
+    from fusionsam.structures import InputError, Prompts
 
 __version__ = "0.1.0"
+
+# Imported on first use, so that `fusionsam --help` answers before torch has been loaded.
+_HOMES = {
+    "Config": "config",
+    "FusionSAM": "predict",
+    "InputError": "structures",
+    "ModelConfig": "config",
+    "Prediction": "predict",
+    "Prompts": "structures",
+    "preset": "config",
+}
+__all__ = ["Config", "FusionSAM", "InputError", "ModelConfig", "Prediction", "Prompts", "preset"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fusionsam' has no attribute {name!r}")
+    return getattr(import_module(f"fusionsam.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -172,7 +172,8 @@ def _as_tensor(image: ImageLike | None, name: Literal["visible", "infrared"]) ->
         tensor = torch.from_numpy(array[..., None] if array.ndim == 2 else array)
         tensor = tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
-        raise InputError(f"{name}: found shape {tuple(tensor.shape)} (channels first), expected one image of 1 or 3 channels")
+        found = f"found shape {tuple(tensor.shape)} (channels first)"
+        raise InputError(f"{name}: {found}, expected one image of 1 or 3 channels")
     if tensor.dtype == torch.uint8:
         tensor = tensor.float() / 255
     elif not tensor.is_floating_point() or bool((tensor < 0).any()) or bool((tensor > 1).any()):
