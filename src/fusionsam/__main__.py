@@ -1,0 +1,7 @@
+"""`python -m fusionsam` is the command `fusionsam`."""
+
+import sys
+
+from fusionsam.cli import main
+
+sys.exit(main())

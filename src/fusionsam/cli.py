@@ -1,0 +1,138 @@
+"""The command `fusionsam`: finds the sub-command's module, parses, runs, and turns bad input into one line.
+
+Only the standard library is imported here, and a sub-command's module only when it was asked for, so that
+`fusionsam --help` answers at once. A command's module has `main(args) -> int`, and `add_arguments(parser)` or, where
+a plain argparse parser does not do, `parse(prog, argv) -> Namespace`. `args.command_line` holds what was typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import importlib.util
+import os
+import shlex
+import sys
+from typing import Any, NoReturn
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    # name: (one line of help, module that owns the command)
+    "predict": ("fuse pairs of images and label every pixel", "predict"),
+    "info": ("show a model's parts, sizes, classes and where its weights came from", "info"),
+    "train": ("train by a configuration file, or resume a run", "train"),
+    "evaluate": ("score a model or a folder of predictions against labels", "evaluate"),
+    "fusion-metrics": ("score fused pictures by the eleven fusion metrics", "fusion_scores"),
+    "report": ("tables and panels from a folder of evaluations", "report"),
+    "reconstruct": ("show what the tokenizer keeps of a pair", "reconstruct"),
+    "data": ("look at a data set before hours are spent on it", "data_check"),
+    "synth": ("draw paired street scenes with labels", "synth"),
+    "export": ("write the model as ONNX or a torch program and compare it with the original", "export"),
+    "serve": ("answer pairs over HTTP", "serve"),
+    "demo": ("try the model in a browser", "demo"),
+}
+INTERRUPTED = 130
+
+
+class UsageError(Exception):
+    """A command line that cannot be understood, in one sentence."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but an error is one sentence instead of a page of usage, and flags are never abbreviated."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the sentence, with the command that explains more."""
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, but a misspelt flag is named before anything is said of required ones."""
+        typed = list(args or [])
+        typed = typed[: typed.index("--")] if "--" in typed else typed
+        if self._subparsers is None:
+            for flag in (token.split("=")[0] for token in typed if token.startswith("--")):
+                if flag not in self._option_string_actions:
+                    self.error(f"unknown flag {flag}{suggestion(flag, self._option_string_actions)}")
+        return super().parse_known_args(args, namespace)
+
+
+def suggestion(typed: str, known: Any) -> str:
+    """' (did you mean X?)' for the nearest of `known`, or nothing."""
+    near = difflib.get_close_matches(typed, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def available() -> dict[str, str]:
+    """Commands whose module is installed, with their line of help."""
+    return {name: line for name, (line, module) in COMMANDS.items() if importlib.util.find_spec(f"fusionsam.{module}")}
+
+
+def overview() -> str:
+    """What `fusionsam --help` prints."""
+    lines = [f"  {name:<16}{line}" for name, line in available().items()]
+    return "\n".join(
+        [
+            "usage: fusionsam [-h] [--version] COMMAND ...",
+            "",
+            "Fuse a visible and a thermal image into one picture and label every pixel.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "fusionsam COMMAND --help explains a command.",
+        ]
+    )
+
+
+def run(argv: list[str]) -> int:
+    """Find, parse and run the sub-command in `argv`; its exit code."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from fusionsam import __version__
+
+        print(f"fusionsam {__version__}")
+        return 0
+    name, rest = argv[0], argv[1:]
+    commands = available()
+    if name not in commands:
+        raise UsageError(f"no command {name!r}{suggestion(name, commands)}; choose one of {', '.join(commands)}")
+    module = importlib.import_module(f"fusionsam.{COMMANDS[name][1]}")
+    prog = f"fusionsam {name}"
+    if hasattr(module, "parse"):
+        args = module.parse(prog, rest)
+    else:
+        parser = Parser(prog=prog, description=COMMANDS[name][0])
+        module.add_arguments(parser)
+        args = parser.parse_args(rest)
+    args.command_line = shlex.join(["fusionsam", *argv])
+    return int(module.main(args))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The console entry: exit code 0, 2 for bad input (one line on stderr), 130 when interrupted, or the command's
+    own."""
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except UsageError as error:
+        return _say(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ValueError as error:
+        from fusionsam.structures import InputError  # its module imports torch: not before it is needed
+
+        if not isinstance(error, InputError):
+            raise
+        return _say(f"error: {' '.join(str(error).split())}", 2)
+
+
+def _say(message: str, code: int) -> int:
+    print(f"fusionsam: {message}", file=sys.stderr)
+    return code
