@@ -1,4 +1,4 @@
-"""One real forward of the paper's size: `python benchmarks/vit_h_forward.py [--preset vit_h] [--out results/vit_h.json]`.
+"""One real forward of the paper's size, recorded: `python benchmarks/vit_h_forward.py`.
 
 Random weights, a random 480x640 pair. Records seconds, peak memory, parameters and the machine; it is a record, not a
 limit.
