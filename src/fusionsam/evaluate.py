@@ -1,0 +1,317 @@
+"""Evaluation of checkpoints, or of anybody's predicted label maps, on a split of a data set."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from fusionsam import checkpoint, reports
+from fusionsam.data.catalog import CATALOG, DatasetRow
+from fusionsam.data.dataset import PairDataset, open_split
+from fusionsam.data.leaks import leaks
+from fusionsam.data.splits import Entry, entries
+from fusionsam.metrics import ImageMatrices
+from fusionsam.predict import FusionSAM
+from fusionsam.predictors import FolderPredictor, NetworkPredictor
+from fusionsam.structures import InputError, Report
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is evaluated and how; the options of `fusionsam evaluate` and their defaults."""
+
+    dataset: str
+    root: str | Path
+    split: str = "val"
+    weights: Sequence[str | Path] = ()
+    predictions: str | Path | None = None
+    out: str | Path | None = None
+    """Folder for report.json; None = nothing is written."""
+    prompts: Literal["self", "none", "oracle"] | None = None
+    """None = as the weights were configured."""
+    modality: Literal["both", "visible", "infrared"] = "both"
+    flip: bool = False
+    scales: Sequence[float] = (1.0,)
+    seeds: bool = False
+    """The weights differ in nothing but their seed; refused if the seeds they record repeat."""
+    against: str | Path | None = None
+    allow_partial: bool = False
+    allow_train_test_leak_and_know_that_scores_are_worthless: bool = False
+    bootstrap: int = 1000
+    seed: int = 0
+    class_file: str | Path | None = None
+    device: str = "auto"
+    train_split: str | None = None
+    """Split the leak guard compares with; None = the one the weights record, or train; 'none' = no guard."""
+    prediction_format: Literal["auto", "ids", "rgb", "bgr"] = "auto"
+    command: str = ""
+    """Repeated in the report."""
+
+
+def evaluate(config: EvaluateConfig) -> Report:
+    """Score weights or a folder of predictions on a split, and write the report into `config.out` if given.
+
+    With several weights each has its report in a folder checkpoint_1, checkpoint_2, ... and the returned summary holds
+    mean and deviation. Raises InputError for impossible options, unusable data or weights, splits that share pictures
+    with the training split, and reports that must not be compared."""
+    _check(config)
+    data = open_split(config.dataset, config.root, config.split, config.class_file)
+    assert data.row is not None
+    if not data.row.classes:
+        raise InputError(
+            f"dataset {config.dataset!r} has no classes of its own; give --class-file with classes, palette"
+        )
+    unlabelled = [entry.id for entry in data.entries if entry.label is None]
+    if unlabelled:
+        raise InputError(
+            f"{config.root}: {len(unlabelled)} pairs of split {config.split!r} have no label (first: "
+            f"{', '.join(unlabelled[:5])}); add their labels or take them off the list"
+        )
+    digest = reports.split_digest([entry.id for entry in data.entries])
+    other = None if config.against is None else reports.read_comparable(config.against, config.dataset, digest)
+    models = [FusionSAM.from_pretrained(source, config.device) for source in config.weights]
+    _check_models(config, models, data.row)
+    folder = None
+    if config.predictions is not None:
+        folder = FolderPredictor(config.predictions, data, config.prediction_format, config.allow_partial)
+    guard = _leak_guard(config, data.entries, [model.card for model in models])
+    if folder is not None:
+        return _run(config, data, folder, guard, config.out, other, None)
+
+    found = []
+    for number, source in enumerate(config.weights, 1):
+        out = None if config.out is None else Path(config.out)
+        if out is not None and len(models) > 1:
+            out = out / f"checkpoint_{number}"
+        model = models[number - 1]
+        predictor = NetworkPredictor(
+            model, config.prompts, config.modality, config.flip, tuple(config.scales), config.seed
+        )
+        found.append(_run(config, data, predictor, guard, out, other, source))
+    if len(found) == 1:
+        return found[0]
+    values = reports.summarise([report.values for report in found])
+    report = Report(_title(config, f"mean of {len(found)} checkpoints", values, None), values)
+    if config.out is not None:
+        reports.write(Path(config.out), report, None)
+    return report
+
+
+def _check(config: EvaluateConfig) -> None:
+    if bool(config.weights) == (config.predictions is not None):
+        raise InputError("evaluate: give either --weights or --predictions, one of them")
+    if config.predictions is not None and (config.prompts or config.flip or config.modality != "both"):
+        raise InputError("predictions: --prompts, --modality and --flip need --weights; leave them out")
+    if not config.scales or min(config.scales) <= 0 or max(config.scales) > 4:
+        raise InputError(f"scales: {list(config.scales)}; expected factors above 0 and up to 4")
+    if config.predictions is not None and list(config.scales) != [1.0]:
+        raise InputError("predictions: --scales needs --weights; leave it out")
+    if config.prompts == "oracle" and (config.flip or list(config.scales) != [1.0]):
+        raise InputError("prompts oracle: are drawn for one scale without flip; leave out --scales and --flip")
+    if config.prompts == "oracle" and config.against is not None:
+        raise InputError("prompts oracle: the ground truth was used, so no comparison is made; leave out --against")
+    if config.against is not None and len(config.weights) > 1:
+        raise InputError("against: compares single reports; give one of the --weights")
+    if config.seeds and len(config.weights) < 2:
+        raise InputError(f"seeds: {len(config.weights)} weights; expected at least 2 checkpoints for a deviation")
+    if config.bootstrap < 0 or (config.against is not None and config.bootstrap < 1):
+        raise InputError(
+            f"bootstrap: {config.bootstrap} draws; expected at least 1 (0 = no interval, without --against)"
+        )
+    if config.out is not None:
+        try:
+            Path(config.out).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=config.out):
+                pass
+        except OSError as error:
+            raise InputError(f"{config.out}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _check_models(config: EvaluateConfig, models: list[FusionSAM], row: DatasetRow) -> None:
+    for model, source in zip(models, config.weights, strict=True):
+        if len(model.config.classes) != row.num_classes:
+            raise InputError(
+                f"weights {source}: {len(model.config.classes)} classes, data set {row.name} has {row.num_classes}; "
+                "give weights trained for these classes, or the class file they were trained with"
+            )
+    seeds = [model.card.get("seed") for model in models]
+    if config.seeds and (None in seeds or len(set(seeds)) < len(seeds)):
+        raise InputError(f"seeds: the checkpoints record the seeds {seeds}; expected a different one each")
+
+
+def _leak_guard(config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[str, Any]]) -> dict[str, Any]:
+    """Compare the split with what the weights were trained on, as far as those lists are there."""
+    if config.train_split == "none":
+        return {"checked": [], "leaks": 0, "notes": ["the leak guard was switched off (--train-split none)"]}
+    sources: dict[tuple[str, str, str], str | Path | None] = {}
+    for card in cards or [{}]:
+        data = (card.get("config") or {}).get("data") or {}
+        name = config.train_split or data.get("train_split") or "train"
+        if data.get("dataset") in (None, config.dataset):
+            sources[config.dataset, str(config.root), name] = config.class_file
+        else:  # MSRS repeats MFNet's pictures: another data set is no excuse
+            sources[data["dataset"], str(data.get("root")), name] = data.get("class_file")
+    checked, notes, found = [], [], []
+    for (dataset, root, name), class_file in sources.items():
+        try:
+            training = entries(dataset, root, name, class_file)
+        except InputError:
+            notes.append(f"no list of the training split {dataset}/{name} is here, so it was not compared")
+            continue
+        found += leaks({f"{dataset}/{name} (training)": training, config.split: evaluated})
+        checked.append(f"{dataset}/{name}")
+    pictures = {leak.second_id for leak in found}
+    if found:
+        shown = "; ".join(map(str, found[:3])) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+        if not config.allow_train_test_leak_and_know_that_scores_are_worthless:
+            raise InputError(
+                f"split {config.split!r}: {len(pictures)} of its {len(evaluated)} pictures are in the training split: "
+                f"{shown}; evaluate on pictures the weights never saw"
+            )
+        notes.append(f"leaks: {shown}")
+    kinds = {kind: sum(leak.kind == kind for leak in found) for kind in sorted({leak.kind for leak in found})}
+    return {"checked": checked, "leaks": len(pictures), "kinds": kinds, "notes": notes}
+
+
+def _run(
+    config: EvaluateConfig,
+    data: PairDataset,
+    predictor: NetworkPredictor | FolderPredictor,
+    guard: dict[str, Any],
+    out: str | Path | None,
+    other: tuple[dict[str, Any], ImageMatrices] | None,
+    weights: str | Path | None,
+) -> Report:
+    assert data.row is not None
+    started, counting = time.perf_counter(), 0.0
+    tally, used = reports.Tally(data.row.classes), set()
+    absent = set(predictor.folder.missing) if isinstance(predictor, FolderPredictor) else set()
+    todo = [index for index, entry in enumerate(data.entries) if entry.id not in absent]
+    for index in tqdm(todo, desc=f"evaluating {config.dataset}/{config.split}"):
+        predicted = predictor(data, index)
+        before = time.perf_counter()
+        tally.update(data.entries[index].id, predicted.ids, predicted.label, predicted.confidence)
+        counting += time.perf_counter() - before
+        used.add(predicted.prompts)
+    values = reports.scores(tally, config.dataset, config.bootstrap, config.seed)
+    prompts = next(iter(used)) if len(used) == 1 else "mixed"
+    values |= _context(config, data, guard) | predictor.describe()
+    values |= {"prompts": prompts, "weights": None if weights is None else str(weights)}
+    if weights is not None:
+        values["weights_sha256"] = _digest(checkpoint.locate(weights) / checkpoint.WEIGHTS)
+    values |= {"seconds": time.perf_counter() - started, "seconds_counting": counting}
+    total, complete = len(data.entries), len(todo) == len(data.entries)
+    if config.dataset in reports.PUBLISHED and config.split == "test" and complete and prompts != "oracle":
+        count, rows = reports.PUBLISHED[config.dataset]
+        if total == count and not guard["leaks"]:
+            values["published"] = [dict(zip(("method", "miou", "protocol"), row, strict=True)) for row in rows]
+    name = str(weights if weights is not None else config.predictions)
+    report = Report(_title(config, name, values, None if complete else (len(todo), total)), values)
+    if other is not None:
+        values["against"] = reports.compare(report.as_dict(), tally.images, *other, config.bootstrap)
+        values["against"]["report"] = str(config.against)
+    if out is not None:
+        reports.write(Path(out), report, tally.images)
+    return report
+
+
+def _context(config: EvaluateConfig, data: PairDataset, guard: dict[str, Any]) -> dict[str, Any]:
+    """What every report repeats of its options."""
+    return {
+        "dataset": config.dataset,
+        "split": config.split,
+        "split_ids_sha256": reports.split_digest([entry.id for entry in data.entries]),
+        "split_images": len(data.entries),
+        "modality": config.modality,
+        "flip": config.flip,
+        "scales": list(config.scales),
+        "multi_scale": len(config.scales) > 1,
+        "leak_guard": {key: value for key, value in guard.items() if key != "notes"},
+        "notes": list(guard["notes"]),
+        "commit": checkpoint.commit(),
+        "command": config.command,
+    }
+
+
+def _title(config: EvaluateConfig, name: str, values: dict[str, Any], partial: tuple[int, int] | None) -> str:
+    """What was scored and all that a reader must know before comparing the figure."""
+    marks = [reports.ORACLE] if values["prompts"] == "oracle" else []
+    if values["leak_guard"]["leaks"]:
+        marks.append(f"TRAIN-TEST LEAK ({values['leak_guard']['leaks']} pictures were trained on)")
+    if partial:
+        marks.append(f"PARTIAL ({partial[0]} of {partial[1]} images)")
+    how = (
+        [f"prompts {values['prompts']}"]
+        if values["prompts"]
+        else [f"predictions read as {values['prediction_format']}"]
+    )
+    how += [f"{config.modality} only"] if config.modality != "both" else []
+    how += [f"scales {', '.join(f'{s:g}' for s in config.scales)}"] if list(config.scales) != [1.0] else []
+    how += ["flip"] if config.flip else []
+    score = "undefined" if values["miou"] is None else f"{values['miou']:.2f}"
+    what = f"{name} on {config.dataset}/{config.split}: mIoU {score} ({values['protocol']})"
+    return ": ".join([*marks, ", ".join([what, *how])])
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fusionsam evaluate`."""
+    defaults = {field.name: field.default for field in fields(EvaluateConfig)}
+    add = parser.add_argument
+    add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
+    add("--root", required=True, help="folder of the data set (or the manifest file)")
+    add(
+        "--split",
+        default=defaults["split"],
+        help="official split, or NAME of a list NAME.txt beside the data (%(default)s)",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--weights", nargs="+", default=(), help="checkpoint folders or shipped names; several: mean, deviation"
+    )
+    what.add_argument(
+        "--predictions", help="folder of ID.png or ID_labels.png: class ids, or palette colours, RGB or BGR"
+    )
+    add("--out", required=True, help="folder for report.json and per_image.json")
+    add("--prompts", choices=("self", "none", "oracle"), help="as the weights were configured if left out")
+    add("--modality", choices=("both", "visible", "infrared"), default=defaults["modality"], help="what the model sees")
+    add("--flip", action="store_true", help="average with the mirrored pair; the report says so")
+    add("--scales", nargs="+", type=float, default=(1.0,), help="average over resized copies; the report says so")
+    add("--seeds", action="store_true", help="the weights are one configuration trained from different seeds")
+    add("--against", metavar="REPORT.json", help="a report of the same split: is the difference real?")
+    add("--allow-partial", action="store_true", help="score a folder with missing or extra predictions")
+    leak = "allow_train_test_leak_and_know_that_scores_are_worthless"
+    add("--" + leak.replace("_", "-"), action="store_true", help="score although pictures were trained on")
+    add("--bootstrap", type=int, default=defaults["bootstrap"], help="resamples of the images (%(default)s)")
+    add("--seed", type=int, default=defaults["seed"], help="of the bootstrap and of oracle prompts (%(default)s)")
+    add("--class-file", help="YAML with classes and palette, for pairs and manifest")
+    add("--device", default=defaults["device"], help="auto, cpu, cuda, mps (%(default)s)")
+    add(
+        "--train-split",
+        help="split the leak guard compares with; 'none' = no guard (as recorded by the weights, or train)",
+    )
+    add("--prediction-format", choices=("auto", "ids", "rgb", "bgr"), default="auto", help="found out if left out")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Evaluate as the parsed options say, print the table; 0. InputError is left to the command line."""
+    command = getattr(args, "command_line", None) or shlex.join(["fusionsam", *sys.argv[1:]])
+    known = {field.name for field in fields(EvaluateConfig)} - {"command"}
+    config = EvaluateConfig(**{name: value for name, value in vars(args).items() if name in known}, command=command)
+    report = evaluate(config)
+    print(reports.table(report.as_dict()))
+    return 0

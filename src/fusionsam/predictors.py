@@ -1,0 +1,135 @@
+"""Where an evaluation gets its predictions from: a checkpoint that looks at the pair, or a folder of label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from fusionsam.data.dataset import PairDataset
+from fusionsam.data.images import image_size
+from fusionsam.data.predictions import PredictionFolder
+from fusionsam.data.transforms import to_unit
+from fusionsam.models.fusionsam import SMALLEST
+from fusionsam.models.layers import resize
+from fusionsam.models.prompts import oracle_prompts
+from fusionsam.predict import FusionSAM
+from fusionsam.structures import InputError, PromptMode, Sample
+
+
+class Predicted(NamedTuple):
+    """One image, all of it at the label's own size."""
+
+    label: Tensor  # int64 (H,W)
+    ids: NDArray[np.int64]  # (H,W)
+    confidence: NDArray[np.float32] | None  # (H,W), probability of ids; None where nobody told it
+    prompts: PromptMode | None  # what steered SAM, as the model's output says; None for a folder
+
+
+@dataclass
+class NetworkPredictor:
+    """Predicts with a checkpoint. Labels enter by `prompts` oracle alone."""
+
+    model: FusionSAM
+    prompts: Literal["self", "none", "oracle"] | None = None
+    """None = as the weights were configured."""
+    modality: Literal["both", "visible", "infrared"] = "both"
+    flip: bool = False
+    scales: Sequence[float] = (1.0,)
+    seed: int = 0
+    """Of oracle prompts."""
+
+    def __call__(self, data: PairDataset, index: int) -> Predicted:
+        """Mean probabilities over scales and mirrored views. InputError if the pair lacks the wanted modality."""
+        sample = data[index]
+        assert sample.label is not None
+        assert data.row is not None
+        images = self._images(sample)
+        prompts = None
+        if self.prompts == "oracle":
+            points, foreground = self.model.config.prompts.points or 10, list(data.row.foreground)
+            prompts = oracle_prompts(
+                sample.label[None], data.row.num_classes, foreground, points, self.seed * 1_000_003 + index
+            )
+        mode = None if self.prompts == "oracle" else self.prompts
+        shares, source = [], None
+        for scale in self.scales:
+            for mirrored in (False, True) if self.flip else (False,):
+                visible, infrared = (None if image is None else _view(image, scale, mirrored) for image in images)
+                output = self.model.infer(visible, infrared, prompts=prompts, mode=mode)
+                logits = output.logits.float()
+                shares.append(resize(logits.flip(-1) if mirrored else logits, sample.size).softmax(1))
+                source = output.prompts.source
+        total = shares[0] if len(shares) == 1 else sum(shares[1:], shares[0]) / len(shares)
+        confidence, ids = total[0].max(0)
+        return Predicted(sample.label, ids.cpu().numpy(), confidence.cpu().numpy(), source)
+
+    def _images(self, sample: Sample) -> list[Tensor | None]:
+        visible = None if self.modality == "infrared" else sample.visible
+        infrared = None if self.modality == "visible" else sample.infrared
+        if visible is None and infrared is None:
+            raise InputError(f"{sample.id}: has no {self.modality} image, but --modality {self.modality} asks for it")
+        return [None if image is None else to_unit(image)[None] for image in (visible, infrared)]
+
+    def describe(self) -> dict[str, Any]:
+        """What the report says of the weights, from their card."""
+        keys = ("name", "version", "commit", "command", "seed", "step", "hours", "val")
+        known = {key: self.model.card[key] for key in keys if key in self.model.card}
+        return {"weights_card": {"preset": self.model.config.preset, **known}, "prediction_format": None}
+
+
+def _view(image: Tensor, scale: float, mirrored: bool) -> Tensor:
+    """(1,C,H,W) resized by `scale`, to no less than what the network takes."""
+    if scale != 1:
+        size = tuple(max(SMALLEST, round(side * scale)) for side in image.shape[2:])
+        image = interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+    return image.flip(-1) if mirrored else image
+
+
+class FolderPredictor:
+    """Reads label maps that somebody else predicted.
+
+    Raises InputError for missing or extra files (unless `allow_partial`) and for sizes other than the labels'."""
+
+    def __init__(
+        self, folder: str | Path, data: PairDataset, format: Any = "auto", allow_partial: bool = False
+    ) -> None:
+        assert data.row is not None
+        ids = [entry.id for entry in data.entries]
+        self.folder = PredictionFolder(folder, ids, data.row.palette, format)
+        for kind, names in (("missing", self.folder.missing), ("not in the split", self.folder.extra)):
+            if names and not allow_partial:
+                raise InputError(
+                    f"{folder}: {len(names)} predictions {kind} (first: {', '.join(names[:5])}), the split has "
+                    f"{len(ids)} images; complete the folder or give --allow-partial"
+                )
+        for entry in data.entries:
+            assert entry.label is not None
+            if entry.id in self.folder.paths and self.folder.size(entry.id) != (size := image_size(entry.label)):
+                found, wanted = "x".join(map(str, self.folder.size(entry.id))), "x".join(map(str, size))
+                raise InputError(
+                    f"{self.folder.paths[entry.id]}: {found}, its label is {wanted} (height x width); predict at the "
+                    "label's size"
+                )
+
+    def __call__(self, data: PairDataset, index: int) -> Predicted:
+        """The stored ids of one image; the pair itself is not decoded."""
+        label = data.label(index)
+        assert label is not None
+        return Predicted(label, self.folder[data.entries[index].id].numpy(), None, None)
+
+    def describe(self) -> dict[str, Any]:
+        """What the report says of the folder."""
+        return {
+            "weights_card": None,
+            "predictions": str(self.folder.folder),
+            "prediction_format": self.folder.format,
+            "missing": len(self.folder.missing),
+            "extra": len(self.folder.extra),
+        }

@@ -1,0 +1,372 @@
+"""Reports of evaluations: from counts to scores, to a table, to files and back, and one held against another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fusionsam.metrics import (
+    PROTOCOLS,
+    BoundaryScore,
+    CalibrationError,
+    ConfusionMatrix,
+    ImageMatrices,
+    accuracy,
+    bootstrap_miou,
+    f1,
+    headline,
+    iou,
+    paired_bootstrap,
+    pixel_accuracy,
+    plain,
+    protocols_of,
+)
+from fusionsam.structures import InputError, Report
+
+ORACLE = "ORACLE PROMPTS (upper bound, ground truth was used)"
+"""How the title of a report begins whose prompts were drawn from the labels."""
+
+PUBLISHED: dict[str, tuple[int, tuple[tuple[str, float, str], ...]]] = {
+    "mfnet": (
+        393,
+        (
+            ("CRM-RGBTSeg Swin-B", 61.4, "nine classes"),
+            ("Sigma-B (trained on train+val)", 61.3, "nine classes"),
+            ("OmniSegmentor", 60.6, "nine classes"),
+            ("CMNeXt", 59.9, "nine classes"),
+            ("CMX-B4", 59.7, "nine classes"),
+            ("SHIFNet", 59.2, "nine classes"),
+        ),
+    ),
+    "fmb": (
+        280,
+        (
+            ("PEAFusion", 69.5, "13"),
+            ("SHIFNet", 67.8, "14-zero"),
+            ("MM SAM-Adapter", 66.1, "protocol not stated"),
+            ("StitchFusion", 64.9, "14-zero"),
+        ),
+    ),
+}
+"""Data set -> images of the official test split, and (method, mIoU, protocol) as published. None of them was given
+prompts from the ground truth."""
+
+
+class Tally:
+    """All counts of one evaluation, added image by image."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+        self.confusion = ConfusionMatrix(len(self.classes))
+        self.images = ImageMatrices(len(self.classes))
+        self.boundary = BoundaryScore(len(self.classes))
+        self.calibration: CalibrationError | None = None
+
+    def update(
+        self, image_id: str, prediction: ArrayLike, label: ArrayLike, confidence: ArrayLike | None = None
+    ) -> None:
+        """Add one image: ids (H,W), ids (H,W) with 255 = ignore, probability of the predicted class (H,W) or None.
+
+        Raises InputError for differing sizes, strange ids, or an id added twice."""
+        self.images.add(image_id, self.confusion.update(prediction, label))
+        self.boundary.update(prediction, label)
+        if confidence is not None:
+            self.calibration = self.calibration or CalibrationError()
+            self.calibration.update(confidence, prediction, label)
+
+
+def _named(classes: Sequence[str], ratios: ArrayLike) -> dict[str, float | None]:
+    """Class -> percent, None where undefined."""
+    return dict(zip(classes, plain(100 * np.asarray(ratios, np.float64)), strict=True))
+
+
+def _number(value: float) -> float | None:
+    return plain([value])[0]
+
+
+def scores(tally: Tally, dataset: str, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Everything that follows from the counts, in plain JSON types; all scores in percent, None where undefined.
+
+    `interval` is the 95 % bootstrap interval of the headline mIoU over images; None with `draws` 0."""
+    matrix, classes = tally.confusion.matrix, tally.classes
+    protocol = headline(dataset, bool((matrix.sum(1) > 0).all()))
+    protocols = {}
+    for name in protocols_of(dataset):
+        score = PROTOCOLS[name](matrix)
+        protocols[name] = {"miou": _number(score.miou), "classes": [classes[i] for i in score.classes]}
+    interval = bootstrap_miou(tally.images.dense(), protocol, draws, seed) if draws else None
+    values: dict[str, Any] = {
+        "unit": "percent",
+        "miou": protocols[protocol]["miou"],
+        "protocol": protocol,
+        "protocols": protocols,
+        "interval": None if interval is None else plain(interval),
+        "bootstrap": {"draws": draws, "seed": seed},
+        "n_images": len(tally.images.ids),
+        "classes": list(classes),
+        "per_class_iou": _named(classes, iou(matrix)),
+        "per_class_accuracy": _named(classes, accuracy(matrix)),
+        "per_class_f1": _named(classes, f1(matrix)),
+        "per_class_boundary_f": _named(classes, tally.boundary.f_score()),
+        "pixel_accuracy": _number(100 * pixel_accuracy(matrix)),
+        "boundary_f": _number(100 * tally.boundary.mean()),
+        "ece": None if tally.calibration is None else _number(100 * tally.calibration.value()),
+        "confusion_matrix": matrix.tolist(),
+    }
+    if dataset == "mfnet":
+        values["by_time"] = _by_time(tally)
+    return values
+
+
+def _by_time(tally: Tally) -> dict[str, Any]:
+    """MFNet's ids end in D by day and N at night."""
+    found = {}
+    for name, letter in (("day", "D"), ("night", "N")):
+        ids = [i for i in tally.images.ids if i.removesuffix("_flip").endswith(letter)]
+        if ids:
+            matrix = tally.images.dense(ids).sum(0, dtype=np.int64)
+            found[name] = {
+                "n_images": len(ids),
+                "protocol": "present",
+                "miou": _number(PROTOCOLS["present"](matrix).miou),
+                "per_class_iou": _named(tally.classes, iou(matrix)),
+            }
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample deviation of what is defined."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None, None
+    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+
+def summarise(many: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Values of one report over several checkpoints on the same images: the mean of each score, its sample deviation
+    as `KEY_deviation`, the sum of the matrices, and each checkpoint's own figures under `checkpoints`."""
+    values = {key: value for key, value in many[0].items() if key not in ("weights_card", "weights_sha256")}
+    for key in ("miou", "pixel_accuracy", "boundary_f", "ece"):
+        values[key], values[f"{key}_deviation"] = _mean([one[key] for one in many])
+    for key in ("per_class_iou", "per_class_accuracy", "per_class_f1", "per_class_boundary_f"):
+        both = {name: _mean([one[key][name] for one in many]) for name in values["classes"]}
+        values[key] = {name: mean for name, (mean, _) in both.items()}
+        values[f"{key}_deviation"] = {name: deviation for name, (_, deviation) in both.items()}
+    values["protocols"] = {
+        name: {**score, "miou": _mean([one["protocols"][name]["miou"] for one in many])[0]}
+        for name, score in values["protocols"].items()
+    }
+    if "by_time" in values:
+        values["by_time"] = {}
+        for name in many[0]["by_time"]:
+            parts = [one["by_time"][name] for one in many]
+            iou_of = {c: _mean([part["per_class_iou"][c] for part in parts])[0] for c in values["classes"]}
+            mean = _mean([part["miou"] for part in parts])[0]
+            values["by_time"][name] = {**parts[0], "miou": mean, "per_class_iou": iou_of}
+    values["confusion_matrix"] = np.sum([one["confusion_matrix"] for one in many], axis=0).tolist()
+    for key in ("seconds", "seconds_counting"):
+        values[key] = sum(one[key] for one in many)
+    prompts = {one["prompts"] for one in many}
+    values |= {"interval": None, "weights": [one["weights"] for one in many]}
+    values["prompts"] = prompts.pop() if len(prompts) == 1 else "mixed"
+    keys = ("weights", "weights_card", "weights_sha256", "prompts", "miou", "interval", "per_class_iou")
+    values["checkpoints"] = [{key: one[key] for key in keys} for one in many]
+    return values
+
+
+def split_digest(ids: Sequence[str]) -> str:
+    """SHA-256 of the sorted ids, one a line: two reports are of one split if it is equal."""
+    return hashlib.sha256("".join(f"{i}\n" for i in sorted(ids)).encode()).hexdigest()
+
+
+def write(out: Path, report: Report, images: ImageMatrices | None) -> Path:
+    """Write report.json (report_oracle.json where the ground truth prompted) and the per-image matrices beside it; each
+    appears whole or not at all. Returns the report's path; InputError if the folder cannot be written."""
+    mark = "_oracle" if is_oracle(report.as_dict()) else ""
+    values = report.as_dict()
+    values["per_image"] = None if images is None else f"per_image{mark}.json"
+    if images is not None:
+        digest = values["split_ids_sha256"]
+        _write_json(out / f"per_image{mark}.json", {"split_ids_sha256": digest, **images.as_dict()}, indent=None)
+    path = out / f"report{mark}.json"
+    _write_json(path, values, indent=1)
+    return path
+
+
+def _write_json(path: Path, values: dict[str, Any], indent: int | None) -> None:
+    text = json.dumps(values, indent=indent, allow_nan=False)
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = ""
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to") from error
+    finally:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def is_oracle(values: dict[str, Any]) -> bool:
+    """Whether the prompts of a report were drawn from the ground truth."""
+    return values.get("prompts") == "oracle" or str(values.get("title", "")).startswith("ORACLE")
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The values of a report; a folder stands for its report.json. InputError for whatever is not a report of ours."""
+    path = Path(path)
+    path = path / "report.json" if path.is_dir() else path
+    values = _read_json(path)
+    lacking = {"title", "miou", "per_class_iou", "confusion_matrix", "split_ids_sha256", "dataset"} - set(values)
+    if lacking:
+        raise InputError(f"{path}: lacks {', '.join(sorted(lacking))}; expected a report.json of fusionsam evaluate")
+    return values
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        detail = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as JSON ({detail}); expected a report.json with its files") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds a {type(values).__name__}, expected a report.json of fusionsam evaluate")
+    return values
+
+
+def read_comparable(path: str | Path, dataset: str, digest: str) -> tuple[dict[str, Any], ImageMatrices]:
+    """A report and its per-image matrices, if it may be held against one of `dataset` with the split `digest`.
+
+    Raises InputError for oracle reports, other data sets or splits, and missing or foreign per-image matrices."""
+    path = Path(path)
+    path = path / "report.json" if path.is_dir() else path
+    values = read(path)
+    if is_oracle(values):
+        raise InputError(
+            f"{path}: its prompts were drawn from the ground truth (oracle); it is compared with no report"
+        )
+    if values["dataset"] != dataset or values["split_ids_sha256"] != digest:
+        raise InputError(
+            f"{path}: is of {values['dataset']}/{values.get('split')} with other images than the split evaluated here; "
+            "compare reports of one split"
+        )
+    if not values.get("per_image"):
+        raise InputError(f"{path}: a summary over checkpoints has no per-image matrices; compare one of its reports")
+    beside = path.parent / Path(str(values["per_image"])).name
+    if not beside.is_file():
+        raise InputError(f"{beside}: no such file; keep it beside {path.name}, the paired bootstrap needs it")
+    images = ImageMatrices.from_dict(_read_json(beside))
+    if not images.ids or images.dense().sum(0, dtype=np.int64).tolist() != values["confusion_matrix"]:
+        raise InputError(f"{beside}: does not add up to the matrix of {path.name}; evaluate again")
+    return values, images
+
+
+def compare(
+    ours: dict[str, Any], our_images: ImageMatrices, theirs: dict[str, Any], their_images: ImageMatrices, draws: int
+) -> dict[str, Any]:
+    """Ours less theirs on the images both scored, with a paired bootstrap, and in words whether it is real at 95 %.
+
+    Raises InputError if no image is common, or if the labels were not the same."""
+    known = set(their_images.ids)
+    common = [i for i in our_images.ids if i in known]
+    if not common:
+        raise InputError("against: no image was scored in both reports; compare reports of one split")
+    if our_images.num_classes != their_images.num_classes:
+        raise InputError("against: the reports differ in the number of classes; compare reports of one class set")
+    a, b = our_images.dense(common), their_images.dense(common)
+    differs = np.flatnonzero((a.sum(2) != b.sum(2)).any(1))
+    if len(differs):
+        raise InputError(
+            f"against: {len(differs)} images were scored with other labels (first: {common[differs[0]]}); compare "
+            "reports made with the same label files"
+        )
+    protocol, seed = ours["protocol"], ours["bootstrap"]["seed"]
+    gap = paired_bootstrap(a, b, protocol, draws, seed)
+    low, high = gap.interval
+    real = low > 0 or high < 0
+    words = (
+        f"mIoU ({protocol}) differs by {gap.difference:+.2f} points on {len(common)} common images, 95 % interval "
+        f"{low:+.2f} to {high:+.2f}, p = {gap.p:.3f}: "
+    )
+    words += (
+        "the difference is real at 95 %" if real else "the difference is not real at 95 % (0 is within the interval)"
+    )
+    rows = {}
+    for name, one, two in zip(ours["classes"], _percent(a), _percent(b), strict=True):
+        rows[name] = {"ours": one, "theirs": two, "difference": None if None in (one, two) else one - two}
+    return {
+        "title": theirs["title"],
+        "protocol": protocol,
+        "n_common": len(common),
+        "miou": [_number(PROTOCOLS[protocol](stack.sum(0, dtype=np.int64)).miou) for stack in (a, b)],
+        "difference": _number(gap.difference),
+        "interval": plain(gap.interval),
+        "p": gap.p,
+        "real": bool(real),
+        "words": words,
+        "per_class_iou": rows,
+    }
+
+
+def _percent(stack: NDArray[np.int32]) -> list[Any]:
+    return plain(100 * iou(stack.sum(0, dtype=np.int64)))
+
+
+def _cell(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.2f}"
+
+
+def table(values: dict[str, Any]) -> str:
+    """A report as text for the terminal."""
+    columns = ("per_class_iou", "per_class_accuracy", "per_class_f1", "per_class_boundary_f")
+    width = max(len("pixel accuracy"), *map(len, values["per_class_iou"])) + 2
+    lines = [
+        values["title"],
+        "",
+        "class".ljust(width) + "".join(f"{n:>12}" for n in ("IoU", "accuracy", "F1", "bound. F")),
+    ]
+    for name in values["per_class_iou"]:
+        lines.append(name.ljust(width) + "".join(f"{_cell(values[column][name]):>12}" for column in columns))
+    lines.append("")
+    for name, score in values["protocols"].items():
+        line = f"mIoU {name}".ljust(width) + f"{_cell(score['miou']):>12}  over {len(score['classes'])} classes"
+        if name == values["protocol"]:
+            line += "  <- headline"
+            if values.get("interval"):
+                low, high = map(_cell, values["interval"])
+                line += f", 95 % interval {low} to {high}"
+            if values.get("miou_deviation") is not None:
+                line += f", deviation {values['miou_deviation']:.2f} over {len(values['checkpoints'])} checkpoints"
+        lines.append(line)
+    for name, key in (("pixel accuracy", "pixel_accuracy"), ("boundary F", "boundary_f"), ("ECE", "ece")):
+        lines.append(name.ljust(width) + f"{_cell(values[key]):>12}")
+    for name, part in (values.get("by_time") or {}).items():
+        lines.append(f"mIoU {name}".ljust(width) + f"{_cell(part['miou']):>12}  {part['n_images']} images, present")
+    if values.get("published"):
+        lines += ["", "Published on this split (mIoU, protocol):"]
+        lines += [f"  {row['miou']:.1f}  {row['method']} ({row['protocol']})" for row in values["published"]]
+    if values.get("against"):
+        lines += ["", *_side_by_side(values["against"], width)]
+    return "\n".join([*lines, *(f"note: {note}" for note in values.get("notes", ()))])
+
+
+def _side_by_side(against: dict[str, Any], width: int) -> list[str]:
+    lines = [f"Against: {against['title']}", "IoU".ljust(width) + f"{'ours':>12}{'theirs':>12}{'difference':>12}"]
+    for name, row in against["per_class_iou"].items():
+        cells = (_cell(row["ours"]), _cell(row["theirs"]), _cell(row["difference"], "+"))
+        lines.append(name.ljust(width) + "".join(f"{cell:>12}" for cell in cells))
+    ours, theirs = against["miou"]
+    cells = (_cell(ours), _cell(theirs), _cell(against["difference"], "+"))
+    return [*lines, "mIoU".ljust(width) + "".join(f"{cell:>12}" for cell in cells), against["words"]]
