@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("show a model's parts, sizes, classes and where its weights came from", "info"),
     "train": ("train by a configuration file, or resume a run", "train"),
     "evaluate": ("score a model or a folder of predictions against labels", "evaluate"),
-    "fusion-metrics": ("score fused pictures by the eleven fusion metrics", "fusion_scores"),
+    "fusion-metrics": ("score fused pictures by the eleven fusion metrics", "fusion_quality"),
     "report": ("tables and panels from a folder of evaluations", "report"),
     "reconstruct": ("show what the tokenizer keeps of a pair", "reconstruct"),
     "data": ("look at a data set before hours are spent on it", "data_check"),
@@ -42,7 +42,8 @@ class Parser(argparse.ArgumentParser):
     """argparse, but an error is one sentence instead of a page of usage, and flags are never abbreviated."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        kwargs["allow_abbrev"] = False
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Raise the sentence, with the command that explains more."""

@@ -1,10 +1,13 @@
-"""Training runs on Lightning: data, task, logs, checkpoints, resume."""
+"""Training runs on Lightning: data, task, logs, checkpoints, resume; and the command `fusionsam train`."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import os
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,19 @@ from torch.utils.data import DataLoader
 from fusionsam.checkpoint import build_network, commit, save_checkpoint
 from fusionsam.config import Config, to_dict
 from fusionsam.data.dataset import PairDataset, open_split
-from fusionsam.data.loader import class_shares, train_loader, val_loader
 from fusionsam.data.leaks import require_no_leak
+from fusionsam.data.loader import class_shares, train_loader, val_loader
 from fusionsam.data.splits import entries
+from fusionsam.settings import as_yaml, differences, parse_settings, read_settings
 from fusionsam.structures import Batch, InputError
 from fusionsam.tasks import SegmentationTask
 
-LAST = "last.ckpt"
+LAST, SETTINGS = "last.ckpt", "settings.yaml"
+# where and how often, not what: these may differ when a run is resumed
+_FREE_ON_RESUME = {
+    "data.root", "data.workers", "train.out", "train.validate_every", "train.checkpoint_minutes", "train.accelerator",
+    "train.devices", "train.num_nodes", "train.strategy",
+}  # fmt: skip
 
 
 class PairData(L.LightningDataModule):
@@ -89,12 +98,13 @@ class BestWeights(Callback):
         assert isinstance(pl_module, SegmentationTask)
         score = float(trainer.callback_metrics["val/miou"])
         line = {"step": trainer.global_step, "hours": self.elapsed() / 3600}
-        line |= {k: round(float(v), 3) for k, v in trainer.callback_metrics.items()}
+        line |= {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if not k.startswith("lr")}
         with (self.folder / "history.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         if score > self.best:
             self.best = score
             self.save(trainer, pl_module, self.folder / "best")
+        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
 
 
 def total_steps(config: Config, pairs: int) -> int:
@@ -123,6 +133,32 @@ def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
     return opened[0], opened[1]
 
 
+def _keep_settings(out: Path, config: Config, resume: bool) -> None:
+    """Write the resolved settings into the run's folder, or hold a resumed run to the ones it began with."""
+    file = out / SETTINGS
+    if resume and file.exists():
+        changed = set(differences(to_dict(read_settings(file)), to_dict(config))) - _FREE_ON_RESUME
+        if changed:
+            raise InputError(
+                f"{', '.join(sorted(changed))}: differs from {file}, so the run cannot go on to the same numbers; "
+                f"use --config {file} --resume, or another train.out"
+            )
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        part.write_text(as_yaml(config))
+        os.replace(part, file)
+    except OSError as error:
+        raise InputError(f"train.out: {out} cannot be written ({error.strerror}); choose another folder") from None
+
+
+def _session(logs: Path) -> str:
+    """Name of this session's CSV folder: Lightning's logger deletes what an earlier session wrote under its name."""
+    earlier = sum(1 for folder in logs.glob("csv*") if folder.is_dir())
+    return f"csv-{earlier + 1}" if earlier else "csv"
+
+
 def train(config: Config, resume: bool = False, command: str = "") -> Path:
     """Run (or with `resume` continue) the training that `config` describes; returns the folder it wrote into.
 
@@ -136,11 +172,10 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     if resume and not last.exists():
         raise InputError(f"{out}: has no {LAST} to resume from; start without --resume")
     train_set, val_set = open_data(config)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"train.out: {out} cannot be written ({error.strerror}); choose another folder") from None
+    _keep_settings(out, config, resume)
     steps = total_steps(config, len(train_set))
+    for noise in ("isinstance.treespec", "You have overridden .transfer_batch_to_device"):
+        warnings.filterwarnings("ignore", f".*{noise}")
     L.seed_everything(config.train.seed, verbose=False)
     task = SegmentationTask(build_network(config.model), config, steps, class_shares(train_set))
     card = {"command": command, "commit": commit(), "seed": config.train.seed, "config": to_dict(config)}
@@ -157,9 +192,12 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         gradient_clip_val=config.train.gradient_clip or None,
-        log_every_n_steps=10,
+        log_every_n_steps=min(10, steps),
         use_distributed_sampler=False,
-        logger=[CSVLogger(out, name="logs", version="csv"), TensorBoardLogger(out, name="logs", version="tensorboard")],
+        logger=[
+            CSVLogger(out, name="logs", version=_session(out / "logs")),
+            TensorBoardLogger(out, name="logs", version="tensorboard"),
+        ],
         callbacks=[
             best,
             ModelCheckpoint(
@@ -173,11 +211,26 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
         ],
     )
     data = PairData(config, train_set, val_set, steps)
-    trainer.fit(task, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=False if resume else None)
-    trainer.save_checkpoint(last)
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl+C
+        raise KeyboardInterrupt from None
+    trainer.save_checkpoint(last, weights_only=False)
     if trainer.is_global_zero:
         best.save(trainer, task, out / "final")
         if not (out / "best").exists():
             best.save(trainer, task, out / "best")
     torch.set_grad_enabled(True)
     return out
+
+
+def parse(prog: str, argv: list[str]) -> argparse.Namespace:
+    """Settings and --resume of `fusionsam train`."""
+    return parse_settings(prog, argv, {"resume": "continue the run in train.out from its last checkpoint"})
+
+
+def main(args: argparse.Namespace) -> int:
+    """Train, and say where the weights are."""
+    out = train(args.settings, args.resume, args.command_line)
+    print(f"weights: {out / 'best'} (best validation), {out / 'final'}")
+    return 0
