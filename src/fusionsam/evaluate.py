@@ -79,25 +79,28 @@ def evaluate(config: EvaluateConfig) -> Report:
         )
     digest = reports.split_digest([entry.id for entry in data.entries])
     other = None if config.against is None else reports.read_comparable(config.against, config.dataset, digest)
-    models = [FusionSAM.from_pretrained(source, config.device) for source in config.weights]
-    _check_models(config, models, data.row)
+    model, cards = None, []
+    for source in config.weights:  # one at a time: five of the largest would not fit
+        model = FusionSAM.from_pretrained(source, config.device)
+        _check_classes(model, source, data.row)
+        cards.append(model.card)
+    _check_seeds(config, cards)
     folder = None
     if config.predictions is not None:
         folder = FolderPredictor(config.predictions, data, config.prediction_format, config.allow_partial)
-    guard = _leak_guard(config, data.entries, [model.card for model in models])
+    guard = _leak_guard(config, data.entries, cards)
     if folder is not None:
         return _run(config, data, folder, guard, config.out, other, None)
 
-    found = []
+    found: list[Report] = []
     for number, source in enumerate(config.weights, 1):
         out = None if config.out is None else Path(config.out)
-        if out is not None and len(models) > 1:
-            out = out / f"checkpoint_{number}"
-        model = models[number - 1]
-        predictor = NetworkPredictor(
-            model, config.prompts, config.modality, config.flip, tuple(config.scales), config.seed
-        )
-        found.append(_run(config, data, predictor, guard, out, other, source))
+        if len(config.weights) > 1:
+            out = None if out is None else out / f"checkpoint_{number}"
+            model = FusionSAM.from_pretrained(source, config.device)
+        assert model is not None
+        options = (config.prompts, config.modality, config.flip, tuple(config.scales), config.seed)
+        found.append(_run(config, data, NetworkPredictor(model, *options), guard, out, other, source))
     if len(found) == 1:
         return found[0]
     values = reports.summarise([report.values for report in found])
@@ -137,14 +140,16 @@ def _check(config: EvaluateConfig) -> None:
             raise InputError(f"{config.out}: cannot be written ({error.strerror}); choose another --out") from error
 
 
-def _check_models(config: EvaluateConfig, models: list[FusionSAM], row: DatasetRow) -> None:
-    for model, source in zip(models, config.weights, strict=True):
-        if len(model.config.classes) != row.num_classes:
-            raise InputError(
-                f"weights {source}: {len(model.config.classes)} classes, data set {row.name} has {row.num_classes}; "
-                "give weights trained for these classes, or the class file they were trained with"
-            )
-    seeds = [model.card.get("seed") for model in models]
+def _check_classes(model: FusionSAM, source: str | Path, row: DatasetRow) -> None:
+    if len(model.config.classes) != row.num_classes:
+        raise InputError(
+            f"weights {source}: {len(model.config.classes)} classes, data set {row.name} has {row.num_classes}; "
+            "give weights trained for these classes, or the class file they were trained with"
+        )
+
+
+def _check_seeds(config: EvaluateConfig, cards: list[dict[str, Any]]) -> None:
+    seeds = [card.get("seed") for card in cards]
     if config.seeds and (None in seeds or len(set(seeds)) < len(seeds)):
         raise InputError(f"seeds: the checkpoints record the seeds {seeds}; expected a different one each")
 

@@ -1,0 +1,411 @@
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from sklearn.metrics import confusion_matrix
+from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_jaccard_index
+
+from fusionsam import reports
+from fusionsam.checkpoint import build_network, save_checkpoint
+from fusionsam.config import preset
+from fusionsam.data.catalog import MFNET_CLASSES, MFNET_PALETTE, find
+from fusionsam.data.dataset import open_split
+from fusionsam.data.predictions import PredictionFolder
+from fusionsam.data.synthetic import synthesize
+from fusionsam.evaluate import EvaluateConfig, add_arguments, evaluate, main
+from fusionsam.predict import FusionSAM
+from fusionsam.structures import InputError
+
+LEAK = "allow_train_test_leak_and_know_that_scores_are_worthless"
+
+
+def save(folder, seed, **changes):
+    torch.manual_seed(seed)
+    config = preset("debug")
+    for name, value in changes.items():
+        setattr(config, name, value)
+    network = build_network(config)
+    with torch.no_grad():  # untrained logits name one class almost everywhere; noise makes the maps worth scoring
+        for parameter in network.head.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return save_checkpoint(folder, network, {"seed": seed, "name": folder.name})
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    lists = synthesize(folder / "data", 17, 3, (96, 128), progress=False)
+    held = [*lists["val"], *lists["test"]]
+    (folder / "data" / "held.txt").write_text("\n".join(held))
+    (folder / "data" / "mixed.txt").write_text("\n".join([*lists["val"], lists["train"][1]]))
+    save(folder / "a", 1)
+    save(folder / "b", 2)
+    return folder
+
+
+def run(home, **options):
+    options = {"split": "held", "weights": [home / "a"], "bootstrap": 50, **options}
+    if "predictions" in options:
+        options["weights"] = ()
+    return evaluate(EvaluateConfig("mfnet", options.pop("root", home / "data"), **options))
+
+
+@pytest.fixture(scope="module")
+def direct(home):
+    """What the network predicts, by a loop of our own: id -> (prediction, label)."""
+    model = FusionSAM.from_pretrained(home / "a", "cpu")
+    found = {}
+    for sample in open_split("mfnet", home / "data", "held"):
+        output = model.infer(sample.visible[None] / 255, sample.infrared[None] / 255)
+        found[sample.id] = (output.logits.argmax(1)[0].numpy().astype(np.uint8), sample.label.numpy())
+    return found
+
+
+@pytest.fixture(scope="module")
+def scored(home):
+    return run(home, out=home / "scored").values
+
+
+def write_predictions(folder, direct, form="ids"):
+    folder.mkdir()
+    palette = np.array(MFNET_PALETTE, np.uint8)
+    for number, (id, (ids, _)) in enumerate(direct.items()):
+        name = f"{id}_labels.png" if number % 2 else f"{id}.png"
+        if form == "palette":
+            image = Image.fromarray(ids, "P")
+            image.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+        elif form == "grey":
+            image = Image.fromarray(np.repeat(ids[..., None], 3, axis=2))
+        else:
+            array = {"ids": ids, "rgb": palette[ids], "bgr": palette[ids][..., ::-1]}[form]
+            image = Image.fromarray(np.ascontiguousarray(array))
+        image.save(folder / name)
+    return folder
+
+
+def test_scores_equal_scikit_learn_and_torchmetrics_on_what_the_network_predicts(scored, direct):
+    predicted = np.concatenate([ids.ravel() for ids, _ in direct.values()])
+    truth = np.concatenate([label.ravel() for _, label in direct.values()])
+    assert len(np.unique(predicted)) > 3  # or the comparison proves little
+    np.testing.assert_array_equal(scored["confusion_matrix"], confusion_matrix(truth, predicted, labels=range(9)))
+    theirs = multiclass_jaccard_index(torch.tensor(predicted).int(), torch.tensor(truth).int(), 9, average="none")
+    present = np.isin(np.arange(9), truth)
+    assert scored["miou"] == pytest.approx(100 * theirs.numpy()[present].mean(), abs=1e-4)
+    assert scored["protocol"] == "present"
+    assert scored["protocols"]["zero"]["miou"] == pytest.approx(100 * np.nan_to_num(theirs.numpy()).mean(), abs=1e-4)
+    for index, name in enumerate(MFNET_CLASSES):
+        if present[index]:
+            assert scored["per_class_iou"][name] == pytest.approx(100 * float(theirs[index]), abs=1e-4)
+    assert scored["pixel_accuracy"] == pytest.approx(100 * (predicted == truth).mean())
+
+
+def test_report_file_holds_everything_and_its_images_add_up(home, scored):
+    stored = json.loads((home / "scored" / "report.json").read_text())
+    keys = """title miou per_class_iou per_class_accuracy per_class_f1 per_class_boundary_f protocol protocols interval
+    prompts modality n_images confusion_matrix pixel_accuracy boundary_f ece weights weights_card commit command dataset
+    split split_ids_sha256 multi_scale flip scales seconds by_time leak_guard per_image weights_sha256"""
+    assert set(keys.split()) <= set(stored)
+    assert (stored["prompts"], stored["n_images"], stored["multi_scale"], stored["flip"]) == ("self", 6, False, False)
+    assert stored["interval"][0] <= stored["interval"][1]
+    assert stored["leak_guard"]["checked"] == ["mfnet/train"]
+    assert sum(part["n_images"] for part in stored["by_time"].values()) == 6
+    images = json.loads((home / "scored" / "per_image.json").read_text())
+    total = np.zeros(81, np.int64)
+    for cells, counts in images["images"].values():
+        total[cells] += counts
+    np.testing.assert_array_equal(total.reshape(9, 9), stored["confusion_matrix"])
+    assert sorted(p.name for p in (home / "scored").iterdir()) == ["per_image.json", "report.json"]
+
+
+def test_changing_the_labels_changes_no_prediction_unless_the_prompts_are_oracles(home, tmp_path, monkeypatch):
+    shutil.copytree(home / "data", tmp_path / "data")
+    for path in (tmp_path / "data" / "labels").iterdir():
+        Image.fromarray((np.asarray(Image.open(path))[::-1] + 1) % 9).save(path)
+    seen = []
+    monkeypatch.setattr(
+        reports.Tally,
+        "update",
+        lambda self, id, ids, label, confidence: (
+            seen.append(ids),
+            self.images.add(id, self.confusion.update(ids, label)),
+        ),
+    )
+    for prompts, equal in (("self", True), ("none", True), ("oracle", False)):
+        seen.clear()
+        run(home, prompts=prompts)
+        run(home, prompts=prompts, root=tmp_path / "data")
+        assert np.array_equal(np.stack(seen[:6]), np.stack(seen[6:])) == equal, prompts
+
+
+@pytest.mark.parametrize("form", ["ids", "palette", "grey", "rgb", "bgr"])
+def test_predictions_in_any_form_score_as_the_network_itself(home, scored, direct, tmp_path, form):
+    folder = write_predictions(tmp_path / "p", direct, form)
+    values = run(home, predictions=folder).values
+    same = ("miou", "interval", "per_class_iou", "per_class_boundary_f", "confusion_matrix", "protocols", "by_time")
+    assert {key: values[key] for key in same} == {key: scored[key] for key in same}
+    assert values["prediction_format"] == (form if form in ("rgb", "bgr") else "ids")
+    assert values["ece"] is None
+    assert values["prompts"] is None
+
+
+def test_form_is_decided_over_the_folder_and_asked_for_where_nothing_tells(direct, tmp_path):
+    black = np.zeros((5, 7, 3), np.uint8)
+    Image.fromarray(black).save(tmp_path / "1.png")
+    assert PredictionFolder(tmp_path, ["1"], MFNET_PALETTE).format == "ids"  # every form reads the same
+    bike = np.full((5, 7, 3), MFNET_PALETTE[3][::-1], np.uint8)
+    Image.fromarray(bike).save(tmp_path / "2.png")
+    found = PredictionFolder(tmp_path, ["1", "2"], MFNET_PALETTE)
+    assert (found.format, int(found["1"].max()), int(found["2"].min())) == ("bgr", 0, 3)
+    Image.fromarray(bike[..., ::-1].copy()).save(tmp_path / "3.png")
+    with pytest.raises(InputError, match=r"3\.png: is in the form rgb, files before it in bgr"):
+        PredictionFolder(tmp_path, ["1", "2", "3"], MFNET_PALETTE)
+    # In PST900's palette red and blue are classes both, so that the order of channels cannot be seen.
+    both = np.zeros((5, 7, 3), np.uint8)
+    both[:, :3] = (255, 0, 0)
+    Image.fromarray(both).save(tmp_path / "4.png")
+    palette = find("pst900").palette
+    with pytest.raises(InputError, match="--prediction-format"):
+        PredictionFolder(tmp_path, ["4"], palette)
+    assert int(PredictionFolder(tmp_path, ["4"], palette, "rgb")["4"].max()) == 3
+    assert int(PredictionFolder(tmp_path, ["4"], palette, "bgr")["4"].max()) == 1
+    both[0, 0] = (1, 2, 3)
+    Image.fromarray(both).save(tmp_path / "5.png")
+    with pytest.raises(InputError, match=r"5\.png: holds neither ids 0 to 4 nor"):
+        PredictionFolder(tmp_path, ["5"], palette)
+
+
+def test_missing_and_extra_predictions_are_listed_and_refused(home, direct, tmp_path):
+    folder = write_predictions(tmp_path / "p", direct)
+    first = sorted(folder.iterdir())[0]
+    first.rename(tmp_path / "away.png")
+    with pytest.raises(InputError, match=f"1 predictions missing .*{first.stem.removesuffix('_labels')}"):
+        run(home, predictions=folder)
+    values = run(home, predictions=folder, allow_partial=True).as_dict()
+    assert (values["n_images"], values["split_images"], values["missing"]) == (5, 6, 1)
+    assert values["title"].startswith("PARTIAL (5 of 6 images)")
+    (tmp_path / "away.png").rename(first)
+    shutil.copy(first, folder / "stranger.png")
+    with pytest.raises(InputError, match=r"1 predictions not in the split \(first: stranger\.png\)"):
+        run(home, predictions=folder)
+    assert run(home, predictions=folder, allow_partial=True).values["extra"] == 1
+
+
+def test_a_prediction_of_another_size_is_refused(home, direct, tmp_path):
+    folder = write_predictions(tmp_path / "p", direct)
+    first = sorted(folder.iterdir())[0]
+    Image.open(first).resize((64, 48)).save(first)
+    with pytest.raises(InputError, match="48x64, its label is 96x128"):
+        run(home, predictions=folder)
+
+
+def test_oracle_reports_are_marked_and_never_compared(home, scored, tmp_path):
+    report = run(home, prompts="oracle", out=tmp_path)
+    assert report.title.startswith("ORACLE PROMPTS (upper bound, ground truth was used)")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["per_image_oracle.json", "report_oracle.json"]
+    assert report.values["prompts"] == "oracle"
+    renamed = shutil.copy(tmp_path / "report_oracle.json", tmp_path / "harmless.json")
+    with pytest.raises(InputError, match="oracle"):
+        run(home, against=renamed)
+    with pytest.raises(InputError, match="oracle"):
+        run(home, prompts="oracle", against=home / "scored" / "report.json")
+
+
+def test_against_itself_nothing_is_real_and_against_the_truth_everything(home, scored, direct, tmp_path):
+    against = run(home, against=home / "scored").values["against"]
+    assert (against["difference"], against["interval"], against["real"], against["n_common"]) == (0, [0, 0], False, 6)
+    assert "not real" in against["words"]
+    truth = {id: (label.astype(np.uint8), label) for id, (_, label) in direct.items()}
+    values = run(home, predictions=write_predictions(tmp_path / "p", truth), against=home / "scored").values
+    against = values["against"]
+    assert values["miou"] == 100
+    assert against["real"]
+    assert against["difference"] == pytest.approx(100 - scored["miou"])
+    assert against["per_class_iou"]["car"]["theirs"] == scored["per_class_iou"]["car"]
+    assert "is real at 95 %" in reports.table({"title": "", **values})
+
+
+def test_reports_of_other_images_or_labels_are_not_compared(home, scored, tmp_path):
+    with pytest.raises(InputError, match="other images"):
+        run(home, split="val", against=home / "scored")
+    shutil.copytree(home / "data", tmp_path / "data")
+    changed = next((tmp_path / "data" / "labels").glob(f"{(home / 'data' / 'val.txt').read_text().split()[0]}.png"))
+    label = np.array(Image.open(changed))
+    label[:9] = (label[:9] + 1) % 9
+    Image.fromarray(label).save(changed)
+    with pytest.raises(InputError, match="1 images were scored with other labels"):
+        run(home, root=tmp_path / "data", against=home / "scored")
+    shutil.copytree(home / "scored", tmp_path / "scored")
+    (tmp_path / "scored" / "per_image.json").unlink()
+    with pytest.raises(InputError, match=r"per_image\.json: no such file"):
+        run(home, against=tmp_path / "scored")
+
+
+def test_day_and_night_agree_with_evaluations_of_the_day_and_night_lists(home):
+    whole = run(home, split="val").values
+    for name in ("day", "night"):
+        part = run(home, split=f"val_{name}").values
+        for key in ("miou", "per_class_iou", "n_images"):
+            assert whole["by_time"][name][key] == part[key]
+
+
+def test_leak_guard_refuses_pictures_of_the_training_split(home, tmp_path):
+    with pytest.raises(InputError, match=r"1 of its 4 pictures are in the training split.*\(id\)"):
+        run(home, split="mixed")
+    report = run(home, split="mixed", **{LEAK: True})
+    assert report.title.startswith("TRAIN-TEST LEAK (1 pictures")
+    with pytest.raises(InputError, match="training split"):
+        run(home, split="train")
+    data = shutil.copytree(home / "data", tmp_path / "data")
+    source, target = ((data / f"{s}.txt").read_text().split()[0] for s in ("train", "val"))
+    Image.fromarray(np.asarray(Image.open(data / "images" / f"{source}.png"))[:, ::-1].copy()).save(
+        data / "images" / f"{target}.png"
+    )
+    with pytest.raises(InputError, match="mirrored"):
+        run(home, root=data)
+    (data / "train.txt").unlink()
+    values = run(home, root=data).values
+    assert values["leak_guard"]["checked"] == []
+    assert "not compared" in values["notes"][0]
+
+
+def test_flip_makes_the_prediction_of_a_mirrored_pair_the_mirrored_prediction(home, tmp_path):
+    data = shutil.copytree(home / "data", tmp_path / "data")
+    id = (data / "val.txt").read_text().split()[0]
+    (data / "one.txt").write_text(id)
+    (data / "mirror.txt").write_text(f"{id}_flip")
+    matrices = {
+        (split, flip): run(home, root=data, split=split, flip=flip).values["confusion_matrix"]
+        for split in ("one", "mirror")
+        for flip in (True, False)
+    }
+    assert matrices["one", True] == matrices["mirror", True]
+    assert matrices["one", False] != matrices["mirror", False]
+
+
+def test_scales_average_probabilities_of_resized_pairs(home, tmp_path):
+    report = run(home, split="val", scales=(0.75, 1.0))
+    assert report.values["multi_scale"]
+    assert "scales 0.75, 1" in report.title
+    model = FusionSAM.from_pretrained(home / "a", "cpu")
+    expected = np.zeros((9, 9), np.int64)
+    for sample in open_split("mfnet", home / "data", "val"):
+        pair = [sample.visible[None] / 255, sample.infrared[None] / 255]
+        small = [F.interpolate(x, (72, 96), mode="bilinear", align_corners=False, antialias=True) for x in pair]
+        one, two = model.infer(*small).logits, model.infer(*pair).logits
+        both = F.interpolate(one, (96, 128), mode="bilinear", align_corners=False).softmax(1) + two.softmax(1)
+        expected += confusion_matrix(sample.label.flatten(), both.argmax(1).flatten(), labels=range(9))
+    np.testing.assert_array_equal(report.values["confusion_matrix"], expected)
+
+
+def test_one_modality_is_all_the_network_sees(home, tmp_path, scored):
+    data = shutil.copytree(home / "data", tmp_path / "data")
+    for path in (data / "images").iterdir():
+        array = np.array(Image.open(path))
+        array[..., 3] = np.arange(128)
+        Image.fromarray(array).save(path)
+    options = {"modality": "visible", "train_split": "none"}
+    one, two = (run(home, root=root, **options).values for root in (home / "data", data))
+    assert one["confusion_matrix"] == two["confusion_matrix"] != scored["confusion_matrix"]
+
+
+def test_several_checkpoints_give_mean_and_sample_deviation(home, scored, tmp_path):
+    report = run(home, weights=[home / "a", home / "b"], seeds=True, out=tmp_path)
+    other = run(home, weights=[home / "b"]).values
+    values = report.as_dict()
+    assert values["miou"] == pytest.approx((scored["miou"] + other["miou"]) / 2)
+    assert values["miou_deviation"] == pytest.approx(abs(scored["miou"] - other["miou"]) / 2**0.5)
+    assert values["per_class_iou"]["car"] == pytest.approx(
+        (scored["per_class_iou"]["car"] + other["per_class_iou"]["car"]) / 2
+    )
+    assert [one["miou"] for one in values["checkpoints"]] == [scored["miou"], other["miou"]]
+    assert json.loads((tmp_path / "checkpoint_2" / "report.json").read_text())["miou"] == other["miou"]
+    with pytest.raises(InputError, match="summary over checkpoints"):
+        run(home, against=tmp_path)
+    with pytest.raises(InputError, match=r"seeds \[1, 1\]"):
+        run(home, weights=[home / "a", home / "a"], seeds=True)
+
+
+def test_published_rows_stand_only_beside_the_whole_official_test_split(home, monkeypatch):
+    monkeypatch.setitem(reports.PUBLISHED, "mfnet", (3, (("Someone", 61.5, "nine classes"),)))
+    assert run(home, split="test").values["published"][0]["method"] == "Someone"
+    assert "61.5  Someone (nine classes)" in reports.table(run(home, split="test").as_dict())
+    for options in ({"split": "val"}, {"split": "test", "prompts": "oracle"}, {"split": "test_day"}):
+        assert "published" not in run(home, **options).values
+
+
+def test_bad_input_is_refused_by_name(home, tmp_path):
+    few = save(tmp_path / "few", 0, classes=["a", "b"], palette=[(0, 0, 0), (1, 1, 1)], foreground=[1])
+    with pytest.raises(InputError, match="2 classes, data set mfnet has 9"):
+        run(home, weights=[few])
+    (home / "data" / "nothing.txt").write_text("\n")
+    with pytest.raises(InputError, match="empty"):
+        run(home, split="nothing")
+    with pytest.raises(InputError, match="either --weights or --predictions"):
+        run(home, weights=())
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        run(home, out=blocked / "out")
+    for kind, channels in (("visible", 3), ("infrared", 1)):
+        (tmp_path / "pairs" / kind).mkdir(parents=True)
+        Image.fromarray(np.zeros((64, 64, channels), np.uint8).squeeze()).save(tmp_path / "pairs" / kind / "lonely.png")
+    classes = tmp_path / "classes.yaml"
+    classes.write_text(yaml.safe_dump({"classes": list(MFNET_CLASSES), "palette": [list(c) for c in MFNET_PALETTE]}))
+    config = EvaluateConfig("pairs", tmp_path / "pairs", "all", [home / "a"], class_file=classes)
+    with pytest.raises(InputError, match="1 pairs of split 'all' have no label \\(first: lonely\\)"):
+        evaluate(config)
+
+
+def test_interrupted_evaluation_leaves_no_half_files(home, scored, tmp_path, monkeypatch):
+    update, calls = reports.Tally.update, []
+
+    def stop(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return update(self, *arguments)
+
+    monkeypatch.setattr(reports.Tally, "update", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(home, out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    shutil.copytree(home / "scored", tmp_path / "old")
+    before = (tmp_path / "old" / "report.json").read_text()
+
+    def stop_replace(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", stop_replace)
+    with pytest.raises(KeyboardInterrupt):
+        run(home, weights=[home / "b"], out=tmp_path / "old")
+    assert (tmp_path / "old" / "report.json").read_text() == before
+    assert len(list((tmp_path / "old").iterdir())) == 2
+
+
+def test_command_line_options_and_table(home, tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    defaults = vars(EvaluateConfig("mfnet", "x"))
+    needed = ["--dataset", "mfnet", "--root", str(home / "data"), "--weights", str(home / "a"), "--out", str(tmp_path)]
+    parsed = vars(copy.copy(parser.parse_args(needed)))
+    differing = {k for k in parsed if parsed[k] != defaults[k]} - {"root", "weights", "out"}
+    assert differing == set()
+    assert set(defaults) - set(parsed) == {"command"}
+    assert main(parser.parse_args([*needed, "--split", "held", "--prompts", "none", "--bootstrap", "20"])) == 0
+    lines = capsys.readouterr().out.splitlines()
+    values = json.loads((tmp_path / "report.json").read_text())
+    row = next(line.split() for line in lines if line.startswith("car "))
+    assert row[1] == f"{values['per_class_iou']['car']:.2f}"
+    assert sum("<- headline" in line for line in lines) == 1
+    assert "prompts none" in lines[0]
