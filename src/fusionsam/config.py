@@ -220,6 +220,8 @@ class LossConfig:
     """gamma of eq. 9 on L_commit, eq. 6."""
     perceptual_weight: float = 0.1
     """alpha of eq. 9 on L_perc, eq. 7 (stage 1)."""
+    perceptual_share: float = 0.25
+    """Stage 1: share of each batch that Phi of eq. 7 sees (it costs more than LSTG itself); at least one image."""
     adversarial_weight: float = 0.1
     """The second beta of eq. 9, on L_adv, eq. 8 (stage 1)."""
     class_weight_power: float = 0.5
@@ -261,6 +263,8 @@ class DataConfig:
     """Probability of pasting rare objects from another pair (all three arrays)."""
     workers: int = 1
     """Loader processes."""
+    extra_pairs: list[str] = field(default_factory=list)
+    """Stage 1: more folders of pairs (visible/ or vi/, infrared/ or ir/) to learn from; no labels are needed."""
     allow_train_test_leak_and_know_that_scores_are_worthless: bool = False
     """Train although ids or content are shared between the splits."""
 
@@ -321,6 +325,16 @@ class TrainConfig:
     """Stage 1: Phi of eq. 7."""
     perceptual_weights: str | None = None
     """Stage 1: file with VGG16 features (torchvision names); None = torchvision's download."""
+    perceptual_input: Literal["auto", "imagenet", "caffe"] = "auto"
+    """Stage 1: what VGG16 was trained on: RGB in [0,1] with ImageNet's mean and deviation, or Caffe's BGR of 0-255 less
+    the mean; auto = as the file's metadata says, else imagenet."""
+    discriminator_width: int = 32
+    """Stage 1: channels of the discriminator's first stage, doubled at each further one."""
+    discriminator_stages: int = 3
+    """Stage 1: stride-2 stages of the discriminator; three see patches of 46 pixels."""
+    freeze_tokenizer: bool = False
+    """Stage 2: LSTG and its codebooks stay as they are (the tokens for a missing modality still learn). Set
+    loss.reconstruction_weight and loss.commitment_weight to 0 with it, they cost time and teach nothing then."""
 
 
 @dataclass
