@@ -335,10 +335,12 @@ def _identity(path: Path | None) -> list[Any] | None:
 
 
 def _write(out: Path, name: str, prediction: Prediction, with_confidence: bool, head: dict[str, Any]) -> None:
+    # a person's own clicks belong in the picture; the model's own would only cover it (they are in the JSON)
+    with_prompts = prediction.prompts.source == "user"
     try:
         write_png(out / f"{name}_fused.png", prediction.fused)
         write_png(out / f"{name}_labels.png", prediction.labels)
-        write_png(out / f"{name}_overlay.png", np.asarray(prediction.overlay(show_prompts=True)))
+        write_png(out / f"{name}_overlay.png", np.asarray(prediction.overlay(show_prompts=with_prompts)))
         if with_confidence:
             write_png(out / f"{name}_confidence.png", confidence_map(prediction.confidence))
         part = out / f".{name}.json.part"
