@@ -6,8 +6,10 @@ import argparse
 import json
 import math
 import os
+import pickle
 import time
 import warnings
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.data import DataLoader
 
 from fusionsam.checkpoint import build_network, commit, save_checkpoint
@@ -24,9 +27,11 @@ from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.leaks import require_no_leak
 from fusionsam.data.loader import class_shares, train_loader, val_loader
 from fusionsam.data.splits import entries
+from fusionsam.perceptual import EncoderLevels, load_vgg16
 from fusionsam.settings import as_yaml, differences, parse_settings, read_settings
 from fusionsam.structures import Batch, InputError
-from fusionsam.tasks import SegmentationTask
+from fusionsam.tasks import SegmentationTask, schedule_factor
+from fusionsam.tokenizer_task import TokenizerTask
 
 LAST, SETTINGS = "last.ckpt", "settings.yaml"
 # where and how often, not what: these may differ when a run is resumed
@@ -62,6 +67,24 @@ class PairData(L.LightningDataModule):
         return val_loader(self.val)
 
 
+class WholeFiles(TorchCheckpointIO):
+    """Resumable checkpoints that are never half written: a kill leaves the one before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write beside `path`, then rename."""
+        part = f"{path}.part"
+        super().save_checkpoint(checkpoint, part, storage_options)
+        os.replace(part, path)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """InputError for a file that is no checkpoint."""
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0][:100]
+            raise InputError(f"{path}: cannot be resumed from ({reason}); start again without it") from None
+
+
 class BestWeights(Callback):
     """Keeps the weights of the best validation as a checkpoint folder, ready for predict and evaluate; and the hours
     this run has had over all its sessions."""
@@ -85,18 +108,19 @@ class BestWeights(Callback):
         self.best, self.seconds = state_dict["best"], state_dict["seconds"]
         self.started = time.monotonic()
 
-    def save(self, trainer: L.Trainer, task: SegmentationTask, folder: Path) -> None:
+    def save(self, trainer: L.Trainer, task: SegmentationTask | TokenizerTask, folder: Path) -> None:
         """Write the evaluated network with its validation figures."""
         scores = {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         card = {**self.card, "step": trainer.global_step, "hours": round(self.elapsed() / 3600, 3), "val": scores}
-        save_checkpoint(folder, task.evaluated(), card)
+        # stage 1 has LSTG alone; all that is needed of it is a state_dict and the configuration
+        save_checkpoint(folder, task.evaluated(), card)  # type: ignore[arg-type]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the network if it is the best so far, and a line of history."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, SegmentationTask)
-        score = float(trainer.callback_metrics["val/miou"])
+        assert isinstance(pl_module, SegmentationTask | TokenizerTask)
+        score = float(trainer.callback_metrics["val/psnr" if isinstance(pl_module, TokenizerTask) else "val/miou"])
         line = {"step": trainer.global_step, "hours": self.elapsed() / 3600}
         line |= {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if not k.startswith("lr")}
         with (self.folder / "history.jsonl").open("a") as file:
@@ -105,6 +129,23 @@ class BestWeights(Callback):
             self.best = score
             self.save(trainer, pl_module, self.folder / "best")
         trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+
+
+class FrozenTokenizer(Callback):
+    """Stage 2 with train.freeze_tokenizer: in eval mode no codebook moves; without gradients no weight does."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Before the optimiser picks its parameters."""
+        assert isinstance(pl_module, SegmentationTask)
+        tokenizer = pl_module.network.tokenizer.requires_grad_(False)
+        tokenizer.missing.requires_grad_(True)  # stage 1 never taught these
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Whatever a validation did to the modes, LSTG is in eval."""
+        assert isinstance(pl_module, SegmentationTask)
+        pl_module.network.tokenizer.eval()
 
 
 def total_steps(config: Config, pairs: int) -> int:
@@ -131,6 +172,48 @@ def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
                 "use a configuration made for this data set"
             )
     return opened[0], opened[1]
+
+
+def open_unlabelled(config: Config) -> tuple[PairDataset, PairDataset]:
+    """As `open_data`, but without labels, the pairs of data.extra_pairs learnt from too."""
+    data = config.data
+    lists = {s: entries(data.dataset, data.root, s, data.class_file) for s in (data.train_split, data.val_split)}
+    for folder in data.extra_pairs:
+        lists[data.train_split] = lists[data.train_split] + entries("pairs", folder, "all")
+    if not data.allow_train_test_leak_and_know_that_scores_are_worthless:
+        require_no_leak(lists)
+    opened = [
+        PairDataset([replace(entry, label=None) for entry in lists[split]], cache=True)
+        for split in (data.train_split, data.val_split)
+    ]
+    return opened[0], opened[1]
+
+
+def tokenizer_task(config: Config, steps: int) -> TokenizerTask:
+    """Stage 1 with Phi of eq. 7: VGG16, or the image encoder that model.encoder.weights or model.sam_weights fill.
+
+    InputError where Phi would be an untrained network.
+    """
+    network = build_network(config.model)
+    phi: EncoderLevels | torch.nn.Module | None = None
+    if config.loss.perceptual_weight > 0 and config.train.perceptual == "vgg16":
+        phi = load_vgg16(config.train.perceptual_weights, config.train.perceptual_input)
+    elif config.loss.perceptual_weight > 0:
+        if not (config.model.encoder.weights or config.model.sam_weights):
+            raise InputError(
+                "train.perceptual: encoder, but neither model.encoder.weights nor model.sam_weights is given; give "
+                "one of them, or vgg16, or loss.perceptual_weight 0"
+            )
+        phi = EncoderLevels(network.image_encoder)
+    if phi is not None:
+        phi = phi.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TokenizerTask(network.tokenizer, config, lambda step: schedule_factor(step, steps, config.train), phi)
+
+
+def _without_labels(config: Config) -> Config:
+    """Nothing in stage 1 can aim at a class, and a dropped image would teach nothing."""
+    data = replace(config.data, rare_crop=0.0, rare_sampling=0.0, paste=0.0, modality_dropout=0.0)
+    return replace(config, data=data)
 
 
 def _keep_settings(out: Path, config: Config, resume: bool) -> None:
@@ -171,13 +254,22 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
         raise InputError(f"{out}: holds an unfinished or finished run; give --resume to continue or another train.out")
     if resume and not last.exists():
         raise InputError(f"{out}: has no {LAST} to resume from; start without --resume")
-    train_set, val_set = open_data(config)
+    stage_1 = config.train.stage == "tokenizer"
+    if config.data.extra_pairs and not stage_1:
+        raise InputError("data.extra_pairs: stage segmentation needs labels; use it with train.stage tokenizer")
+    if config.train.freeze_tokenizer and stage_1:
+        raise InputError("train.freeze_tokenizer: there is nothing else to train in stage tokenizer; set it to false")
+    train_set, val_set = open_unlabelled(config) if stage_1 else open_data(config)
     _keep_settings(out, config, resume)
     steps = total_steps(config, len(train_set))
     for noise in ("isinstance.treespec", "You have overridden .transfer_batch_to_device"):
         warnings.filterwarnings("ignore", f".*{noise}")
     L.seed_everything(config.train.seed, verbose=False)
-    task = SegmentationTask(build_network(config.model), config, steps, class_shares(train_set))
+    task: SegmentationTask | TokenizerTask
+    if stage_1:
+        task = tokenizer_task(config, steps)
+    else:
+        task = SegmentationTask(build_network(config.model), config, steps, class_shares(train_set))
     card = {"command": command, "commit": commit(), "seed": config.train.seed, "config": to_dict(config)}
     best = BestWeights(out, card)
     trainer = L.Trainer(
@@ -191,9 +283,10 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
         val_check_interval=min(config.train.validate_every, steps),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        gradient_clip_val=config.train.gradient_clip or None,
+        gradient_clip_val=None if stage_1 else config.train.gradient_clip or None,  # stage 1 clips each player itself
         log_every_n_steps=min(10, steps),
         use_distributed_sampler=False,
+        plugins=[WholeFiles()],
         logger=[
             CSVLogger(out, name="logs", version=_session(out / "logs")),
             TensorBoardLogger(out, name="logs", version="tensorboard"),
@@ -206,11 +299,12 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
                 train_time_interval=timedelta(minutes=config.train.checkpoint_minutes),
                 enable_version_counter=False,
             ),
-            LearningRateMonitor("step"),
+            *([] if stage_1 else [LearningRateMonitor("step")]),
+            *([FrozenTokenizer()] if config.train.freeze_tokenizer else []),
             TQDMProgressBar(refresh_rate=1 if steps < 200 else 10),
         ],
     )
-    data = PairData(config, train_set, val_set, steps)
+    data = PairData(_without_labels(config) if stage_1 else config, train_set, val_set, steps)
     try:
         trainer.fit(task, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
     except SystemExit:  # Lightning's answer to Ctrl+C
