@@ -99,7 +99,10 @@ def _read_label(entry: Entry, row: DatasetRow | None) -> Tensor:
     assert entry.label is not None
     label = read_label(entry.label, row.palette if row is not None and row.palette else None)
     if row is not None and row.classes:
-        bad = [int(i) for i in label.unique() if not 0 <= i < row.num_classes and i != IGNORE]
+        # counting is far cheaper than sorting, but takes no negative ids
+        low, high = (int(end) for end in label.aminmax())
+        seen = label.unique() if low < 0 or high > IGNORE else torch.bincount(label.flatten()).nonzero().flatten()
+        bad = [i for i in seen.tolist() if not 0 <= i < row.num_classes and i != IGNORE]
         if bad:
             raise InputError(
                 f"{entry.label}: label ids {bad[:8]} are outside of 0..{row.num_classes - 1} ("
