@@ -119,6 +119,8 @@ def main(argv: list[str] | None = None) -> int:
     own."""
     try:
         return run(sys.argv[1:] if argv is None else argv)
+    except SystemExit as exit:  # --help has been printed
+        return exit.code if isinstance(exit.code, int) else 0
     except UsageError as error:
         return _say(f"error: {error}", 2)
     except KeyboardInterrupt:

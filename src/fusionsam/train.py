@@ -262,7 +262,8 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     train_set, val_set = open_unlabelled(config) if stage_1 else open_data(config)
     _keep_settings(out, config, resume)
     steps = total_steps(config, len(train_set))
-    for noise in ("isinstance.treespec", "You have overridden .transfer_batch_to_device"):
+    # the stream starts at the step a run has reached, so Lightning's doubts about resuming do not apply
+    for noise in ("isinstance.treespec", "You have overridden .transfer_batch", "You're resuming", "Checkpoint dir"):
         warnings.filterwarnings("ignore", f".*{noise}")
     L.seed_everything(config.train.seed, verbose=False)
     task: SegmentationTask | TokenizerTask

@@ -1,0 +1,219 @@
+"""Training learns, resumes to the same bits, refuses leaks, and writes down what it did."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from fusionsam.cli import main
+from fusionsam.config import ModelConfig, from_dict, preset, to_dict
+from fusionsam.data.synthetic import synthesize
+from fusionsam.settings import read_settings
+from fusionsam.structures import InputError
+from fusionsam.tasks import SegmentationTask
+from fusionsam.train import train
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+STEPS = 8
+LEAK = "--data.allow_train_test_leak_and_know_that_scores_are_worthless"
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scenes")
+    synthesize(root, 8, seed=5, size=(96, 128), progress=False)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def flags(root: Path, out: Path, *more: str) -> list[str]:
+    own = [f"--data.root={root}", f"--train.out={out}", "--train.accelerator=cpu", f"--train.max_steps={STEPS}"]
+    return [*own, "--train.validate_every=4", *more]
+
+
+def run(root: Path, out: Path, *more: str, resume: bool = False) -> Path:
+    return train(read_settings(CONFIGS / "debug.yaml", *flags(root, out, *more)), resume, command="a test")
+
+
+def results(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """Weights with their moving average and buffers; the network that ships; the history without clock times."""
+    last = torch.load(out / "last.ckpt", weights_only=True)["state_dict"]
+    lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    return last, load_file(out / "final" / "model.safetensors"), [{**line, "hours": None} for line in lines]
+
+
+def assert_same(first: Path, second: Path) -> None:
+    for ours, theirs in zip(results(first)[:2], results(second)[:2], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert results(first)[2] == results(second)[2]
+
+
+@pytest.fixture(scope="module")
+def unbroken(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return run(scenes, tmp_path_factory.mktemp("runs") / "unbroken")
+
+
+class Power(Exception):
+    """Gone."""
+
+
+@pytest.mark.parametrize(
+    ("stop", "minutes"),
+    [(4, "5"), (5, "0"), (4, "0")],
+    ids=["saved by the validation", "saved between validations", "saved before and by the validation"],
+)
+def test_k_steps_resume_k_steps_are_2k_steps(
+    stop: int, minutes: str, scenes: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = SegmentationTask.on_train_batch_start
+
+    def failing(self: SegmentationTask, batch: Any, batch_idx: int) -> None:
+        if self.global_step == stop:
+            raise Power
+        start(self, batch, batch_idx)
+
+    out, time_between = tmp_path / "broken", f"--train.checkpoint_minutes={minutes}"
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "on_train_batch_start", failing)
+        with pytest.raises(Power):
+            run(scenes, out, time_between)
+    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == stop
+    torch.manual_seed(99)  # whatever the new process drew before
+    run(scenes, out, time_between, resume=True)
+    assert_same(out, unbroken)
+    assert results(out)[2][-1]["step"] == STEPS
+    card = json.loads((out / "final" / "training.json").read_text())
+    assert (card["step"], card["command"]) == (STEPS, "a test")
+
+
+def test_killed_command_resumes_to_the_same_numbers(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    executable = Path(sys.executable).with_name("fusionsam")
+    command = [str(executable), "train", "--config", str(CONFIGS / "debug.yaml"), *flags(scenes, out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "--train.checkpoint_minutes=0"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 300
+    while not (out / "last.ckpt").exists() and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "final").exists(), "the run was over before it was killed"
+    answer = subprocess.run(
+        [*command, "--data.workers=1", "--resume"], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert_same(out, unbroken)
+    card = json.loads((out / "final" / "training.json").read_text())
+    assert card["command"].startswith("fusionsam train --config ")
+    assert card["command"].endswith(" --resume")
+
+
+def test_one_batch_is_learned_by_heart(tmp_path: Path) -> None:
+    synthesize(tmp_path / "scenes", 6, seed=5, size=(64, 96), progress=False)
+    (tmp_path / "scenes" / "one.txt").write_text("00001D\n00002N\n")
+    still = ["--data.scale=[1,1]", "--data.flip=0", "--data.photometric=0", "--data.modality_dropout=0"]
+    still += ["--data.rare_crop=0", "--data.rare_sampling=0", "--model.head.dropout=0", "--train.ema_decay=0.9"]
+    same = ["--data.train_split=one", "--data.val_split=one", f"{LEAK}=true", "--train.lr=1e-2"]
+    out = run(
+        tmp_path / "scenes", tmp_path / "run", *still, *same, "--train.max_steps=160", "--train.validate_every=80"
+    )
+    rows = list(csv.DictReader((out / "logs" / "csv" / "metrics.csv").open()))
+    totals = [float(row["loss/total"]) for row in rows if row.get("loss/total")]
+    assert totals[-1] < totals[0] / 3
+    assert results(out)[2][-1]["val/miou"] > 60
+
+
+def test_a_leak_is_refused_unless_told_otherwise(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = (scenes / "train.txt").read_text().split()[0]
+    (scenes / "leaky.txt").write_text(f"{(scenes / 'val.txt').read_text()}{shared}\n")
+    config = ["train", "--config", str(CONFIGS / "debug.yaml")]
+    argv = [*config, *flags(scenes, tmp_path / "run", "--data.val_split=leaky", "--train.max_steps=1")]
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert shared in error
+    assert not (tmp_path / "run").exists()
+    assert main([*argv, LEAK, "true"]) == 0
+
+
+def test_a_run_is_not_overwritten_and_its_settings_hold(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
+    before = (unbroken / "last.ckpt").stat().st_mtime_ns
+    with pytest.raises(InputError, match="give --resume"):
+        run(scenes, unbroken)
+    with pytest.raises(InputError, match=r"^model.head.width, train.lr: differs from .*settings.yaml"):
+        run(scenes, unbroken, "--train.lr=1", "--model.head.width=17", resume=True)
+    with pytest.raises(InputError, match=r"no last.ckpt to resume from"):
+        run(scenes, tmp_path / "new", resume=True)
+    assert (unbroken / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_a_damaged_checkpoint_is_one_sentence(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match=r"last.ckpt: cannot be resumed from"):
+        run(scenes, tmp_path, resume=True)
+
+
+def test_what_was_asked_is_what_is_stored(scenes: Path, unbroken: Path) -> None:
+    asked = read_settings(CONFIGS / "debug.yaml", *flags(scenes, unbroken))
+    stored = yaml.safe_load((unbroken / "best" / "config.yaml").read_text())
+    assert from_dict(ModelConfig, stored, "config.yaml") == asked.model == preset("debug")
+    card = json.loads((unbroken / "best" / "training.json").read_text())
+    assert card["config"] == json.loads(json.dumps(to_dict(asked)))
+    assert read_settings(unbroken / "settings.yaml") == asked
+
+
+def test_logs_name_every_loss_and_their_sum(unbroken: Path) -> None:
+    rows = list(csv.DictReader((unbroken / "logs" / "csv" / "metrics.csv").open()))
+    row = next(row for row in rows if row["loss/total"])
+    terms = {k.removeprefix("loss/"): float(v) for k, v in row.items() if k.startswith("loss/")}
+    total = terms.pop("total")
+    assert set(terms) == {"segmentation", "fot", "prompt", "fusion", "commitment", "reconstruction"}
+    assert sum(terms.values()) == pytest.approx(total, rel=1e-5)
+    assert not any(key.startswith("lr") for line in results(unbroken)[2] for key in line)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_configuration_parses_with_its_preset(file: Path) -> None:
+    settings = read_settings(file)
+    raw = yaml.safe_load(file.read_text())
+    expected = to_dict(preset(raw["model"]["preset"]))
+    assert settings.model.encoder.source == raw["model"].get("encoder", {}).get("source", expected["encoder"]["source"])
+    assert settings.train.out == f"runs/{file.stem}"
+
+
+@pytest.mark.parametrize("name", ["mfnet_vit_h", "fmb_vit_h"])
+def test_the_papers_settings(name: str) -> None:
+    settings = read_settings(CONFIGS / f"{name}.yaml")
+    optimisation = settings.train
+    assert (optimisation.optimizer, optimisation.lr, optimisation.weight_decay) == ("adam", 1e-4, 1e-3)
+    assert (optimisation.batch_size, optimisation.epochs, optimisation.max_steps) == (4, 100, None)
+    assert (settings.model.encoder.source, settings.model.encoder.training) == ("facebook/sam-vit-huge", "frozen")
+    assert (settings.model.fusion.kv_stride, len(settings.model.classes)) == (1, 15 if name == "fmb_vit_h" else 9)
