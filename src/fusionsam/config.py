@@ -6,8 +6,10 @@ A YAML file or a flag overrides any field; the resolved configuration is stored 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_type_hints
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fusionsam.structures import InputError
 
@@ -404,23 +406,50 @@ def to_dict(config: Any) -> dict[str, Any]:
     return asdict(config)
 
 
-def from_dict(kind: type[Any], values: Any, where: str) -> Any:
-    """A dataclass of this file from plain dictionaries; unknown keys and wrong shapes are refused by their full name.
+def _typed(hint: Any, value: Any) -> Any:
+    """`value` if it is what `hint` says, lists made tuples where those are meant; TypeError if it is something else."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is UnionType:
+        for choice in args:
+            with suppress(TypeError):
+                return _typed(choice, value)
+    elif origin is Literal:
+        if value in args:
+            return value
+    elif origin is list and isinstance(value, list):
+        return [_typed(args[0], item) for item in value]
+    elif origin is tuple and isinstance(value, list | tuple):
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(kinds) == len(value):
+            return tuple(_typed(kind, item) for kind, item in zip(kinds, value, strict=True))
+    elif isinstance(hint, type):
+        accepted: Any = (int, float) if hint is float else hint
+        if isinstance(value, accepted) and (hint is bool or not isinstance(value, bool)):
+            return value
+    raise TypeError
 
-    `where` names the source in the InputError.
+
+def from_dict(kind: type[Any], values: Any, where: str, path: str = "") -> Any:
+    """A dataclass of this file from plain dictionaries; unknown keys and wrong types are refused by their full name.
+
+    `where` names the source in the InputError, `path` the section of it that `values` is ("tokenizer.").
     """
     if not isinstance(values, dict):
-        raise InputError(f"{where}: found {type(values).__name__}, expected a mapping of settings")
+        named = f"{where}: {path.rstrip('.')}" if path else where
+        raise InputError(f"{named}: found {type(values).__name__}, expected a mapping of settings")
     known = {f.name: f for f in fields(kind)}
     hints = get_type_hints(kind)
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
-            raise InputError(f"{where}: unknown setting {key!r}; expected one of {', '.join(known)}")
+            raise InputError(f"{where}: unknown setting '{path}{key}'; expected one of {', '.join(known)}")
         hint = hints[key]
         if isinstance(hint, type) and is_dataclass(hint):
-            value = from_dict(hint, value, f"{where}: {key}")
-        elif isinstance(value, list) and "tuple" in str(hint):
-            value = [tuple(v) for v in value] if str(hint).startswith("list") else tuple(value)
-        arguments[key] = value
+            arguments[key] = from_dict(hint, value, where, f"{path}{key}.")
+            continue
+        try:
+            arguments[key] = _typed(hint, value)
+        except TypeError:
+            kind_name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            raise InputError(f"{where}: {path}{key}: found {value!r}, expected {kind_name}") from None
     return kind(**arguments)

@@ -83,8 +83,11 @@ def segmentation_loss(logits: Tensor, label: Tensor, config: LossConfig, weights
 def prompt_loss(mask_prompt: Tensor, label: Tensor, foreground: list[int]) -> Tensor:
     """Binary cross-entropy plus Dice of the mask prompt (B,1,h,w) to the share of foreground in each cell.
 
-    label int64 (B,4h,4w) or smaller by padding. Only a loss: the label never enters forward.
+    label int64 (B,4h,4w), or smaller where the network padded at right and bottom. Only a loss: the label never enters
+    forward.
     """
+    bottom, right = (max(0, 4 * mask_prompt.shape[i] - label.shape[i - 1]) for i in (2, 3))
+    label = F.pad(label, (0, right, 0, bottom), value=IGNORE)
     table = torch.zeros(256, device=label.device)
     table[torch.tensor(foreground, device=label.device, dtype=torch.long)] = 1
     cells = (mask_prompt.shape[2], mask_prompt.shape[3])

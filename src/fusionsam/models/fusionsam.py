@@ -56,7 +56,8 @@ class FusionSAMNetwork(nn.Module):
 
         visible (B,3,H,W) or None, infrared (B,1,H,W) or None, in [0,1], the same H and W from 64 to 4096. `prompts`
         (user or oracle) replace the model's own points and boxes, in pixels of this input; `mode` overrides the
-        configured one; `present` bool (B,2) marks absent images within a batch. Raises InputError on a wrong size.
+        configured one; `present` bool (B,2) marks absent images within a batch. Raises InputError on a wrong size and
+        on prompts that contradict themselves.
         """
         size = self._check(visible, infrared)
         mode = mode or self.config.prompts.mode
@@ -179,17 +180,35 @@ class FusionSAMNetwork(nn.Module):
         small: tuple[int, int],
     ) -> Prompts:
         if given is not None:
+            self._check_prompts(given)
             scaled = self._scale_prompts(given, size, small)
             if scaled.mask is None:
                 scaled.mask = mask_prompt
             return scaled
         if mode == "none":
             return Prompts(mask=mask_prompt, source="none")
+        if mode != "self":
+            raise InputError(
+                f"mode: found {mode!r}, expected self or none; hand user and oracle prompts in as `prompts`"
+            )
         # peaks and box are sought inside the image, not in its padding
         rows, columns = (-(-side // Tokenizer.STRIDE) for side in small)
         own = self_prompts(mask_prompt[:, :, :rows, :columns], self.config.prompts)
         own.mask = mask_prompt
         return own
+
+    @staticmethod
+    def _check_prompts(given: Prompts) -> None:
+        for name, axes in (("points", "(batch, points, 2)"), ("boxes", "(batch, boxes, 4)")):
+            value = getattr(given, name)
+            if value is not None and (value.ndim != 3 or value.shape[2] != int(axes[-2])):
+                raise InputError(f"prompts.{name}: found shape {tuple(value.shape)}, expected {axes}")
+        counts = [None if x is None else tuple(x.shape[:2]) for x in (given.points, given.point_labels)]
+        if counts[0] != counts[1]:
+            raise InputError(
+                f"prompts.point_labels: found {counts[1]} for points {counts[0]} (batch, points); give every point 1 "
+                "(on the object), 0 (off it) or -1 (padding)"
+            )
 
     @staticmethod
     def _scale_prompts(prompts: Prompts, source: tuple[int, int], target: tuple[int, int]) -> Prompts:

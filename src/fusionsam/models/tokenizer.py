@@ -57,7 +57,10 @@ class Quantizer(nn.Module):
         tokens = z.flatten(2).transpose(1, 2)
         if self.training:
             quantised, codes, loss = self.vq(tokens)
-            commitment = loss.sum() * (1.0 + self.beta if self.learnable else self.beta)
+            commitment = self.beta * loss.sum()
+            if self.learnable:  # the library would pull both sides with the same weight
+                x = self.vq.project_in(tokens)
+                commitment = self.commitment(x, self._entries(codes.reshape(*x.shape[:2], -1)))
         else:
             quantised, codes, commitment = self.look_up(tokens)
         grid = quantised.transpose(1, 2).reshape(z.shape)
@@ -68,22 +71,27 @@ class Quantizer(nn.Module):
         x = self.vq.project_in(tokens)
         books = self.codebook
         parts = x.reshape(*x.shape[:2], books.shape[0], books.shape[2])
-        found, codes = [], []
+        found = []
         for index in range(books.shape[0]):
             # |x - c|^2 less the |x|^2 that no choice changes
             score = books[index].square().sum(-1) - 2 * parts[:, :, index] @ books[index].T
-            code = score.argmin(-1)
-            codes.append(code)
-            found.append(F.embedding(code, books[index]))
-        nearest = torch.cat(found, dim=-1)
-        commitment = self.beta * (nearest - x).square().mean()
-        return self.vq.project_out(nearest), torch.stack(codes, dim=-1), commitment
+            found.append(score.argmin(-1))
+        codes = torch.stack(found, dim=-1)
+        nearest = self._entries(codes)
+        return self.vq.project_out(nearest), codes, self.commitment(x, nearest)
+
+    def commitment(self, x: Tensor, nearest: Tensor) -> Tensor:
+        """Eq. 6 as a mean: beta pulls x to its entry; by gradient the entry comes too, EMA moves it on its own."""
+        pull = self.beta * F.mse_loss(x, nearest.detach())
+        return pull + F.mse_loss(nearest, x.detach()) if self.learnable else pull
 
     def embed(self, codes: Tensor) -> Tensor:
         """Codes (B,h,w,codebooks) back to latents (B,d,h,w)."""
+        return self.vq.project_out(self._entries(codes)).permute(0, 3, 1, 2)
+
+    def _entries(self, codes: Tensor) -> Tensor:
         books = self.codebook
-        parts = [F.embedding(codes[..., index], books[index]) for index in range(books.shape[0])]
-        return self.vq.project_out(torch.cat(parts, dim=-1)).permute(0, 3, 1, 2)
+        return torch.cat([F.embedding(codes[..., i], books[i]) for i in range(books.shape[0])], dim=-1)
 
 
 class ScalarQuantizer(nn.Module):
@@ -148,7 +156,8 @@ class Tokenizer(nn.Module):
     def forward(self, visible: Tensor | None, infrared: Tensor | None, present: Tensor | None = None) -> Latents:
         """Both grids of latents; an absent modality (None, or false in `present`) becomes its learned token.
 
-        visible (B,3,H,W) and infrared (B,1,H,W) in [0,1], H and W multiples of 4; present bool (B,2).
+        visible (B,3,H,W) and infrared (B,1,H,W) in [0,1], H and W multiples of 4; present bool (B,2). Rows whose image
+        is absent have code -1.
         """
         images = (visible, infrared)
         given = next((image for image in images if image is not None), None)
@@ -174,6 +183,8 @@ class Tokenizer(nn.Module):
                 if len(rows):
                     part, code, term = self.encode(index, image[rows])
                     latent = latent.index_copy(0, rows, part)
+                    if code is not None:
+                        code = code.new_full((batch, *code.shape[1:]), -1).index_copy(0, rows, code)
             latents.append(latent)
             codes.append(code)
             commitment = commitment + term
