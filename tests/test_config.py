@@ -1,0 +1,112 @@
+"""Settings: refused by the name the user typed, presets that build, YAML files that parse."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import fusionsam.config
+from fusionsam.config import PRESETS, Config, FusionConfig, ModelConfig, TokenizerConfig, from_dict, preset, to_dict
+from fusionsam.models.fusionsam import FusionSAMNetwork
+from fusionsam.structures import InputError
+
+YAMLS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"modle": {}}, "unknown setting 'modle'; expected one of model, data, loss, train"),
+        (
+            {"model": {"tokenizer": {"codebook": 3}}},
+            "unknown setting 'model.tokenizer.codebook'; expected one of tokens,",
+        ),
+        ({"model": {"tokenizer": None}}, "model.tokenizer: found NoneType, expected a mapping"),
+        ({"model": {"encoder": {"kind": "resnet"}}}, "model.encoder.kind: found 'resnet', expected Literal"),
+        ({"model": {"max_side": "512"}}, "model.max_side: found '512', expected int"),
+        ({"model": {"prompts": {"box": 1}}}, "model.prompts.box: found 1, expected bool"),
+        ({"train": {"batch_size": True}}, "train.batch_size: found True, expected int"),
+        ({"train": {"lr": "fast"}}, "train.lr: found 'fast', expected float"),
+        ({"data": {"crop": [352]}}, "data.crop: found [352], expected tuple[int, int]"),
+        ({"model": {"palette": [[1, 2]]}}, "model.palette: found [[1, 2]]"),
+        ([], "found list, expected a mapping"),
+    ],
+)
+def test_what_does_not_fit_is_named_in_full(values, told):
+    with pytest.raises(InputError) as caught:
+        from_dict(Config, values, "a.yaml")
+    assert str(caught.value).startswith(f"a.yaml: {told}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"palette": [(0, 0, 0)]}, "model.palette: 1 colours for 9 model.classes"),
+        ({"foreground": [1, 9, -1]}, r"model.foreground: ids \[9, -1\] are not among the 9"),
+        ({"tokenizer": TokenizerConfig(dim=66)}, "model.fusion.heads: 4 does not divide model.tokenizer.dim 66"),
+        ({"max_side": 63}, "model.max_side: 63 is below 64"),
+    ],
+)
+def test_impossible_pairs_are_refused_by_name(changes, told):
+    with pytest.raises(InputError, match=told):
+        ModelConfig(**changes)
+    assert ModelConfig(max_side=64).max_side == 64
+
+
+def test_positions_need_four_channels_each():
+    with pytest.raises(InputError, match=r"model\.tokenizer\.dim: 66 must be a multiple of 4"):
+        ModelConfig(tokenizer=TokenizerConfig(dim=66), fusion=FusionConfig(heads=2))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_build_and_survive_yaml(name):
+    config = preset(name)
+    assert isinstance(config, ModelConfig)
+    assert config.preset == name
+    with torch.device("meta"):
+        network = FusionSAMNetwork(config)
+    assert network.mask_decoder.sam.num_mask_tokens == 9
+    plain = yaml.safe_load(yaml.safe_dump(_lists(to_dict(config))))
+    assert from_dict(ModelConfig, plain, "stored") == config
+    assert preset(name) == config
+    assert preset(name).tokenizer is not config.tokenizer  # nobody shares a preset
+
+
+def _lists(value):
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def test_an_unknown_preset_lists_the_choices():
+    with pytest.raises(InputError, match="preset 'huge' is not known; choose one of debug, tiny, vit_b"):
+        preset("huge")
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_every_experiment_file_holds_known_settings_only(path):
+    values = yaml.safe_load(path.read_text())
+    config = from_dict(Config, values, path.name)
+    assert config.model.preset in PRESETS
+    assert to_dict(config) != to_dict(Config()), "an experiment without a difference"
+
+
+def test_there_are_experiment_files():
+    assert YAMLS
+
+
+def test_every_setting_has_its_help_text():
+    """The docstring under a field is the help text of the command line: none may be missing."""
+    for node in ast.parse(inspect.getsource(fusionsam.config)).body:
+        if not isinstance(node, ast.ClassDef) or node.name == "Config":
+            continue
+        for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign) and not ast.unparse(field.annotation).endswith("Config"):
+                documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert documented, f"{node.name}.{field.target.id}"

@@ -1,0 +1,164 @@
+"""FMP: attention against its formula, both units against eq. 10-13 written out, and the picture heads."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fusionsam.config import FusionConfig
+from fusionsam.models.fusion import BlendHead, DecodeHead, FusionMaskPrompting, Projections
+from fusionsam.models.layers import attend, chroma, from_luma_chroma, luma, resize, sincos_positions
+
+
+def explicit(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """softmax(Q K^T / sqrt(d_k)) V with the N x N matrix, head by head, image by image."""
+    out = torch.empty(query.shape[0], value.shape[1], *query.shape[2:], dtype=query.dtype)
+    width = query.shape[1] // heads
+    for b in range(query.shape[0]):
+        for head in range(heads):
+            rows = slice(head * width, (head + 1) * width)
+            q, k, v = (grid[b, rows].flatten(1).T for grid in (query, key, value))
+            out[b, rows] = (torch.softmax(q @ k.T / math.sqrt(width), dim=1) @ v).T.reshape(width, *query.shape[2:])
+    return out
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_attend_is_softmax_attention(heads):
+    torch.manual_seed(0)
+    query, key, value = (3 * torch.randn(2, 6, *size) for size in ((5, 7), (3, 2), (3, 2)))
+    torch.testing.assert_close(attend(query, key, value, heads), explicit(query, key, value, heads))
+
+
+def test_keys_and_values_are_averaged_over_what_is_there():
+    pool = Projections(1, kv_stride=2).pool
+    grid = torch.arange(15.0).reshape(1, 1, 3, 5)  # rows 0-4, 5-9, 10-14
+    torch.testing.assert_close(pool(grid)[0, 0], torch.tensor([[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]]))
+    assert Projections(1, kv_stride=1).pool(grid) is grid
+
+
+def test_positions_tell_cells_apart_and_treat_both_axes_alike():
+    like = torch.zeros(())
+    positions = sincos_positions(7, 11, 12, like)[0]
+    cells = positions.flatten(1).T
+    distances = torch.cdist(cells, cells) + 10 * torch.eye(len(cells))
+    assert distances.min() > 0.1
+    y_part, x_part = positions[:6], positions[6:]
+    assert torch.equal(y_part, y_part[:, :, :1].expand_as(y_part))
+    assert torch.equal(x_part, x_part[:, :1].expand_as(x_part))
+    swapped = sincos_positions(11, 7, 12, like)[0]
+    assert torch.equal(x_part, swapped[:6].transpose(1, 2))
+    # sin(y), cos(y) at the first rate, 1
+    torch.testing.assert_close(y_part[[0, 3], 5, 0], torch.tensor([math.sin(5), math.cos(5)]))
+
+
+@pytest.mark.parametrize("kv_stride", [1, 2])
+def test_both_units_follow_the_equations(kv_stride):
+    torch.manual_seed(1)
+    dim, heads = 8, 2
+    fmp = FusionMaskPrompting(dim, FusionConfig(heads=heads, kv_stride=kv_stride)).eval()
+    one, two = torch.randn(2, dim, 5, 7), torch.randn(2, dim, 5, 7)
+    positions = sincos_positions(5, 7, dim, one)
+
+    def pool(grid):
+        return F.avg_pool2d(grid, kv_stride, ceil_mode=True, count_include_pad=False)
+
+    def attention(asks, tells, projections_q, projections_kv):
+        key = pool(projections_kv.key(tells) + positions)
+        return explicit(projections_q.query(asks) + positions, key, pool(projections_kv.value(tells)), heads)
+
+    def ln_ffn(unit, grid):
+        tokens = grid.flatten(2).transpose(1, 2)
+        hidden = F.gelu(F.linear(tokens, unit.up.weight, unit.up.bias))
+        out = F.linear(hidden, unit.down.weight, unit.down.bias)
+        out = (out - out.mean(-1, keepdim=True)) / (out.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return (out * unit.norm.weight + unit.norm.bias).transpose(1, 2).reshape(grid.shape)
+
+    cross, comp = fmp.cross_domain, fmp.complementary
+    z1 = ln_ffn(cross.feed_first, attention(one, two, cross.first, cross.second)) + cross.first.query(one)
+    z2 = ln_ffn(cross.feed_second, attention(two, one, cross.second, cross.first)) + cross.second.query(two)
+    z_c = cross.merge(torch.cat([z1, z2], 1))
+    distinct_one = one - attention(one, two, comp.first, comp.second)
+    distinct_two = two - attention(two, one, comp.second, comp.first)
+    z_0 = comp.distinct(torch.cat([distinct_one, distinct_two], 1))
+    expected = ln_ffn(comp.feed, attention(z_c, z_0, comp.common, comp.common)) + z_c
+    z_f, mask = fmp(one, two)
+    torch.testing.assert_close(z_f, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mask, fmp.mask_head(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_reaches_the_whole_picture_and_concatenation_three_cells():
+    for kind, reach in (("fmp", True), ("concat", False)):
+        torch.manual_seed(2)
+        fmp = FusionMaskPrompting(8, FusionConfig(kind=kind, heads=2)).eval()
+        one, two = torch.randn(1, 8, 11, 13), torch.randn(1, 8, 11, 13)
+        changed = two.clone()
+        changed[..., -1, -1] += 5
+        difference = (fmp(one, changed)[0] - fmp(one, two)[0]).abs().amax(1)[0]
+        assert bool(difference[0, 0] > 1e-7) is reach
+        assert difference[-2:, -2:].min() > 1e-4
+
+
+def test_luma_and_chroma():
+    torch.manual_seed(3)
+    rgb = torch.rand(2, 3, 5, 7)
+    torch.testing.assert_close(from_luma_chroma(luma(rgb), chroma(rgb)), rgb, rtol=1e-5, atol=1e-5)
+    colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])[:, :, None, None]
+    torch.testing.assert_close(luma(colours).flatten(), torch.tensor([0.299, 0.587, 0.114, 1.0]))
+    cb, cr = chroma(colours)[:, :, 0, 0].unbind(1)
+    # BT.601: pure blue has Cb 0.5, pure red Cr 0.5, white neither
+    assert cb[2].item() == pytest.approx(0.5, abs=1e-6)
+    assert cr[0].item() == pytest.approx(0.5, abs=1e-6)
+    assert chroma(colours)[3].abs().max() < 1e-6
+
+
+@pytest.fixture
+def scene():
+    """Latents, and sources whose every mean stays inside [0,1], so that clamping hides nothing."""
+    torch.manual_seed(4)
+    return torch.randn(2, 8, 5, 7), 0.4 + 0.2 * torch.rand(2, 3, 20, 28), 0.4 + 0.2 * torch.rand(2, 1, 20, 28)
+
+
+def test_blending_begins_as_the_plain_average(scene):
+    z_f, visible, infrared = scene
+    head = BlendHead(8, 6)
+    fused = head.compose(head(z_f, visible, infrared), visible, infrared)
+    torch.testing.assert_close(luma(fused), (luma(visible) + infrared) / 2, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(chroma(fused), chroma(visible), rtol=1e-5, atol=1e-5)
+
+
+def test_compose_by_hand(scene):
+    _, visible, infrared = scene
+
+    def controls(m, r):
+        return torch.tensor([m, r])[None, :, None, None].expand(2, 2, 5, 7)
+
+    torch.testing.assert_close(BlendHead.compose(controls(1.0, 0.0), visible, infrared), visible)
+    hot = BlendHead.compose(controls(0.0, 0.0), visible, infrared)
+    torch.testing.assert_close(luma(hot), infrared, rtol=1e-5, atol=1e-5)
+    lifted = BlendHead.compose(controls(0.25, 0.1), visible, infrared)
+    torch.testing.assert_close(luma(lifted), 0.25 * luma(visible) + 0.75 * infrared + 0.1, rtol=1e-5, atol=1e-5)
+    assert BlendHead.compose(controls(1.0, 0.9), visible, infrared).max() == 1
+    assert BlendHead.compose(controls(1.0, -0.9), visible, infrared).min() == 0
+
+
+def test_blend_controls_stay_in_their_ranges(scene):
+    head = BlendHead(8, 6)
+    torch.nn.init.normal_(head.out.weight, std=20)
+    m, r = head(*scene).split(1, dim=1)
+    assert 0 <= m.min() < 0.01 < 0.99 < m.max() <= 1
+    assert -0.25 <= r.min() < -0.24 < 0.24 < r.max() <= 0.25
+
+
+def test_decoding_sees_the_latents_alone(scene):
+    z_f, visible, infrared = scene
+    torch.manual_seed(5)
+    head = DecodeHead(8, 6)
+    picture = head.compose(head(z_f, visible, infrared), visible, infrared)
+    assert torch.equal(picture, head.compose(head(z_f, 1 - visible, 1 - infrared), visible, infrared))
+    assert not torch.allclose(picture, head.compose(head(-z_f, visible, infrared), visible, infrared))
+    larger = torch.rand(2, 3, 31, 37)
+    torch.testing.assert_close(head.compose(picture, larger, larger[:, :1]), resize(picture, (31, 37)))
