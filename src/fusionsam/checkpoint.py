@@ -42,6 +42,10 @@ def build_network(config: ModelConfig) -> FusionSAMNetwork:
         foreign.load_exactly(network.prompt_encoder.sam, parts.prompt_encoder, what)
         decoder = network.mask_decoder.start_from_sam(parts.mask_decoder)
         foreign.load_exactly(network.mask_decoder.sam, decoder, what)
+        for stride, name in (("4", "conv_s0"), ("8", "conv_s1")):  # SAM2 brings its own way to the finer features
+            if parts.extras and parts.encoder_kind == config.encoder.kind and stride in network.mask_decoder.fine:
+                skip = {key: parts.extras[f"{name}.{key}"] for key in ("weight", "bias")}
+                foreign.load_exactly(network.mask_decoder.fine[stride], skip, what)
         if parts.encoder_kind == config.encoder.kind and config.encoder.weights is None:
             foreign.load_exactly(network.image_encoder.backbone, parts.image_encoder, what)
     if config.tokenizer_weights:
