@@ -1,0 +1,330 @@
+"""Prediction: the Python class, the files the command writes, and every kind of bad input a user can hand it."""
+
+import json
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from fusionsam.checkpoint import save_checkpoint
+from fusionsam.cli import main
+from fusionsam.config import preset
+from fusionsam.data.synthetic import draw_scene
+from fusionsam.models.fusionsam import FusionSAMNetwork
+from fusionsam.predict import FusionSAM, pairs_to_predict, read_prompts
+from fusionsam.structures import InputError, Prompts
+
+H, W = 97, 131
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(3)
+    network = FusionSAMNetwork(preset("debug")).eval()
+    return save_checkpoint(tmp_path_factory.mktemp("weights") / "small", network, {"commit": "abc", "step": 7})
+
+
+@pytest.fixture(scope="module")
+def model(weights):
+    return FusionSAM.from_pretrained(weights, device="cpu")
+
+
+@pytest.fixture
+def pair(tmp_path):
+    scene = draw_scene(5, 1, (H, W))
+    visible, infrared = scene.visible.permute(1, 2, 0).numpy(), scene.infrared[0].numpy()
+    Image.fromarray(visible).save(tmp_path / "v.png")
+    Image.fromarray(infrared).save(tmp_path / "i.png")
+    return visible, infrared
+
+
+def predict(*arguments):
+    return main(["predict", *map(str, arguments)])
+
+
+def test_paths_pictures_arrays_and_tensors_are_the_same_pair(model, pair, tmp_path):
+    visible, infrared = pair
+    forms = [
+        (tmp_path / "v.png", str(tmp_path / "i.png")),
+        (Image.fromarray(visible), Image.fromarray(infrared)),
+        (visible, infrared),
+        (visible.astype(np.float32) / 255, np.repeat(infrared[..., None], 3, 2).astype(np.float64) / 255),
+        (torch.from_numpy(visible).permute(2, 0, 1), torch.from_numpy(infrared)),
+    ]
+    first, *others = [model.predict(*form) for form in forms]
+    assert first.labels.shape == (H, W)
+    for other in others:
+        np.testing.assert_array_equal(first.labels, other.labels)
+        np.testing.assert_allclose(first.fused.astype(int), other.fused.astype(int), atol=1)
+
+
+def test_confidence_is_the_probability_of_the_chosen_class(model, pair):
+    ready = model.preprocess(*pair)
+    output = model.infer(*ready)
+    result = model.postprocess(output)
+    probability, labels = output.logits.softmax(1).max(1)
+    np.testing.assert_array_equal(result.labels, labels[0].numpy())
+    np.testing.assert_allclose(result.confidence, probability[0].numpy(), atol=1e-6)
+    shares = [entry["share"] for entry in result.summary()["classes"].values()]
+    assert sum(shares) == pytest.approx(100, abs=0.01)
+
+
+def test_values_outside_of_the_unit_range_are_refused_by_name(model, pair):
+    with pytest.raises(InputError, match=r"infrared: .*outside of \[0, 1\]"):
+        model.predict(pair[0], pair[1].astype(np.float32))
+    with pytest.raises(InputError, match=r"visible: .*1 or 3 channels"):
+        model.predict(np.zeros((H, W, 5), np.uint8), None)
+
+
+def test_command_writes_what_python_gives(model, pair, weights, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert (
+        predict("--visible", tmp_path / "v.png", "--infrared", tmp_path / "i.png", "--out", out, "--weights", weights)
+        == 0
+    )
+    expected = model.predict(*pair)
+    np.testing.assert_array_equal(np.array(Image.open(out / "v_labels.png")), expected.labels)
+    np.testing.assert_array_equal(np.array(Image.open(out / "v_fused.png")), expected.fused)
+    overlay = Image.open(out / "v_overlay.png")
+    assert overlay.width >= W
+    assert overlay.height > H  # the legend stands below
+    stored = json.loads((out / "v.json").read_text())
+    assert stored["weights"] == "small"
+    assert stored["prompts"]["source"] == "self"
+    assert stored["seconds"] > 0
+    shown = expected.summary()["classes"]
+    assert {k: v["share"] for k, v in stored["classes"].items()} == {k: v["share"] for k, v in shown.items()}
+    assert not [p for p in out.iterdir() if "part" in p.name]
+
+
+def test_folders_are_resumed_and_redone_only_when_asked(pair, weights, tmp_path, capsys):
+    for side, image in zip(("a", "b"), pair, strict=True):
+        (tmp_path / side).mkdir()
+        for name in ("one", "two"):
+            Image.fromarray(image).save(tmp_path / side / f"{name}.png")
+    flags = ("--visible", tmp_path / "a", "--infrared", tmp_path / "b", "--out", tmp_path / "o", "--weights", weights)
+    assert predict(*flags) == 0
+    assert "2 pairs" in capsys.readouterr().out
+    before = (tmp_path / "o" / "one_fused.png").stat().st_mtime_ns
+    (tmp_path / "o" / "two.json").write_text("{")  # as a kill would leave an older version's file
+    assert predict(*flags) == 0
+    assert "1 pair " in capsys.readouterr().out
+    assert (tmp_path / "o" / "one_fused.png").stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "o" / "two.json").read_text())["name"] == "two"
+    assert predict(*flags, "--prompts", "none") == 0
+    assert "2 pairs" in capsys.readouterr().out
+    assert json.loads((tmp_path / "o" / "one.json").read_text())["prompts"]["source"] == "none"
+
+
+@pytest.mark.parametrize("left_out", ["--visible", "--infrared"])
+def test_one_modality_may_be_left_out(pair, weights, tmp_path, left_out):
+    both = {"--visible": tmp_path / "v.png", "--infrared": tmp_path / "i.png"}
+    del both[left_out]
+    ((flag, path),) = both.items()
+    assert predict(flag, path, "--out", tmp_path / "o", "--weights", weights) == 0
+    fused = np.array(Image.open(tmp_path / "o" / f"{path.stem}_fused.png")).astype(int)
+    assert fused.shape == (H, W, 3)
+    if left_out == "--visible":
+        assert np.abs(fused - fused.mean(-1, keepdims=True)).max() <= 1  # nothing can have given it colour
+
+
+def test_user_prompts_from_a_file_steer_and_are_recorded(pair, weights, tmp_path):
+    file = tmp_path / "clicks.json"
+    file.write_text(json.dumps({"v": {"points": [[60, 40], [3, 5]], "labels": [1, 0], "boxes": [[20, 20, 90, 80]]}}))
+    assert (
+        predict(
+            "--visible", tmp_path / "v.png", "--infrared", tmp_path / "i.png", "--out", tmp_path / "o",
+            "--weights", weights, "--prompts", file,
+        )
+        == 0
+    )  # fmt: skip
+    stored = json.loads((tmp_path / "o" / "v.json").read_text())["prompts"]
+    assert stored == {
+        "source": "user", "points": [[60.0, 40.0], [3.0, 5.0]], "labels": [1, 0], "boxes": [[20.0, 20.0, 90.0, 80.0]]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "not JSON"),
+        ('{"points": []}', "expected points and labels, or boxes"),
+        ('{"points": [[1, 2, 3]]}', "2 numbers each"),
+        ('{"points": [["a", 2]]}', "2 numbers each"),
+        ('{"points": [[500, 2]]}', "outside of its 131x97"),
+        ('{"boxes": [[-1, 0, 5, 5]]}', "outside of its 131x97"),
+        ('{"points": [[1, 2]], "labels": [2]}', "one 0 or 1"),
+        ('{"other": {"points": [[1, 2]]}}', "no prompts for 'v'"),
+        ('{"points": [[1, 2]], "label": [1]}', "expected points"),
+    ],
+)
+def test_bad_prompt_files(tmp_path, content, complaint):
+    file = tmp_path / "p.json"
+    file.write_text(content)
+    with pytest.raises(InputError, match=complaint):
+        read_prompts(file, "v", (H, W))
+
+
+def test_prompts_object_through_python(model, pair):
+    own = Prompts(points=torch.tensor([[[60.0, 40.0]]]), point_labels=torch.tensor([[1]]), source="user")
+    assert model.predict(*pair, prompts=own).prompts.source == "user"
+    assert model.predict(*pair, prompts="none").prompts.points is None
+
+
+def png_header(width, height):
+    body = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", len(body)) + b"IHDR" + body + struct.pack(">I", zlib.crc32(b"IHDR" + body))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+
+def bad_inputs():
+    def write(name, content):
+        def make(folder):
+            (folder / name).write_bytes(content)
+            return folder / name
+
+        return make
+
+    def truncated(folder):
+        whole = (folder / "v.png").read_bytes()
+        (folder / "half.png").write_bytes(whole[: len(whole) // 2])
+        return folder / "half.png"
+
+    def other_size(folder):
+        Image.new("RGB", (W + 2, H)).save(folder / "wide.png")
+        return folder / "wide.png"
+
+    def five_channels(folder):
+        tifffile.imwrite(
+            folder / "five.tif", np.zeros((5, H, W), np.uint8), photometric="minisblack", planarconfig="separate"
+        )
+        return folder / "five.tif"
+
+    def tiny(folder):
+        Image.new("RGB", (20, 20)).save(folder / "tiny.png")
+        return folder / "tiny.png"
+
+    return [
+        pytest.param(lambda folder: folder / "gone.png", ["gone.png", "no such file"], id="missing"),
+        pytest.param(write("text.png", b"this is text\n"), ["text.png"], id="text"),
+        pytest.param(write("empty.png", b""), ["empty.png", "0 bytes"], id="empty"),
+        pytest.param(truncated, ["half.png"], id="truncated"),
+        pytest.param(other_size, ["wide.png", "differ"], id="sizes differ"),
+        pytest.param(five_channels, ["five.tif", "5"], id="five channels"),
+        pytest.param(write("bomb.png", png_header(30000, 30000)), ["bomb.png", "900000000"], id="huge header"),
+        pytest.param(tiny, ["64"], id="too small"),
+    ]
+
+
+@pytest.mark.parametrize(("make", "said"), bad_inputs())
+def test_bad_images_get_one_line_and_exit_code_2(pair, weights, tmp_path, capsys, make, said):
+    path = make(tmp_path)
+    flags = ["--visible", path, "--out", tmp_path / "o", "--weights", weights]
+    if path.name not in ("tiny.png",):
+        flags += ["--infrared", tmp_path / "i.png"]
+    assert predict(*flags) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert "Traceback" not in error
+    for part in said:
+        assert part in error
+    assert not list((tmp_path / "o").glob("*")) if (tmp_path / "o").exists() else True
+
+
+def test_sixteen_bit_and_palette_images_work(pair, weights, tmp_path):
+    visible, infrared = pair
+    Image.fromarray(visible).quantize(64).save(tmp_path / "palette.png")
+    Image.fromarray(infrared.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    out = tmp_path / "o"
+    assert (
+        predict(
+            "--visible",
+            tmp_path / "palette.png",
+            "--infrared",
+            tmp_path / "deep.png",
+            "--out",
+            out,
+            "--weights",
+            weights,
+        )
+        == 0
+    )
+    fused = np.array(Image.open(out / "palette_fused.png"))
+    assert fused.std() > 5  # neither clipped to white nor black
+
+
+@pytest.mark.parametrize(
+    ("arrange", "said"),
+    [
+        (lambda f: ["--visible", f / "a", "--infrared", f / "b"], ["lone"]),
+        (lambda f: ["--visible", f / "a", "--infrared", f / "i.png"], ["one is a folder and one a file"]),
+        (lambda f: [], ["--visible", "--infrared"]),
+        (lambda f: ["--visible", f / "v.png", "--prompts", "guess"], ["guess", "self"]),
+        (lambda f: ["--visible", f / "v.png", "--weights", f / "b"], ["weights", "model.safetensors"]),
+        (lambda f: ["--visible", f / "v.png", "--out", f / "v.png" / "sub"], ["v.png", "another --out"]),
+        (lambda f: ["--visible", f / "v.png", "--device", "abacus"], ["abacus"]),
+    ],
+)
+def test_impossible_requests_get_one_line_and_exit_code_2(pair, weights, tmp_path, capsys, arrange, said):
+    for side in ("a", "b"):
+        (tmp_path / side).mkdir()
+        Image.fromarray(pair[0]).save(tmp_path / side / "both.png")
+    Image.fromarray(pair[0]).save(tmp_path / "a" / "lone.png")
+    flags = arrange(tmp_path)
+    for flag, value in (("--out", tmp_path / "o"), ("--weights", weights)):
+        if flag not in flags:
+            flags += [flag, value]
+    assert predict(*flags) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    for part in said:
+        assert part in error
+
+
+@pytest.mark.parametrize("damage", ["cut", "shape", "missing", "extra", "config"])
+def test_damaged_checkpoints_are_refused_in_one_line(pair, weights, tmp_path, capsys, damage):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in weights.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    path = copy / "model.safetensors"
+    tensors = load_file(path)
+    name = "fusion.cross_domain.merge.weight"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:5000])
+    elif damage == "shape":
+        save_file({**tensors, name: tensors[name][:3].contiguous()}, path)
+    elif damage == "missing":
+        save_file({k: v for k, v in tensors.items() if k != name}, path)
+    elif damage == "extra":
+        save_file({**tensors, "surplus": torch.zeros(2)}, path)
+    else:
+        (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("max_side", "max_sid"))
+    assert predict("--visible", tmp_path / "v.png", "--out", tmp_path / "o", "--weights", copy) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert {"cut": "copy", "shape": name, "missing": name, "extra": "surplus", "config": "max_sid"}[damage] in error
+
+
+def test_a_pair_of_files_is_named_after_the_visible_one(tmp_path, pair):
+    (entry,) = pairs_to_predict(tmp_path / "v.png", tmp_path / "i.png")
+    assert entry.id == "v"
+    assert entry.infrared == tmp_path / "i.png"
+
+
+def test_installed_command_ends_with_code_2_and_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "fusionsam", "predict", "--visible", str(tmp_path / "no.png"), "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no.png" in done.stderr
