@@ -116,19 +116,28 @@ class BestWeights(Callback):
         save_checkpoint(folder, task.evaluated(), card)  # type: ignore[arg-type]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the network if it is the best so far, and a line of history."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        """Keep the network if it is the best so far, a line of history, and a checkpoint to resume from."""
+        if trainer.sanity_checking:
             return
-        assert isinstance(pl_module, SegmentationTask | TokenizerTask)
-        score = float(trainer.callback_metrics["val/psnr" if isinstance(pl_module, TokenizerTask) else "val/miou"])
+        if trainer.is_global_zero:
+            assert isinstance(pl_module, SegmentationTask | TokenizerTask)
+            self._write_line(trainer)
+            score = float(trainer.callback_metrics["val/psnr" if isinstance(pl_module, TokenizerTask) else "val/miou"])
+            if score > self.best:
+                self.best = score
+                self.save(trainer, pl_module, self.folder / "best")
+        trainer.save_checkpoint(self.folder / LAST, weights_only=False)  # every device takes part
+
+    def _write_line(self, trainer: L.Trainer) -> None:
+        """Append to history.jsonl; lines from this step on are of a session that was killed after its checkpoint."""
+        file = self.folder / "history.jsonl"
         line = {"step": trainer.global_step, "hours": self.elapsed() / 3600}
         line |= {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if not k.startswith("lr")}
-        with (self.folder / "history.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        if score > self.best:
-            self.best = score
-            self.save(trainer, pl_module, self.folder / "best")
-        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+        lines = file.read_text().splitlines() if file.exists() else []
+        lines = [kept for kept in lines if json.loads(kept)["step"] < trainer.global_step]
+        part = file.with_suffix(".part")
+        part.write_text("\n".join([*lines, json.dumps(line)]) + "\n")
+        os.replace(part, file)
 
 
 class FrozenTokenizer(Callback):
@@ -229,7 +238,7 @@ def _keep_settings(out: Path, config: Config, resume: bool) -> None:
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
+        part = file.with_suffix(f".{os.getpid()}.part")  # every device's process writes the same
         part.write_text(as_yaml(config))
         os.replace(part, file)
     except OSError as error:
