@@ -121,6 +121,24 @@ def load_network(source: str | Path) -> tuple[FusionSAMNetwork, dict[str, Any]]:
     return network.eval(), {"name": Path(str(source)).name, **card}
 
 
+def ship(source: str | Path, folder: str | Path, **facts: Any) -> Path:
+    """Store a checkpoint as it ships: float16, and of the paths it was trained with only the file names.
+
+    `facts` are added to its card. The model card (README.md) is written by a person.
+    """
+    network, card = load_network(source)
+    _, config, _ = read_checkpoint(source)
+    origin = {
+        "encoder_weights": config.encoder.weights,
+        "sam_weights": config.sam_weights,
+        "tokenizer_weights": config.tokenizer_weights,
+        "data": card.get("config", {}).get("data", {}).get("root"),
+    }
+    started_from = {key: Path(value).name for key, value in origin.items() if value}
+    kept = {key: value for key, value in card.items() if key not in ("config", "name")}
+    return save_checkpoint(folder, network, {**kept, "started_from": started_from, **facts}, half=True)
+
+
 def shipped() -> list[str]:
     """Names of the checkpoints inside the package."""
     root = resources.files("fusionsam") / "checkpoints"
