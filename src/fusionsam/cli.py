@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("show a model's parts, sizes, classes and where its weights came from", "info"),
     "train": ("train by a configuration file, or resume a run", "train"),
     "evaluate": ("score a model or a folder of predictions against labels", "evaluate"),
+    "baselines": ("score an unmodified Segment Anything, prompted by points and boxes", "baselines"),
     "fusion-metrics": ("score fused pictures by the eleven fusion metrics", "fusion_quality"),
     "report": ("tables and panels from a folder of evaluations", "report"),
     "reconstruct": ("show what the tokenizer keeps of a pair", "reconstruct"),

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fusionsam import fusion_quality, predict
+from fusionsam.checkpoint import save_checkpoint
+from fusionsam.config import preset
+from fusionsam.data.synthetic import draw_scene
+from fusionsam.fusion_baselines import FUSIONS
+from fusionsam.fusion_metrics import METRICS, fusion_metrics, luma
+from fusionsam.models.fusionsam import FusionSAMNetwork
+from fusionsam.structures import InputError
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(array)).save(path)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Three scenes of 67 x 83, their infrared, and fused pictures: the visible one darkened."""
+    root = tmp_path_factory.mktemp("pairs")
+    for index in range(3):
+        sample = draw_scene(5, index, (67, 83))
+        visible = sample.visible.numpy().transpose(1, 2, 0)
+        save(root / f"visible/p{index}.png", visible)
+        save(root / f"infrared/p{index}.png", sample.infrared[0].numpy())
+        save(root / f"darker/p{index}.png", visible // 2)
+    return root
+
+
+def folders(root):
+    return root / "visible", root / "infrared"
+
+
+def strict(path):
+    """JSON as the standard has it: no NaN, no Infinity."""
+
+    def refuse(name):
+        raise AssertionError(f"{path} holds {name}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_json_holds_the_means_of_the_csv_and_the_csv_what_each_picture_scores(pairs, tmp_path):
+    fusion_quality.run(*folders(pairs), tmp_path, fused=[pairs / "darker"])
+    rows = rows_of(tmp_path / "fusion_metrics.csv")
+    assert [(row["method"], row["image"]) for row in rows] == [
+        (method, f"p{index}") for method in ("darker", *FUSIONS) for index in range(3)
+    ]
+    found = strict(tmp_path / "fusion_metrics.json")
+    for method, scores in found.items():
+        own = [row for row in rows if row["method"] == method]
+        assert scores.pop("images") == len(own) == 3
+        assert scores == {m: pytest.approx(np.mean([float(row[m]) for row in own]), rel=1e-12) for m in METRICS}
+    visible, infrared, darker = (
+        np.asarray(Image.open(pairs / f"{part}/p1.png")) for part in ("visible", "infrared", "darker")
+    )
+    average = FUSIONS["average"](visible.transpose(2, 0, 1), infrared[None])
+    for method, picture in (("darker", darker), ("average", average)):
+        row = next(row for row in rows if row["method"] == method and row["image"] == "p1")
+        wanted = fusion_metrics(luma(visible), infrared, luma(picture))
+        assert {m: float(row[m]) for m in METRICS} == wanted
+
+
+def test_an_infinite_psnr_is_null_in_the_json(tmp_path):
+    # PSNR of a picture that equals both sources
+    table = {"ours": {"a": scores(PSNR=np.inf, EN=2.0), "b": scores(PSNR=30.0, EN=5.0)}, "sum": {"a": scores(EN=1.0)}}
+    found = fusion_quality.write(tmp_path, table)
+    assert strict(tmp_path / "fusion_metrics.json")["ours"] == {**scores(EN=3.5), "PSNR": None, "images": 2}
+    assert [row["PSNR"] for row in rows_of(tmp_path / "fusion_metrics.csv")] == ["inf", "30.0", "0.0"]
+    assert fusion_quality.ranks(found, "PSNR") == {"ours": 1, "sum": 2}
+
+
+def test_several_processes_score_as_one_does(pairs, tmp_path):
+    for workers in (1, 2):
+        fusion_quality.run(*folders(pairs), tmp_path / str(workers), fused=[pairs / "darker"], workers=workers)
+    for name in ("fusion_metrics.csv", "fusion_metrics.json"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def test_a_checkpoint_scores_as_the_pictures_that_predict_writes_from_it(pairs, tmp_path):
+    torch.manual_seed(0)
+    ours = str(save_checkpoint(tmp_path / "ours", FusionSAMNetwork(preset("debug")), {}))
+    predict.run(*folders(pairs), tmp_path / "written", ours, device="cpu")
+    text = fusion_quality.run(
+        *folders(pairs), tmp_path / "out", fused=[tmp_path / "written"], weights=[ours], baselines=False, device="cpu"
+    )
+    found = strict(tmp_path / "out/fusion_metrics.json")
+    assert list(found) == ["ours", "written"]
+    assert found["ours"] == found["written"]
+    assert "rank of ours among 2: EN 1, MI 1" in text
+
+
+def scores(**given):
+    return {metric: given.get(metric, 0.0) for metric in METRICS}
+
+
+def test_places_by_hand():
+    values = {
+        "a": scores(VIF=0.5, Nabf=0.3),
+        "b": scores(VIF=0.9, Nabf=0.3),
+        "c": scores(VIF=0.5, Nabf=0.1),
+        "d": scores(VIF=0.4, Nabf=0.7),
+    }
+    assert fusion_quality.ranks(values, "VIF") == {"a": 2, "b": 1, "c": 2, "d": 4}
+    assert fusion_quality.ranks(values, "Nabf") == {"a": 2, "b": 2, "c": 1, "d": 4}  # lower is better
+    lines = fusion_quality.as_text(values, {"a": 7, "b": 7, "c": 7, "d": 7}, ["c"]).splitlines()
+    column = 2 + METRICS.index("VIF")
+    assert [line.split()[column] for line in lines[1:5]] == ["0.5000+", "0.9000*", "0.5000+", "0.4000"]
+    assert [line.split()[-1] for line in lines[1:5]] == ["0.3000+", "0.3000+", "0.1000*", "0.7000"]
+    assert lines[1].split()[:2] == ["a", "7"]
+    assert "rank of c among 4" in lines[-1]
+    assert "VIF 2" in lines[-1]
+    assert "Nabf 1" in lines[-1]
+
+
+@pytest.mark.parametrize(("side", "baselines", "advice"), [(40, False, "at least 41"), (63, True, "--no-baselines")])
+def test_small_pictures_are_refused_by_name(tmp_path, side, baselines, advice):
+    for name, size in (("a", 71), ("b", side)):
+        for part in ("visible", "infrared", "fused"):
+            save(tmp_path / part / f"{name}.png", np.full((size, 73), 9, np.uint8))
+    with pytest.raises(InputError, match=rf"visible/b\.png: {side}x73.*{advice}"):
+        fusion_quality.run(*folders(tmp_path), tmp_path / "out", fused=[tmp_path / "fused"], baselines=baselines)
+
+
+@pytest.mark.parametrize("part", ["infrared", "fused"])
+def test_a_picture_of_another_size_is_refused_by_name(tmp_path, part):
+    for other in ("visible", "infrared", "fused"):
+        save(tmp_path / other / "a.png", np.full((67, 71 + (other == part)), 9, np.uint8))
+    with pytest.raises(InputError, match=rf"{part}/a\.png: 67x72.*67x71"):
+        fusion_quality.run(*folders(tmp_path), tmp_path / "out", fused=[tmp_path / "fused"])
+
+
+def test_fused_pictures_are_found_by_either_name_and_never_guessed(tmp_path):
+    for name in ("a", "b_fused", "b_labels", "b_overlay"):
+        save(tmp_path / f"{name}.png", np.zeros((3, 3), np.uint8))
+    found = fusion_quality.fused_files(tmp_path, ["a", "b"])
+    assert {id: path.name for id, path in found.items()} == {"a": "a.png", "b": "b_fused.png"}
+    with pytest.raises(InputError, match="no fused picture for 'c'"):
+        fusion_quality.fused_files(tmp_path, ["a", "c"])
+    save(tmp_path / "b.png", np.zeros((3, 3), np.uint8))
+    with pytest.raises(InputError, match=r"both b\.png and b_fused\.png"):
+        fusion_quality.fused_files(tmp_path, ["b"])
+
+
+def test_methods_of_one_name_are_told_apart():
+    assert fusion_quality.method_names(["runs/x/best", "runs/y/best", "tiny"]) == ["x/best", "y/best", "tiny"]
+    for sources in (["a/best", "a/best"], ["runs/average"]):
+        with pytest.raises(InputError, match="rename"):
+            fusion_quality.method_names(sources)
