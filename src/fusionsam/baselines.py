@@ -5,6 +5,7 @@ SAM has no classes, so a mask is given one:
   its pixels have in our network's label map, that is, by the majority of the prompt's model.
 - prompts `oracle`: for each class that the ground truth holds, points drawn from it (each a prompt of its own) and the
   class's box; a mask gets the class that most of its pixels have in the ground truth. An upper bound, marked as such.
+A prompt a point, because one prompt of ten points asks SAM for one mask of several objects, which it does badly.
 Class 0 (unlabeled, background) is what no mask covers.
 """
 

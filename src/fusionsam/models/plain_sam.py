@@ -147,7 +147,7 @@ def _from_file(cls: type[PlainSam], source: str | Path, device: str) -> PlainSam
     foreign.load_exactly(model.mask_decoder, parts.mask_decoder, f"--sam {source}")
     table = parts.prompt_encoder["shared_embedding.positional_embedding"]
     model.shared_image_embedding.positional_embedding.data.copy_(table)
-    side = int(model.vision_encoder.config.image_size)
+    side = square_side(str(source), model.vision_encoder.config.image_size)
     if parts.encoder_kind == "sam":
         return cls(model, lambda x: [model.get_image_embeddings(x)], side, False, device)
     backbone = TinyViT().eval().to(device)
