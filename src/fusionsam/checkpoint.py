@@ -26,6 +26,7 @@ from fusionsam.models.fusionsam import FusionSAMNetwork
 from fusionsam.structures import InputError
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "training.json"
+HALF_MAX = torch.finfo(torch.float16).max
 
 
 def build_network(config: ModelConfig) -> FusionSAMNetwork:
@@ -76,7 +77,10 @@ def save_checkpoint(folder: str | Path, network: FusionSAMNetwork, card: dict[st
                 continue  # a shared codebook is stored once
             shared[value.data_ptr()] = name
             kept = value.detach().cpu().contiguous().clone()
-            tensors[name] = kept.half() if half and kept.is_floating_point() else kept
+            if half and kept.is_floating_point():
+                # counters of a codebook may lie beyond float16
+                kept = kept.clamp(-HALF_MAX, HALF_MAX).half()
+            tensors[name] = kept
         fd, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
         os.close(fd)
         save_file(tensors, temporary, metadata={"format": "fusionsam", "version": __version__})
@@ -100,7 +104,7 @@ def read_checkpoint(source: str | Path) -> tuple[dict[str, Tensor], ModelConfig,
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         raw = yaml.safe_load((folder / CONFIG).read_text())
         card = json.loads((folder / CARD).read_text()) if (folder / CARD).exists() else {}
-    except (SafetensorError, OSError, yaml.YAMLError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:120]
         raise InputError(f"weights {folder}: cannot be read ({reason}); give an intact checkpoint folder") from None
     tensors = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}

@@ -82,7 +82,7 @@ class PromptConfig:
     threshold: float = 0.5
     """Probability of the mask prompt above which a place belongs to the box."""
     separation: int = 8
-    """Least distance of two self points, in latent cells (4 pixels each)."""
+    """Two self points are farther apart than this, in latent cells (4 pixels each)."""
     dropout: float = 0.2
     """Share of training steps in which points and box are left out, so that mode none stays good."""
 
@@ -347,6 +347,14 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible pairs of settings, named as the user typed them."""
+        if max(self.data.crop) > self.model.max_side:
+            raise InputError(
+                f"data.crop: {tuple(self.data.crop)} exceeds model.max_side {self.model.max_side}, so it "
+                "would learn on reduced copies; use smaller crops or a larger max_side"
+            )
 
 
 def _debug() -> ModelConfig:

@@ -90,7 +90,7 @@ class Prompts:
     point_labels: Tensor | None = None  # int64 (B,P): 1 on the object, 0 off it, -1 padding
     boxes: Tensor | None = None  # (B,M,4) x0, y0, x1, y1
     mask: Tensor | None = None  # (B,1,h,w) logits; None = the model's own mask prompt
-    source: PromptMode = "self"  # where they came from; every report repeats it
+    source: PromptMode = "user"  # where they came from; every report repeats it
 
     def to(self, device: torch.device | str) -> Prompts:
         """The same prompts on another device."""

@@ -35,6 +35,8 @@ class FusionSAMNetwork(nn.Module):
         self.image_encoder = build_image_encoder(config.encoder, config.decoder.hidden)
         levels, strides = self.image_encoder.level_channels, self.image_encoder.level_strides
         self.prompt_encoder = PromptEncoder(config.decoder)
+        # it stands where there is no mask prompt, so it can learn only where the model never has one
+        self.prompt_encoder.sam.no_mask_embed.requires_grad_(not config.prompts.mask)
         self.mask_decoder = FullFledgedMaskDecoder(config.decoder, classes, levels, strides)
         self.head = ClassificationHead(config.head, classes, self.mask_decoder.feature_channels, dim, levels)
 
@@ -195,6 +197,10 @@ class FusionSAMNetwork(nn.Module):
         rows, columns = (-(-side // Tokenizer.STRIDE) for side in small)
         own = self_prompts(mask_prompt[:, :, :rows, :columns], self.config.prompts)
         own.mask = mask_prompt
+        # the last cell may reach past the image
+        edge = mask_prompt.new_tensor([small[1] - 1, small[0] - 1])
+        own.points = None if own.points is None else torch.minimum(own.points, edge)
+        own.boxes = None if own.boxes is None else torch.minimum(own.boxes, edge.repeat(2))
         return own
 
     @staticmethod

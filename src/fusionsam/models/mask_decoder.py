@@ -32,6 +32,7 @@ class FullFledgedMaskDecoder(nn.Module):
         )
         sam._attn_implementation = "sdpa"
         self.sam = SamMaskDecoder(sam)
+        self.sam.iou_prediction_head.requires_grad_(False)  # SAM's estimate of mask quality: no class needs it
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale))
         self.level_index: dict[str, int] = {}
         self.fine = nn.ModuleDict()

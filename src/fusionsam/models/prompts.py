@@ -17,7 +17,7 @@ CELL = 4  # pixels a latent cell covers
 def self_prompts(mask_prompt: Tensor, config: PromptConfig) -> Prompts:
     """The prompts a model gives itself: separated peaks of its mask prompt, and the box around what is above threshold.
 
-    mask_prompt (B,1,h,w) logits. Peaks are taken greedily, each suppressing its neighbourhood of `separation` cells;
+    mask_prompt (B,1,h,w) logits. Peaks are taken greedily, each suppressing all within `separation` cells of it;
     a peak below the threshold is padding (label -1, SAM's "not a point"). Without any cell above the threshold the
     box is the whole image. Coordinates are pixels at the centre of a cell.
     """
@@ -101,6 +101,8 @@ class PromptEncoder(nn.Module):
         )
         self.sam = SamPromptEncoder(sam)
         self.side = int(self.sam.input_image_size)
+        self.sam.shared_embedding.requires_grad_(False)  # SAM's random Fourier table is fixed
+        self.sam.point_embed[0].requires_grad_(False)  # points off the object: only a person gives them
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """SAM's positional encoding of every cell of the embedding grid, (1,E,H_e,W_e)."""
