@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,17 @@ def test_disguised_copies_are_found(kind, found_as, tmp_path):
         assert (found.kind, found.first_id, found.second_id) == (found_as, train[index].id, "another name")
     with pytest.raises(InputError, match=r"share 1 images: train/00002N = val/another name"):
         require_no_leak({"train": train, "val": [copy]})
+
+
+def test_one_look_alike_in_a_long_split_is_mentioned_and_a_copied_split_refused(tmp_path, capsys):
+    synthesize(tmp_path / "a", 10, 1, size=(240, 320), progress=False)
+    everything = [entry for split in ("train", "val", "test") for entry in entries("mfnet", tmp_path / "a", split)]
+    train, others = everything[:4], everything[4:]
+    copies = [replace(_disguised("border crop", e, tmp_path / e.id), id=f"copy {e.id}") for e in train[:2]]
+    require_no_leak({"train": train, "val": [*others, copies[0]]})  # 1 of 7 is below a fifth
+    assert "1 look-alikes" in capsys.readouterr().err
+    with pytest.raises(InputError, match="share 2 images"):
+        require_no_leak({"train": train, "val": [*others, *copies]})  # 2 of 8 is not
 
 
 def test_leaks_by_id_and_by_flipped_id(mfnet):

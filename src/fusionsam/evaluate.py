@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fusionsam import checkpoint, reports
 from fusionsam.data.catalog import CATALOG, DatasetRow
 from fusionsam.data.dataset import PairDataset, open_split
-from fusionsam.data.leaks import leaks
+from fusionsam.data.leaks import leaks, weigh
 from fusionsam.data.splits import Entry, entries
 from fusionsam.metrics import ImageMatrices
 from fusionsam.predict import FusionSAM
@@ -166,14 +166,17 @@ def _leak_guard(config: EvaluateConfig, evaluated: list[Entry], cards: list[dict
             sources[config.dataset, str(config.root), name] = config.class_file
         else:  # MSRS repeats MFNet's pictures: another data set is no excuse
             sources[data["dataset"], str(data.get("root")), name] = data.get("class_file")
-    checked, notes, found = [], [], []
+    checked, notes, found, alike = [], [], [], []
     for (dataset, root, name), class_file in sources.items():
         try:
             training = entries(dataset, root, name, class_file)
         except InputError:
             notes.append(f"no list of the training split {dataset}/{name} is here, so it was not compared")
             continue
-        found += leaks({f"{dataset}/{name} (training)": training, config.split: evaluated})
+        splits = {f"{dataset}/{name} (training)": training, config.split: evaluated}
+        refused, stray = weigh(leaks(splits), splits)
+        found += refused
+        alike += stray
         checked.append(f"{dataset}/{name}")
     pictures = {leak.second_id for leak in found}
     if found:
@@ -184,8 +187,10 @@ def _leak_guard(config: EvaluateConfig, evaluated: list[Entry], cards: list[dict
                 f"{shown}; evaluate on pictures the weights never saw"
             )
         notes.append(f"leaks: {shown}")
+    if alike:
+        notes.append(f"{len(alike)} look-alikes in the training split (not refused), for example {alike[0]}")
     kinds = {kind: sum(leak.kind == kind for leak in found) for kind in sorted({leak.kind for leak in found})}
-    return {"checked": checked, "leaks": len(pictures), "kinds": kinds, "notes": notes}
+    return {"checked": checked, "leaks": len(pictures), "kinds": kinds, "look_alikes": len(alike), "notes": notes}
 
 
 def _run(
