@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import yaml
@@ -27,6 +27,15 @@ from fusionsam.structures import InputError
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "training.json"
 HALF_MAX = torch.finfo(torch.float16).max
+
+
+class Configured(Protocol):
+    """A module with the configuration it was built from: the whole network, or LSTG alone after stage 1."""
+
+    config: ModelConfig
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
 
 
 def build_network(config: ModelConfig) -> FusionSAMNetwork:
@@ -62,7 +71,7 @@ def build_network(config: ModelConfig) -> FusionSAMNetwork:
     return network
 
 
-def save_checkpoint(folder: str | Path, network: FusionSAMNetwork, card: dict[str, Any], half: bool = False) -> Path:
+def save_checkpoint(folder: str | Path, network: Configured, card: dict[str, Any], half: bool = False) -> Path:
     """Write weights, configuration and `card` into `folder`, each under a temporary name first.
 
     `half` stores floats as float16. Raises InputError when the folder cannot be written.
@@ -71,11 +80,7 @@ def save_checkpoint(folder: str | Path, network: FusionSAMNetwork, card: dict[st
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {}
-        shared: dict[int, str] = {}
         for name, value in network.state_dict().items():
-            if value.data_ptr() in shared and value.numel():
-                continue  # a shared codebook is stored once
-            shared[value.data_ptr()] = name
             kept = value.detach().cpu().contiguous().clone()
             if half and kept.is_floating_point():
                 # counters of a codebook may lie beyond float16
@@ -118,9 +123,6 @@ def load_network(source: str | Path) -> tuple[FusionSAMNetwork, dict[str, Any]]:
     # foreign files are history by now: everything is in the checkpoint
     config.sam_weights = config.tokenizer_weights = config.encoder.weights = None
     network = FusionSAMNetwork(config)
-    if config.tokenizer.shared_codebook:
-        first, second = "tokenizer.quantizers.0.", "tokenizer.quantizers.1."
-        tensors |= {second + n.removeprefix(first): t for n, t in tensors.items() if n.startswith(first)}
     foreign.load_exactly(network, tensors, f"weights {source}")
     return network.eval(), {"name": Path(str(source)).name, **card}
 

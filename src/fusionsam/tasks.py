@@ -55,7 +55,9 @@ def parameter_groups(network: FusionSAMNetwork, config: TrainConfig) -> list[dic
     return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 
 
-def _ema(decay: float) -> Any:
+def moving_average(decay: float) -> Any:
+    """The update of an AveragedModel: averaged <- decay * averaged + (1 - decay) * current."""
+
     def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
         # early on a young average follows quickly, or the first weights would haunt short runs
         weight = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
@@ -78,7 +80,7 @@ class SegmentationTask(L.LightningModule):
         self.average: AveragedModel | None = None
         if config.train.ema_decay > 0:
             copied = copy.deepcopy(network)
-            self.average = AveragedModel(copied, multi_avg_fn=_ema(config.train.ema_decay), use_buffers=False)
+            self.average = AveragedModel(copied, multi_avg_fn=moving_average(config.train.ema_decay), use_buffers=False)
             self.average.requires_grad_(False)
         self.weights: Tensor
         self.register_buffer("weights", class_weights(shares, config.loss.class_weight_power))

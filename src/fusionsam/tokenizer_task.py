@@ -17,6 +17,7 @@ from fusionsam.models.discriminator import PatchDiscriminator, adaptive_weight, 
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.perceptual import perceptual_distance
 from fusionsam.structures import Batch, InputError
+from fusionsam.tasks import moving_average
 from fusionsam.tokenizer_metrics import (
     MODALITIES,
     CodeUsage,
@@ -80,7 +81,7 @@ class TokenizerTask(L.LightningModule):
         ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = None
         if train.ema_decay > 0:
-            self.average = AveragedModel(copy.deepcopy(self.network), multi_avg_fn=_follow(train.ema_decay))
+            self.average = AveragedModel(copy.deepcopy(self.network), multi_avg_fn=moving_average(train.ema_decay))
             self.average.requires_grad_(False)
         self._clear()
 
@@ -246,11 +247,3 @@ class TokenizerTask(L.LightningModule):
         """Parameters of both optimisers."""
         yield from generator_parameters(self.tokenizer)
         yield from self.discriminators.parameters()
-
-
-def _follow(decay: float) -> Any:
-    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        # a young average follows quickly, or the first weights would haunt short runs
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + float(count)) / (10 + float(count))))
-
-    return average

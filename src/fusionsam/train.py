@@ -112,8 +112,7 @@ class BestWeights(Callback):
         """Write the evaluated network with its validation figures."""
         scores = {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         card = {**self.card, "step": trainer.global_step, "hours": round(self.elapsed() / 3600, 3), "val": scores}
-        # stage 1 has LSTG alone; all that is needed of it is a state_dict and the configuration
-        save_checkpoint(folder, task.evaluated(), card)  # type: ignore[arg-type]
+        save_checkpoint(folder, task.evaluated(), card)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the network if it is the best so far, a line of history, and a checkpoint to resume from."""
