@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?= ../shared/data
+# of `make ablation`: ImageNet weights of EfficientNet-Lite0 (a file, or hub for timm's) and a Segment Anything model
+ENCODER_WEIGHTS ?= hub
+SAM_WEIGHTS ?= ../shared/weights/mobilesam.safetensors
+MFNET ?= $(DATA)/mfnet156
 EXTRAS := dev
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow check bench ablation clean
 
 # installed again only when what is to be installed has changed
 $(STAMP): pyproject.toml
@@ -29,6 +33,21 @@ test: check
 
 test-slow: check
 	$(BIN)/python -m pytest
+
+# A run that training.json or report.json says is finished is skipped, one that was killed goes on.
+ABLATIONS := a b c continuous
+ablation: $(STAMP) $(ABLATIONS:%=runs/ablation_%/evaluation/report.json)
+	$(BIN)/fusionsam report --reports $(ABLATIONS:%=runs/ablation_%/evaluation) --out out/ablation
+
+.PRECIOUS: runs/ablation_%/final/training.json
+runs/ablation_%/final/training.json: | $(STAMP)
+	$(BIN)/fusionsam train --config configs/mfnet_tiny.yaml --config configs/ablation_$*.yaml \
+		--data.root $(MFNET) --model.encoder.weights $(ENCODER_WEIGHTS) --model.sam_weights $(SAM_WEIGHTS) \
+		$$(test ! -e runs/ablation_$*/last.ckpt || echo --resume)
+
+runs/ablation_%/evaluation/report.json: runs/ablation_%/final/training.json
+	$(BIN)/fusionsam evaluate --dataset mfnet --root $(MFNET) --split val \
+		--weights runs/ablation_$*/final --out runs/ablation_$*/evaluation
 
 clean:
 	rm -rf $(VENV) out runs build dist
