@@ -26,7 +26,6 @@ from fusionsam.report_tables import build, published
 from fusionsam.settings import differences, read_settings
 from fusionsam.structures import InputError, Report
 
-
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
