@@ -20,7 +20,7 @@ from fusionsam.cli import main
 from fusionsam.config import to_dict
 from fusionsam.data.catalog import CATALOG, MFNET_PALETTE
 from fusionsam.data.synthetic import synthesize
-from fusionsam.report_formats import Row, Table, latex_escape, to_csv, to_latex, to_markdown
+from fusionsam.report_formats import latex_escape, to_csv, to_latex, to_markdown
 from fusionsam.report_sources import collect, collect_fusion
 from fusionsam.report_tables import build, published
 from fusionsam.settings import differences, read_settings
@@ -259,11 +259,6 @@ class TestForms:
                 for line in to_markdown(table).splitlines()
                 if line.startswith("|")
             )
-
-    def test_a_group_appears_once_with_its_rows(self):
-        table = Table("t", "T", ("m", "x"), [Row("g", ("a", "1")), Row("g", ("b", "2")), Row("h", ("c", "3"))])
-        assert to_markdown(table).count("**g**") == 1
-        assert [(heading, len(found)) for heading, found in table.groups()] == [("g", 2), ("h", 1)]
 
     def test_fusion_metrics_are_a_table_with_infinity_told(self, tmp_path):
         names = ["EN", "MI", "SD", "SF", "AG", "SCD", "VIF", "Qabf", "SSIM", "PSNR", "Nabf"]
