@@ -10,7 +10,7 @@ MFNET ?= $(DATA)/mfnet156
 EXTRAS := dev
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench ablation clean
+.PHONY: demo test test-slow check ablation clean
 
 # installed again only when what is to be installed has changed
 $(STAMP): pyproject.toml
