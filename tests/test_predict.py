@@ -76,6 +76,33 @@ def test_confidence_is_the_probability_of_the_chosen_class(model, pair):
     assert sum(shares) == pytest.approx(100, abs=0.01)
 
 
+def test_forms_that_would_be_misread_are_refused_or_understood(model, pair):
+    visible, infrared = pair
+    bgr = np.ascontiguousarray(visible[..., ::-1])
+    np.testing.assert_array_equal(model.predict(bgr[..., ::-1], infrared).labels, model.predict(*pair).labels)
+    with pytest.raises(InputError, match="I;16"):
+        model.predict(None, Image.fromarray(infrared.astype(np.uint16)))
+    holes = np.full((H, W), np.nan, np.float32)
+    with pytest.raises(InputError, match="infrared"):
+        model.predict(visible, holes)
+
+
+def test_four_channel_files_are_both_images(model, pair, weights, tmp_path):
+    Image.fromarray(np.dstack(pair), "RGBA").save(tmp_path / "four.png")
+    assert predict("--rgbt", tmp_path / "four.png", "--out", tmp_path / "o", "--weights", weights) == 0
+    expected = model.predict(*pair)
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "o" / "four_labels.png")), expected.labels)
+    assert predict("--rgbt", tmp_path / "four.png", "--visible", tmp_path / "v.png", "--out", tmp_path) == 2
+
+
+def test_other_weights_of_the_same_name_are_not_taken_for_finished(pair, weights, tmp_path, capsys):
+    torch.manual_seed(9)
+    save_checkpoint(tmp_path / "small", FusionSAMNetwork(preset("debug")), {"commit": "abc", "step": 7})
+    for folder in (weights, tmp_path / "small"):
+        assert predict("--visible", tmp_path / "v.png", "--out", tmp_path / "o", "--weights", folder) == 0
+        assert "1 pair " in capsys.readouterr().out
+
+
 def test_values_outside_of_the_unit_range_are_refused_by_name(model, pair):
     with pytest.raises(InputError, match=r"infrared: .*outside of \[0, 1\]"):
         model.predict(pair[0], pair[1].astype(np.float32))
@@ -161,6 +188,9 @@ def test_user_prompts_from_a_file_steer_and_are_recorded(pair, weights, tmp_path
         ('{"points": [[500, 2]]}', "outside of its 131x97"),
         ('{"boxes": [[-1, 0, 5, 5]]}', "outside of its 131x97"),
         ('{"points": [[1, 2]], "labels": [2]}', "one 0 or 1"),
+        ('{"points": [[1, 2]], "labels": 1}', "one 0 or 1"),
+        ('{"points": [[1, 2]], "labels": [[1]]}', "one 0 or 1"),
+        ('{"boxes": [[9, 9, 5, 5]]}', "x0 <= x1"),
         ('{"other": {"points": [[1, 2]]}}', "no prompts for 'v'"),
         ('{"points": [[1, 2]], "label": [1]}', "expected points"),
     ],
@@ -270,6 +300,7 @@ def test_sixteen_bit_and_palette_images_work(pair, weights, tmp_path):
         (lambda f: ["--visible", f / "v.png", "--weights", f / "b"], ["weights", "model.safetensors"]),
         (lambda f: ["--visible", f / "v.png", "--out", f / "v.png" / "sub"], ["v.png", "another --out"]),
         (lambda f: ["--visible", f / "v.png", "--device", "abacus"], ["abacus"]),
+        (lambda f: ["--visible", f / "v.png", "--prompts", f / "i.png"], ["i.png", "not JSON"]),
     ],
 )
 def test_impossible_requests_get_one_line_and_exit_code_2(pair, weights, tmp_path, capsys, arrange, said):

@@ -4,10 +4,11 @@ server all go through here."""
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from fusionsam.checkpoint import load_network
+from fusionsam.checkpoint import WEIGHTS, load_network, locate
 from fusionsam.config import ModelConfig
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import read_infrared, read_visible, write_png
@@ -41,7 +42,7 @@ class Prediction:
     prompts: Prompts  # what steered SAM, in pixels of the input; batch of one
     classes: list[str]
     palette: list[tuple[int, int, int]]
-    seconds: float  # the network's own time
+    seconds: float  # the network's own time, copies from the device included
 
     def overlay(self, legend: bool = True, show_prompts: bool = False) -> Image.Image:
         """The fused picture with the class colours, and a legend of the classes that occur."""
@@ -138,8 +139,9 @@ class FusionSAM:
         ready = self.preprocess(visible, infrared)
         started = time.perf_counter()
         own = prompts if isinstance(prompts, Prompts) else None
-        output = self.infer(*ready, prompts=own, mode=prompts if isinstance(prompts, str) else None)
-        return self.postprocess(output, time.perf_counter() - started)
+        result = self.postprocess(self.infer(*ready, prompts=own, mode=prompts if isinstance(prompts, str) else None))
+        # with the arrays on the CPU an accelerator has really finished
+        return replace(result, seconds=time.perf_counter() - started)
 
 
 def choose_device(device: str) -> str:
@@ -163,12 +165,14 @@ def _as_tensor(image: ImageLike | None, name: Literal["visible", "infrared"]) ->
     if isinstance(image, str | Path):
         tensor = (read_visible if name == "visible" else read_infrared)(image)
     elif isinstance(image, Image.Image):
+        if image.mode.startswith(("I", "F")):  # convert() would clip them; the file readers know such depths
+            raise InputError(f"{name}: PIL mode {image.mode} is not 8 bits a channel; give the path, or a uint8 array")
         array = np.array(image.convert("RGB" if name == "visible" else "L"))
         tensor = torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
     elif isinstance(image, Tensor):
         tensor = image[None] if image.ndim == 2 else image
     else:
-        array = np.asarray(image)
+        array = np.ascontiguousarray(image)  # torch takes no negative strides, as of a BGR picture reversed
         tensor = torch.from_numpy(array[..., None] if array.ndim == 2 else array)
         tensor = tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
@@ -176,7 +180,7 @@ def _as_tensor(image: ImageLike | None, name: Literal["visible", "infrared"]) ->
         raise InputError(f"{name}: {found}, expected one image of 1 or 3 channels")
     if tensor.dtype == torch.uint8:
         tensor = tensor.float() / 255
-    elif not tensor.is_floating_point() or bool((tensor < 0).any()) or bool((tensor > 1).any()):
+    elif not tensor.is_floating_point() or not bool(((tensor >= 0) & (tensor <= 1)).all()):  # NaN fails too
         raise InputError(f"{name}: found {tensor.dtype} outside of [0, 1]; give uint8, or float in [0, 1]")
     if tensor.shape[0] != channels:
         weights = tensor.new_tensor([0.299, 0.587, 0.114])[:, None, None]
@@ -240,6 +244,8 @@ def read_prompts(path: Path, name: str, size: tuple[int, int]) -> Prompts:
         if array.ndim != 2 or array.shape[1] != columns or not bool(array.isfinite().all()):
             raise InputError(f"prompts {path}: {key} of {name!r} must be a list of {columns} numbers each")
         limit = torch.tensor([width, height] * (columns // 2))
+        if columns == 4 and bool((array[:, :2] > array[:, 2:]).any()):
+            raise InputError(f"prompts {path}: boxes of {name!r} must be x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
         if bool((array < 0).any()) or bool((array >= limit).any()):
             raise InputError(f"prompts {path}: {key} of {name!r} lie outside of its {width}x{height} pixels")
         arrays[key] = array[None]
@@ -247,7 +253,7 @@ def read_prompts(path: Path, name: str, size: tuple[int, int]) -> Prompts:
     labels = None
     if points is not None:
         given = raw.get("labels", [1] * points.shape[1])
-        if len(given) != points.shape[1] or not set(given) <= {0, 1}:
+        if not isinstance(given, list) or len(given) != points.shape[1] or any(g not in (0, 1) for g in given):
             raise InputError(f"prompts {path}: labels of {name!r} must be one 0 or 1 for each of its points")
         labels = torch.tensor(given)[None]
     return Prompts(points=points, point_labels=labels, boxes=arrays["boxes"], source="user")
@@ -256,12 +262,18 @@ def read_prompts(path: Path, name: str, size: tuple[int, int]) -> Prompts:
 # -- files and folders -------------------------------------------------------------------------------------------
 
 
-def pairs_to_predict(visible: Path | None, infrared: Path | None) -> list[Entry]:
-    """One entry for two files, or all of two folders paired by name; either side may be None. InputError if a file
-    has no partner, or a file is given with a folder."""
+def pairs_to_predict(visible: Path | None, infrared: Path | None, rgbt: Path | None = None) -> list[Entry]:
+    """One entry for two files, or all of two folders paired by name; either side may be None. `rgbt` is one file or a
+    folder of files with four channels, RGB and thermal, as MFNet has them, instead. InputError if a file has no
+    partner, or a file is given with a folder."""
+    if rgbt is not None:
+        if visible is not None or infrared is not None:
+            raise InputError(f"--rgbt {rgbt}: holds both images; leave --visible and --infrared out")
+        found = pair_entries(rgbt, None) if rgbt.is_dir() else [Entry(rgbt.stem, visible=rgbt)]
+        return [Entry(entry.id, rgbt=entry.visible) for entry in found]
     given = [path for path in (visible, infrared) if path is not None]
     if not given:
-        raise InputError("predict: neither --visible nor --infrared was given; give at least one")
+        raise InputError("predict: neither --visible nor --infrared nor --rgbt was given; give at least one")
     for path in given:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder; check the path")
@@ -289,13 +301,14 @@ def run(
     device: str = "auto",
     overwrite: bool = False,
     with_confidence: bool = False,
+    rgbt: Path | None = None,
 ) -> int:
     """Predict files or folders into `out`; returns the number of pairs predicted (finished ones are skipped).
 
     For each pair NAME_fused.png, NAME_labels.png (class ids), NAME_overlay.png and, last of all, NAME.json. Every file
     is complete or absent. Raises InputError as its parts do.
     """
-    entries = pairs_to_predict(visible, infrared)
+    entries = pairs_to_predict(visible, infrared, rgbt)
     prompts_file = None if prompts in ("self", "none") else Path(prompts)
     if prompts_file is not None and not prompts_file.is_file():
         raise InputError(f"prompts {prompts}: neither self nor none nor a JSON file; see the README for its form")
@@ -307,12 +320,13 @@ def run(
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     described = {"weights": model.name, "commit": model.card.get("commit", ""), "step": model.card.get("step")}
+    fingerprint = hashlib.sha256((locate(weights) / WEIGHTS).read_bytes()).hexdigest()  # names and steps may agree
+    asked = prompts if prompts_file is None else hashlib.sha256(prompts_file.read_bytes()).hexdigest()
+    asked += "+confidence" * with_confidence
     done = 0
     for entry in tqdm(entries, desc="predict", unit="pair", disable=len(entries) == 1):
-        asked = prompts if prompts_file is None else json.dumps(json.loads(prompts_file.read_text()))
-        asked += "+confidence" * with_confidence
-        sources = {"visible": _identity(entry.visible), "infrared": _identity(entry.infrared)}
-        this = {**described, "prompts": asked, **sources}
+        sources = {key: _identity(getattr(entry, key)) for key in ("visible", "infrared", "rgbt")}
+        this = {"weights": fingerprint, "prompts": asked, **sources}
         if not overwrite and _finished(out / f"{entry.id}.json", this):
             continue
         sample = read_sample(entry)
@@ -356,6 +370,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--infrared", type=Path, help="infrared image, or a folder with the same names; may be left out"
     )
+    parser.add_argument("--rgbt", type=Path, help="instead: a four-channel RGB + thermal PNG as MFNet's, or a folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results; finished pairs are skipped")
     parser.add_argument("--weights", default="tiny", help="shipped name or checkpoint folder (default: tiny)")
     parser.add_argument(
@@ -379,6 +394,7 @@ def main(args: argparse.Namespace) -> int:
         args.device,
         args.overwrite,
         args.confidence_map,
+        args.rgbt,
     )
     print(f"{done} pair{'s' * (done != 1)} -> {args.out}")
     return 0
