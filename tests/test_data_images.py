@@ -102,12 +102,14 @@ def test_visible_modes_give_the_colours_a_viewer_shows(tmp_path, rgb):
     Image.fromarray(rgb).save(tmp_path / "a.png")
     Image.fromarray(rgb).save(tmp_path / "a.bmp")
     tifffile.imwrite(tmp_path / "a.tif", rgb)
-    Image.fromarray(np.dstack([rgb, rgb[..., 0]])).save(tmp_path / "rgba.png")
+    on_off = np.where(rgb[..., 0] > 99, 255, 0).astype(np.uint8)
+    Image.fromarray(np.dstack([rgb, on_off])).save(tmp_path / "rgba.png")
+    Image.fromarray(np.dstack([rgb, np.full((H, W), 77, np.uint8)])).save(tmp_path / "veil.png")
     tifffile.imwrite(tmp_path / "deep.tif", rgb.astype(np.uint16) * 256 + 77)
     tifffile.imwrite(tmp_path / "planar.tif", (rgb.astype(np.uint16) << 8).transpose(2, 0, 1), photometric="rgb")
     tifffile.imwrite(tmp_path / "float.tif", rgb.astype(np.float32) / 255)
     expected = torch.from_numpy(rgb).permute(2, 0, 1)
-    for name in ("a.png", "a.bmp", "a.tif", "rgba.png", "deep.tif", "planar.tif", "float.tif"):
+    for name in ("a.png", "a.bmp", "a.tif", "rgba.png", "veil.png", "deep.tif", "planar.tif", "float.tif"):
         assert torch.equal(read_visible(tmp_path / name), expected), name
 
 
@@ -178,6 +180,20 @@ def test_rgbt_is_split_and_other_channel_counts_are_refused(tmp_path, rgb):
     write_png(tmp_path / "three.png", rgb)
     with pytest.raises(InputError, match=r"3 channels; expected 4 channels"):
         read_rgbt(tmp_path / "three.png")
+
+
+def test_a_thermal_fourth_channel_is_never_dropped_in_silence(tmp_path, rgb):
+    four = np.dstack([rgb, 255 - rgb[..., 1]])
+    write_png(tmp_path / "f.png", four)
+    tifffile.imwrite(tmp_path / "named.tif", four, photometric="rgb", extrasamples=["unassalpha"])
+    tifffile.imwrite(tmp_path / "unnamed.tif", four, photometric="rgb", extrasamples=["unspecified"])
+    tifffile.imwrite(tmp_path / "deep.tif", four.astype(np.uint16) * 9, photometric="rgb")
+    for name in ("f.png", "named.tif", "unnamed.tif", "deep.tif"):
+        for read in (read_visible, read_infrared):
+            with pytest.raises(InputError, match=rf"{name}: 4 channels that are no transparency.*--rgbt"):
+                read(tmp_path / name)
+        if name != "deep.tif":
+            assert torch.equal(read_rgbt(tmp_path / name)[1][0], torch.from_numpy(four[..., 3])), name
 
 
 def test_colour_labels_need_their_palette(tmp_path):

@@ -27,6 +27,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 0x0112
+_SAMPLES = 277  # TIFF tag: channels of a pixel
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 
 Pixels = NDArray[np.generic]
@@ -133,6 +134,10 @@ def _load(path: Path) -> Image.Image | Pixels:
                 return array
         with Image.open(path, formats=_FORMATS) as image:
             _bounded(path, *image.size)
+            # PIL reads a TIFF whose fourth channel is of no declared meaning as RGB, without that channel.
+            unnamed = image.format == "TIFF" and image.mode == "RGB" and image.getexif().get(_SAMPLES) == 4
+            if unnamed and (array := _tiff_array(path)) is not None:
+                return Image.fromarray(np.ascontiguousarray(array), "RGBA")
             upright = ImageOps.exif_transpose(image)
         return np.asarray(upright) if upright.mode.startswith("I") or upright.mode == "F" else upright
 
@@ -180,6 +185,22 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
+def _no_thermal(path: Path, image: Image.Image | Pixels) -> None:
+    """Refuse a fourth channel with a picture in it: MFNet's thermal image would be dropped as alpha in silence."""
+    if isinstance(image, Image.Image):
+        alpha = np.asarray(image.getchannel(3)) if image.mode == "RGBA" else None
+    else:
+        alpha = image[:, :, 3] if image.ndim == 3 and image.shape[2] == 4 else None
+    if alpha is None or alpha.min() == alpha.max():
+        return
+    top = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1
+    if not np.isin(alpha, (0, top)).all():
+        raise InputError(
+            f"{path}: 4 channels that are no transparency: RGB with thermal as in MFNet? give it as --rgbt; "
+            "or save the picture without its fourth channel"
+        )
+
+
 def _chw(array: Pixels) -> Tensor:
     array = array[:, :, None] if array.ndim == 2 else array
     return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
@@ -187,9 +208,11 @@ def _chw(array: Pixels) -> Tensor:
 
 def read_visible(path: str | Path) -> Tensor:
     """uint8 (3,H,W), 0-255. Grey becomes three equal channels, alpha is dropped, 16 bits keep their high byte, EXIF
-    orientation is applied. Raises InputError for whatever cannot be read."""
+    orientation is applied. Raises InputError for whatever cannot be read, and for a fourth channel that is neither
+    constant nor on-off (MFNet's thermal)."""
     path = Path(path)
     image = _load(path)
+    _no_thermal(path, image)
     if isinstance(image, Image.Image):
         return _chw(_rgb(image))
     array = _shallow_visible(path, image)
@@ -199,9 +222,10 @@ def read_visible(path: str | Path) -> Tensor:
 
 def read_infrared(path: str | Path) -> Tensor:
     """uint8 (1,H,W), 0-255. Of three equal channels one is taken, of unequal ones the luma. More than 8 bits (or
-    floats) are stretched from their 0.5 and 99.5 percentiles to 0-255. Raises InputError for unreadable files."""
+    floats) are stretched from their 0.5 and 99.5 percentiles to 0-255. Raises InputError as `read_visible` does."""
     path = Path(path)
     image = _load(path)
+    _no_thermal(path, image)
     if not isinstance(image, Image.Image):
         return _chw(_stretch(path, image if image.ndim == 2 else _grey(image[:, :, :3].astype(np.float32))))
     if image.mode in ("L", "LA"):
