@@ -22,6 +22,7 @@ from fusionsam.data.images import write_png
 from fusionsam.data.leaks import leaks, require_no_leak
 from fusionsam.data.splits import Entry, entries, pair_entries
 from fusionsam.data.synthetic import draw_scene, synthesize
+from fusionsam.data_check import table
 from fusionsam.structures import InputError
 
 SIZE = (96, 128)
@@ -161,6 +162,28 @@ def test_manifests(kind, tmp_path):
         entries("manifest", path, "val")
 
 
+def test_a_manifest_header_may_hold_spaces(tmp_path):
+    _write_pair(tmp_path, ("v", "i", "l"), "one", 0)
+    (tmp_path / "m.csv").write_text("visible, infrared, label, split\nv/one.png, i/one.png, l/one.png, test\n")
+    (entry,) = entries("manifest", tmp_path / "m.csv", "test")
+    assert (entry.infrared, entry.label) == (tmp_path / "i/one.png", tmp_path / "l/one.png")
+
+
+def test_equal_stems_outside_of_the_manifests_folder_get_ids_of_their_own(tmp_path):
+    for part in ("a", "b", "c"):
+        _write_pair(tmp_path / part, ("v", "i", "l"), "one", 0)
+    (tmp_path / "lists").mkdir()
+    rows = [tmp_path / "a/v/one.png", tmp_path / "b/i/one.png", "../c/l/one.png"]
+    (tmp_path / "lists/m.csv").write_text("\n".join(["visible", *map(str, rows)]))
+    found = entries("manifest", tmp_path / "lists/m.csv", "all")
+    assert [entry.id for entry in found] == ["one", "i__one", "l__one"]
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(mfnet):
+    (mfnet / "mine.txt").write_bytes(b"\xef\xbb\xbf00001D\r\n00002N\r\n")
+    assert [entry.id for entry in entries("mfnet", mfnet, "mine")] == ["00001D", "00002N"]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -275,14 +298,58 @@ def test_leaks_by_id_and_by_flipped_id(mfnet):
     assert [item["ids"] for item in shared] == [["00002N", "00002N"]]
 
 
-def test_one_shared_modality_is_enough(mfnet, tmp_path):
-    """The same visible image beside a reworked infrared one is still a leak."""
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_one_of_two_equal_modalities_is_told_and_refused_only_in_numbers(mirrored, mfnet, tmp_path, capsys):
+    """A frozen thermal frame recurs in official splits; a split made of another's visible images does not."""
+    train, others = (entries("mfnet", mfnet, split) for split in ("train", "test"))
+    reworked = []
+    for source in train[:2]:
+        sample = read_sample(source)
+        visible = sample.visible.flip(-1) if mirrored else sample.visible
+        entry = Entry(f"x {source.id}", tmp_path / f"v{source.id}.png", tmp_path / f"i{source.id}.png")
+        write_png(entry.visible, visible)
+        write_png(entry.infrared, draw_scene(5, len(reworked), SIZE).infrared)
+        reworked.append(entry)
+    (found,) = leaks({"train": train, "test": [reworked[0]]})
+    assert (found.kind, found.first_id, found.second_id) == ("partial", train[0].id, reworked[0].id)
+    many = [*others, *entries("mfnet", mfnet, "val")]
+    assert len(many) == 4
+    require_no_leak({"train": train, "test": [*many, reworked[0]]})  # 1 of 5 is a fifth, not more
+    assert "1 look-alikes across the splits" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"share 2 images: .*one modality is equal"):
+        require_no_leak({"train": train, "test": [*many, *reworked]})  # 2 of 6 is more
+
+
+def test_the_only_modality_known_of_both_decides_alone(mfnet, tmp_path):
     (source, *_) = entries("mfnet", mfnet, "train")
     sample = read_sample(source)
     write_png(tmp_path / "v.png", sample.visible)
-    write_png(tmp_path / "i.png", 255 - sample.infrared)
-    (found,) = leaks({"train": [source], "test": [Entry("x", tmp_path / "v.png", tmp_path / "i.png")]})
-    assert found.kind == "content"
+    write_png(tmp_path / "black.png", torch.zeros_like(sample.infrared))
+    for infrared in (None, tmp_path / "black.png"):
+        (found,) = leaks({"train": [source], "test": [Entry("x", tmp_path / "v.png", infrared)]})
+        assert found.kind == "content"
+
+
+def test_check_notes_stray_look_alikes_and_complains_of_many(tmp_path):
+    synthesize(tmp_path / "a", 10, 1, size=(240, 320), progress=False)
+    everything = [entry for split in ("train", "val", "test") for entry in entries("mfnet", tmp_path / "a", split)]
+    copies = [replace(_disguised("jpeg", e, tmp_path / e.id), id=f"copy {e.id}") for e in everything[:2]]
+    for entry in (*everything, *copies):
+        sample = read_sample(entry)
+        write_png(tmp_path / "p/visible" / f"{entry.id}.png", sample.visible)
+        write_png(tmp_path / "p/infrared" / f"{entry.id}.png", sample.infrared)
+    lists = {"train": everything[:4], "one": [*everything[4:], copies[0]], "two": [*everything[4:], *copies]}
+    for name, members in lists.items():
+        (tmp_path / "p" / f"{name}.txt").write_text("\n".join(entry.id for entry in members))
+    stray = check("pairs", tmp_path / "p", ("train", "one"), progress=False)
+    assert stray["ok"]
+    assert stray["shared"] == []
+    assert [(item["kind"], item["ids"][1]) for item in stray["look_alikes"]] == [("perceptual", copies[0].id)]
+    assert "no problems found\nlook-alikes across splits (a note, no problem): 1\n  train" in table(stray)
+    many = check("pairs", tmp_path / "p", ("train", "two"), progress=False)
+    assert not many["ok"]
+    assert [item["ids"][1] for item in many["shared"]] == [copy.id for copy in copies]
+    assert many["look_alikes"] == []
 
 
 def test_equal_names_in_different_folders_are_no_leak(tmp_path):

@@ -76,14 +76,22 @@ def _problems(report: dict[str, Any]) -> list[str]:
             for e in report["size_mismatches"]
         ],
         "unusable labels": [f"{e['split']} {e['id']}: {e['reason']}" for e in report["bad_labels"]],
-        "shared between splits": [
-            f"{e['splits'][0]} {e['ids'][0]} = {e['splits'][1]} {e['ids'][1]} ({e['kind']})" for e in report["shared"]
-        ],
+        "shared between splits": [_pair(e) for e in report["shared"]],
     }
+    notes = {"look-alikes across splits (a note, no problem)": [_pair(e) for e in report["look_alikes"]]}
+    return [*(_listed(found) or ["no problems found"]), *_listed(notes)]
+
+
+def _pair(entry: dict[str, Any]) -> str:
+    (first, second), (one, two) = entry["splits"], entry["ids"]
+    return f"{first} {one} = {second} {two} ({entry['kind']})"
+
+
+def _listed(found: dict[str, list[str]]) -> list[str]:
     lines = []
     for title, items in found.items():
         if items:
             lines += [f"{title}: {len(items)}", *(f"  {item}" for item in items[:_SHOWN])]
             if len(items) > _SHOWN:
                 lines.append(f"  and {len(items) - _SHOWN} more; --json FILE holds all")
-    return lines or ["no problems found"]
+    return lines

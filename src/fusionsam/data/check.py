@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fusionsam.data.catalog import DatasetRow, find
 from fusionsam.data.dataset import IGNORE, read_sample
 from fusionsam.data.images import image_size
-from fusionsam.data.leaks import Fingerprints, compare
+from fusionsam.data.leaks import Fingerprints, compare, weigh
 from fusionsam.data.splits import Entry, entries
 from fusionsam.structures import InputError, Sample
 
@@ -29,11 +29,12 @@ def check(
 
     Without `splits`: those of the row that can be found. Keys: dataset, root, splits (per split: pairs, labelled, sizes
     {HxW: count}, class_percent {name: percent of label pixels}), errors (splits that cannot be listed), unreadable
-    (path and reason), size_mismatches, bad_labels, shared (leaks, each with kind, splits and ids), ok. Raises
-    InputError only for an unknown data set, a bad class file, or if no split can be listed."""
+    (path and reason), size_mismatches, bad_labels, shared (leaks, each with kind, splits and ids),
+    look_alikes (the same of what `leaks.weigh` only mentions: a note, no problem), ok. Raises InputError only for an
+    unknown data set, a bad class file, or if no split can be listed."""
     row = find(dataset, class_file)
     report: dict[str, Any] = {"dataset": dataset, "root": str(root), "splits": {}, "errors": []}
-    report |= {"unreadable": [], "size_mismatches": [], "bad_labels": [], "shared": []}
+    report |= {"unreadable": [], "size_mismatches": [], "bad_labels": [], "shared": [], "look_alikes": []}
     found: dict[str, list[Entry]] = {}
     for split in splits or row.splits:
         try:
@@ -67,11 +68,12 @@ def check(
             "sizes": dict(sizes.most_common()),
             "class_percent": {name: round(100 * int(pixels[i]) / counted, 4) for i, name in enumerate(row.classes)},
         }
-    report["shared"] = [
-        {"kind": leak.kind, "splits": [leak.first, leak.second], "ids": [leak.first_id, leak.second_id]}
-        for leak in compare(prints, ids)
-        if not _part_of(leak.first, leak.second)
-    ]
+    across = [leak for leak in compare(prints, ids) if not _part_of(leak.first, leak.second)]
+    for key, leaks in zip(("shared", "look_alikes"), weigh(across, found), strict=True):
+        report[key] = [
+            {"kind": leak.kind, "splits": [leak.first, leak.second], "ids": [leak.first_id, leak.second_id]}
+            for leak in leaks
+        ]
     report["ok"] = not any(report[key] for key in ("errors", "unreadable", "size_mismatches", "bad_labels", "shared"))
     return report
 

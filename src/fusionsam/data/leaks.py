@@ -1,5 +1,6 @@
 """The leak guard: are images of one split, or copies of them, in another? Copies are found by id, by the content of the
-decoded pixels (also mirrored) and by perceptual hash (re-encoded, rescaled, relit, border cut off)."""
+decoded pixels (also mirrored, or of one modality alone) and by perceptual hash (re-encoded, rescaled, relit, border cut
+off)."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from fusionsam.data.dataset import read_sample
 from fusionsam.data.splits import FLIP, Entry
 from fusionsam.structures import InputError, Sample
 
-Kind = Literal["id", "content", "mirrored", "perceptual"]
+Kind = Literal["id", "content", "mirrored", "perceptual", "partial"]
+_WEIGHED = ("perceptual", "partial")  # what stray frames of one recording may be too
 
 LOOK_ALIKES = 0.2
 """Largest share of a split that may look like images of another one without being refused."""
@@ -50,7 +52,12 @@ class Leak:
 
     def __str__(self) -> str:
         more = f" at {self.distance} of 64 bits" if self.kind == "perceptual" else ""
+        more = ": one modality is equal, the other is not" if self.kind == "partial" else more
         return f"{self.first}/{self.first_id} = {self.second}/{self.second_id} ({self.kind}{more})"
+
+
+Digests = tuple[str | None, str | None]
+"""Of the visible and the infrared pixels; None for one that is absent or of a single value, which tells nothing."""
 
 
 @dataclass
@@ -58,8 +65,8 @@ class Fingerprints:
     """What is remembered of the images of one split."""
 
     places: list[set[tuple[str, str]]] = field(default_factory=list)  # (folder, id without _flip) of each file
-    content: list[set[str]] = field(default_factory=list)
-    mirrored: list[set[str]] = field(default_factory=list)
+    content: list[Digests] = field(default_factory=list)
+    mirrored: list[Digests] = field(default_factory=list)
     hashes: list[NDArray[np.uint64]] = field(default_factory=list)  # (variants, 2)
     known: list[NDArray[np.bool_]] = field(default_factory=list)  # (2,): visible, infrared there and not flat
 
@@ -69,15 +76,17 @@ class Fingerprints:
         files = [path for path in (entry.rgbt, entry.visible, entry.infrared) if path is not None]
         self.places.append({(str(Path(path).resolve().parent), stem) for path in files})
         arrays = [sample.visible, sample.infrared]
-        filled = [array for array in arrays if array is not None and array.min() != array.max()]
-        self.content.append({_digest(array) for array in filled})
-        self.mirrored.append({_digest(array.flip(-1)) for array in filled})
+        self.content.append((_digest(sample.visible), _digest(sample.infrared)))
+        mirrored = [None if array is None else array.flip(-1) for array in arrays]
+        self.mirrored.append((_digest(mirrored[0]), _digest(mirrored[1])))
         both = [_variants(array) for array in arrays]
         self.hashes.append(np.stack([hashes for hashes, _ in both], axis=1))
         self.known.append(np.array([known for _, known in both]))
 
 
-def _digest(array: Tensor) -> str:
+def _digest(array: Tensor | None) -> str | None:
+    if array is None or array.min() == array.max():
+        return None
     return hashlib.sha256(repr(tuple(array.shape)).encode() + array.contiguous().numpy().tobytes()).hexdigest()
 
 
@@ -114,8 +123,9 @@ def fingerprint(name: str, entries: Sequence[Entry], progress: bool = True) -> F
 def leaks(splits: Mapping[str, Sequence[Entry]], progress: bool = True) -> list[Leak]:
     """Every image shared by two of the splits, each pair once under its strongest kind.
 
-    id: the same name (a `_flip` suffix aside) in the same folder; content: equal pixels of either modality; mirrored:
-    equal after mirroring; perceptual: dHash within NEAR bits in both modalities (if only one is there, in that)."""
+    id: the same name (a `_flip` suffix aside) in the same folder; content: equal pixels in every modality that
+    both pairs have; mirrored: equal so after mirroring; perceptual: dHash within NEAR bits in both modalities (if only
+    one is there, in that); partial: equal pixels, mirrored or not, in one of two modalities."""
     prints = {name: fingerprint(name, entries, progress) for name, entries in splits.items()}
     ids = {name: [entry.id for entry in entries] for name, entries in splits.items()}
     return compare(prints, ids)
@@ -127,16 +137,19 @@ def compare(prints: Mapping[str, Fingerprints], ids: Mapping[str, Sequence[str]]
     for first, second in combinations(prints, 2):
         one, two = prints[first], prints[second]
         kinds: dict[tuple[int, int], tuple[Kind, int]] = {}
-        matches: list[tuple[Kind, Sequence[set], Sequence[set]]] = [
-            ("id", one.places, two.places),
-            ("content", one.content, two.content),
-            ("mirrored", one.mirrored, two.content),
+        same, turned = _equal(one.content, two.content), _equal(one.mirrored, two.content)
+        matches: list[tuple[Kind, list[tuple[int, int]]]] = [
+            ("id", _shared(one.places, two.places)),
+            ("content", [pair for pair, whole in same.items() if whole]),
+            ("mirrored", [pair for pair, whole in turned.items() if whole]),
         ]
-        for kind, left, right in matches:
-            for pair in _shared(left, right):
+        for kind, pairs in matches:
+            for pair in pairs:
                 kinds.setdefault(pair, (kind, 0))
         for pair, distance in _near(one, two):
             kinds.setdefault(pair, ("perceptual", distance))
+        for pair in (*same, *turned):
+            kinds.setdefault(pair, ("partial", 0))
         for (i, j), (kind, distance) in sorted(kinds.items()):
             found.append(Leak(kind, first, ids[first][i], second, ids[second][j], distance))
     return found
@@ -148,6 +161,13 @@ def _shared(left: Sequence[set], right: Sequence[set]) -> list[tuple[int, int]]:
         for key in keys:
             holders.setdefault(key, []).append(j)
     return sorted({(i, j) for i, keys in enumerate(left) for key in keys for j in holders.get(key, ())})
+
+
+def _equal(left: Sequence[Digests], right: Sequence[Digests]) -> dict[tuple[int, int], bool]:
+    """Pairs (i, j) equal in some modality -> whether they are in every one that is known of both."""
+    hits = {pair for m in (0, 1) for pair in _shared(*([{d[m]} - {None} for d in side] for side in (left, right)))}
+    known = {(i, j): [(a, b) for a, b in zip(left[i], right[j], strict=True) if a and b] for i, j in hits}
+    return {pair: all(a == b for a, b in both) for pair, both in known.items()}
 
 
 def _near(one: Fingerprints, two: Fingerprints) -> list[tuple[tuple[int, int], int]]:
@@ -169,16 +189,18 @@ def _near(one: Fingerprints, two: Fingerprints) -> list[tuple[tuple[int, int], i
 def weigh(found: Sequence[Leak], splits: Mapping[str, Sequence[Entry]]) -> tuple[list[Leak], list[Leak]]:
     """Leaks to refuse, and look-alikes to mention.
 
-    A perceptual hit alone cannot tell a re-encoded copy from the next frame of a parked camera, and official splits of
-    video may hold such frames on both sides. So stray ones are mentioned, and refused where they concern more than
-    LOOK_ALIKES of a split: then it is a copy of the other."""
-    hits: dict[str, set[str]] = {}
+    A perceptual hit alone cannot tell a re-encoded copy from the next frame of a parked camera, nor can one equal
+    modality of two from a thermal camera that froze; official splits of video may hold such frames on both sides. So
+    stray ones are mentioned, and refused where they concern more than LOOK_ALIKES of a split: then it is a copy of the
+    other."""
+    hits: dict[tuple[str, str], set[str]] = {}
     for leak in found:
-        if leak.kind == "perceptual":
-            hits.setdefault(leak.second, set()).add(leak.second_id)
-    copied = {name for name, ids in hits.items() if len(ids) > LOOK_ALIKES * len(splits[name])}
-    refused = [leak for leak in found if leak.kind != "perceptual" or leak.second in copied]
-    return refused, [leak for leak in found if leak not in refused]
+        if leak.kind in _WEIGHED:
+            hits.setdefault((leak.first, leak.second), set()).add(leak.second_id)
+    copied = {names for names, ids in hits.items() if len(ids) > LOOK_ALIKES * len(splits[names[1]])}
+    stray = [leak.kind in _WEIGHED and (leak.first, leak.second) not in copied for leak in found]
+    refused = [leak for leak, alike in zip(found, stray, strict=True) if not alike]
+    return refused, [leak for leak, alike in zip(found, stray, strict=True) if alike]
 
 
 def require_no_leak(splits: Mapping[str, Sequence[Entry]], progress: bool = True) -> None:

@@ -146,7 +146,7 @@ def _from_folders(row: DatasetRow, root: Path, split: str) -> list[Entry]:
 
 def _ids(listing: Path) -> list[str]:
     try:
-        lines = listing.read_text(encoding="utf-8").split("\n")
+        lines = listing.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{listing}: not readable as text; expected one id a line") from error
     ids = [line.strip().removesuffix(".png") for line in lines if line.strip()]
@@ -192,12 +192,25 @@ def _from_manifest(path: Path, split: str) -> list[Entry]:
             raise InputError(f"{path}: row {number + 1} of split {split!r} names neither visible nor infrared")
         id = row.get("id") or first.stem
         if id in seen:  # equal stems in different folders
-            id = "__".join(first.relative_to(path.parent).with_suffix("").parts) if not row.get("id") else id
+            id = row.get("id") or _long_id(first, path.parent)
         if id in seen:
-            raise InputError(f"{path}: id {id!r} occurs more than once in split {split!r}; list each pair once")
+            raise InputError(
+                f"{path}: id {id!r} occurs more than once in split {split!r}; list each pair once, "
+                "or tell them apart by a column id"
+            )
         seen.add(id)
         found.append(Entry(id, paths.get("visible"), paths.get("infrared"), paths.get("label")))
     return found
+
+
+def _long_id(file: Path, folder: Path) -> str:
+    """The path below `folder` joined by __, or the last two parts of a path that leads elsewhere."""
+    parts = file.with_suffix("").parts
+    if file.is_relative_to(folder) and ".." not in file.relative_to(folder).parts:
+        parts = file.relative_to(folder).with_suffix("").parts
+    else:
+        parts = tuple(part for part in parts if part not in (file.anchor, ".."))[-2:]
+    return "__".join(parts)
 
 
 def _table(path: Path) -> tuple[set[str], list[dict[str, str]]]:
@@ -211,12 +224,15 @@ def _table(path: Path) -> tuple[set[str], list[dict[str, str]]]:
             table = pyarrow.parquet.read_table(path)
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{path}: not readable as Parquet ({' '.join(str(error).split())})") from error
-        rows = [{key: "" if value is None else str(value) for key, value in row.items()} for row in table.to_pylist()]
-        return set(table.column_names), rows
+        rows = [
+            {key.strip(): "" if value is None else str(value) for key, value in row.items()}
+            for row in table.to_pylist()
+        ]
+        return {name.strip() for name in table.column_names}, rows
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+            rows = [{key.strip(): (value or "").strip() for key, value in row.items() if key} for row in reader]
             return {name.strip() for name in reader.fieldnames or ()}, rows
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: not readable as CSV ({' '.join(str(error).split())})") from error
