@@ -194,6 +194,9 @@ def test_missing_and_extra_predictions_are_listed_and_refused(home, direct, tmp_
     assert (values["n_images"], values["split_images"], values["missing"]) == (5, 6, 1)
     assert values["title"].startswith("PARTIAL (5 of 6 images)")
     (tmp_path / "away.png").rename(first)
+    labels = next(folder.glob("*_labels.png"))
+    for companion in ("fused", "overlay", "confidence"):  # what `fusionsam predict` writes beside it
+        shutil.copy(labels, folder / labels.name.replace("_labels", f"_{companion}"))
     shutil.copy(first, folder / "stranger.png")
     with pytest.raises(InputError, match=r"1 predictions not in the split \(first: stranger\.png\)"):
         run(home, predictions=folder)
@@ -347,6 +350,9 @@ def test_bad_input_is_refused_by_name(home, tmp_path):
     few = save(tmp_path / "few", 0, classes=["a", "b"], palette=[(0, 0, 0), (1, 1, 1)], foreground=[1])
     with pytest.raises(InputError, match="2 classes, data set mfnet has 9"):
         run(home, weights=[few])
+    other = save(tmp_path / "other", 0, classes=[*MFNET_CLASSES[:2], "bike", "person", *MFNET_CLASSES[4:]])
+    with pytest.raises(InputError, match="class 2 is 'bike', in data set mfnet it is 'person'"):
+        run(home, weights=[other])
     (home / "data" / "nothing.txt").write_text("\n")
     with pytest.raises(InputError, match="empty"):
         run(home, split="nothing")

@@ -146,6 +146,12 @@ def _check_classes(model: FusionSAM, source: str | Path, row: DatasetRow) -> Non
             f"weights {source}: {len(model.config.classes)} classes, data set {row.name} has {row.num_classes}; "
             "give weights trained for these classes, or the class file they were trained with"
         )
+    for index, (ours, theirs) in enumerate(zip(model.config.classes, row.classes, strict=True)):
+        if ours != theirs:
+            raise InputError(
+                f"weights {source}: class {index} is {ours!r}, in data set {row.name} it is {theirs!r}; "
+                "give weights trained for these classes, or the class file they were trained with"
+            )
 
 
 def _check_seeds(config: EvaluateConfig, cards: list[dict[str, Any]]) -> None:

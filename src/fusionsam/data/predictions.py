@@ -18,7 +18,7 @@ Format = Literal["ids", "rgb", "bgr"]
 Color = tuple[int, int, int]
 
 _SUFFIXES = ("", "_labels")
-_COMPANIONS = ("_fused", "_overlay")  # `fusionsam predict` writes these beside ID_labels.png
+_COMPANIONS = ("_fused", "_overlay", "_confidence")  # `fusionsam predict` writes these beside ID_labels.png
 _PROGRESS_FROM = 300
 
 
