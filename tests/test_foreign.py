@@ -247,6 +247,21 @@ def test_load_exactly_leaves_only_what_is_allowed():
     torch.testing.assert_close(module[1].weight, kept)
 
 
+def test_load_exactly_sees_through_adapters_unless_the_names_are_our_own():
+    module = nn.Module()
+    module.proj = nn.ModuleDict({"base_layer": nn.Linear(3, 5), "lora_A": nn.Linear(3, 2)})
+    adapter = module.proj["lora_A"].weight.clone()
+    plain = {"proj.weight": torch.ones(5, 3), "proj.bias": torch.ones(5)}
+    foreign.load_exactly(module, plain, "mine")
+    assert bool((module.proj["base_layer"].weight == 1).all())
+    torch.testing.assert_close(module.proj["lora_A"].weight, adapter)
+    with pytest.raises(InputError, match=r"proj\.base_layer\.weight.* missing"):
+        foreign.load_exactly(module, plain, "mine", own_names=True)
+    own = {n: t + 2 for n, t in module.state_dict().items()}
+    foreign.load_exactly(module, own, "mine", own_names=True)
+    torch.testing.assert_close(module.proj["lora_A"].weight, adapter + 2)
+
+
 def test_a_tensor_without_a_place_is_refused(sam, tmp_path):
     state = {to_official(n, SAM): t for n, t in sam[0].state_dict().items() if not n.startswith("shared_image")}
     torch.save({**state, "surprise.weight": torch.ones(2)}, tmp_path / "odd.pth")

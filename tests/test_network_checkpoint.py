@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fusionsam.checkpoint import CARD, CONFIG, WEIGHTS, build_network, load_network, save_checkpoint
+from fusionsam import checkpoint
+from fusionsam.checkpoint import CARD, CONFIG, WEIGHTS, build_network, load_network, save_checkpoint, ship
 from fusionsam.config import preset
+from fusionsam.info import describe
 from fusionsam.structures import InputError
 
 
@@ -39,6 +42,78 @@ def test_float32_is_identical_and_float16_nearly(make_debug, pair, tmp_path, sha
     logits = halved(*pair).logits
     assert not torch.equal(logits, before.logits)
     assert (logits - before.logits).abs().mean() < 0.02 * before.logits.std()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("training", ["full", "frozen", "lora"])
+def test_every_way_of_training_the_encoder_comes_back(make_debug, pair, tmp_path, training):
+    network = make_debug(lambda config: setattr(config.encoder, "training", training))
+    for name, parameter in network.named_parameters():
+        if ".lora_" in name:
+            parameter.normal_(generator=torch.Generator().manual_seed(2))  # adapters begin at no effect
+    save_checkpoint(tmp_path / "run", network, {})
+    loaded, _ = load_network(tmp_path / "run")
+    assert torch.equal(loaded(*pair).logits, network(*pair).logits)
+    assert {n for n, p in loaded.named_parameters() if p.requires_grad} == {
+        n for n, p in network.named_parameters() if p.requires_grad
+    }
+    if training == "lora":
+        rewrite(tmp_path / "run", lambda t: t.pop(next(n for n in t if ".lora_A." in n)))
+        with pytest.raises(InputError, match=r"lora_A\..* missing"):
+            load_network(tmp_path / "run")
+
+
+@pytest.mark.parametrize("training", ["frozen", "lora"])
+def test_an_encoder_to_train_behind_has_weights(training):
+    config = preset("debug")
+    config.encoder.training = training
+    assert build_network(config).config is config  # to count parameters, no weights are needed
+    with pytest.raises(InputError, match=rf"^model\.encoder\.training: {training}, .*model\.sam_weights are given"):
+        build_network(config, to_train=True)
+    config.encoder.training = "full"
+    build_network(config, to_train=True)
+
+
+def test_a_shipped_card_names_data_and_origin_without_folders(debug, tmp_path):
+    data = {"dataset": "mfnet", "train_split": "train", "root": "/somewhere/mfnet156", "val_split": "val"}
+    save_checkpoint(tmp_path / "run", debug, {"seed": 3, "config": {"data": data}})
+    shown = {"split": "mfnet156/val", "protocol": "present", "miou": 41.5, "per_class_iou": {"car": 12.0}}
+    ship(tmp_path / "run", tmp_path / "small", val=shown)
+    assert "somewhere" not in (tmp_path / "small" / CARD).read_text()
+    network, card = load_network(tmp_path / "small")
+    assert card["data"] == {"dataset": "mfnet", "train_split": "train"}
+    lines = describe(network, card, "small").splitlines()
+    assert "data             mfnet, trained on train" in lines
+    assert "started from     data mfnet156" in lines
+    assert lines[-1] == "val: mIoU 41.5 (present, mfnet156/val)"
+
+
+def test_info_tells_where_tiny_comes_from():
+    if "tiny" not in checkpoint.shipped():
+        pytest.skip("no shipped checkpoint in this tree")
+    network, card = load_network("tiny")
+    text = describe(network, card, "tiny")
+    told = card["val"]
+    assert f"val: mIoU {told['miou']} ({told['protocol']}, {told['split']})" in text
+    assert all(str(value) in text for value in card["started_from"].values())
+    assert "{" not in text
+
+
+def test_the_commit_is_this_packages_own(tmp_path, monkeypatch):
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "checkpoint.py").write_text("")
+    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "checkpoint.py"))
+    assert checkpoint.commit() == "unknown"
+    git("init")
+    git("commit", "--allow-empty", "-m", "another project, in whose folder the package is installed")
+    assert checkpoint.commit() == "unknown"
+    git("add", "checkpoint.py")
+    git("commit", "-m", "the package itself")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert checkpoint.commit() == head[:12]
 
 
 @pytest.fixture

@@ -38,16 +38,22 @@ class Configured(Protocol):
         """Its tensors by name."""
 
 
-def build_network(config: ModelConfig) -> FusionSAMNetwork:
+def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwork:
     """A new network with whatever foreign weights its configuration names.
 
     `encoder.weights` fills the image encoder; `sam_weights` fills prompt encoder and mask decoder, and the image
     encoder too where its kind matches and nothing else was named; `tokenizer_weights` fills LSTG from a checkpoint.
+    With `to_train`, an encoder that would stay random for good (frozen or lora, and nothing fills it) is an InputError.
     """
+    needed = to_train and config.encoder.training != "full" and config.encoder.weights is None
+    if needed and config.sam_weights is None:
+        raise _random_encoder(config, "model.sam_weights are given")
     network = FusionSAMNetwork(config)
     network.to(memory_format=torch.channels_last)  # a third less time a training step on CPUs
     if config.sam_weights:
         parts = foreign.sam_parts(config.sam_weights)
+        if needed and parts.encoder_kind != config.encoder.kind:
+            raise _random_encoder(config, f"a {config.encoder.kind} encoder is in model.sam_weights")
         what = f"model.sam_weights {config.sam_weights}"
         foreign.load_exactly(network.prompt_encoder.sam, parts.prompt_encoder, what)
         decoder = network.mask_decoder.start_from_sam(parts.mask_decoder)
@@ -69,6 +75,13 @@ def build_network(config: ModelConfig) -> FusionSAMNetwork:
         own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         foreign.load_exactly(network.tokenizer, own, f"model.tokenizer_weights {config.tokenizer_weights}")
     return network
+
+
+def _random_encoder(config: ModelConfig, absent: str) -> InputError:
+    return InputError(
+        f"model.encoder.training: {config.encoder.training}, but neither model.encoder.weights nor {absent}, so the "
+        "image encoder would stay random; give one of them, or model.encoder.training full"
+    )
 
 
 def save_checkpoint(folder: str | Path, network: Configured, card: dict[str, Any], half: bool = False) -> Path:
@@ -123,25 +136,29 @@ def load_network(source: str | Path) -> tuple[FusionSAMNetwork, dict[str, Any]]:
     # foreign files are history by now: everything is in the checkpoint
     config.sam_weights = config.tokenizer_weights = config.encoder.weights = None
     network = FusionSAMNetwork(config)
-    foreign.load_exactly(network, tensors, f"weights {source}")
+    foreign.load_exactly(network, tensors, f"weights {source}", own_names=True)
     return network.eval(), {"name": Path(str(source)).name, **card}
 
 
 def ship(source: str | Path, folder: str | Path, **facts: Any) -> Path:
     """Store a checkpoint as it ships: float16, and of the paths it was trained with only the file names.
 
-    `facts` are added to its card. The model card (README.md) is written by a person.
+    Its card keeps the names of data set and training split; `facts` are added to it. The model card (README.md) is
+    written by a person.
     """
     network, card = load_network(source)
     _, config, _ = read_checkpoint(source)
+    data = card.get("config", {}).get("data", {})
     origin = {
         "encoder_weights": config.encoder.weights,
         "sam_weights": config.sam_weights,
         "tokenizer_weights": config.tokenizer_weights,
-        "data": card.get("config", {}).get("data", {}).get("root"),
+        "data": data.get("root"),
     }
     started_from = {key: Path(value).name for key, value in origin.items() if value}
     kept = {key: value for key, value in card.items() if key not in ("config", "name")}
+    if data:
+        kept["data"] = {key: data[key] for key in ("dataset", "train_split") if key in data}
     return save_checkpoint(folder, network, {**kept, "started_from": started_from, **facts}, half=True)
 
 
@@ -166,16 +183,22 @@ def locate(source: str | Path) -> Path:
 def commit() -> str:
     """The commit of the source tree this runs from, '-dirty' behind it if files differ; 'unknown' outside of one."""
     try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        # installed into some other project's folder, that project's commit would say nothing
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=12", "--match=")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    answer = subprocess.run(
+        ["git", *arguments],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
     return answer.stdout.strip()
 
 

@@ -255,11 +255,16 @@ def read_ordered(path: str | Path, names: Sequence[str], shapes: Sequence[Sequen
     return {n: tensors[n] if n in tensors else torch.zeros((), dtype=torch.int64) for n in names}
 
 
-def load_exactly(module: nn.Module, tensors: Tensors, what: str, allow_missing: tuple[str, ...] = ()) -> None:
+def load_exactly(
+    module: nn.Module, tensors: Tensors, what: str, allow_missing: tuple[str, ...] = (), own_names: bool = False
+) -> None:
     """Copy `tensors` into `module`, every one of them and nothing left out but names that are, or begin with, an entry
-    of `allow_missing`. Adapters (LoRA) already in the module are seen through and left as they are.
+    of `allow_missing`. Adapters (LoRA) already in the module are seen through and left as they are; with `own_names`,
+    for checkpoints that this package wrote, they are tensors like any other.
     InputError names what is missing, extra or of the wrong shape; then nothing has been copied."""
-    state = {n.replace(".base_layer.", "."): (n, t) for n, t in module.state_dict().items() if ".lora_" not in n}
+    state = {n: (n, t) for n, t in module.state_dict().items()}
+    if not own_names:
+        state = {n.replace(".base_layer.", "."): named for n, named in state.items() if ".lora_" not in n}
     missing = [n for n in state if n not in tensors and not n.startswith(tuple(allow_missing))]
     if missing:
         raise InputError(f"{what}: {_listed(missing)} missing; give weights of this architecture")

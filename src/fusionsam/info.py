@@ -77,11 +77,18 @@ def _origin(card: dict[str, Any]) -> str:
     rows: dict[str, Any] = {
         key: card[key] for key in ("command", "commit", "version", "seed", "step", "hours") if key in card
     }
-    data = card.get("config", {}).get("data", {})
+    data = card.get("config", {}).get("data") or card.get("data") or {}
     if data:
-        rows["data"] = f"{data.get('dataset')}, trained on {data.get('train_split')}, chosen on {data.get('val_split')}"
+        rows["data"] = f"{data.get('dataset')}, trained on {data.get('train_split')}"
+        if data.get("val_split"):
+            rows["data"] += f", chosen on {data['val_split']}"
+    if card.get("started_from"):
+        rows["started from"] = ", ".join(f"{key} {value}" for key, value in card["started_from"].items())
     lines = [f"{key:<17}{value}" for key, value in rows.items()]
     scores = card.get("val") or {}
-    if scores:
+    if "miou" in scores:  # a shipped card says how and on what it was measured
+        where = ", ".join(str(scores[key]) for key in ("protocol", "split") if key in scores)
+        lines.append(f"val: mIoU {scores['miou']}" + (f" ({where})" if where else ""))
+    elif scores:
         lines.append(f"{'val':<17}" + ", ".join(f"{k.removeprefix('val/')} {v}" for k, v in scores.items()))
     return "\n".join(lines)
