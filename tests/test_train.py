@@ -18,12 +18,12 @@ import yaml
 from safetensors.torch import load_file
 
 from fusionsam.cli import main
-from fusionsam.config import ModelConfig, from_dict, preset, to_dict
+from fusionsam.config import Config, ModelConfig, TrainConfig, from_dict, preset, to_dict
 from fusionsam.data.synthetic import synthesize
 from fusionsam.settings import read_settings
 from fusionsam.structures import InputError
 from fusionsam.tasks import SegmentationTask
-from fusionsam.train import train
+from fusionsam.train import strategy, total_steps, train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 8
@@ -137,6 +137,92 @@ def test_killed_command_resumes_to_the_same_numbers(scenes: Path, unbroken: Path
     assert card["command"].endswith(" --resume")
 
 
+def test_the_last_step_is_validated_though_validate_every_does_not_divide_it(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    six = "--train.max_steps=6"
+    out = run(scenes, tmp_path / "six", six)
+    history = results(out)[2]
+    assert [line["step"] for line in history] == [4, 6]
+    ends = {k: v for k, v in history[-1].items() if k.startswith("val/")}
+    final = json.loads((out / "final" / "training.json").read_text())
+    assert (final["step"], final["val"]) == (6, ends)
+    best = json.loads((out / "best" / "training.json").read_text())
+    assert best["val"]["val/miou"] == max(line["val/miou"] for line in history)
+
+    start = SegmentationTask.on_train_batch_start
+
+    def failing(self: SegmentationTask, batch: Any, batch_idx: int) -> None:
+        if self.global_step == 5:
+            raise Power
+        start(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "on_train_batch_start", failing)
+        with pytest.raises(Power):
+            run(scenes, tmp_path / "broken", six)
+    run(scenes, tmp_path / "broken", six, resume=True)
+    assert_same(tmp_path / "broken", out)
+    run(scenes, tmp_path / "broken", six, resume=True)  # nothing left to do, and nothing forgotten
+    assert json.loads((tmp_path / "broken" / "final" / "training.json").read_text())["val"] == ends
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "steps"), [("auto", 1, 33), (1, 1, 33), (2, 1, 17), ("2", 3, 6), ("0,1", 1, 17), ("-1", 2, 17)]
+)
+def test_epochs_are_passes_of_all_devices_together(devices: int | str, nodes: int, steps: int) -> None:
+    config = Config(train=TrainConfig(epochs=10, batch_size=4, devices=devices, num_nodes=nodes))
+    assert total_steps(config, 13) == steps
+    config.train.max_steps = 7
+    assert total_steps(config, 13) == 7
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "expected"),
+    [
+        ({"devices": 2}, 0, "ddp_find_unused_parameters_true"),
+        ({"devices": "auto"}, 2, "ddp_find_unused_parameters_true"),
+        ({"devices": "0,1", "strategy": "ddp"}, 2, "ddp_find_unused_parameters_true"),
+        ({"devices": 1, "num_nodes": 2}, 2, "ddp_find_unused_parameters_true"),
+        ({"devices": 2, "strategy": "fsdp"}, 2, "fsdp"),
+        ({"devices": 1, "strategy": "ddp"}, 2, "ddp"),
+        ({"devices": "auto", "accelerator": "cpu"}, 2, "auto"),
+        ({}, 0, "auto"),
+    ],
+)
+def test_several_devices_look_for_unused_parameters(
+    asked: dict[str, Any], gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert strategy(TrainConfig(**asked)) == expected
+
+
+@pytest.mark.parametrize(("written", "read"), [("2", 2), ("auto", "auto"), ("0,1", "0,1")])
+def test_devices_are_a_number_or_words(written: str, read: int | str, tmp_path: Path) -> None:
+    (tmp_path / "devices.yaml").write_text(f"train:\n  devices: {written}\n")
+    assert read_settings(tmp_path / "devices.yaml").train.devices == read
+    assert read_settings(CONFIGS / "debug.yaml", f"--train.devices={written}").train.devices == read
+
+
+@pytest.mark.parametrize("training", ["frozen", "lora"])
+def test_an_encoder_that_would_stay_random_is_refused(training: str, scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"^model\.encoder\.training: {training}, .* model\.encoder\.weights nor"):
+        run(scenes, tmp_path / "random", f"--model.encoder.training={training}")
+
+
+def test_usage_is_the_percentage_of_codes_that_were_chosen(make_debug: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = make_debug()
+    task = SegmentationTask(network, Config(model=network.config), 7, torch.full((9,), 1 / 9))
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    task.matrix.update(torch.zeros(2, 2, dtype=torch.long), torch.zeros(2, 2, dtype=torch.long))
+    task.count_codes("visible", torch.tensor([[[[0], [3]]], [[[-1], [-1]]]]))  # the second image is absent
+    task.count_codes("visible", torch.tensor([[[[3], [31]]]]))
+    task.count_codes("infrared", torch.full((1, 1, 2, 1), -1))
+    task.on_validation_epoch_end()
+    assert (logged["val/usage_visible"], logged["val/usage_infrared"]) == (100 * 3 / 32, 0)
+
+
 def test_one_batch_is_learned_by_heart(tmp_path: Path) -> None:
     synthesize(tmp_path / "scenes", 6, seed=5, size=(64, 96), progress=False)
     (tmp_path / "scenes" / "one.txt").write_text("00001D\n00002N\n")
@@ -200,6 +286,9 @@ def test_logs_name_every_loss_and_their_sum(unbroken: Path) -> None:
     total = terms.pop("total")
     assert set(terms) == {"segmentation", "fot", "prompt", "fusion", "commitment", "reconstruction"}
     assert sum(terms.values()) == pytest.approx(total, rel=1e-5)
+    assert all(
+        0 < line[f"val/usage_{name}"] <= 100 for line in results(unbroken)[2] for name in ("visible", "infrared")
+    )
     assert not any(key.startswith("lr") for line in results(unbroken)[2] for key in line)
 
 
@@ -207,8 +296,10 @@ def test_logs_name_every_loss_and_their_sum(unbroken: Path) -> None:
 def test_every_configuration_parses_with_its_preset(file: Path) -> None:
     settings = read_settings(file)
     raw = yaml.safe_load(file.read_text())
-    expected = to_dict(preset(raw["model"]["preset"]))
-    assert settings.model.encoder.source == raw["model"].get("encoder", {}).get("source", expected["encoder"]["source"])
+    model = raw.get("model", {})  # the ablations say only what differs from tiny
+    assert ("preset" in model) is not file.stem.startswith("ablation_")
+    expected = to_dict(preset(model.get("preset", "tiny")))
+    assert settings.model.encoder.source == model.get("encoder", {}).get("source", expected["encoder"]["source"])
     assert settings.train.out == f"runs/{file.stem}"
 
 
@@ -219,4 +310,5 @@ def test_the_papers_settings(name: str) -> None:
     assert (optimisation.optimizer, optimisation.lr, optimisation.weight_decay) == ("adam", 1e-4, 1e-3)
     assert (optimisation.batch_size, optimisation.epochs, optimisation.max_steps) == (4, 100, None)
     assert (settings.model.encoder.source, settings.model.encoder.training) == ("facebook/sam-vit-huge", "frozen")
+    assert settings.model.sam_weights == "facebook/sam-vit-huge"  # or the frozen encoder would be a random one
     assert (settings.model.fusion.kv_stride, len(settings.model.classes)) == (1, 15 if name == "fmb_vit_h" else 9)

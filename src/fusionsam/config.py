@@ -282,7 +282,7 @@ class TrainConfig:
     max_steps: int | None = None
     """Optimiser steps; overrides epochs."""
     epochs: float = 100.0
-    """Passes over the training split when max_steps is not given."""
+    """Passes over the training split, by all devices together, when max_steps is not given."""
     batch_size: int = 4
     """Pairs a step and device."""
     optimizer: Literal["adamw", "adam"] = "adamw"
@@ -313,12 +313,14 @@ class TrainConfig:
     """Lightning's precision."""
     accelerator: str = "auto"
     """Lightning's accelerator."""
-    devices: str = "auto"
-    """Lightning's devices: a number, a list, or auto."""
+    devices: int | str = "auto"
+    """Lightning's devices: a number, a list of their ids such as "0,1", or auto. With `epochs`, a given number of devices
+    divides the steps; under auto the steps are those of one device."""
     num_nodes: int = 1
     """Lightning's nodes."""
     strategy: str = "auto"
-    """Lightning's strategy, for example ddp."""
+    """Lightning's strategy; on more than one device auto and ddp become ddp_find_unused_parameters_true, as not every
+    step reaches every parameter."""
     adversarial_start: int = 500
     """Stage 1: step at which the discriminator begins."""
     adversarial_loss: Literal["log", "hinge"] = "log"

@@ -84,7 +84,11 @@ class SegmentationTask(L.LightningModule):
             self.average.requires_grad_(False)
         self.weights: Tensor
         self.register_buffer("weights", class_weights(shares, config.loss.class_weight_power))
-        self.matrix = ConfusionMatrix(len(config.model.classes))
+        self._clear()
+
+    def _clear(self) -> None:
+        self.matrix = ConfusionMatrix(len(self.settings.model.classes))
+        self.used: dict[str, Tensor] = {}  # modality -> (codebooks, size), how often each code was chosen
 
     def evaluated(self) -> FusionSAMNetwork:
         """The network that is validated and shipped: the moving average where there is one."""
@@ -145,8 +149,8 @@ class SegmentationTask(L.LightningModule):
             self.average.update_parameters(self.network)
 
     def on_validation_epoch_start(self) -> None:
-        """A fresh confusion matrix."""
-        self.matrix = ConfusionMatrix(len(self.settings.model.classes))
+        """A fresh confusion matrix and no code seen."""
+        self._clear()
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Count argmax of the logits against the labels, at the labels' own size."""
@@ -155,13 +159,26 @@ class SegmentationTask(L.LightningModule):
         assert batch.label is not None
         for prediction, label in zip(output.logits.argmax(1), batch.label, strict=True):
             self.matrix.update(prediction.cpu(), label.cpu())
+        for name, codes in (("visible", output.latents.visible_codes), ("infrared", output.latents.infrared_codes)):
+            if codes is not None:
+                self.count_codes(name, codes)
+
+    def count_codes(self, name: str, codes: Tensor) -> None:
+        """Add codes int64 (B,h,w,codebooks) of modality `name`; -1 stands for an absent image."""
+        quantizer: Any = self.network.tokenizer.quantizers[0]
+        size = int(quantizer.size)
+        books = codes.flatten(0, 2).T.cpu()
+        counts = torch.stack([torch.bincount(book[book >= 0], minlength=size) for book in books])
+        self.used[name] = self.used.get(name, 0) + counts
 
     def on_validation_epoch_end(self) -> None:
-        """Log mIoU (present) and per-class IoU, in percent."""
+        """Log mIoU (present), per-class IoU and the share of each modality's codes in use, all in percent."""
         self.log("val/miou", PROTOCOLS["present"](self.matrix.matrix).miou, prog_bar=True)
         for name, value in zip(self.settings.model.classes, plain(iou(self.matrix.matrix)), strict=True):
             if value is not None:
                 self.log(f"val/iou_{name}", 100 * value)
+        for name, counts in self.used.items():
+            self.log(f"val/usage_{name}", 100 * (counts > 0).float().mean())
 
     def configure_optimizers(self) -> Any:
         """Adam or AdamW over learning-rate groups, one schedule for all, stepped every step."""

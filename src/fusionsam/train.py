@@ -22,7 +22,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.data import DataLoader
 
 from fusionsam.checkpoint import build_network, commit, save_checkpoint
-from fusionsam.config import Config, to_dict
+from fusionsam.config import Config, TrainConfig, to_dict
 from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.leaks import require_no_leak
 from fusionsam.data.loader import class_shares, train_loader, val_loader
@@ -92,6 +92,7 @@ class BestWeights(Callback):
     def __init__(self, folder: Path, card: dict[str, Any]) -> None:
         self.folder, self.card = folder, card
         self.best = -math.inf
+        self.validated = -1  # step of the latest validation
         self.seconds = 0.0
         self.started = time.monotonic()
 
@@ -101,11 +102,12 @@ class BestWeights(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on comparing."""
-        return {"best": self.best, "seconds": self.elapsed()}
+        return {"best": self.best, "validated": self.validated, "seconds": self.elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from an interrupted run."""
         self.best, self.seconds = state_dict["best"], state_dict["seconds"]
+        self.validated = state_dict.get("validated", -1)
         self.started = time.monotonic()
 
     def save(self, trainer: L.Trainer, task: SegmentationTask | TokenizerTask, folder: Path) -> None:
@@ -118,6 +120,7 @@ class BestWeights(Callback):
         """Keep the network if it is the best so far, a line of history, and a checkpoint to resume from."""
         if trainer.sanity_checking:
             return
+        self.validated = trainer.global_step
         if trainer.is_global_zero:
             assert isinstance(pl_module, SegmentationTask | TokenizerTask)
             self._write_line(trainer)
@@ -157,10 +160,31 @@ class FrozenTokenizer(Callback):
 
 
 def total_steps(config: Config, pairs: int) -> int:
-    """Optimiser steps of a run: max_steps, or epochs over `pairs` training pairs."""
+    """Optimiser steps of a run: max_steps, or epochs over `pairs` training pairs, batch_size a step and device."""
     if config.train.max_steps is not None:
         return config.train.max_steps
-    return max(1, math.ceil(config.train.epochs * pairs / config.train.batch_size))
+    world = (given_devices(config.train) or 1) * config.train.num_nodes
+    return max(1, math.ceil(config.train.epochs * pairs / (config.train.batch_size * world)))
+
+
+def given_devices(train: TrainConfig) -> int | None:
+    """How many devices of a node train.devices asks for; None where Lightning counts what is there (auto, -1)."""
+    asked = str(train.devices).strip()
+    if "," in asked:
+        return sum(bool(part.strip()) for part in asked.split(","))
+    return int(asked) if asked.isdigit() else None
+
+
+def strategy(train: TrainConfig) -> str:
+    """Lightning's strategy: train.strategy, but on several devices DDP has to look for parameters without a gradient
+    (the tokens for a missing modality, point and box embeddings in prompt mode none)."""
+    devices = given_devices(train)
+    if devices is None:
+        asks_gpu = train.accelerator in ("auto", "gpu", "cuda")
+        devices = torch.cuda.device_count() if asks_gpu else 1
+    if devices * train.num_nodes > 1 and train.strategy in ("auto", "ddp"):
+        return "ddp_find_unused_parameters_true"
+    return train.strategy
 
 
 def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
@@ -278,14 +302,16 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     if stage_1:
         task = tokenizer_task(config, steps)
     else:
-        task = SegmentationTask(build_network(config.model), config, steps, class_shares(train_set))
+        task = SegmentationTask(
+            build_network(config.model, to_train=not resume), config, steps, class_shares(train_set)
+        )
     card = {"command": command, "commit": commit(), "seed": config.train.seed, "config": to_dict(config)}
     best = BestWeights(out, card)
     trainer = L.Trainer(
         accelerator=config.train.accelerator,
-        devices=int(config.train.devices) if config.train.devices.isdigit() else config.train.devices,
+        devices=int(config.train.devices) if str(config.train.devices).isdigit() else config.train.devices,
         num_nodes=config.train.num_nodes,
-        strategy=config.train.strategy,
+        strategy=strategy(config.train),
         precision=config.train.precision,
         max_steps=steps,
         max_epochs=-1,
@@ -316,6 +342,9 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     data = PairData(_without_labels(config) if stage_1 else config, train_set, val_set, steps)
     try:
         trainer.fit(task, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
+        # the end of the schedule where validate_every does not divide it, and a finished run that was resumed
+        if best.validated != trainer.global_step or not any(k.startswith("val/") for k in trainer.callback_metrics):
+            trainer.validate(task, datamodule=data, verbose=False)
     except SystemExit:  # Lightning's answer to Ctrl+C
         raise KeyboardInterrupt from None
     trainer.save_checkpoint(last, weights_only=False)
