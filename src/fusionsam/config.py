@@ -314,8 +314,8 @@ class TrainConfig:
     accelerator: str = "auto"
     """Lightning's accelerator."""
     devices: int | str = "auto"
-    """Lightning's devices: a number, a list of their ids such as "0,1", or auto. With `epochs`, a given number of devices
-    divides the steps; under auto the steps are those of one device."""
+    """Lightning's devices: a number, a list of their ids such as "0,1", or auto. With `epochs`, a given number of
+    devices divides the steps; under auto the steps are those of one device."""
     num_nodes: int = 1
     """Lightning's nodes."""
     strategy: str = "auto"
