@@ -253,6 +253,17 @@ def test_a_leak_is_refused_unless_told_otherwise(
     assert main([*argv, LEAK, "true"]) == 0
 
 
+def test_training_on_a_test_picture_is_refused_too(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tested = (scenes / "test.txt").read_text().split()[0]
+    (scenes / "greedy.txt").write_text(f"{(scenes / 'train.txt').read_text()}{tested}\n")
+    config = ["train", "--config", str(CONFIGS / "debug.yaml")]
+    argv = [*config, *flags(scenes, tmp_path / "run", "--data.train_split=greedy", "--train.max_steps=1")]
+    assert main(argv) == 2
+    assert f"test/{tested}" in capsys.readouterr().err
+
+
 def test_a_run_is_not_overwritten_and_its_settings_hold(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
     before = (unbroken / "last.ckpt").stat().st_mtime_ns
     with pytest.raises(InputError, match="give --resume"):

@@ -9,6 +9,7 @@ import os
 import pickle
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,11 +23,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.data import DataLoader
 
 from fusionsam.checkpoint import build_network, commit, save_checkpoint
-from fusionsam.config import Config, TrainConfig, to_dict
+from fusionsam.config import Config, DataConfig, TrainConfig, to_dict
 from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.leaks import require_no_leak
 from fusionsam.data.loader import class_shares, train_loader, val_loader
-from fusionsam.data.splits import entries
+from fusionsam.data.splits import Entry, entries
 from fusionsam.perceptual import EncoderLevels, load_vgg16
 from fusionsam.settings import as_yaml, differences, parse_settings, read_settings
 from fusionsam.structures import Batch, InputError
@@ -187,12 +188,20 @@ def strategy(train: TrainConfig) -> str:
     return train.strategy
 
 
+def _refuse_leaks(data: DataConfig, lists: dict[str, list[Entry]]) -> None:
+    """InputError if the splits share pictures with one another, or with the test split where that is beside them."""
+    if data.allow_train_test_leak_and_know_that_scores_are_worthless:
+        return
+    with suppress(InputError):  # no list of test pictures, or not all of them, on this machine
+        lists = {"test": entries(data.dataset, data.root, "test", data.class_file), **lists}
+    require_no_leak(lists)
+
+
 def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
-    """Training and validation split of the configuration; a leak between them is refused (InputError)."""
+    """Training and validation split of the configuration; InputError for a leak between them or with the test split."""
     data = config.data
-    if not data.allow_train_test_leak_and_know_that_scores_are_worthless:
-        lists = {s: entries(data.dataset, data.root, s, data.class_file) for s in (data.train_split, data.val_split)}
-        require_no_leak(lists)
+    lists = {s: entries(data.dataset, data.root, s, data.class_file) for s in (data.train_split, data.val_split)}
+    _refuse_leaks(data, lists)
     opened = [
         open_split(data.dataset, data.root, split, data.class_file, cache=True)
         for split in (data.train_split, data.val_split)
@@ -212,8 +221,7 @@ def open_unlabelled(config: Config) -> tuple[PairDataset, PairDataset]:
     lists = {s: entries(data.dataset, data.root, s, data.class_file) for s in (data.train_split, data.val_split)}
     for folder in data.extra_pairs:
         lists[data.train_split] = lists[data.train_split] + entries("pairs", folder, "all")
-    if not data.allow_train_test_leak_and_know_that_scores_are_worthless:
-        require_no_leak(lists)
+    _refuse_leaks(data, lists)
     opened = [
         PairDataset([replace(entry, label=None) for entry in lists[split]], cache=True)
         for split in (data.train_split, data.val_split)
