@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusionsam.config import LossConfig
-
-IGNORE = 255  # label of pixels that belong to no source image
+from fusionsam.structures import IGNORE
 
 
 def class_weights(shares: Tensor, power: float) -> Tensor:

@@ -14,6 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+IGNORE = 255
+"""Label id of pixels that neither teach nor count."""
+
 PromptMode = Literal["self", "none", "user", "oracle"]
 
 

@@ -13,10 +13,7 @@ from torch.utils.data import Dataset
 from fusionsam.data.catalog import DatasetRow, find
 from fusionsam.data.images import read_infrared, read_label, read_rgbt, read_visible
 from fusionsam.data.splits import Entry, entries
-from fusionsam.structures import Batch, InputError, Sample
-
-IGNORE = 255
-"""Label id of pixels that neither teach nor count."""
+from fusionsam.structures import IGNORE, Batch, InputError, Sample
 
 Item = tuple[Tensor, Tensor, Tensor | None, Tensor, str]
 """visible float (3,H,W), infrared float (1,H,W), label int64 (H,W) or None, present bool (2,), id."""

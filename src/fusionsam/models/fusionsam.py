@@ -66,7 +66,9 @@ class FusionSAMNetwork(nn.Module):
         full_visible, full_infrared = self._stand_in(visible, infrared, present)
         small = self._network_size(size)
         images = [None if x is None else self._fit(x, small) for x in (visible, infrared)]
-        shown, heat = self._fit(full_visible, small), self._fit(full_infrared, small)
+        # the same tensor is fitted once; only a stand-in needs fitting of its own
+        shown = images[0] if images[0] is not None and full_visible is visible else self._fit(full_visible, small)
+        heat = images[1] if images[1] is not None and full_infrared is infrared else self._fit(full_infrared, small)
 
         latents = self.tokenizer(images[0], images[1], present)
         z_f, mask_prompt = self.fusion(latents.visible, latents.infrared)
