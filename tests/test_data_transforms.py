@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fusionsam.config import DataConfig
@@ -86,6 +86,7 @@ def test_padding_lies_outside_of_the_image_only():
 
 
 @settings(max_examples=25, deadline=None)
+@example(seed=1)  # blurred to 1.0000001 before blur was held to the range
 @given(seed=st.integers(0, 2**31))
 def test_the_same_generator_seed_gives_the_same_item(seed):
     sample, other = draw_scene(0, 2, (96, 128)), draw_scene(0, 4, (96, 128))

@@ -193,7 +193,8 @@ def _photometric(image: Tensor, generator: torch.Generator) -> Tensor:
     if _chance(generator, 0.5):
         image = image.pow_(gamma)
     if _chance(generator, 0.15):
-        image = F.gaussian_blur_image(image, [5, 5], [_uniform(generator, 0.4, 1.4)] * 2)
+        # the kernel sums to 1 only up to rounding
+        image = F.gaussian_blur_image(image, [5, 5], [_uniform(generator, 0.4, 1.4)] * 2).clamp_(0, 1)
     if _chance(generator, 0.3):
         sigma = _uniform(generator, 0.005, 0.03)
         image = (image + sigma * torch.randn(image.shape, generator=generator)).clamp_(0, 1)
