@@ -121,6 +121,20 @@ class ImageFeatures:
 
 
 @dataclass
+class Encoded:
+    """All that a pair gives before the first prompt: what `decode` needs again at every click."""
+
+    features: ImageFeatures  # of the fused picture at the network's size
+    fused: Tensor  # I_f (B,3,H,W) in [0,1], at the input's own size
+    latents: Latents
+    z_f: Tensor  # (B,d,h,w)
+    mask_prompt: Tensor  # (B,1,h,w) logits, from z_f
+    size: tuple[int, int]  # (H, W) of the input
+    small: tuple[int, int]  # (height, width) it was segmented at, the same unless it exceeds max_side
+    padded: tuple[int, int]  # `small` after padding to the network's multiple
+
+
+@dataclass
 class Output:
     """One forward pass, no label used."""
 

@@ -17,7 +17,7 @@ from fusionsam.models.layers import luma, resize
 from fusionsam.models.mask_decoder import FullFledgedMaskDecoder
 from fusionsam.models.prompts import PromptEncoder, cut, self_prompts
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.structures import Frame, InputError, Output, Prompts
+from fusionsam.structures import Encoded, Frame, InputError, Output, Prompts
 
 SMALLEST, LARGEST = 64, 4096
 
@@ -61,8 +61,14 @@ class FusionSAMNetwork(nn.Module):
         configured one; `present` bool (B,2) marks absent images within a batch. Raises InputError on a wrong size and
         on prompts that contradict themselves.
         """
+        return self.decode(self.encode(visible, infrared, present), prompts, mode)
+
+    def encode(self, visible: Tensor | None, infrared: Tensor | None, present: Tensor | None = None) -> Encoded:
+        """The first half of `forward`, its dear one: everything that no prompt changes, up to SAM's image embedding.
+
+        Arguments and InputError as in `forward`. One Encoded serves any number of calls of `decode`.
+        """
         size = self._check(visible, infrared)
-        mode = mode or self.config.prompts.mode
         full_visible, full_infrared = self._stand_in(visible, infrared, present)
         small = self._network_size(size)
         images = [None if x is None else self._fit(x, small) for x in (visible, infrared)]
@@ -74,10 +80,33 @@ class FusionSAMNetwork(nn.Module):
         z_f, mask_prompt = self.fusion(latents.visible, latents.infrared)
         controls = self.picture_head(z_f, shown, heat)
         picture = self.picture_head.compose(controls, shown, heat)
+        if small == size:
+            fused = picture[:, :, : size[0], : size[1]]
+        else:
+            scale_back = resize(controls[:, :, : small[0], : small[1]], size)
+            fused = self.picture_head.compose(scale_back, full_visible, full_infrared)
+        return Encoded(
+            features=self.image_encoder(picture),
+            fused=fused,
+            latents=latents,
+            z_f=z_f,
+            mask_prompt=mask_prompt,
+            size=size,
+            small=small,
+            padded=(picture.shape[2], picture.shape[3]),
+        )
 
-        features = self.image_encoder(picture)
-        padded = (picture.shape[2], picture.shape[3])
-        used = self._prompts(prompts, mode, mask_prompt, size, small)
+    def decode(
+        self, encoded: Encoded, prompts: Prompts | None = None, mode: Literal["self", "none"] | None = None
+    ) -> Output:
+        """The second half of `forward`, cheap enough to run at every click: prompts -> masks and logits.
+
+        `prompts` and `mode` as in `forward`, in pixels of the images that were encoded. Raises InputError on prompts
+        that contradict themselves.
+        """
+        size, small, padded = encoded.size, encoded.small, encoded.padded
+        features, z_f, mask_prompt = encoded.features, encoded.z_f, encoded.mask_prompt
+        used = self._prompts(prompts, mode or self.config.prompts.mode, mask_prompt, size, small)
         grid = (features.embedding.shape[2], features.embedding.shape[3])
         sparse, dense = self.prompt_encoder(used, padded, features.frame, grid, self.config.prompts.mask)
         positions = self.prompt_encoder.positions(grid)
@@ -87,18 +116,12 @@ class FusionSAMNetwork(nn.Module):
         fot = cut(fot, features.frame, cells)
         levels = [self._level(level, features.frame) for level in features.levels]
         logits = self.head(cut(mask_features, features.frame, cells), fot, z_f, levels)
-
-        if small == size:
-            fused = picture[:, :, : size[0], : size[1]]
-        else:
-            scale_back = resize(controls[:, :, : small[0], : small[1]], size)
-            fused = self.picture_head.compose(scale_back, full_visible, full_infrared)
         return Output(
-            fused=fused,
+            fused=encoded.fused,
             logits=self._back(logits, padded, small, size),
             fot_logits=self._back(fot, padded, small, size),
             prompts=self._scale_prompts(used, small, size),
-            latents=latents,
+            latents=encoded.latents,
             mask_prompt=mask_prompt,
             features=z_f,
         )
