@@ -39,6 +39,8 @@ class TokenizerConfig:
     """Exponential moving average, or the first term of eq. 6 by gradient."""
     ema_decay: float = 0.99
     """Decay of the codebook's moving average."""
+    codebook_tokens: int = 8192
+    """Latents a step, drawn at random, that k-means, moving average and restarts of the codebook see; 0 = all."""
     dead_code_threshold: float = 0.5
     """Codes whose moving count falls below this are restarted from the batch; 0 = never."""
     kmeans_init: bool = True

@@ -26,12 +26,14 @@ def dice_loss(logits: Tensor, label: Tensor, ignore: int = IGNORE) -> Tensor:
     still counts once.
     """
     probabilities = logits.softmax(1)
-    valid = (label != ignore)[:, None]
-    target = F.one_hot(torch.where(valid[:, 0], label, 0), logits.shape[1]).permute(0, 3, 1, 2)
-    probabilities, target = probabilities * valid, target.to(logits.dtype) * valid
-    overlap = (probabilities * target).sum((0, 2, 3))
-    size = probabilities.sum((0, 2, 3)) + target.sum((0, 2, 3))
-    there = target.sum((0, 2, 3)) > 0
+    valid = label != ignore
+    ids = torch.where(valid, label, 0)
+    # sums by class instead of a one-hot target: that one would be the largest tensor of a training step
+    hit = probabilities.gather(1, ids[:, None])[:, 0] * valid
+    overlap = hit.new_zeros(logits.shape[1]).index_add(0, ids.flatten(), hit.flatten())
+    count = torch.bincount(label[valid], minlength=logits.shape[1])
+    size = (probabilities * valid[:, None]).sum((0, 2, 3)) + count
+    there = count > 0
     if not bool(there.any()):
         return logits.sum() * 0
     return 1 - (2 * overlap / size.clamp(min=1e-6))[there].mean()

@@ -15,8 +15,8 @@ from fusionsam.structures import InputError, Latents
 class Quantizer(nn.Module):
     """Quant of eq. 3 with straight-through gradient and the commitment term of eq. 6.
 
-    The library's VectorQuantize keeps the codebook (EMA updates, k-means start, dead-code restart) while training;
-    outside of training a plain nearest-neighbour look-up on the same codebook serves, which traces and exports.
+    The library's VectorQuantize keeps the codebook (EMA updates, k-means start, dead-code restart) while training; a
+    plain nearest-neighbour look-up on the same codebook serves always, which traces and exports.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -28,6 +28,7 @@ class Quantizer(nn.Module):
             )
         self.size = config.codebook_size
         self.beta = config.commitment_beta
+        self.sample = config.codebook_tokens
         gradient = config.codebook_update == "gradient"
         self.learnable = gradient
         self.vq = VectorQuantize(
@@ -55,30 +56,40 @@ class Quantizer(nn.Module):
         """z (B,d,h,w) -> quantised (B,d,h,w), codes (B,h,w,codebooks), commitment (scalar)."""
         batch, _, height, width = z.shape
         tokens = z.flatten(2).transpose(1, 2)
-        if self.training:
-            quantised, codes, loss = self.vq(tokens)
-            commitment = self.beta * loss.sum()
-            if self.learnable:  # the library would pull both sides with the same weight
-                x = self.vq.project_in(tokens)
-                commitment = self.commitment(x, self._entries(codes.reshape(*x.shape[:2], -1)))
-        else:
-            quantised, codes, commitment = self.look_up(tokens)
+        begun = bool(self.vq._codebook.initted) if self.training else True
+        if not begun:
+            self._learn(tokens)
+        quantised, codes, commitment = self.look_up(tokens)
+        if self.training and begun and not self.learnable:
+            self._learn(tokens)
         grid = quantised.transpose(1, 2).reshape(z.shape)
         return grid, codes.reshape(batch, height, width, -1), commitment
 
+    @torch.no_grad()
+    def _learn(self, tokens: Tensor) -> None:
+        """Library's k-means start, EMA update and dead-code restart on a random sample of the tokens (B,N,d): on all of
+        them its distances and one-hot counts took a quarter of a training step."""
+        flat = tokens.detach().flatten(0, 1)
+        if 0 < self.sample < len(flat):
+            flat = flat[torch.randint(len(flat), (self.sample,), device=flat.device)]
+        self.vq(flat[None])
+
     def look_up(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Nearest codebook entry of each token: (B,N,d) -> (B,N,d), codes (B,N,codebooks), eq. 6 without gradient."""
+        """Nearest codebook entry of each token: (B,N,d) -> (B,N,d) with straight-through gradient, codes (B,N,codebooks),
+        eq. 6."""
         x = self.vq.project_in(tokens)
         books = self.codebook
         parts = x.reshape(*x.shape[:2], books.shape[0], books.shape[2])
         found = []
-        for index in range(books.shape[0]):
-            # |x - c|^2 less the |x|^2 that no choice changes
-            score = books[index].square().sum(-1) - 2 * parts[:, :, index] @ books[index].T
-            found.append(score.argmin(-1))
+        with torch.no_grad():
+            for index in range(books.shape[0]):
+                # |x - c|^2 less the |x|^2 that no choice changes
+                score = books[index].square().sum(-1) - 2 * parts[:, :, index] @ books[index].T
+                found.append(score.argmin(-1))
         codes = torch.stack(found, dim=-1)
         nearest = self._entries(codes)
-        return self.vq.project_out(nearest), codes, self.commitment(x, nearest)
+        passed = x + (nearest - x).detach() if self.training else nearest
+        return self.vq.project_out(passed), codes, self.commitment(x, nearest)
 
     def commitment(self, x: Tensor, nearest: Tensor) -> Tensor:
         """Eq. 6 as a mean: beta pulls x to its entry; by gradient the entry comes too, EMA moves it on its own."""
