@@ -1,0 +1,48 @@
+"""The command `fusionsam demo`: a page to try the model on, served from this machine."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import socket
+
+from fusionsam.predict import FusionSAM
+from fusionsam.structures import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `fusionsam demo`."""
+    parser.add_argument("--weights", default="tiny", help="shipped name or checkpoint folder (default: tiny)")
+    parser.add_argument("--port", type=int, default=7860, help="port of the page; 0 takes a free one (default: 7860)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 shows it to the network (default: 127.0.0.1)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0. InputError when it cannot be listened at."""
+    if not 0 <= port <= 65535:
+        raise InputError(f"--port: {port}; expected 0 to 65535")
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise InputError(f"--host {host} --port {port}: cannot listen ({error.strerror}); choose another") from None
+
+
+def main(args: argparse.Namespace) -> int:
+    """Serve the page until interrupted."""
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError('demo: gradio is not installed; pip install "fusionsam[demo]"')
+    # read when gradio is imported: no statistics, no look for a newer version
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from fusionsam import demo_page
+
+    port = free_port(args.host, args.port)
+    model = FusionSAM.from_pretrained(args.weights, args.device)
+    demo_page.serve(model, args.host, port)
+    return 0

@@ -1,0 +1,269 @@
+"""The page of `fusionsam demo`: what is on it and what each control asks. Gradio is imported here alone."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fusionsam.data.images import write_png
+from fusionsam.data.synthetic import draw_scene
+from fusionsam.demo_session import PairSession, Use, read_pair
+from fusionsam.demo_views import (
+    CSS,
+    STAGE_JS,
+    complaint,
+    describe,
+    marks,
+    preview,
+    shown,
+    stage,
+    swatches,
+    waiting,
+    write_files,
+)
+from fusionsam.predict import FusionSAM
+from fusionsam.structures import InputError
+
+UPLOAD = "64mb"
+SESSIONS = 20
+"""Pages that keep their pair at the same time; the one unused longest starts anew."""
+SEED = 7  # of examples/make_pairs.py, so that the page shows the pairs of the README
+BUILT_IN = {"Day": 0, "Night": 3}
+OTHERS = range(4, 200)
+"""Scenes that "Draw another" chooses from: each is kept on disk while the page is served."""
+USES: dict[str, Use] = {"both": "both", "visible only": "visible", "infrared only": "infrared"}
+TOOLS = ["on the object", "off the object", "box"]
+HELP = "Mouse: click the object, right click what is not part of it, drag a box. Finger: choose here what it does."
+POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
+
+
+class OwnServerOnly:
+    """A header on every answer that keeps the browser from asking any other server than this one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI request."""
+
+        async def sealed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
+            await send(message)
+
+        await self.app(scope, receive, sealed)
+
+
+@functools.cache
+def built_in(index: int, folder: Path) -> tuple[str, str]:
+    """The two files of synthetic scene `index`, drawn once."""
+    scene = draw_scene(SEED, index)
+    paths = folder / f"scene{index}_visible.png", folder / f"scene{index}_infrared.png"
+    for path, image in zip(paths, (scene.visible, scene.infrared), strict=True):
+        assert image is not None
+        write_png(path, image)
+    return str(paths[0]), str(paths[1])
+
+
+class Handlers:
+    """What the controls ask. Every answer is [status, fused, segmentation]; one that opens a pair has [session,
+    visible, infrared, slider] before. `on` are the classes shown, `marked` whether prompts are."""
+
+    def __init__(self, model: FusionSAM, folder: Path) -> None:
+        self.model, self.folder = model, folder
+
+    def scene(self, index: int | None) -> tuple[str, str]:
+        """Files of a built-in pair; any of OTHERS for None."""
+        return built_in(int(np.random.default_rng().choice(OTHERS)) if index is None else index, self.folder)
+
+    def open_pair(self, visible: str | None, infrared: str | None, use: str, on: list[str], marked: bool) -> list[Any]:
+        """Read and predict what lies in the two drop areas."""
+        nothing = [None, None, None, None]
+        if visible is None and infrared is None:
+            return [*nothing, "", waiting(), None]
+        try:
+            images = read_pair(visible, infrared)
+            session = PairSession(self.model, *images, use="both" if None in images else USES[use])
+        except InputError as error:
+            return [*nothing, complaint(error), waiting(), None]
+        pictures = [None if image is None else shown(image) for image in images]
+        slides = None if None in pictures else tuple(pictures)
+        return [session, *pictures, slides, *self.redraw(session, on, marked)]
+
+    def redraw(self, session: PairSession | None, on: list[str], marked: bool) -> list[Any]:
+        """The answer as it stands."""
+        if session is None:
+            return [gr.skip()] * 3
+        drawn = marks(session.now.prompts, session.size) if marked else ""
+        return [describe(session), stage(session.masked(), session.size, drawn), preview(session.segmentation(on))]
+
+    def change(
+        self, act: Callable[[PairSession], None], session: PairSession | None, on: list[str], marked: bool
+    ) -> list[Any]:
+        """The answer after `act`, or its complaint beside the old pictures."""
+        try:
+            if session is None:
+                raise InputError("there is no pair yet; drop two images or take a built-in pair")
+            act(session)
+        except InputError as error:
+            return [complaint(error), gr.skip(), gr.skip()]
+        return self.redraw(session, on, marked)
+
+    def press(
+        self, session: PairSession | None, tool: str, on: list[str], marked: bool, event: gr.EventData
+    ) -> list[Any]:
+        """A point or box from the script of the fused picture."""
+        sent = event._data if isinstance(event._data, dict) else {}
+        x, y, *corner = [float(value) for value in sent.get("box") or sent.get("point") or [0, 0, 0]]
+        if len(corner) == 2:
+            return self.change(lambda s: s.drag(x, y, *corner), session, on, marked)
+        if not corner:
+            off = bool(sent.get("off")) or tool == TOOLS[1]
+            return self.change(lambda s: s.click(x, y, not off), session, on, marked)
+        return [gr.skip()] * 3
+
+    def undo(self, session: PairSession | None, on: list[str], marked: bool) -> list[Any]:
+        """Without the last prompt."""
+        return self.change(PairSession.undo, session, on, marked)
+
+    def clear(self, session: PairSession | None, on: list[str], marked: bool) -> list[Any]:
+        """With the model's own prompts again."""
+        return self.change(lambda s: s.undo(all=True), session, on, marked)
+
+    def take(self, session: PairSession | None, use: str, on: list[str], marked: bool) -> list[Any]:
+        """With both images, or one."""
+        if session is None:
+            return [gr.skip()] * 3
+        return self.change(lambda s: s.take(USES[use]), session, on, marked)
+
+    def files(self, session: PairSession | None, request: gr.Request) -> list[str] | None:
+        """The downloads of this page."""
+        if session is None:
+            return None
+        try:
+            return write_files(session, self.folder / str(request.session_hash))
+        except InputError:  # the page was closed meanwhile, its folder is gone
+            return None
+
+    def leave(self, request: gr.Request) -> None:
+        """The page was closed: its downloads go."""
+        shutil.rmtree(self.folder / str(request.session_hash), ignore_errors=True)
+
+
+def build(model: FusionSAM, folder: Path) -> gr.Blocks:
+    """The page of one model; `folder` takes the files it writes."""
+    classes, ask = model.config.classes, Handlers(model, folder)
+
+    def picture(label: str) -> gr.Image:
+        # reduced for the page: the full ones are among the downloads
+        return gr.Image(
+            label=label, elem_id=label.lower(), interactive=False, buttons=["fullscreen"], format="png", min_width=120
+        )
+
+    def small(text: str, name: str) -> gr.Button:
+        return gr.Button(text, size="sm", min_width=80, elem_id=name)
+
+    with gr.Blocks(title="FusionSAM", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True) as page:
+        session = gr.State(None)
+        gr.Markdown(
+            f"# FusionSAM\nFuses a visible and a thermal image into one picture and labels every pixel: "
+            f"{', '.join(classes[1:])} (weights `{model.name}`). Nothing leaves the machine that serves this page."
+        )
+        with gr.Row():
+            # files, not gr.Image: the readers must see 16-bit and oversized uploads as they are
+            visible_file = gr.File(label="Drop a visible image", elem_id="visible-file", height=130)
+            infrared_file = gr.File(label="Drop an infrared image", elem_id="infrared-file", height=130)
+            with gr.Column(min_width=260):
+                with gr.Row():
+                    built: list[tuple[gr.Button, int | None]] = [
+                        (small(name, f"pair-{name.lower()}"), index) for name, index in BUILT_IN.items()
+                    ]
+                    built.append((small("Draw another", "pair-another"), None))
+                use = gr.Radio(list(USES), value="both", label="Use of the pair", elem_id="use")
+        status = gr.HTML("", elem_id="status")
+        with gr.Row(elem_id="pictures"):
+            visible, infrared = picture("Visible"), picture("Infrared")
+            fused = gr.HTML(waiting(), elem_id="fused", js_on_load=STAGE_JS)
+            segmentation = picture("Segmentation")
+        with gr.Row():
+            with gr.Column(min_width=280):
+                tool = gr.Radio(TOOLS, value=TOOLS[0], label="A click or tap is", info=HELP, elem_id="tool")
+                with gr.Row():
+                    undo, clear = small("Undo", "undo"), small("Clear my prompts", "clear")
+                show = gr.Checkbox(True, label="Show prompts (dashed: the model's own)", elem_id="show-prompts")
+            with gr.Column(min_width=280):
+                on = gr.CheckboxGroup(classes[1:], value=classes[1:], label="Classes", elem_id="classes")
+            files = gr.File(label="Download", interactive=False, file_count="multiple", elem_id="files", min_width=280)
+        slider = gr.ImageSlider(
+            label="Slide: visible | infrared",
+            interactive=False,
+            elem_id="slider",
+            buttons=["fullscreen"],
+            format="png",
+            max_height=420,
+        )
+
+        answer, look = [status, fused, segmentation], [on, show]
+        pair, opened = [visible_file, infrared_file], [session, visible, infrared, slider, *answer]
+        # one model, one at a time; a click that comes while another is answered waits its turn
+        shared: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress_on": status}
+        many = {**shared, "trigger_mode": "multiple"}
+        latest = {**shared, "trigger_mode": "always_last"}
+        events = [
+            listen(ask.open_pair, [*pair, use, *look], opened, **shared)
+            for listen in (visible_file.upload, visible_file.clear, infrared_file.upload, infrared_file.clear)
+        ]
+        for button, index in built:
+            drawn = button.click(functools.partial(ask.scene, index), None, pair, **shared)
+            events.append(drawn.then(ask.open_pair, [*pair, use, *look], opened, **shared))
+        events.append(fused.click(ask.press, [session, tool, *look], answer, **many))
+        events.append(undo.click(ask.undo, [session, *look], answer, **many))
+        events.append(clear.click(ask.clear, [session, *look], answer, **shared))
+        events.append(use.input(ask.take, [session, use, *look], answer, **latest))
+        on.input(ask.redraw, [session, *look], answer, **latest)
+        show.input(ask.redraw, [session, *look], answer, **latest)
+        for event in events:  # after the answer, so that nobody waits for files
+            event.then(ask.files, session, files, show_progress="hidden", trigger_mode="always_last")
+        page.unload(ask.leave)
+    return page
+
+
+def serve(model: FusionSAM, host: str, port: int) -> None:
+    """Serve the page at `host`:`port` until interrupted or terminated."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="fusionsam-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads end with the server, too
+        page = build(model, Path(folder))
+        page.queue(max_size=64)
+        page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            inbrowser=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=UPLOAD,
+            state_session_capacity=SESSIONS,
+            ssr_mode=False,
+            footer_links=[],
+            enable_monitoring=False,
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            css=CSS + swatches(model.config.palette),
+            app_kwargs={"middleware": [Middleware(OwnServerOnly)], "docs_url": None, "redoc_url": None},
+        )
+        print(f"The page is at http://{'[' + host + ']' if ':' in host else host}:{port} (Ctrl+C ends it)", flush=True)
+        try:
+            page.block_thread()
+        finally:
+            page.close()
