@@ -199,3 +199,46 @@ def test_a_stage_one_tokenizer_starts_a_network(debug, folder, make_debug):
     config.tokenizer.codebook_size = 64
     with pytest.raises(InputError, match=r"model\.tokenizer_weights: .* other model\.tokenizer settings"):
         build_network(config)
+
+
+def test_fine_tuning_starts_from_every_tensor_of_a_checkpoint(make_debug, tmp_path):
+    first = make_debug()
+    save_checkpoint(tmp_path / "first", first, {})
+    config = preset("debug")
+    config.start_from = str(tmp_path / "first")
+    torch.manual_seed(11)
+    started = build_network(config).state_dict()
+    assert all(torch.equal(started[name], tensor) for name, tensor in first.state_dict().items())
+
+
+def test_fine_tuning_on_other_classes_renews_only_what_their_number_shapes(make_debug, tmp_path):
+    first = make_debug()
+    save_checkpoint(tmp_path / "first", first, {})
+    old = first.state_dict()
+    for names in (["road", "person"], [f"class {i}" for i in range(11)]):
+        config = preset("debug")
+        config.start_from = str(tmp_path / "first")
+        config.classes, config.palette, config.foreground = names, [(i, 1, 2) for i in range(len(names))], [1]
+        new = build_network(config).state_dict()
+        taken = {n for n in new if n in old and old[n].shape == new[n].shape and torch.equal(old[n], new[n])}
+        anew = set(new) - taken
+        assert anew
+        # a token and a hypernetwork a class, the head's last layer and its first, which sees the classes' FOT logits
+        begun = ("mask_decoder.sam.mask_tokens.", "mask_decoder.sam.output_hypernetworks_mlps.", "head.mlp.")
+        assert all(n.startswith((*begun, "mask_decoder.sam.iou_prediction_head.")) for n in anew), sorted(anew)
+
+
+def test_fine_tuning_takes_lstg_from_where_it_is_named(make_debug, tmp_path):
+    first, second = make_debug(), make_debug(lambda config: setattr(config.tokenizer, "codebook_size", 37))
+    save_checkpoint(tmp_path / "first", first, {})
+    save_checkpoint(tmp_path / "second", second, {})
+    config = preset("debug")
+    config.tokenizer.codebook_size = 37
+    config.start_from = str(tmp_path / "first")
+    with pytest.raises(InputError, match=r"model\.start_from .*tokenizer\.quantizers"):
+        build_network(config)
+    config.tokenizer_weights = str(tmp_path / "second")
+    built = build_network(config).state_dict()
+    for name, tensor in second.state_dict().items():
+        source = tensor if name.startswith("tokenizer.") else first.state_dict()[name]
+        assert torch.equal(built[name], source), name

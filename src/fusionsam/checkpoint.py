@@ -64,6 +64,8 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
                 foreign.load_exactly(network.mask_decoder.fine[stride], skip, what)
         if parts.encoder_kind == config.encoder.kind and config.encoder.weights is None:
             foreign.load_exactly(network.image_encoder.backbone, parts.image_encoder, what)
+    if config.start_from:
+        _start_from(network, config)
     if config.tokenizer_weights:
         tensors, stored, _ = read_checkpoint(config.tokenizer_weights)
         if stored.tokenizer != config.tokenizer:
@@ -75,6 +77,28 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
         own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         foreign.load_exactly(network.tokenizer, own, f"model.tokenizer_weights {config.tokenizer_weights}")
     return network
+
+
+def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
+    """Fine-tuning: what the checkpoint named by `start_from` has for this network. Left as they are: class-sized
+    tensors if the classes differ, LSTG if `tokenizer_weights` will fill it. InputError for any other difference."""
+    assert config.start_from is not None
+    tensors, stored, _ = read_checkpoint(config.start_from)
+    own = network.state_dict()
+    anew = tuple(["tokenizer."] if config.tokenizer_weights else [])
+    if stored.classes != config.classes:
+        anew += tuple(
+            name
+            for name in own
+            if name.startswith(("mask_decoder.", "head."))
+            and name in tensors
+            and tensors[name].shape != own[name].shape
+        )
+        gone = [name for name in tensors if name.startswith("mask_decoder.") and name not in own]  # of further classes
+        new = [name for name in own if name.startswith("mask_decoder.") and name not in tensors]
+        anew += (*gone, *new)
+    kept = {name: t for name, t in tensors.items() if not (anew and name.startswith(anew))}
+    foreign.load_exactly(network, kept, f"model.start_from {config.start_from}", allow_missing=anew, own_names=True)
 
 
 def _random_encoder(config: ModelConfig, absent: str) -> InputError:
@@ -134,7 +158,7 @@ def load_network(source: str | Path) -> tuple[FusionSAMNetwork, dict[str, Any]]:
     by name (InputError)."""
     tensors, config, card = read_checkpoint(source)
     # foreign files are history by now: everything is in the checkpoint
-    config.sam_weights = config.tokenizer_weights = config.encoder.weights = None
+    config.sam_weights = config.start_from = config.tokenizer_weights = config.encoder.weights = None
     network = FusionSAMNetwork(config)
     foreign.load_exactly(network, tensors, f"weights {source}", own_names=True)
     return network.eval(), {"name": Path(str(source)).name, **card}
@@ -152,6 +176,7 @@ def ship(source: str | Path, folder: str | Path, **facts: Any) -> Path:
     origin = {
         "encoder_weights": config.encoder.weights,
         "sam_weights": config.sam_weights,
+        "start_from": config.start_from,
         "tokenizer_weights": config.tokenizer_weights,
         "data": data.get("root"),
     }

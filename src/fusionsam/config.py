@@ -169,6 +169,9 @@ class ModelConfig:
     sam_weights: str | None = None
     """Foreign SAM weights (.pth, .pt, .safetensors, a transformers folder or hub name) for prompt encoder and mask
     decoder, and for the image encoder where its kind matches."""
+    start_from: str | None = None
+    """A FusionSAM checkpoint (folder or shipped name) to fine-tune: every part starts from it. With other classes the
+    class-sized tensors start anew; with tokenizer_weights LSTG comes from there."""
     tokenizer_weights: str | None = None
     """A checkpoint folder whose LSTG this model starts from (stage 1)."""
     max_side: int = 1024
