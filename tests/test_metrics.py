@@ -9,12 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import distance_transform_edt
 from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_score
 from torchmetrics.classification import MulticlassCalibrationError
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
-from fusionsam import metrics
-from fusionsam.metrics import PROTOCOLS, BoundaryScore, CalibrationError, ConfusionMatrix, ImageMatrices
+from fusionsam import boundary, metrics
+from fusionsam.boundary import BoundaryScore
+from fusionsam.metrics import PROTOCOLS, CalibrationError, ConfusionMatrix, ImageMatrices
 from fusionsam.structures import InputError
 
 
@@ -57,6 +59,9 @@ def test_matrix_equals_scikit_learn_and_jaccard_equals_torchmetrics(case):
     valid = label != 255
     y, p = label[valid], prediction[valid]
     np.testing.assert_array_equal(counts.matrix, confusion_matrix(y, p, labels=list(range(k))))
+    wide = ConfusionMatrix(k + 11)  # more cells than a byte can number
+    wide.update(prediction.astype(np.int64), label.astype(np.int64))
+    np.testing.assert_array_equal(wide.matrix[:k, :k], counts.matrix)
     ours = np.nan_to_num(metrics.iou(counts.matrix))
     theirs = multiclass_jaccard_index(
         torch.from_numpy(prediction).long(), torch.from_numpy(label).long(), k, average="none", ignore_index=255
@@ -239,6 +244,30 @@ def test_boundary_of_a_shifted_edge():
         score.update(np.roll(label, shift, axis=1) * (np.arange(640) >= 320), label)
         np.testing.assert_allclose(score.f_score(), [expected, expected, np.nan])
         assert score.mean() == expected
+
+
+@pytest.mark.parametrize("few", [2**22, 0])  # near ones looked up, and by the search tree
+@pytest.mark.parametrize(("k", "tolerance"), [(5, 0.031), (23, 0.05), (300, 0.05)])
+def test_boundary_counts_equal_distance_transforms(monkeypatch, few, k, tolerance):
+    monkeypatch.setattr(boundary, "_FEW", few)
+    rng = np.random.default_rng(k)
+    label = rng.integers(0, k, (6, 7)).repeat(13, 0).repeat(17, 1)[:71, :97]
+    prediction = np.roll(label, (2, 3), (0, 1))
+    prediction[rng.random(label.shape) < 0.01] = k - 1
+    label[:5, 40:50] = 10_000
+    score = BoundaryScore(k, tolerance)
+    score.update(prediction.astype(np.int64), label, ignore=10_000)
+    radius, outside = tolerance * math.hypot(71, 97), label == 10_000
+    edges = []
+    for ids in (prediction, label):
+        around = np.pad(np.where(outside, -1, ids), 1, constant_values=-1)
+        shifted = [around[1:-1, :-2], around[1:-1, 2:], around[:-2, 1:-1], around[2:, 1:-1]]
+        edges.append(~outside & np.any([(s != ids) & (s >= 0) for s in shifted], 0))
+    for c in range(k):
+        ours, theirs = (edge & (ids == c) for edge, ids in zip(edges, (prediction, label), strict=True))
+        for column, (one, two) in enumerate([(ours, theirs), (theirs, ours)]):
+            near = distance_transform_edt(~two) <= radius if two.any() else np.zeros_like(two)
+            assert score.counts[c, 2 * column : 2 * column + 2].tolist() == [(one & near).sum(), one.sum()]
 
 
 def test_boundary_precision_and_recall_on_a_worked_case():

@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import KDTree
 
 from fusionsam.structures import InputError
 
@@ -28,15 +27,34 @@ def _ids(values: ArrayLike, name: str) -> NDArray[np.integer[Any]]:
     return array
 
 
-def _pair(prediction: ArrayLike, label: ArrayLike) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
-    predicted, truth = _ids(prediction, "prediction"), _ids(label, "label")
+def narrow(ids: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """Ids as uint8 if all lie in 0..255, else as they are. Ids mostly come as int64, and reading eight bytes a pixel
+    again and again was most of the time that counting took."""
+    if ids.dtype == np.uint8 or not ids.size or ids.min() < 0 or ids.max() > 255:
+        return ids
+    return ids.astype(np.uint8)
+
+
+def id_pair(prediction: ArrayLike, label: ArrayLike) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
+    """Prediction and label as integer (H,W) arrays, uint8 where that holds them; InputError if they are no such thing
+    or differ in size."""
+    predicted, truth = narrow(_ids(prediction, "prediction")), narrow(_ids(label, "label"))
     if predicted.shape != truth.shape:
         sizes = f"size {predicted.shape} differs from the label's {truth.shape}"
         raise InputError(f"prediction: {sizes}; resize the logits (never the ids) to the label's size")
     return predicted, truth
 
 
-def _divide(part: ArrayLike, whole: ArrayLike) -> Ratios:
+def _count(values: NDArray[np.integer[Any]], length: int) -> Counts:
+    """How often each of 0..length-1 occurs in `values` (n,), counted by runs: label maps are made of long ones."""
+    if not values.size:
+        return np.zeros(length, np.int64)
+    ends = np.append(np.flatnonzero(values[1:] != values[:-1]), len(values) - 1)
+    # weights are float64, which holds whole numbers up to 2^53 exactly
+    return np.bincount(values[ends], np.diff(ends, prepend=-1), length).astype(np.int64)
+
+
+def ratio(part: ArrayLike, whole: ArrayLike) -> Ratios:
     """part / whole, NaN where whole is 0."""
     numerator, denominator = np.asarray(part, np.float64), np.asarray(whole, np.float64)
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
@@ -54,7 +72,7 @@ class ConfusionMatrix:
     def update(self, prediction: ArrayLike, label: ArrayLike, ignore: int = 255) -> Counts:
         """Add one image, both integer ids (H,W) in 0..K-1, and return its own (K,K) matrix. Pixels with label `ignore`
         are not counted. InputError if sizes differ or an id is outside of 0..K-1."""
-        predicted, truth = _pair(prediction, label)
+        predicted, truth = id_pair(prediction, label)
         valid = truth != ignore
         if not valid.all():
             predicted, truth = predicted[valid], truth[valid]
@@ -62,8 +80,10 @@ class ConfusionMatrix:
             if ids.size and (ids.min() < 0 or ids.max() >= self.num_classes):
                 found = f"found ids {ids.min()} to {ids.max()}, expected 0 to {self.num_classes - 1}"
                 raise InputError(f"{name}: {found}; check that the classes are those of the data set")
-        pairs = truth.astype(np.int32).ravel() * np.int32(self.num_classes) + predicted.astype(np.int32).ravel()
-        image = np.bincount(pairs, minlength=self.num_classes**2).reshape(self.num_classes, self.num_classes)
+        cells = self.num_classes**2
+        kind = np.dtype(np.uint8 if cells <= 256 else np.int64)
+        pairs = truth.astype(kind).ravel() * kind.type(self.num_classes) + predicted.astype(kind).ravel()
+        image = _count(pairs, cells).reshape(self.num_classes, self.num_classes)
         self.matrix += image
         return image
 
@@ -84,31 +104,31 @@ def _parts(matrix: ArrayLike) -> tuple[Ratios, Ratios, Ratios]:
 def iou(matrix: ArrayLike) -> Ratios:
     """TP / (TP + FP + FN) per class, (...,K,K) -> (...,K); NaN for a class neither in the labels nor predicted."""
     hits, truth, predicted = _parts(matrix)
-    return _divide(hits, truth + predicted - hits)
+    return ratio(hits, truth + predicted - hits)
 
 
 def accuracy(matrix: ArrayLike) -> Ratios:
     """Class accuracy, i.e. recall TP / (TP + FN); NaN for a class that the labels do not contain."""
     hits, truth, _ = _parts(matrix)
-    return _divide(hits, truth)
+    return ratio(hits, truth)
 
 
 def precision(matrix: ArrayLike) -> Ratios:
     """TP / (TP + FP) per class; NaN for a class that is never predicted."""
     hits, _, predicted = _parts(matrix)
-    return _divide(hits, predicted)
+    return ratio(hits, predicted)
 
 
 def f1(matrix: ArrayLike) -> Ratios:
     """2 TP / (2 TP + FP + FN) per class (Dice); NaN exactly where the IoU is."""
     hits, truth, predicted = _parts(matrix)
-    return _divide(2 * hits, truth + predicted)
+    return ratio(2 * hits, truth + predicted)
 
 
 def pixel_accuracy(matrix: ArrayLike) -> float:
     """Share of counted pixels whose id is right; NaN without any."""
     counts = np.asarray(matrix, np.float64)
-    return float(_divide(np.trace(counts), counts.sum()))
+    return float(ratio(np.trace(counts), counts.sum()))
 
 
 def plain(values: ArrayLike) -> list[float | None]:
@@ -161,12 +181,12 @@ class Protocol:
     def __call__(self, matrix: ArrayLike) -> Score:
         """mIoU in percent and the class ids in the mean, of one (K,K) matrix."""
         value, mask = self._counted(matrix)
-        return Score(float(100 * _divide(value[mask].sum(), mask.sum())), tuple(int(i) for i in np.flatnonzero(mask)))
+        return Score(float(100 * ratio(value[mask].sum(), mask.sum())), tuple(int(i) for i in np.flatnonzero(mask)))
 
     def many(self, matrices: ArrayLike) -> Ratios:
         """mIoU in percent of a stack (n,K,K) -> (n,)."""
         value, mask = self._counted(matrices)
-        return 100 * _divide((value * mask).sum(-1), mask.sum(-1))
+        return 100 * ratio((value * mask).sum(-1), mask.sum(-1))
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -311,66 +331,6 @@ def paired_bootstrap(
     return Difference(whole[0] - whole[1], _interval(gap), min(1.0, 2 * (tail + 1) / (draws + 1)))
 
 
-def _boundary(ids: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Valid pixels with a valid 4-neighbour of another id; the picture's border and ignored pixels make no boundary."""
-    edge = np.zeros(ids.shape, bool)
-    for one, two in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
-        differs = (ids[one] != ids[two]) & valid[one] & valid[two]
-        edge[one] |= differs
-        edge[two] |= differs
-    return edge
-
-
-def _near(points: NDArray[Any], targets: NDArray[Any], tolerance: float) -> int:
-    """How many of `points` (n,2) have a target within `tolerance` pixels."""
-    if not len(points) or not len(targets):
-        return 0
-    # KDTree's bound is exclusive; distances are roots of whole numbers, so this margin cannot let another one in.
-    distance, _ = KDTree(targets).query(points, distance_upper_bound=tolerance + 1e-6)
-    return int(np.isfinite(distance).sum())
-
-
-class BoundaryScore:
-    """Boundary F-score per class, with counts pooled over images (Csurka et al., BMVC 2013, with Perazzi et al.'s
-    tolerance as a share of the diagonal, CVPR 2016).
-
-    The boundary of a class is its pixels that touch (4-neighbours) a pixel of another class. Precision is the share
-    of predicted boundary pixels within `tolerance` x diagonal (Euclidean, in pixels, not rounded) of the true boundary
-    of the same class, recall the share of true ones within it of the predicted.
-    """
-
-    def __init__(self, num_classes: int, tolerance: float = 0.0075) -> None:
-        self.tolerance = tolerance
-        self.counts: Counts = np.zeros((num_classes, 4), np.int64)
-        """Per class: predicted pixels near the truth, predicted, true pixels near the prediction, true."""
-
-    def update(self, prediction: ArrayLike, label: ArrayLike, ignore: int = 255) -> None:
-        """Add one image: integer ids (H,W) both; pixels with label `ignore` are not looked at."""
-        predicted, truth = _pair(prediction, label)
-        valid = truth != ignore
-        reach = self.tolerance * float(np.hypot(*truth.shape))
-        edges = [(np.argwhere(edge), ids[edge]) for ids in (predicted, truth) for edge in [_boundary(ids, valid)]]
-        for index in range(len(self.counts)):
-            ours, theirs = (points[ids == index] for points, ids in edges)
-            self.counts[index] += (_near(ours, theirs, reach), len(ours), _near(theirs, ours, reach), len(theirs))
-
-    def merge(self, other: BoundaryScore) -> None:
-        """Add the counts of another process."""
-        self.counts += other.counts
-
-    def f_score(self) -> Ratios:
-        """F per class (K,): 2PR/(P+R), 0 if only one side has a boundary or nothing matches, NaN if neither has."""
-        near_truth, predicted, near_prediction, truth = self.counts.T.astype(np.float64)
-        share, recall = np.nan_to_num(_divide(near_truth, predicted)), np.nan_to_num(_divide(near_prediction, truth))
-        score = np.nan_to_num(_divide(2 * share * recall, share + recall))
-        return np.where(predicted + truth > 0, score, np.nan)
-
-    def mean(self) -> float:
-        """Mean F over the classes that have a boundary in the labels; NaN without any."""
-        has_truth = self.counts[:, 3] > 0
-        return float(_divide(self.f_score()[has_truth].sum(), has_truth.sum()))
-
-
 class CalibrationError:
     """Expected calibration error over pixels, equal-width bins (Guo et al., arXiv 1706.04599, eq. 3)."""
 
@@ -381,7 +341,7 @@ class CalibrationError:
 
     def update(self, confidence: ArrayLike, prediction: ArrayLike, label: ArrayLike, ignore: int = 255) -> None:
         """Add one image: probability of the predicted class (H,W) in [0, 1], ids (H,W), ids (H,W)."""
-        predicted, truth = _pair(prediction, label)
+        predicted, truth = id_pair(prediction, label)
         valid = truth != ignore
         sure = np.asarray(confidence, np.float64)
         if sure.shape != truth.shape or not ((sure >= 0) & (sure <= 1 + 1e-6)).all():
@@ -396,4 +356,4 @@ class CalibrationError:
 
     def value(self) -> float:
         """Sum over bins of share x |accuracy - mean confidence|, in [0, 1]; NaN before any pixel."""
-        return float(_divide(np.abs(self.correct - self.confidence).sum(), self.counts.sum()))
+        return float(ratio(np.abs(self.correct - self.confidence).sum(), self.counts.sum()))

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fusionsam.boundary import BoundaryScore
 from fusionsam.metrics import (
     PROTOCOLS,
-    BoundaryScore,
     CalibrationError,
     ConfusionMatrix,
     ImageMatrices,
@@ -23,6 +23,7 @@ from fusionsam.metrics import (
     bootstrap_miou,
     f1,
     headline,
+    id_pair,
     iou,
     paired_bootstrap,
     pixel_accuracy,
@@ -76,6 +77,7 @@ class Tally:
         """Add one image: ids (H,W), ids (H,W) with 255 = ignore, probability of the predicted class (H,W) or None.
 
         Raises InputError for differing sizes, strange ids, or an id added twice."""
+        prediction, label = id_pair(prediction, label)
         self.images.add(image_id, self.confusion.update(prediction, label))
         self.boundary.update(prediction, label)
         if confidence is not None:
