@@ -126,6 +126,11 @@ def _legend(entries: list[tuple[str, Color]], width: int, size: int) -> Image.Im
     return strip
 
 
+def legend_strip(classes: Sequence[str], palette: Sequence[Color], height: int, width: int) -> Image.Image:
+    """The names beside their colours, as wide as a picture of `height` x `width` pixels, or as the longest name."""
+    return _legend(list(zip(classes, palette, strict=True)), width, _font_size(height, width))
+
+
 def overlay(
     fused: ArrayLike,
     labels: ArrayLike,

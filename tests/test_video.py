@@ -1,0 +1,167 @@
+"""`fusionsam predict --video`: every frame is the single prediction, in order, and nothing half-written stays."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from fusionsam.checkpoint import save_checkpoint
+from fusionsam.cli import main
+from fusionsam.config import preset
+from fusionsam.data.images import write_png
+from fusionsam.data.synthetic import draw_scene
+from fusionsam.models.fusionsam import FusionSAMNetwork
+from fusionsam.predict import FusionSAM
+from fusionsam.structures import InputError
+from fusionsam.video import Source, frame_picture, open_source, overlay_video
+
+H, W = 67, 83
+NAMES = ["f1", "f2", "f10"]  # in this order, not in that of the alphabet
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(3)
+    return save_checkpoint(tmp_path_factory.mktemp("w") / "small", FusionSAMNetwork(preset("debug")).eval(), {})
+
+
+@pytest.fixture(scope="module")
+def model(weights):
+    return FusionSAM.from_pretrained(weights, "cpu")
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [draw_scene(5, index, (H, W)) for index in range(3)]
+
+
+@pytest.fixture
+def folders(scenes, tmp_path):
+    for name, scene in zip(NAMES, scenes, strict=True):
+        write_png(tmp_path / "visible" / f"{name}.png", scene.visible)
+        write_png(tmp_path / "infrared" / f"{name}.png", scene.infrared)
+    return tmp_path / "visible", tmp_path / "infrared"
+
+
+def film(path, frames, form, rate=Fraction(7)):
+    """A lossless film of arrays."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=rate)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "bgr0" if form == "rgb24" else "gray"
+        for frame in frames:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format=form)):
+                container.mux(packet)
+        for packet in stream.encode(None):
+            container.mux(packet)
+    return path
+
+
+def films(scenes, folder, visible=3, infrared=3):
+    folder.mkdir(exist_ok=True)
+    shown = [scene.visible.permute(1, 2, 0).contiguous().numpy() for scene in scenes]
+    heat = [scene.infrared[0].numpy() for scene in scenes]
+    return film(folder / "drive.mkv", shown[:visible], "rgb24"), film(folder / "heat.mkv", heat[:infrared], "gray")
+
+
+def decoded(path):
+    with av.open(str(path)) as container:
+        rate = container.streams.video[0].average_rate
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)], rate
+
+
+def predict(*arguments):
+    return main(["predict", "--video", *map(str, arguments)])
+
+
+def test_each_frame_is_the_prediction_of_its_pair_in_natural_order(model, weights, scenes, folders, tmp_path, capsys):
+    visible, infrared = folders
+    out = tmp_path / "out"
+    given = ("--visible", visible, "--infrared", infrared, "--out", out, "--weights", weights, "--fps", 5)
+    assert predict(*given) == 0
+    assert "3 frames" in capsys.readouterr().out
+    assert [path.name for path in out.iterdir()] == ["visible_overlay.mp4"]
+    frames, rate = decoded(out / "visible_overlay.mp4")
+    assert rate == 5
+    expected = [frame_picture(model.predict(scene.visible, scene.infrared)) for scene in scenes]
+    distance = [[np.square(e.astype(float) - f).mean() for e in expected] for f in frames]
+    assert [int(np.argmin(row)) for row in distance] == [0, 1, 2]
+    for index in range(3):
+        assert 10 * np.log10(255**2 / distance[index][index]) > 24  # decibels: lossy, but no other picture
+
+
+def test_films_are_their_frames(weights, scenes, folders, tmp_path):
+    pair = films(scenes, tmp_path / "films")
+    assert predict("--visible", pair[0], "--infrared", pair[1], "--out", tmp_path / "a", "--weights", weights) == 0
+    given = ("--visible", folders[0], "--infrared", folders[1], "--out", tmp_path / "b", "--weights", weights)
+    assert predict(*given, "--fps", 7) == 0
+    from_films, rate = decoded(tmp_path / "a" / "drive_overlay.mp4")
+    from_folders, _ = decoded(tmp_path / "b" / "visible_overlay.mp4")
+    assert rate == 7
+    np.testing.assert_array_equal(np.stack(from_films), np.stack(from_folders))
+
+
+def test_one_film_alone(model, weights, scenes, tmp_path):
+    heat = films(scenes, tmp_path / "films")[1]
+    assert predict("--infrared", heat, "--out", tmp_path / "o", "--weights", weights) == 0
+    frames, _ = decoded(tmp_path / "o" / "heat_overlay.mp4")
+    expected = frame_picture(model.predict(None, scenes[2].infrared))
+    assert np.square(expected.astype(float) - frames[2]).mean() < 255**2 / 10**2.4
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (1, 3)])
+def test_films_of_two_lengths_leave_nothing_behind(weights, scenes, tmp_path, capsys, counts):
+    pair = films(scenes, tmp_path / "films", *counts)
+    given = ("--visible", pair[0], "--infrared", pair[1], "--out", tmp_path / "o", "--weights", weights)
+    assert predict(*given) == 2
+    message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fusionsam: error:")]
+    assert len(message) == 1
+    assert all(word in message[0] for word in ("drive.mkv", "heat.mkv", f"{min(counts)} frames", "cut them"))
+    assert list((tmp_path / "o").iterdir()) == []
+
+
+def test_what_does_not_fit_is_named(scenes, folders, tmp_path):
+    drive, heat = films(scenes, tmp_path / "films")
+    other = film(tmp_path / "films" / "small.mkv", [np.zeros((H, W - 1), np.uint8)], "gray")
+    (tmp_path / "notes.mp4").write_text("no film")
+    (tmp_path / "empty").mkdir()
+    for pair, words in [
+        ((drive, other), ["drive.mkv is 83x67", "small.mkv 82x67"]),
+        ((tmp_path / "notes.mp4", None), ["notes.mp4", "cannot be decoded"]),
+        ((drive, folders[1]), ["one is a folder and one a file"]),
+        ((tmp_path / "gone.mp4", None), ["gone.mp4", "no such file"]),
+        ((None, tmp_path / "empty"), ["empty", "no image"]),
+        ((None, None), ["at least one"]),
+    ]:
+        with pytest.raises(InputError) as error:
+            open_source(*pair)
+        assert all(word in str(error.value) for word in words)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="--fps: 0"):
+        open_source(drive, heat, 0.0)
+
+
+def test_frames_are_read_one_by_one_and_a_failure_keeps_the_old_video(model, scenes, tmp_path):
+    read, predicted = [], []
+
+    class Watched:
+        def predict(self, visible, infrared, prompts=None):
+            predicted.append(len(read))
+            return model.predict(visible, infrared)
+
+    def frames(last):
+        for index, scene in enumerate(scenes):
+            read.append(index)
+            size = scene.size if index < 2 else last
+            yield scene.id, scene.size, scene.visible[:, : size[0]], scene.infrared[:, : size[0]]
+
+    out = tmp_path / "v.mp4"
+    assert overlay_video(Watched(), Source(frames((H, W)), 3, Fraction(5)), out)[0] == 3
+    assert predicted == [1, 2, 3]
+    before = out.read_bytes()
+    with pytest.raises(InputError, match=r"frame 3 .*not the size of the first"):
+        overlay_video(model, Source(frames((H - 2, W)), 3, Fraction(5)), out)
+    assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
+    assert out.read_bytes() == before
