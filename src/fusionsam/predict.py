@@ -380,11 +380,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--overwrite", action="store_true", help="predict finished pairs again")
+    parser.add_argument(
+        "--video", action="store_true", help="the two are films, or folders of frames: write NAME_overlay.mp4"
+    )
+    parser.add_argument("--fps", type=float, help="with --video: frames a second (default: the film's, 25 for folders)")
     parser.add_argument("--confidence-map", action="store_true", help="also write NAME_confidence.png (0-255)")
 
 
 def main(args: argparse.Namespace) -> int:
     """`fusionsam predict`."""
+    if args.video:
+        from fusionsam import video
+
+        return video.command(args, FusionSAM.from_pretrained, read_prompts)
     done = run(
         args.visible,
         args.infrared,
