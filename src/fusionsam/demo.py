@@ -21,17 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
 
 
-def free_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0. InputError when it cannot be listened at."""
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to `port`, or to a free one for 0. InputError when that cannot be."""
     if not 0 <= port <= 65535:
         raise InputError(f"--port: {port}; expected 0 to 65535")
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return int(probe.getsockname()[1])
+        listener.bind((host, port))
     except OSError as error:
+        listener.close()
         raise InputError(f"--host {host} --port {port}: cannot listen ({error.strerror}); choose another") from None
+    return listener
 
 
 def main(args: argparse.Namespace) -> int:
@@ -42,7 +43,6 @@ def main(args: argparse.Namespace) -> int:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from fusionsam import demo_page
 
-    port = free_port(args.host, args.port)
-    model = FusionSAM.from_pretrained(args.weights, args.device)
-    demo_page.serve(model, args.host, port)
+    with listen(args.host, args.port) as listener:  # before the model: a port in use is told at once
+        demo_page.serve(FusionSAM.from_pretrained(args.weights, args.device), listener)
     return 0

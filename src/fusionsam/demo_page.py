@@ -6,13 +6,17 @@ import functools
 import os
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
+import uvicorn
+from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -239,31 +243,28 @@ def build(model: FusionSAM, folder: Path) -> gr.Blocks:
     return page
 
 
-def serve(model: FusionSAM, host: str, port: int) -> None:
-    """Serve the page at `host`:`port` until interrupted or terminated."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="fusionsam-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads end with the server, too
+def serve(model: FusionSAM, listener: socket.socket) -> None:
+    """Serve the page at a bound socket until interrupted or terminated; uploads and downloads end with it."""
+    host, port = listener.getsockname()[:2]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then, too
+    with tempfile.TemporaryDirectory(prefix="fusionsam-demo-") as folder, suppress(KeyboardInterrupt):
+        os.environ["GRADIO_TEMP_DIR"] = folder
         page = build(model, Path(folder))
         page.queue(max_size=64)
-        page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            inbrowser=False,
-            quiet=True,
-            prevent_thread_lock=True,
+        page.state_session_capacity = SESSIONS
+        # not page.launch(): it gives up on machines too busy to answer it within seconds
+        app = gr.mount_gradio_app(
+            FastAPI(docs_url=None, redoc_url=None, openapi_url=None, middleware=[Middleware(OwnServerOnly)]),
+            page,
+            path="/",
             max_file_size=UPLOAD,
-            state_session_capacity=SESSIONS,
             ssr_mode=False,
             footer_links=[],
             enable_monitoring=False,
+            show_error=False,
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=CSS + swatches(model.config.palette),
-            app_kwargs={"middleware": [Middleware(OwnServerOnly)], "docs_url": None, "redoc_url": None},
         )
-        print(f"The page is at http://{'[' + host + ']' if ':' in host else host}:{port} (Ctrl+C ends it)", flush=True)
-        try:
-            page.block_thread()
-        finally:
-            page.close()
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+        print(f"The page is at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl+C ends it)", flush=True)
+        uvicorn.Server(config).run(sockets=[listener])

@@ -67,6 +67,7 @@ body:has(#tool label:nth-of-type(3) input:checked) .stage {touch-action: none}
 #pictures > * {min-width: 0 !important; width: 100%}
 .wait {padding: 5em 1em; text-align: center; line-height: 1.4}
 #fused {position: relative; padding: 0 !important; border: 1px solid var(--border-color-primary); border-radius: 4px}
+#fused > *, #fused .html-container {padding: 0 !important}
 .title {position: absolute; z-index: 1; top: 0; left: 0; padding: 2px 10px; font-size: 13px; line-height: 1.6;
   color: var(--block-label-text-color); background: var(--block-label-background-fill); pointer-events: none}
 @media (max-width: 1000px) {#pictures {grid-template-columns: repeat(2, minmax(0, 1fr))}}
@@ -90,7 +91,7 @@ def preview(image: Image.Image) -> Image.Image:
 
 def marks(prompts: Prompts, size: tuple[int, int]) -> str:
     """Points and boxes as SVG: green on the object, red off it, boxes yellow, dashed where the model's own."""
-    unit = max(size) / 160
+    unit = max(size) / 110
     dashed = "" if prompts.source == "user" else 'stroke-dasharray="6 4"'
     parts = []
     for x0, y0, x1, y1 in [] if prompts.boxes is None else prompts.boxes[0].tolist():
