@@ -242,3 +242,16 @@ def test_fine_tuning_takes_lstg_from_where_it_is_named(make_debug, tmp_path):
     for name, tensor in second.state_dict().items():
         source = tensor if name.startswith("tokenizer.") else first.state_dict()[name]
         assert torch.equal(built[name], source), name
+
+
+def test_continuous_latents_start_from_a_quantised_stage_1_without_its_codebooks(make_debug, tmp_path):
+    first = make_debug()
+    save_checkpoint(tmp_path / "stage_1", first, {})
+    config = preset("debug")
+    config.tokenizer.tokens = "continuous"
+    config.tokenizer_weights = str(tmp_path / "stage_1")
+    built = build_network(config).tokenizer.state_dict()
+    assert all(torch.equal(tensor, first.tokenizer.state_dict()[name]) for name, tensor in built.items())
+    config.tokenizer.dim = 20  # any other difference is still refused
+    with pytest.raises(InputError, match="other model.tokenizer settings"):
+        build_network(config)

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,13 +68,16 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
         _start_from(network, config)
     if config.tokenizer_weights:
         tensors, stored, _ = read_checkpoint(config.tokenizer_weights)
-        if stored.tokenizer != config.tokenizer:
+        unquantised = stored.tokenizer.tokens == "quantized" and config.tokenizer.tokens == "continuous"
+        if stored.tokenizer != (replace(config.tokenizer, tokens="quantized") if unquantised else config.tokenizer):
             raise InputError(
                 f"model.tokenizer_weights: {config.tokenizer_weights} was trained with other model.tokenizer settings; "
                 "use the same"
             )
         prefix = "tokenizer."
         own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        if unquantised:  # E_i and G_i serve, the codebooks have no place
+            own = {name: t for name, t in own.items() if not name.startswith("quantizers.")}
         foreign.load_exactly(network.tokenizer, own, f"model.tokenizer_weights {config.tokenizer_weights}")
     return network
 

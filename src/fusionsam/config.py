@@ -208,15 +208,15 @@ class LossConfig:
     """The same loss on the FOT logits."""
     prompt_weight: float = 0.3
     """Binary cross-entropy of the mask prompt to foreground: only a loss, the label never enters forward."""
-    fusion_weight: float = 0.5
-    """f_f as a whole."""
-    intensity_weight: float = 1.0
+    fusion_weight: float = 4.0
+    """f_f as a whole; at 0.5 segmentation holds the picture near the plain average (results/README.md)."""
+    intensity_weight: float = 0.2
     """L1 to max(Y1, I2)."""
-    gradient_weight: float = 5.0
+    gradient_weight: float = 20.0
     """L1 of |grad I_f| to max(|grad Y1|, |grad I2|)."""
     color_weight: float = 1.0
     """L1 of Cb, Cr to the visible image's."""
-    ssim_weight: float = 1.0
+    ssim_weight: float = 1.2
     """1 - SSIM to both sources."""
     reconstruction_weight: float = 1.0
     """L_rec, eq. 5."""
@@ -379,7 +379,7 @@ def _debug() -> ModelConfig:
 def _tiny() -> ModelConfig:
     return ModelConfig(
         preset="tiny",
-        tokenizer=TokenizerConfig(blocks=1, codebook_size=512),
+        tokenizer=TokenizerConfig(blocks=1, codebook_size=256, codebook_dim=32, codebooks=4),
         fusion=FusionConfig(heads=2, kv_stride=8),
     )
 
