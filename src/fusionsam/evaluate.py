@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from fusionsam import checkpoint, reports
+from fusionsam import checkpoint, reports, worst_pairs
 from fusionsam.data.catalog import CATALOG, DatasetRow
 from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.leaks import leaks, weigh
@@ -54,6 +54,8 @@ class EvaluateConfig:
     train_split: str | None = None
     """Split the leak guard compares with; None = the one the weights record, or train; 'none' = no guard."""
     prediction_format: Literal["auto", "ids", "rgb", "bgr"] = "auto"
+    worst: int = 0
+    """Pairs with the lowest mIoU to draw into `out`/worst."""
     command: str = ""
     """Repeated in the report."""
 
@@ -65,30 +67,20 @@ def evaluate(config: EvaluateConfig) -> Report:
     mean and deviation. Raises InputError for impossible options, unusable data or weights, splits that share pictures
     with the training split, and reports that must not be compared."""
     _check(config)
-    data = open_split(config.dataset, config.root, config.split, config.class_file)
+    data = open_labelled(config)
     assert data.row is not None
-    if not data.row.classes:
-        raise InputError(
-            f"dataset {config.dataset!r} has no classes of its own; give --class-file with classes, palette"
-        )
-    unlabelled = [entry.id for entry in data.entries if entry.label is None]
-    if unlabelled:
-        raise InputError(
-            f"{config.root}: {len(unlabelled)} pairs of split {config.split!r} have no label (first: "
-            f"{', '.join(unlabelled[:5])}); add their labels or take them off the list"
-        )
-    digest = reports.split_digest([entry.id for entry in data.entries])
-    other = None if config.against is None else reports.read_comparable(config.against, config.dataset, digest)
+    split = reports.split_digest([entry.id for entry in data.entries])
+    other = None if config.against is None else reports.read_comparable(config.against, config.dataset, split)
     model, cards = None, []
     for source in config.weights:  # one at a time: five of the largest would not fit
         model = FusionSAM.from_pretrained(source, config.device)
-        _check_classes(model, source, data.row)
+        check_classes(model, source, data.row)
         cards.append(model.card)
     _check_seeds(config, cards)
     folder = None
     if config.predictions is not None:
         folder = FolderPredictor(config.predictions, data, config.prediction_format, config.allow_partial)
-    guard = _leak_guard(config, data.entries, cards)
+    guard = leak_guard(config, data.entries, cards)
     if folder is not None:
         return _run(config, data, folder, guard, config.out, other, None)
 
@@ -110,6 +102,23 @@ def evaluate(config: EvaluateConfig) -> Report:
     return report
 
 
+def open_labelled(config: EvaluateConfig) -> PairDataset:
+    """The split to score on; InputError if the data set has no classes or a pair has no label."""
+    data = open_split(config.dataset, config.root, config.split, config.class_file)
+    assert data.row is not None
+    if not data.row.classes:
+        raise InputError(
+            f"dataset {config.dataset!r} has no classes of its own; give --class-file with classes, palette"
+        )
+    unlabelled = [entry.id for entry in data.entries if entry.label is None]
+    if unlabelled:
+        raise InputError(
+            f"{config.root}: {len(unlabelled)} pairs of split {config.split!r} have no label (first: "
+            f"{', '.join(unlabelled[:5])}); add their labels or take them off the list"
+        )
+    return data
+
+
 def _check(config: EvaluateConfig) -> None:
     if bool(config.weights) == (config.predictions is not None):
         raise InputError("evaluate: give either --weights or --predictions, one of them")
@@ -127,6 +136,8 @@ def _check(config: EvaluateConfig) -> None:
         raise InputError("against: compares single reports; give one of the --weights")
     if config.seeds and len(config.weights) < 2:
         raise InputError(f"seeds: {len(config.weights)} weights; expected at least 2 checkpoints for a deviation")
+    if config.worst < 0:
+        raise InputError(f"worst: {config.worst} pairs; expected at least 1 (0 = none are drawn)")
     if config.bootstrap < 0 or (config.against is not None and config.bootstrap < 1):
         raise InputError(
             f"bootstrap: {config.bootstrap} draws; expected at least 1 (0 = no interval, without --against)"
@@ -140,7 +151,8 @@ def _check(config: EvaluateConfig) -> None:
             raise InputError(f"{config.out}: cannot be written ({error.strerror}); choose another --out") from error
 
 
-def _check_classes(model: FusionSAM, source: str | Path, row: DatasetRow) -> None:
+def check_classes(model: FusionSAM, source: str | Path, row: DatasetRow) -> None:
+    """InputError unless the weights know the data set's classes, in its order."""
     if len(model.config.classes) != row.num_classes:
         raise InputError(
             f"weights {source}: {len(model.config.classes)} classes, data set {row.name} has {row.num_classes}; "
@@ -160,7 +172,7 @@ def _check_seeds(config: EvaluateConfig, cards: list[dict[str, Any]]) -> None:
         raise InputError(f"seeds: the checkpoints record the seeds {seeds}; expected a different one each")
 
 
-def _leak_guard(config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[str, Any]]) -> dict[str, Any]:
+def leak_guard(config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[str, Any]]) -> dict[str, Any]:
     """Compare the split with what the weights were trained on, as far as those lists are there."""
     if config.train_split == "none":
         return {"checked": [], "leaks": 0, "notes": ["the leak guard was switched off (--train-split none)"]}
@@ -224,7 +236,7 @@ def _run(
     values |= _context(config, data, guard) | predictor.describe()
     values |= {"prompts": prompts, "weights": None if weights is None else str(weights)}
     if weights is not None:
-        values["weights_sha256"] = _digest(checkpoint.locate(weights) / checkpoint.WEIGHTS)
+        values["weights_sha256"] = digest(checkpoint.locate(weights) / checkpoint.WEIGHTS)
     values |= {"seconds": time.perf_counter() - started, "seconds_counting": counting}
     total, complete = len(data.entries), len(todo) == len(data.entries)
     if config.dataset in reports.PUBLISHED and config.split == "test" and complete and prompts != "oracle":
@@ -238,6 +250,8 @@ def _run(
         values["against"]["report"] = str(config.against)
     if out is not None:
         reports.write(Path(out), report, tally.images)
+        if config.worst:
+            worst_pairs.draw(predictor, data, tally.images, values["protocol"], Path(out) / "worst", config.worst)
     return report
 
 
@@ -279,7 +293,8 @@ def _title(config: EvaluateConfig, name: str, values: dict[str, Any], partial: t
     return ": ".join([*marks, ", ".join([what, *how])])
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -314,6 +329,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--" + leak.replace("_", "-"), action="store_true", help="score although pictures were trained on")
     add("--bootstrap", type=int, default=defaults["bootstrap"], help="resamples of the images (%(default)s)")
     add("--seed", type=int, default=defaults["seed"], help="of the bootstrap and of oracle prompts (%(default)s)")
+    add("--worst", type=int, default=defaults["worst"], help="draw so many of the worst pairs (%(default)s)")
     add("--class-file", help="YAML with classes and palette, for pairs and manifest")
     add("--device", default=defaults["device"], help="auto, cpu, cuda, mps (%(default)s)")
     add(

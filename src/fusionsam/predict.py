@@ -80,6 +80,8 @@ class FusionSAM:
         self.network = network.eval().to(device)
         self.config: ModelConfig = network.config
         self.name, self.card, self.device = name, card, torch.device(device)
+        # of `fusionsam calibrate`; confidences alone depend on it, the largest logit stays the largest
+        self.temperature = float((card.get("calibration") or {}).get("temperature", 1.0))
 
     @classmethod
     def from_pretrained(cls, source: str | Path = "tiny", device: str = "auto") -> FusionSAM:
@@ -117,7 +119,8 @@ class FusionSAM:
         logits = output.logits[row]
         labels = logits.argmax(0)
         # exp(top - logsumexp) spares the K x H x W array of probabilities
-        confidence = torch.exp(logits.gather(0, labels[None])[0] - logits.logsumexp(0))
+        scaled = logits / self.temperature
+        confidence = torch.exp(scaled.gather(0, labels[None])[0] - scaled.logsumexp(0))
         fused = (output.fused[row] * 255).round().to(torch.uint8).permute(1, 2, 0)
         return Prediction(
             fused=fused.cpu().numpy(),

@@ -50,7 +50,7 @@ class NetworkPredictor:
         sample = data[index]
         assert sample.label is not None
         assert data.row is not None
-        images = self._images(sample)
+        images = self.images(sample)
         prompts = None
         if self.prompts == "oracle":
             points, foreground = self.model.config.prompts.points or 10, list(data.row.foreground)
@@ -64,13 +64,15 @@ class NetworkPredictor:
                 visible, infrared = (None if image is None else _view(image, scale, mirrored) for image in images)
                 output = self.model.infer(visible, infrared, prompts=prompts, mode=mode)
                 logits = output.logits.float()
-                shares.append(resize(logits.flip(-1) if mirrored else logits, sample.size).softmax(1))
+                logits = resize(logits.flip(-1) if mirrored else logits, sample.size)
+                shares.append((logits / self.model.temperature).softmax(1))
                 source = output.prompts.source
         total = shares[0] if len(shares) == 1 else sum(shares[1:], shares[0]) / len(shares)
         confidence, ids = total[0].max(0)
         return Predicted(sample.label, ids.cpu().numpy(), confidence.cpu().numpy(), source)
 
-    def _images(self, sample: Sample) -> list[Tensor | None]:
+    def images(self, sample: Sample) -> list[Tensor | None]:
+        """Visible (1,3,H,W) and infrared (1,1,H,W) in [0,1] as the network sees them; InputError if neither is left."""
         visible = None if self.modality == "infrared" else sample.visible
         infrared = None if self.modality == "visible" else sample.infrared
         if visible is None and infrared is None:

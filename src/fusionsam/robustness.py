@@ -1,0 +1,273 @@
+"""The command `fusionsam robustness`: what is left of the mIoU when a camera is missing, displaced or disturbed.
+
+Each disturbance is a pure function of the pair and a seed, so every model is shown the same pictures. `measure` takes
+any predictor, so that other networks can be put through the same table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as V
+from tqdm import tqdm
+
+from fusionsam import checkpoint, reports
+from fusionsam.data.catalog import CATALOG
+from fusionsam.data.dataset import PairDataset
+from fusionsam.data.transforms import to_unit
+from fusionsam.evaluate import EvaluateConfig, check_classes, digest, leak_guard, open_labelled
+from fusionsam.metrics import PROTOCOLS, ConfusionMatrix, ImageMatrices, bootstrap_miou, headline, iou, plain
+from fusionsam.models.layers import luma
+from fusionsam.predict import FusionSAM
+from fusionsam.report_formats import Row, Table, to_markdown, write_table
+from fusionsam.structures import InputError
+
+Pair = tuple[Tensor | None, Tensor | None]
+Change = Callable[[Tensor, Tensor, torch.Generator], Pair]
+Predict = Callable[[Tensor | None, Tensor | None], NDArray[Any] | None]
+"""(1,3,H,W) and (1,1,H,W) in [0,1], either may be None -> class ids (H,W); None if it cannot do without that image."""
+
+NAME = "robustness"
+NOISE, BLUR, EXPOSURE, FOG = 0.08, 2.5, (3.0, 0.2), 2.0
+"""Deviation of the noise (of 1), of the blur (pixels), factors on the light, optical depth of the fog at the top."""
+
+
+class Condition(NamedTuple):
+    """A disturbance: visible (3,H,W), infrared (1,H,W) in [0,1] and a generator -> the pair as the model sees it."""
+
+    change: Change
+    note: str
+
+
+def shift(image: Tensor, down: int, right: int) -> Tensor:
+    """(C,H,W) moved by whole pixels, down and to the right, negative the other way; the border is repeated."""
+    height, width = image.shape[-2:]
+    rows = (torch.arange(height) - down).clamp(0, height - 1)
+    columns = (torch.arange(width) - right).clamp(0, width - 1)
+    return image[:, rows][:, :, columns]
+
+
+def noise(image: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    """Gaussian noise of `deviation` (of the range 1) on every value, clipped to [0, 1]."""
+    return (image + deviation * torch.randn(image.shape, generator=generator)).clamp(0, 1)
+
+
+def blur(image: Tensor, deviation: float) -> Tensor:
+    """Gaussian blur, `deviation` in pixels, kernel of 6 deviations."""
+    size = 2 * round(3 * deviation) + 1
+    return V.gaussian_blur_image(image, [size, size], [deviation, deviation]).clamp(0, 1)
+
+
+def fog(image: Tensor, depth: float, generator: torch.Generator) -> Tensor:
+    """Koschmieder's law, I t + A (1 - t) with t = exp(-d): d falls from `depth` at the top, which is far away in a
+    street, to a tenth at the bottom, in drifts (a random field of 5 x 7 values between 0.6 and 1.4 as factor); the
+    airlight A is the image's own 95 % luma, so that fog is dark at night, but not below 0.15."""
+    height, width = image.shape[-2:]
+    drifts = 0.6 + 0.8 * torch.rand(1, 1, 5, 7, generator=generator)
+    field = F.interpolate(drifts, (height, width), mode="bilinear", align_corners=True)[0]
+    distance = torch.linspace(1, 0.1, height)[None, :, None]
+    kept = torch.exp(-depth * distance * field)
+    light = luma(image[None]).flatten().quantile(0.95).clamp(min=0.15)
+    return image * kept + light * (1 - kept)
+
+
+def _shifted(pixels: int) -> Condition:
+    def change(visible: Tensor, infrared: Tensor, generator: torch.Generator) -> Pair:
+        down, right = ((1, 0), (-1, 0), (0, 1), (0, -1))[int(torch.randint(4, (), generator=generator))]
+        return visible, shift(infrared, pixels * down, pixels * right)
+
+    return Condition(change, "up, down, left or right, drawn for each pair")
+
+
+CONDITIONS: dict[str, Condition] = {
+    "full": Condition(lambda v, i, g: (v, i), "the pair as it is"),
+    "visible only": Condition(lambda v, i, g: (v, None), "no infrared image, and the model knows it"),
+    "infrared only": Condition(lambda v, i, g: (None, i), "no visible image, and the model knows it"),
+    **{f"infrared shifted {pixels} px": _shifted(pixels) for pixels in (2, 4, 8, 16)},
+    "noise": Condition(
+        lambda v, i, g: (noise(v, NOISE, g), noise(i, NOISE, g)), f"Gaussian, deviation {NOISE:g} of the range, on both"
+    ),
+    "blur": Condition(lambda v, i, g: (blur(v, BLUR), blur(i, BLUR)), f"Gaussian, {BLUR:g} pixels, on both"),
+    "fog": Condition(lambda v, i, g: (fog(v, FOG, g), i), f"visible only, optical depth {FOG:g} at the top"),
+    "over-exposure": Condition(
+        lambda v, i, g: ((v * EXPOSURE[0]).clamp(0, 1), i), f"visible x {EXPOSURE[0]:g}, clipped"
+    ),
+    "under-exposure": Condition(lambda v, i, g: (v * EXPOSURE[1], i), f"visible x {EXPOSURE[1]:g}, in 8 bits"),
+    "dead infrared frame": Condition(
+        lambda v, i, g: (v, torch.zeros_like(i)), "infrared all zero, and nobody tells the model"
+    ),
+}
+"""Name -> disturbance, in the order of the table; the first is the reference."""
+
+
+def disturb(name: str, visible: Tensor, infrared: Tensor, image_id: str, seed: int = 0) -> Pair:
+    """One condition on one pair, (3,H,W) and (1,H,W) in [0,1]; a pure function of its arguments. The result is rounded
+    to 8 bits, as a camera's. InputError for an unknown condition."""
+    if name not in CONDITIONS:
+        raise InputError(f"condition {name!r} is not known; choose from {', '.join(CONDITIONS)}")
+    drawn = hashlib.sha256(f"{seed}/{name}/{image_id}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(drawn[:8], "big") >> 1)
+    changed = CONDITIONS[name].change(visible, infrared, generator)
+    first, second = (None if image is None else (image * 255).round() / 255 for image in changed)
+    return first, second
+
+
+def measure(
+    predict: Predict,
+    data: PairDataset,
+    conditions: Sequence[str] = tuple(CONDITIONS),
+    seed: int = 0,
+    bootstrap: int = 1000,
+) -> dict[str, Any]:
+    """mIoU in percent of every condition on a labelled split, with its 95 % bootstrap interval, the difference from
+    `full` in points and the share of `full` in percent; plain JSON types, None where the predictor gave nothing.
+
+    InputError for an unknown condition, and for a pair that lacks an image or the label.
+    """
+    assert data.row is not None
+    unknown = [name for name in conditions if name not in CONDITIONS]
+    if unknown:
+        raise InputError(f"--conditions {unknown[0]!r}: not known; choose from {', '.join(CONDITIONS)}")
+    names = list(dict.fromkeys(["full", *conditions]))
+    totals = {name: ConfusionMatrix(data.num_classes) for name in names}
+    images = {name: ImageMatrices(data.num_classes) for name in names}
+    impossible: set[str] = set()
+    progress = tqdm(total=len(names) * len(data), desc=NAME, unit="image")
+    for index in range(len(data)):
+        sample = data[index]
+        if sample.visible is None or sample.infrared is None or sample.label is None:
+            raise InputError(f"{sample.id}: robustness needs both images and a label; leave it off the list")
+        visible, infrared = to_unit(sample.visible), to_unit(sample.infrared)
+        for name in names:
+            seen = disturb(name, visible, infrared, sample.id, seed)
+            ids = predict(*(None if image is None else image[None] for image in seen))
+            if ids is None:
+                impossible.add(name)
+            else:
+                images[name].add(sample.id, totals[name].update(ids, sample.label))
+            progress.update()
+    progress.close()
+    protocol = headline(data.row.name, bool((totals["full"].matrix.sum(1) > 0).all()))
+    rows: dict[str, Any] = {}
+    for name in names:
+        rows[name] = {"note": CONDITIONS[name].note, "miou": None, "interval": None, "difference": None, "share": None}
+        if name in impossible:
+            continue
+        matrix = totals[name].matrix
+        miou = float(PROTOCOLS[protocol](matrix).miou)
+        classes = dict(zip(data.row.classes, plain(100 * iou(matrix)), strict=True))
+        interval = plain(bootstrap_miou(images[name].dense(), protocol, bootstrap, seed)) if bootstrap else None
+        rows[name] |= {"miou": plain([miou])[0], "interval": interval, "per_class_iou": classes}
+    whole = rows["full"]["miou"]
+    for row in rows.values():
+        if row["miou"] is not None and whole:
+            row |= {"difference": row["miou"] - whole, "share": 100 * row["miou"] / whole}
+    ids_digest = reports.split_digest([entry.id for entry in data.entries])
+    about = {"dataset": data.row.name, "split_ids_sha256": ids_digest, "n_images": len(data)}
+    return {**about, "protocol": protocol, "unit": "percent", "seed": seed, "conditions": rows}
+
+
+def read_table(path: str | Path) -> dict[str, Any]:
+    """A robustness.json, or of a folder the one in it; InputError for anything else."""
+    path = Path(path) / f"{NAME}.json" if Path(path).is_dir() else Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(row, dict) and "miou" in row for row in values["conditions"].values()) and values["title"]:
+            return dict(values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: no table of fusionsam robustness ({error}); give its folder") from None
+    raise InputError(f"{path}: no table of fusionsam robustness; give its folder")
+
+
+def table(values: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> Table:
+    """One row a condition, with a column for each of `others`. InputError if they are of other images or protocols."""
+    for other in others:
+        if any(other.get(key) != values[key] for key in ("dataset", "split_ids_sha256", "protocol", "seed")):
+            raise InputError(f"--against {other['title']}: other images, seed or protocol; measure it on this split")
+    rows, group = [], f"{values['dataset']}, {values['n_images']} pairs, protocol {values['protocol']}"
+    for name, row in values["conditions"].items():
+        rivals = [other["conditions"].get(name, {}).get("miou") for other in others]
+        shown = [_cell(row["miou"]), _cell(row["difference"], "+"), _cell(row["share"]), *map(_cell, rivals)]
+        rows.append(Row(group, (name, *shown), (row["note"],)))
+    columns = ("condition", "mIoU", "from full", "% of full", *(str(other["title"]) for other in others))
+    title = f"Robustness of {values['title']}: mIoU in percent"
+    return Table(NAME, title, columns, rows, list(values.get("notes", ())))
+
+
+def _cell(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.1f}"
+
+
+def write(values: dict[str, Any], out: Path, others: Sequence[Mapping[str, Any]] = ()) -> Table:
+    """robustness.json, .md, .tex and .csv in `out`, each whole or not at all; returns the table. InputError if they
+    cannot be written."""
+    made = table(values, others)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        part = out / f".{NAME}.json.part"
+        part.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(part, out / f"{NAME}.json")
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    write_table(made, out)
+    return made
+
+
+def network_predictor(model: FusionSAM, prompts: Any = None) -> Predict:
+    """A checkpoint as a predictor; `prompts` self or none, None = as configured."""
+
+    def predict(visible: Tensor | None, infrared: Tensor | None) -> NDArray[np.int64]:
+        ids: NDArray[np.int64] = model.infer(visible, infrared, mode=prompts).logits[0].argmax(0).cpu().numpy()
+        return ids
+
+    return predict
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fusionsam robustness`."""
+    add = parser.add_argument
+    add("--weights", default="tiny", help="checkpoint folder or shipped name (%(default)s)")
+    add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
+    add("--root", required=True, help="folder of the data set (or the manifest file)")
+    add("--split", default="val", help="official split, or NAME of a list NAME.txt (%(default)s)")
+    add("--out", type=Path, required=True, help=f"folder for {NAME}.md and {NAME}.json")
+    add("--conditions", nargs="+", default=tuple(CONDITIONS), metavar="NAME", help=f"of {', '.join(CONDITIONS)} (all)")
+    add("--against", nargs="+", default=(), metavar="DIR", help="such folders of other models, as further columns")
+    add("--prompts", choices=("self", "none"), help="as the weights were configured if left out")
+    add("--seed", type=int, default=0, help="of the disturbances and of the bootstrap (%(default)s)")
+    add("--bootstrap", type=int, default=1000, help="resamples of the images (%(default)s)")
+    add("--class-file", help="YAML with classes and palette, for pairs and manifest")
+    add("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """`fusionsam robustness`."""
+    started = time.perf_counter()
+    others = [read_table(path) for path in args.against]
+    model = FusionSAM.from_pretrained(args.weights, args.device)
+    config = EvaluateConfig(args.dataset, args.root, args.split, [args.weights], class_file=args.class_file)
+    data = open_labelled(config)
+    assert data.row is not None
+    check_classes(model, args.weights, data.row)
+    guard = leak_guard(config, data.entries, [model.card])
+    values = measure(network_predictor(model, args.prompts), data, args.conditions, args.seed, args.bootstrap)
+    values = {
+        "title": str(args.weights), **values, "split": args.split, "weights": str(args.weights),
+        "weights_sha256": digest(checkpoint.locate(args.weights) / checkpoint.WEIGHTS),
+        "prompts": args.prompts or model.config.prompts.mode, "notes": guard["notes"],
+        "commit": checkpoint.commit(), "command": args.command_line, "seconds": time.perf_counter() - started,
+    }  # fmt: skip
+    print(to_markdown(write(values, args.out, others)))
+    return 0

@@ -1,0 +1,177 @@
+"""Disturbances are what they say and the same for everybody; the table counts what a predictor answered to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fusionsam.cli import main
+from fusionsam.data.dataset import PairDataset, open_split
+from fusionsam.data.synthetic import synthesize
+from fusionsam.robustness import CONDITIONS, disturb, fog, measure, read_table, shift, table, write
+from fusionsam.structures import InputError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    synthesize(folder, 20, seed=11, size=(64, 96), progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scenes(root: Path) -> PairDataset:
+    return open_split("mfnet", root, "val")
+
+
+@pytest.fixture
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand(3, 67, 71, generator=generator), torch.rand(1, 67, 71, generator=generator)
+
+
+def test_shift_moves_content_and_repeats_the_border():
+    image = torch.tensor([[[1.0, 2, 3], [4, 5, 6]]])
+    assert shift(image, 0, 1).tolist() == [[[1, 1, 2], [4, 4, 5]]]
+    assert shift(image, -1, -2).tolist() == [[[6, 6, 6], [6, 6, 6]]]
+
+
+@pytest.mark.parametrize("pixels", [2, 4, 8, 16])
+def test_a_shifted_infrared_image_is_displaced_by_exactly_that_much(images, pixels):
+    visible, infrared = images
+    ways = {(pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels)}
+    seen = set()
+    for name in "abcdefghijkl":
+        left, moved = disturb(f"infrared shifted {pixels} px", visible, infrared, name)
+        assert left is not None
+        assert (left - visible).abs().max() <= 0.5 / 255 + 1e-6
+        assert moved is not None
+        fits = [way for way in ways if (moved - shift(infrared, *way)).abs().max() <= 0.5 / 255 + 1e-6]
+        assert len(fits) == 1
+        seen.update(fits)
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_conditions_depend_on_their_arguments_alone_and_leave_the_originals(name, images):
+    visible, infrared = images
+    before = visible.clone(), infrared.clone()
+    first = disturb(name, visible, infrared, "x", 5)
+    torch.manual_seed(77)
+    for one, two in zip(first, disturb(name, visible, infrared, "x", 5), strict=True):
+        assert (one is None) == (two is None)
+        if one is not None and two is not None:
+            assert torch.equal(one, two)
+            assert one.min() >= 0
+            assert one.max() <= 1
+            assert torch.allclose(one * 255, (one * 255).round(), atol=1e-4)  # 8 bits
+    assert torch.equal(visible, before[0])
+    assert torch.equal(infrared, before[1])
+
+
+def test_what_each_condition_touches(images):
+    visible, infrared = images
+    untouched: dict[str, tuple[bool, bool]] = {}
+    for name in CONDITIONS:
+        seen = disturb(name, visible, infrared, "x")
+        untouched[name] = tuple(  # type: ignore[assignment]
+            new is not None and bool((new - old).abs().max() <= 0.5 / 255 + 1e-6)
+            for new, old in zip(seen, images, strict=True)
+        )
+    both, infrared_alone, neither = (True, True), (True, False), (False, False)
+    assert untouched.pop("full") == both
+    assert untouched.pop("noise") == untouched.pop("blur") == neither
+    visible_alone = {"fog", "over-exposure", "under-exposure", "infrared only"}
+    assert {name for name, kept in untouched.items() if kept == (False, True)} == visible_alone
+    assert all(kept == infrared_alone for name, kept in untouched.items() if name not in visible_alone)
+
+
+def test_noise_differs_from_pair_to_pair_and_seed_to_seed(images):
+    first, second, third = (disturb("noise", *images, name, seed)[0] for name, seed in (("x", 0), ("y", 0), ("x", 1)))
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+def test_fog_draws_towards_the_airlight_most_at_the_top():
+    image = torch.zeros(3, 40, 50)
+    image[:, :, ::2] = 0.8  # the airlight: 95 % of the luma lie at or below it
+    fogged = fog(image, 2.0, torch.Generator().manual_seed(0))
+    contrast = (fogged[:, :, ::2] - fogged[:, :, 1::2]).mean((0, 2)) / 0.8  # t of each row
+    assert torch.allclose(fogged[:, :, ::2], torch.full((3, 40, 25), 0.8), atol=1e-5)
+    assert contrast[0] < 0.4 < 0.75 < contrast[-1]
+    # t = exp(-2 x distance x drift), with drifts of 0.6 to 1.4
+    assert np.exp(-2 * 1.4) < contrast[0] < np.exp(-2 * 0.6)
+    assert np.exp(-0.2 * 1.4) < contrast[-1] < np.exp(-0.2 * 0.6)
+
+
+def warm(visible: Any, infrared: Any) -> Any:
+    """Calls person what is warm; needs infrared."""
+    return None if infrared is None else torch.where(infrared[0, 0] > 0.5, 2, 0).numpy()
+
+
+def test_the_table_is_what_the_predictor_was_worth(scenes):
+    truth = iter([scenes[i].label for i in range(len(scenes)) for _ in range(3)])
+    exact = measure(lambda v, i: next(truth).numpy(), scenes, ["visible only", "dead infrared frame"], bootstrap=0)
+    assert [row["miou"] for row in exact["conditions"].values()] == [100.0] * 3
+    found = measure(warm, scenes, ["visible only", "infrared only", "dead infrared frame", "fog"], bootstrap=10)
+    rows = found["conditions"]
+    assert list(rows) == ["full", "visible only", "infrared only", "dead infrared frame", "fog"]
+    assert rows["visible only"]["miou"] is None
+    assert rows["infrared only"] == {**rows["full"], "note": CONDITIONS["infrared only"].note}
+    assert rows["fog"]["miou"] == rows["full"]["miou"]
+    # of a dead frame nothing is warm: what is left is the share of class 0, over the classes of the labels
+    labels = torch.stack([scenes[i].label for i in range(len(scenes))])
+    present = len(labels.unique())
+    assert rows["dead infrared frame"]["miou"] == pytest.approx(100 * float((labels == 0).double().mean()) / present)
+    assert rows["dead infrared frame"]["share"] == pytest.approx(
+        100 * rows["dead infrared frame"]["miou"] / rows["full"]["miou"]
+    )
+
+
+def test_tables_stand_beside_one_another_only_for_the_same_pictures(scenes, tmp_path):
+    values = {"title": "warm", **measure(warm, scenes, ["visible only"], bootstrap=0)}
+    made = write(values, tmp_path)
+    assert read_table(tmp_path) == values
+    assert made.rows[1].cells == ("visible only", "-", "-", "-")
+    beside = table(values, [{**values, "title": "rival"}])
+    assert beside.columns[-1] == "rival"
+    assert beside.rows[0].cells[1] == beside.rows[0].cells[-1]
+    with pytest.raises(InputError, match="other images, seed or protocol"):
+        table(values, [{**values, "title": "rival", "seed": 1}])
+    (tmp_path / "robustness.json").write_text('{"conditions": {"full": 3}}')
+    with pytest.raises(InputError, match="no table of fusionsam robustness"):
+        read_table(tmp_path)
+
+
+def test_the_full_row_is_what_evaluate_says(root, tmp_path, make_debug):
+    import json
+
+    from fusionsam.checkpoint import save_checkpoint
+
+    weights = save_checkpoint(tmp_path / "weights", make_debug(), {})
+    given = ["--weights", str(weights), "--dataset", "mfnet", "--root", str(root), "--bootstrap", "0"]
+    assert main(["evaluate", *given, "--out", str(tmp_path / "a"), "--worst", "2"]) == 0
+    assert main(["robustness", *given, "--out", str(tmp_path / "b"), "--conditions", "noise"]) == 0
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    row = read_table(tmp_path / "b")["conditions"]["full"]
+    assert (row["miou"], row["per_class_iou"]) == (report["miou"], report["per_class_iou"])
+    # the worst pairs come in order, and their pictures show five panels of 96 pixels at least
+    listed = json.loads((tmp_path / "a" / "worst" / "worst.json").read_text())
+    assert [w["miou"] for w in listed] == sorted(w["miou"] for w in listed)
+    from PIL import Image
+
+    drawn = sorted((tmp_path / "a" / "worst").glob("*.png"))
+    assert [path.stem for path in drawn] == [f"{n:02d}_{w['id']}" for n, w in enumerate(listed, 1)]
+    assert Image.open(drawn[0]).width >= 5 * 96
+
+
+def test_an_unknown_condition_is_named(scenes):
+    with pytest.raises(InputError, match="--conditions 'rain': not known; choose from full, visible only"):
+        measure(warm, scenes, ["rain"])
