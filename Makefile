@@ -10,7 +10,7 @@ MFNET ?= $(DATA)/mfnet156
 EXTRAS := dev
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check ablation clean
+.PHONY: demo test test-slow check ablation peers study clean
 
 # installed again only when what is to be installed has changed
 $(STAMP): pyproject.toml
@@ -48,6 +48,46 @@ runs/ablation_%/final/training.json: | $(STAMP)
 runs/ablation_%/evaluation/report.json: runs/ablation_%/final/training.json
 	$(BIN)/fusionsam evaluate --dataset mfnet --root $(MFNET) --split val \
 		--weights runs/ablation_$*/final --out runs/ablation_$*/evaluation
+
+# The alternatives under a budget of their own, for example `make peers PEER_BUDGET="--steps 1700"`.
+PEERS ?= early two_stream two_stream_late visible infrared
+PEER_BUDGET ?= --minutes 30
+SEED ?= 0
+peers: $(STAMP) $(PEERS:%=runs/peer_%_$(SEED)/evaluation/report.json)
+	$(BIN)/fusionsam report --reports $(PEERS:%=runs/peer_%_$(SEED)/evaluation) --out out/peers
+
+.PRECIOUS: runs/peer_%_$(SEED)/final/peer.json
+runs/peer_%_$(SEED)/final/peer.json: | $(STAMP)
+	$(BIN)/python benchmarks/peers.py train --peer $* --config configs/mfnet_tiny.yaml $(PEER_BUDGET) --seed $(SEED) \
+		--out runs/peer_$*_$(SEED) --data.root $(MFNET) --model.encoder.weights $(ENCODER_WEIGHTS) \
+		$$(test ! -e runs/peer_$*_$(SEED)/last.ckpt || echo --resume)
+
+runs/peer_%_$(SEED)/evaluation/report.json: runs/peer_%_$(SEED)/final/peer.json
+	$(BIN)/python benchmarks/peers.py evaluate --weights runs/peer_$*_$(SEED)/final --dataset mfnet --root $(MFNET) \
+		--split val --out runs/peer_$*_$(SEED)/evaluation
+	$(BIN)/python benchmarks/peers.py robustness --weights runs/peer_$*_$(SEED)/final --dataset mfnet --root $(MFNET) \
+		--split val --out runs/peer_$*_$(SEED)/evaluation
+
+# One change at a time; configs/study/base.yaml says how a row is run.
+STUDY ?= $(basename $(notdir $(wildcard configs/study/*.yaml)))
+study: $(STAMP) $(STUDY:%=runs/study/%/evaluation/report.json)
+	$(BIN)/fusionsam report --reports $(STUDY:%=runs/study/%/evaluation) --out out/study
+
+.PRECIOUS: runs/study/%/final/training.json
+runs/study/tokenizer_first/final/training.json runs/study/tokenizer_frozen/final/training.json: | runs/study/tokenizer/final/training.json
+runs/study/tokenizer/final/training.json: | $(STAMP)
+	$(BIN)/fusionsam train --config configs/tokenizer_tiny.yaml --train.out runs/study/tokenizer --data.root $(MFNET) \
+		--model.encoder.weights $(ENCODER_WEIGHTS) $$(test ! -e runs/study/tokenizer/last.ckpt || echo --resume)
+
+runs/study/%/final/training.json: | $(STAMP)
+	$(BIN)/fusionsam train --config configs/mfnet_tiny.yaml --config configs/study/base.yaml \
+		--config configs/study/$*.yaml --data.root $(MFNET) --model.sam_weights $(SAM_WEIGHTS) \
+		$(if $(filter encoder_tinyvit,$*),,--model.encoder.weights $(ENCODER_WEIGHTS)) \
+		$$(test ! -e runs/study/$*/last.ckpt || echo --resume)
+
+runs/study/%/evaluation/report.json: runs/study/%/final/training.json
+	$(BIN)/fusionsam evaluate --dataset mfnet --root $(MFNET) --split val \
+		--weights runs/study/$*/final --out runs/study/$*/evaluation
 
 clean:
 	rm -rf $(VENV) out runs build dist

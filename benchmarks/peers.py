@@ -1,0 +1,360 @@
+"""What a user would train instead, trained and scored exactly as FusionSAM is (`make peers`).
+
+    python benchmarks/peers.py train --peer early --config configs/mfnet_tiny.yaml --minutes 30 --out runs/peer_early \
+        --data.root data/mfnet --model.encoder.weights hub
+    python benchmarks/peers.py evaluate --weights runs/peer_early/final --dataset mfnet --root data/mfnet --out DIR
+    python benchmarks/peers.py robustness --weights runs/peer_early/final --dataset mfnet --root data/mfnet --out DIR
+
+Data lists, augmentation, class weights, loss, optimiser, schedule, moving average and seeds are the package's own, by
+the same configuration file; --train.lr and any other setting may follow. `--minutes` measures a few steps, derives the
+number of steps from them and runs the whole schedule over these; `--steps` gives their number. A killed run goes on
+with --resume. Reports have the format of `fusionsam evaluate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from peers_networks import PEERS, PeerNetwork
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from fusionsam import cli, reports, robustness
+from fusionsam.checkpoint import commit
+from fusionsam.config import Config, to_dict
+from fusionsam.data.images import write_png
+from fusionsam.data.loader import class_shares, train_loader
+from fusionsam.data.transforms import to_unit
+from fusionsam.evaluate import EvaluateConfig, digest, evaluate, leak_guard, open_labelled
+from fusionsam.losses import segmentation_loss
+from fusionsam.metrics import CalibrationError
+from fusionsam.settings import differences, read_settings
+from fusionsam.structures import Batch, InputError, Report
+from fusionsam.tasks import SegmentationTask
+from fusionsam.train import LAST, BestWeights, PairData, WholeFiles, open_data
+
+WEIGHTS, CARD, BUDGET = "model.safetensors", "peer.json", "budget.json"
+WARM_UP, MEASURED = 3, 10
+
+
+class PeerTask(SegmentationTask):
+    """The package's task with one loss, f_s on the logits; optimiser, schedule, average and validation are its own."""
+
+    def evaluated(self) -> Any:
+        """The moving average where there is one."""
+        return self.network if self.average is None else self.average.module
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Cross-entropy + Dice with the package's class weights."""
+        logits = self.network(batch.visible, batch.infrared)
+        loss = segmentation_loss(logits, batch.label, self.settings.loss, self.weights)
+        self.log("loss/total", loss.detach(), prog_bar=True, batch_size=len(batch.ids))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Argmax against the labels at their own size."""
+        logits = self.evaluated().eval()(batch.visible, batch.infrared)
+        for prediction, label in zip(logits.argmax(1), batch.label, strict=True):
+            self.matrix.update(prediction.cpu(), label.cpu())
+
+
+class PeerWeights(BestWeights):
+    """Best and final weights, with all that a report says of them."""
+
+    def save(self, trainer: L.Trainer, task: Any, folder: Path) -> None:
+        """safetensors and peer.json, each whole or not at all."""
+        hours = self.elapsed() / 3600
+        rate = {"steps_per_second": trainer.global_step / max(1e-9, self.elapsed())}
+        scores = {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f".{WEIGHTS}.part"
+        save_file({name: value.contiguous() for name, value in task.evaluated().state_dict().items()}, part)
+        os.replace(part, folder / WEIGHTS)
+        _write(
+            folder / CARD, {**self.card, "step": trainer.global_step, "hours": round(hours, 3), **rate, "val": scores}
+        )
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(values, indent=1) + "\n")
+    os.replace(part, path)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    found = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {**found, "device": "cuda" if torch.cuda.is_available() else "cpu", "torch": torch.__version__}
+
+
+def settings_of(peer: str, files: list[str], flags: list[str]) -> Config:
+    """The configuration, without dropping or displacing the only image where there is one."""
+    config = read_settings(files[0], *(word for file in files[1:] for word in ("--config", file)), *flags)
+    if peer in ("visible", "infrared"):
+        config.data.modality_dropout, config.data.shift = 0.0, 0
+    return config
+
+
+def new_task(peer: str, config: Config, steps: int, shares: Tensor, weights: str | None) -> PeerTask:
+    """A network seeded as the configuration says, and its task."""
+    L.seed_everything(config.train.seed, verbose=False)
+    return PeerTask(PeerNetwork(peer, len(config.model.classes), weights), config, steps, shares)
+
+
+def seconds_a_step(peer: str, config: Config, train_set: Any, shares: Tensor) -> float:
+    """Measured on a network that is thrown away: loader, forward, backward, optimiser and average."""
+    task = new_task(peer, config, 1000, shares, None).train()
+    optimizer = task.configure_optimizers()["optimizer"]
+    train = config.train
+    loader = train_loader(
+        train_set, config.data, config.model.foreground, train.batch_size, train.seed, steps=WARM_UP + MEASURED
+    )
+    ends = []
+    task.log = lambda *args, **kwargs: None  # there is no trainer yet
+    for number, batch in enumerate(tqdm(loader, desc="measuring steps")):
+        optimizer.zero_grad()
+        task.training_step(batch, number).backward()
+        torch.nn.utils.clip_grad_norm_(task.network.parameters(), train.gradient_clip or float("inf"))
+        optimizer.step()
+        if task.average is not None:
+            task.average.update_parameters(task.network)
+        ends.append(time.perf_counter())
+    return statistics.mean(b - a for a, b in zip(ends[WARM_UP - 1 :], ends[WARM_UP:], strict=False))
+
+
+def budget_of(out: Path, peer: str, config: Config, minutes: float | None, steps: int | None, resume: bool) -> Any:
+    """The stored budget of a run that is resumed (InputError if it is another one), or what is asked for; `steps` is
+    None until they are measured."""
+    asked = {"peer": peer, "minutes": minutes, "steps": steps, "settings": to_dict(config)}
+    if not resume:
+        if (out / LAST).exists():
+            raise InputError(f"{out}: holds a run; give --resume to continue it, or another --out")
+        return asked
+    if not (out / BUDGET).is_file() or not (out / LAST).is_file():
+        raise InputError(f"{out}: has no run to resume; start without --resume")
+    stored = json.loads((out / BUDGET).read_text())
+    free = {"data.root", "data.workers", "train.out", "train.accelerator", "train.devices", "train.checkpoint_minutes"}
+    other = [name for name in differences(stored["settings"], asked["settings"]) if name not in free]
+    if stored["peer"] != peer or other:
+        raise InputError(f"{out}: the run differs in {', '.join(other) or 'peer'}; resume it as it was begun")
+    return stored
+
+
+def train_peer(
+    peer: str, config: Config, minutes: float | None, steps: int | None, resume: bool = False, command: str = ""
+) -> Path:
+    """Train into `config.train.out` (best, final, last.ckpt, logs); InputError for bad settings or data."""
+    out = Path(config.train.out)
+    budget = budget_of(out, peer, config, minutes, steps, resume)
+    train_set, val_set = open_data(config)
+    shares = class_shares(train_set)
+    if budget["steps"] is None:
+        budget["seconds_a_step"] = seconds_a_step(peer, config, train_set, shares)
+        budget["steps"] = max(1, round(60 * minutes / budget["seconds_a_step"]))
+        print(f"{budget['seconds_a_step']:.2f} s a step: {budget['steps']} steps in {minutes:g} minutes")
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / BUDGET, budget)
+    steps = budget["steps"]
+    # random weights are enough where a checkpoint follows
+    task = new_task(peer, config, steps, shares, None if resume else config.model.encoder.weights)
+    known = {"peer": peer, "minutes": budget["minutes"], "planned_seconds_a_step": budget.get("seconds_a_step")}
+    card = {
+        **known, "steps": steps, "parameters": task.network.parameters_learned(), "seed": config.train.seed,
+        "classes": config.model.classes, "encoder_weights": config.model.encoder.weights, "commit": commit(),
+        "command": command, "machine": machine(), "config": to_dict(config),
+    }  # fmt: skip
+    best = PeerWeights(out, card)
+    for noise in ("isinstance.treespec", "You have overridden .transfer_batch", "You're resuming", "Checkpoint dir"):
+        warnings.filterwarnings("ignore", f".*{noise}")
+    trainer = L.Trainer(
+        accelerator=config.train.accelerator,
+        devices=1,
+        precision=config.train.precision,
+        max_steps=steps,
+        max_epochs=-1,
+        val_check_interval=min(config.train.validate_every, steps),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        gradient_clip_val=config.train.gradient_clip or None,
+        log_every_n_steps=min(10, steps),
+        plugins=[WholeFiles()],
+        logger=CSVLogger(out, name="logs"),
+        callbacks=[
+            best,
+            ModelCheckpoint(
+                dirpath=out,
+                filename="last",
+                train_time_interval=timedelta(minutes=config.train.checkpoint_minutes),
+                enable_version_counter=False,
+            ),
+            TQDMProgressBar(refresh_rate=1 if steps < 200 else 10),
+        ],
+    )
+    data = PairData(config, train_set, val_set, steps)
+    trainer.fit(task, datamodule=data, ckpt_path=str(out / LAST) if resume else None, weights_only=True)
+    if best.validated != trainer.global_step or not any(k.startswith("val/") for k in trainer.callback_metrics):
+        trainer.validate(task, datamodule=data, verbose=False)
+    trainer.save_checkpoint(out / LAST)
+    best.save(trainer, task, out / "final")
+    torch.set_grad_enabled(True)
+    return out / "final"
+
+
+def load_peer(folder: Path) -> tuple[PeerNetwork, dict[str, Any]]:
+    """A trained peer in eval mode and its card; InputError for a folder that holds none."""
+    try:
+        card = json.loads((folder / CARD).read_text())
+        network = PeerNetwork(card["peer"], len(card["classes"]))
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(f"--weights {folder}: holds no trained peer ({reason}); give RUN/final") from None
+    return network.eval(), card
+
+
+def predictor(network: PeerNetwork) -> robustness.Predict:
+    """As `robustness.measure` wants it; a peer of one image gives nothing without it."""
+
+    @torch.inference_mode()
+    def predict(visible: Tensor | None, infrared: Tensor | None) -> Any:
+        lacking = {"visible": visible, "infrared": infrared}.get(network.peer, 0) is None
+        return None if lacking else network(visible, infrared)[0].argmax(0).numpy()
+
+    return predict
+
+
+@torch.inference_mode()
+def evaluate_peer(config: EvaluateConfig, folder: Path) -> Report:
+    """Label maps into OUT/predictions and their report by `fusionsam evaluate`, with what it cannot know of the
+    network; ECE of the softmax, no temperature. InputError as that command."""
+    network, card = load_peer(folder)
+    data, out = open_labelled(config), Path(str(config.out))
+    ece = CalibrationError()
+    for index in tqdm(range(len(data)), desc=f"{card['peer']} on {config.dataset}/{config.split}"):
+        sample = data[index]
+        visible, infrared = (
+            None if image is None else to_unit(image)[None] for image in (sample.visible, sample.infrared)
+        )
+        confidence, ids = network(visible, infrared)[0].softmax(0).max(0)
+        ece.update(confidence.clamp(max=1), ids, sample.label)
+        write_png(out / "predictions" / f"{sample.id}.png", ids.to(torch.uint8))
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        known: dict[str, Any] = {"predictions": out / "predictions", "out": scratch, "prediction_format": "ids"}
+        known |= {"against": None, "train_split": _trained_on(card)}
+        report = evaluate(EvaluateConfig(**{**vars(config), **known}))
+        values, images = reports.read_comparable(scratch, config.dataset, report.values["split_ids_sha256"])
+    single = card["peer"] in ("visible", "infrared")
+    values |= {
+        "weights": str(folder), "weights_sha256": digest(folder / WEIGHTS), "ece": 100 * ece.value(),
+        "modality": card["peer"] if single else "both", "command": config.command,
+        "peer": {key: value for key, value in card.items() if key not in ("config", "classes")},
+    }  # fmt: skip
+    title = f"peer {card['peer']} on {config.dataset}/{config.split}: mIoU {values['miou']:.2f} ({values['protocol']})"
+    values.pop("title")
+    final = Report(title, values)
+    if config.against is not None:
+        other = reports.read_comparable(config.against, config.dataset, values["split_ids_sha256"])
+        values["against"] = reports.compare(final.as_dict(), images, *other, config.bootstrap)
+    reports.write(out, final, images)
+    return final
+
+
+def _trained_on(card: dict[str, Any]) -> str | None:
+    return card.get("config", {}).get("data", {}).get("train_split")
+
+
+def robustness_of_peer(config: EvaluateConfig, folder: Path, others: list[str]) -> str:
+    """The table of `fusionsam robustness` for a peer, as Markdown; files in `config.out`."""
+    network, card = load_peer(folder)
+    data = open_labelled(config)
+    guard = leak_guard(config, data.entries, [card])
+    values = robustness.measure(predictor(network), data, seed=config.seed, bootstrap=config.bootstrap)
+    values = {
+        "title": f"peer {card['peer']}", **values, "split": config.split, "weights": str(folder),
+        "weights_sha256": digest(folder / WEIGHTS), "notes": guard["notes"], "commit": commit(),
+        "command": config.command,
+    }  # fmt: skip
+    made = robustness.write(values, Path(str(config.out)), [robustness.read_table(path) for path in others])
+    return robustness.to_markdown(made)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="task", required=True)
+    train = commands.add_parser(
+        "train", allow_abbrev=False, help="further --SECTION.NAME settings as of fusionsam train"
+    )
+    train.add_argument("--peer", choices=PEERS, required=True)
+    train.add_argument("--config", action="append", required=True, help="YAML files, later ones win")
+    train.add_argument("--out", required=True)
+    budget = train.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float, help="wall clock; the schedule runs over the steps that fit")
+    budget.add_argument("--steps", type=int)
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--resume", action="store_true")
+    for name in ("evaluate", "robustness"):
+        scored = commands.add_parser(name, allow_abbrev=False)
+        scored.add_argument("--weights", type=Path, required=True, help="RUN/final or RUN/best")
+        scored.add_argument("--dataset", required=True)
+        scored.add_argument("--root", required=True)
+        scored.add_argument("--split", default="val")
+        scored.add_argument("--out", required=True)
+        scored.add_argument("--against", nargs="+", default=[], help="a report, or robustness tables")
+        scored.add_argument("--bootstrap", type=int, default=1000)
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """The command line without its error handling."""
+    args, flags = _parser().parse_known_args(argv)
+    command = shlex.join(["python", "benchmarks/peers.py", *argv])
+    if args.task == "train":
+        if (args.minutes or args.steps or 0) <= 0:
+            raise InputError("--minutes, --steps: expected more than 0")
+        flags += [f"--train.out={args.out}", f"--train.seed={args.seed}"]
+        config = settings_of(args.peer, args.config, flags)
+        print(f"weights: {train_peer(args.peer, config, args.minutes, args.steps, args.resume, command)}")
+        return 0
+    if flags:
+        raise InputError(f"{flags[0]}: not known; see python benchmarks/peers.py {args.task} --help")
+    one = args.against[0] if args.task == "evaluate" and args.against else None
+    config = EvaluateConfig(
+        args.dataset, args.root, args.split, out=args.out, against=one, bootstrap=args.bootstrap, command=command
+    )
+    if args.task == "evaluate":
+        print(reports.table(evaluate_peer(config, args.weights).as_dict()))
+    else:
+        print(robustness_of_peer(config, args.weights, args.against))
+    return 0
+
+
+def main() -> int:
+    """Exit code 2 and one line for bad input."""
+    try:
+        return run(sys.argv[1:])
+    except InputError as error:
+        print(f"peers: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return cli.INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
