@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import logging
 import os
 import shutil
 import signal
@@ -243,6 +245,11 @@ def build(model: FusionSAM, folder: Path) -> gr.Blocks:
     return page
 
 
+def _failed(record: logging.LogRecord) -> bool:
+    # pages that are open when the server ends are cut off: no error, though uvicorn logs it as one
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
 def serve(model: FusionSAM, listener: socket.socket) -> None:
     """Serve the page at a bound socket until interrupted or terminated; uploads and downloads end with it."""
     host, port = listener.getsockname()[:2]
@@ -265,6 +272,7 @@ def serve(model: FusionSAM, listener: socket.socket) -> None:
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=CSS + swatches(model.config.palette),
         )
+        logging.getLogger("uvicorn.error").addFilter(_failed)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
         print(f"The page is at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl+C ends it)", flush=True)
         uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,290 @@
+"""The demo page in a real Chromium, against a real `fusionsam demo`: uploads, clicks, boxes, classes, one modality,
+downloads, a phone's width, and no word to any other server."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from fusionsam.checkpoint import save_checkpoint
+from fusionsam.config import preset
+from fusionsam.data.images import write_png
+from fusionsam.data.synthetic import draw_scene
+from fusionsam.models.fusionsam import FusionSAMNetwork
+from fusionsam.predict import FusionSAM
+from fusionsam.structures import Prompts
+
+H, W = 96, 128
+PATIENCE = 240  # seconds: the machine may be busy; a healthy page answers in a few
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(3)
+    return save_checkpoint(tmp_path_factory.mktemp("w") / "small", FusionSAMNetwork(preset("debug")).eval(), {})
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    folder, drawn = tmp_path_factory.mktemp("pair"), draw_scene(5, 0, (H, W))
+    write_png(folder / "street.png", drawn.visible)
+    write_png(folder / "heat.png", drawn.infrared)
+    (folder / "notes.png").write_text("no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(weights):
+    """A server of its own, ended as a service manager would."""
+    command = [sys.executable, "-m", "fusionsam", "demo", "--weights", str(weights), "--port", "0", "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        line = server.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert found, line
+        yield found[0]
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(PATIENCE) == 0
+
+
+@pytest.fixture(scope="module")
+def browser():
+    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver_path = shutil.which("chromedriver")
+    if not (binary and driver_path):
+        missing = "no chromium and chromedriver: `make browser` installs them (Debian: chromium chromium-driver)"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    for flag in (*FLAGS, "--window-size=1400,1500"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
+    driver.set_page_load_timeout(PATIENCE)
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """What a person does and sees."""
+
+    def __init__(self, browser, address):
+        self.browser, self.address = browser, address
+        browser.get(address)
+        self.wait(lambda: self.all("#visible-file input[type=file]") and self.all("#tool input"))
+
+    def wait(self, true):
+        return WebDriverWait(self.browser, PATIENCE, 0.1).until(lambda _: true())
+
+    def all(self, selector):
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def text(self, selector):
+        return self.browser.execute_script("return document.querySelector(arguments[0])?.innerText || ''", selector)
+
+    def says(self, *words):
+        self.wait(lambda: all(word in self.text("#status") for word in words))
+
+    def upload(self, which, path):
+        self.wait(lambda: self.all(f"#{which}-file input[type=file]"))
+        self.all(f"#{which}-file input[type=file]")[0].send_keys(str(path))
+
+    def press(self, selector):
+        self.browser.execute_script("document.querySelector(arguments[0]).click()", selector)
+
+    def at(self, x, y):
+        """Screen position of a pixel's centre, and the pixels' size on the screen."""
+        script = "const r = document.querySelector('.stage svg').getBoundingClientRect(); return [r.x, r.y, r.width]"
+        left, top, width = self.browser.execute_script(script)
+        return left + (x + 0.5) * width / W, top + (y + 0.5) * width / W, width / W
+
+    def pointer(self, *steps):
+        chain = ActionChains(self.browser, duration=50)
+        for x, y, act in steps:
+            left, top, _ = self.at(x, y)
+            chain.w3c_actions.pointer_action.move_to_location(round(left), round(top))
+            for name in act.split():
+                getattr(chain, name)()
+        chain.perform()
+
+    def marks(self, kind, *attributes):
+        found = "[...document.querySelectorAll('.stage ' + arguments[0])]"
+        script = f"return {found}.map(mark => arguments[1].map(name => +mark.getAttribute(name)))"
+        return self.browser.execute_script(script, kind, list(attributes))
+
+    def fetch(self, url):
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+            return answer.read()
+
+    def downloads(self):
+        links = {link.get_attribute("href") for link in self.all("#files a[href]")}
+        return {link.rsplit("/", 1)[1]: link for link in links}
+
+    def download(self, name):
+        return np.array(Image.open(BytesIO(self.fetch(self.downloads()[name]))))
+
+    def downloaded(self, name, expected, wrong=0.002):
+        """Whether the file offered shows `expected`, but for pixels that another number of threads may flip."""
+
+        def arrived():
+            found = self.download(name) if name in self.downloads() else np.zeros(0)
+            return found.shape == expected.shape and (found != expected).mean() <= wrong
+
+        self.wait(arrived)
+
+    def picture(self, selector):
+        return np.array(Image.open(BytesIO(self.fetch(self.all(f"{selector} img")[0].get_attribute("src")))))
+
+
+@pytest.fixture(scope="module")
+def page(browser, address, scene):
+    page = Page(browser, address)
+    page.upload("visible", scene / "street.png")
+    page.says("from the visible image alone")
+    page.upload("infrared", scene / "heat.png")
+    page.says(f"{W}x{H} pixels", "the model gave itself")
+    return page
+
+
+@pytest.fixture(scope="module")
+def model(weights):
+    return FusionSAM.from_pretrained(weights, "cpu")
+
+
+@pytest.fixture
+def fresh(page):
+    """The pair with the model's own prompts, and where its largest region of a class lies."""
+    page.press("#clear")
+    page.says("the model gave itself")
+    return page
+
+
+def test_four_pictures_and_the_files_are_the_prediction(fresh, scene, model):
+    expected = model.predict(scene / "street.png", scene / "heat.png")
+    fresh.downloaded("labels.png", expected.labels)
+    np.testing.assert_array_equal(fresh.picture("#visible"), np.array(Image.open(scene / "street.png")))
+    np.testing.assert_array_equal(fresh.picture("#infrared"), np.array(Image.open(scene / "heat.png")))
+    overlay = np.asarray(expected.overlay())
+    assert fresh.picture("#segmentation").shape == overlay.shape
+    assert np.abs(fresh.picture("#segmentation").astype(int) - overlay).mean() < 1
+    boxes = fresh.marks("rect.box", "x", "y")
+    own = expected.prompts
+    assert len(fresh.marks("circle", "r")) == int((own.point_labels >= 0).sum())
+    np.testing.assert_allclose(boxes, own.boxes[0, :, :2], atol=0.1)
+    assert fresh.all("#slider img")
+
+
+def test_left_right_and_dragging_are_on_off_and_box(fresh, scene, model):
+    fresh.pointer((41, 30, "click"))
+    fresh.says("1 point and 0 boxes of yours")
+    fresh.pointer((90, 70, "context_click"))
+    fresh.says("2 points and 0 boxes of yours")
+    fresh.pointer((100, 80, "click_and_hold"), (60, 50, ""), (20, 10, "release"))
+    fresh.says("2 points and 1 box of yours")
+    (on,), (off,) = fresh.marks("circle.on", "cx", "cy"), fresh.marks("circle.off", "cx", "cy")
+    (box,) = fresh.marks("rect.box", "x", "y", "width", "height")
+    pixel = 1 / fresh.at(0, 0)[2]  # of the screen, in pixels of the picture
+    np.testing.assert_allclose(on, [41.5, 30.5], atol=pixel)
+    np.testing.assert_allclose(off, [90.5, 70.5], atol=pixel)
+    np.testing.assert_allclose(box, [20, 10, 81, 71], atol=2 * pixel)
+    x, y, width, height = box
+    given = Prompts(
+        points=torch.tensor([[on, off]]) - 0.5,
+        point_labels=torch.tensor([[1, 0]]),
+        boxes=torch.tensor([[[x, y, x + width - 1, y + height - 1]]]),
+    )
+    fresh.downloaded("labels.png", model.predict(scene / "street.png", scene / "heat.png", given).labels)
+    assert set(np.unique(fresh.download("mask.png"))) <= {0, 255}
+    fresh.press("#undo")
+    fresh.says("1 point and 1 box of yours")
+
+
+def test_a_tap_means_what_the_tool_says(fresh):
+    fresh.press("#tool label:nth-of-type(2) input")
+    fresh.pointer((64, 48, "click"))
+    fresh.says("1 point and 0 boxes of yours")
+    assert len(fresh.marks("circle.off", "cx")) == 1
+    fresh.press("#tool label:nth-of-type(1) input")
+
+
+def test_classes_go_and_come_back(fresh):
+    with_all = fresh.picture("#segmentation")
+    count = len(fresh.all("#classes input"))
+    for number in range(1, count + 1):
+        fresh.press(f"#classes label:nth-of-type({number}) input")
+    fused = fresh.download("fused.png")
+    fresh.wait(lambda: np.array_equal(fresh.picture("#segmentation")[:H, :W], fused))
+    for number in range(1, count + 1):
+        fresh.press(f"#classes label:nth-of-type({number}) input")
+    fresh.wait(lambda: np.array_equal(fresh.picture("#segmentation"), with_all))
+
+
+def test_one_modality_taken_away(fresh, scene, model):
+    fresh.press("#use label:nth-of-type(3) input")
+    fresh.says("with the infrared image alone", "get another class")
+    fresh.downloaded("labels.png", model.predict(None, scene / "heat.png").labels)
+    fresh.press("#use label:nth-of-type(1) input")
+    fresh.says("the model gave itself")
+
+
+def test_prompts_can_be_hidden(fresh):
+    assert fresh.marks("rect.box", "x")
+    fresh.press("#show-prompts input")
+    fresh.wait(lambda: not fresh.marks("rect.box", "x"))
+    fresh.press("#show-prompts input")
+    fresh.wait(lambda: fresh.marks("rect.box", "x"))
+
+
+def test_nothing_is_wider_than_a_phone(fresh):
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    fresh.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        width = "return [innerWidth, document.documentElement.scrollWidth]"
+        fresh.wait(lambda: fresh.browser.execute_script(width) == [390, 390])
+        assert fresh.at(0, 0)[2] * W > 300  # the picture to click on takes the width
+    finally:
+        fresh.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_bad_uploads_are_one_sentence_on_the_page(browser, page, address, scene):
+    other = Page(browser, address)
+    other.upload("visible", scene / "notes.png")
+    other.says("visible image notes.png: is not a readable image")
+    text = other.text("#status .error")
+    assert "Traceback" not in text
+    assert "/" not in text
+    assert not other.all(".stage")
+
+
+def test_a_built_in_pair_and_no_other_server_was_asked(browser, address, page):
+    other = Page(browser, address)
+    other.press("#pair-night")
+    other.says("640x480 pixels", "the model gave itself")
+    time.sleep(1)
+    asked = set()
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            asked.add(message["params"]["request"]["url"])
+    assert len(asked) > 20
+    strangers = [url for url in asked if not url.startswith((address, "data:", "blob:", "chrome", "about:"))]
+    assert strangers == []
+    refused = [
+        entry["message"] for entry in browser.get_log("browser") if "Content Security Policy" in entry["message"]
+    ]
+    assert refused == []
