@@ -25,6 +25,7 @@ from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import read_infrared, read_visible, write_png
 from fusionsam.data.splits import Entry, pair_entries
 from fusionsam.models.fusionsam import FusionSAMNetwork
+from fusionsam.prompt_files import prompts_to_json, read_prompts
 from fusionsam.render import confidence_map, overlay
 from fusionsam.structures import InputError, Output, Prompts
 
@@ -191,9 +192,6 @@ def _as_tensor(image: ImageLike | None, name: Literal["visible", "infrared"]) ->
     return tensor.float()[None]
 
 
-# -- prompts as JSON ---------------------------------------------------------------------------------------------
-
-
 def _row(prompts: Prompts, row: int) -> Prompts:
     def pick(value: Tensor | None) -> Tensor | None:
         return None if value is None else value[row : row + 1].detach().cpu()
@@ -201,65 +199,6 @@ def _row(prompts: Prompts, row: int) -> Prompts:
     return Prompts(
         pick(prompts.points), pick(prompts.point_labels), pick(prompts.boxes), pick(prompts.mask), prompts.source
     )
-
-
-def prompts_to_json(prompts: Prompts) -> dict[str, Any]:
-    """Source, points with labels (padding left out) and boxes of the first image, in pixels, one decimal."""
-    points: list[list[float]] = []
-    labels: list[int] = []
-    if prompts.points is not None and prompts.point_labels is not None:
-        for xy, label in zip(prompts.points[0].tolist(), prompts.point_labels[0].tolist(), strict=True):
-            if label >= 0:
-                points.append([round(v, 1) for v in xy])
-                labels.append(int(label))
-    boxes = [] if prompts.boxes is None else [[round(v, 1) for v in box] for box in prompts.boxes[0].tolist()]
-    return {"source": prompts.source, "points": points, "labels": labels, "boxes": boxes}
-
-
-def read_prompts(path: Path, name: str, size: tuple[int, int]) -> Prompts:
-    """User prompts for the pair `name` of `size` (H, W) from a JSON file.
-
-    {"points": [[x, y], ...], "labels": [1, 0, ...], "boxes": [[x0, y0, x1, y1], ...]} for every pair, or such an
-    object under each pair's name. Labels: 1 on the object, 0 off it; all 1 when left out. InputError for anything else.
-    """
-    try:
-        raw = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"prompts {path}: cannot be read ({error.strerror}); give self, none or a JSON file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"prompts {path}: not JSON ({error}); see the README for the form") from None
-    known = {"points", "labels", "boxes"}
-    if isinstance(raw, dict) and not known & set(raw):
-        if name not in raw:
-            raise InputError(f"prompts {path}: holds no prompts for {name!r}; add them under that name")
-        raw = raw[name]
-    if not isinstance(raw, dict) or not set(raw) <= known or not (raw.get("points") or raw.get("boxes")):
-        raise InputError(f"prompts {path}: expected points and labels, or boxes, for {name!r}; see the README")
-    height, width = size
-    arrays: dict[str, Tensor | None] = {"points": None, "boxes": None}
-    for key, columns in (("points", 2), ("boxes", 4)):
-        if not raw.get(key):
-            continue
-        try:
-            array = torch.tensor(raw[key], dtype=torch.float32)
-        except (TypeError, ValueError):
-            array = torch.empty(0)
-        if array.ndim != 2 or array.shape[1] != columns or not bool(array.isfinite().all()):
-            raise InputError(f"prompts {path}: {key} of {name!r} must be a list of {columns} numbers each")
-        limit = torch.tensor([width, height] * (columns // 2))
-        if columns == 4 and bool((array[:, :2] > array[:, 2:]).any()):
-            raise InputError(f"prompts {path}: boxes of {name!r} must be x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
-        if bool((array < 0).any()) or bool((array >= limit).any()):
-            raise InputError(f"prompts {path}: {key} of {name!r} lie outside of its {width}x{height} pixels")
-        arrays[key] = array[None]
-    points = arrays["points"]
-    labels = None
-    if points is not None:
-        given = raw.get("labels", [1] * points.shape[1])
-        if not isinstance(given, list) or len(given) != points.shape[1] or any(g not in (0, 1) for g in given):
-            raise InputError(f"prompts {path}: labels of {name!r} must be one 0 or 1 for each of its points")
-        labels = torch.tensor(given)[None]
-    return Prompts(points=points, point_labels=labels, boxes=arrays["boxes"], source="user")
 
 
 # -- files and folders -------------------------------------------------------------------------------------------
