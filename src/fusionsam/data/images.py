@@ -46,10 +46,10 @@ def _exists(path: Path) -> None:
         raise InputError(f"{path}: is empty (0 bytes), expected an image; fetch the file again")
 
 
-def _bounded(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
+def _bounded(path: Path, width: int, height: int, limit: int = MAX_PIXELS) -> None:
+    if width * height > limit:
         raise InputError(
-            f"{path}: its header declares {width}x{height} pixels, more than the limit of {MAX_PIXELS}; "
+            f"{path}: its header declares {width}x{height} pixels, more than the limit of {limit}; "
             "reduce or tile the image"
         )
     if width < 1 or height < 1:
@@ -102,20 +102,21 @@ def _guarded(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: damaged or truncated image ({_one_line(error)}); fetch the file again") from error
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """(H, W) in pixels as the readers return it (EXIF orientation applied), from the header alone.
+def image_size(path: str | Path, limit: int = MAX_PIXELS) -> tuple[int, int]:
+    """(H, W) in pixels as the readers return it (EXIF orientation applied), from the header alone where it is there
+    (a PNG may hold its EXIF behind the pixels, so one within `limit` is decoded).
 
-    Raises InputError for whatever is not an image within MAX_PIXELS."""
+    Raises InputError for whatever is not an image within `limit` pixels."""
     path = Path(path)
     with _guarded(path):
         if _is_tiff(path):
             width, height, dtype = _tiff_header(path)
             if _is_deep(dtype):
-                _bounded(path, width, height)
+                _bounded(path, width, height, limit)
                 return height, width
         with Image.open(path, formats=_FORMATS) as image:
             width, height = image.size
-            _bounded(path, width, height)
+            _bounded(path, width, height, limit)
             turned = image.getexif().get(_ORIENTATION, 1) >= 5
     return (width, height) if turned else (height, width)
 

@@ -1,0 +1,173 @@
+"""The installed command as a process of its own: real sockets, signals, the example client."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import build_debug
+from fusionsam.checkpoint import save_checkpoint
+from fusionsam.predict import FusionSAM
+from fusionsam.serve import TOKEN
+
+ROOT = Path(__file__).parents[1]
+WAIT = 180  # seconds, for a machine that is busy with something else
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("weights") / "debug", build_debug(), {})
+
+
+@contextmanager
+def server(weights: Path, *flags: str, **environment: str):
+    """The process and its port; it is ended in any case."""
+    command = [sys.executable, "-m", "fusionsam", "serve", "--weights", str(weights), "--port", "0", *flags]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            line = process.stdout.readline()
+            found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+            assert found, line + process.stderr.read()
+            end = time.monotonic() + WAIT
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/readyz", timeout=WAIT)
+                    break
+                except OSError:
+                    assert time.monotonic() < end
+                    time.sleep(0.1)
+            yield process, int(found[1])
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[Path, Path]:
+    folder, random = tmp_path_factory.mktemp("pair"), np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 256, (67, 79, 3), dtype=np.uint8)).save(folder / "v.png")
+    Image.fromarray(random.integers(0, 256, (67, 79), dtype=np.uint8)).save(folder / "i.png")
+    return folder / "v.png", folder / "i.png"
+
+
+def multipart(path: Path) -> tuple[bytes, dict[str, str]]:
+    head = b'--b\r\nContent-Disposition: form-data; name="visible"; filename="v"\r\n\r\n'
+    body = head + path.read_bytes() + b"\r\n--b--\r\n"
+    return body, {"Content-Type": "multipart/form-data; boundary=b", "Accept": "application/zip"}
+
+
+def gauge(port: int, name: str) -> float:
+    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=WAIT).read().decode()
+    return float(re.search(rf"^{name} (\S+)$", page, re.M)[1])
+
+
+def test_sigterm_under_load_loses_no_accepted_request(weights, files):
+    body, headers = multipart(files[0])
+    with server(weights, "--max-batch", "1", "--queue", "40", "--timeout", str(WAIT)) as (process, port):
+        connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT) for _ in range(40)]
+
+        def ask(connection):
+            connection.request("POST", "/v1/predict", body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+        with ThreadPoolExecutor(40) as threads:
+            futures = [threads.submit(ask, connection) for connection in connections]
+            end = time.monotonic() + WAIT
+            while gauge(port, "fusionsam_accepted_total") < 40:
+                assert time.monotonic() < end
+            finished = sum(future.done() for future in futures)
+            process.send_signal(signal.SIGTERM)
+            answers = [future.result(WAIT) for future in futures]
+        assert process.wait(WAIT) == 0
+        assert finished < 40  # or the signal came too late to prove anything
+        assert [status for status, _ in answers] == [200] * 40
+        assert all(zipfile.ZipFile(io.BytesIO(data)).testzip() is None for _, data in answers)
+        assert "40 of 40 accepted requests answered" in process.stdout.read()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_the_example_client_gets_what_the_model_says(weights, files, tmp_path):
+    model = FusionSAM.from_pretrained(weights, "cpu")
+    with server(weights, **{TOKEN: "sesame"}) as (process, port):
+        sesame = Path(f"/proc/{process.pid}/cmdline")
+        assert not sesame.exists() or b"sesame" not in sesame.read_bytes()
+
+        def client(*flags: str, token: str = "sesame"):
+            command = [sys.executable, str(ROOT / "examples" / "client.py"), "--url", f"http://127.0.0.1:{port}"]
+            pair = ["--visible", str(files[0]), "--infrared", str(files[1]), "--out", str(tmp_path)]
+            env = {**os.environ, TOKEN: token}
+            return subprocess.run([*command, *pair, *flags], capture_output=True, text=True, env=env, timeout=WAIT)
+
+        assert client().returncode == 0
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "labels.png")), model.predict(*files).labels)
+        assert client("--on", "20,30", "--off", "70,5", "--box", "3,4,50,60").returncode == 0
+        asked = json.loads((tmp_path / "result.json").read_text())["prompts"]
+        assert asked == {"source": "user", "points": [[20, 30], [70, 5]], "labels": [1, 0], "boxes": [[3, 4, 50, 60]]}
+        assert gauge_with_token(port, "sesame", "fusionsam_sessions") == 0  # the client has ended its session
+        for done in (client("--on", "90,30"), client(token="wrong")):
+            assert done.returncode == 1
+            assert done.stderr.count("\n") == 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT) == 0
+
+
+def gauge_with_token(port: int, token: str, name: str) -> float:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {token}"})
+    return float(re.search(rf"^{name} (\S+)$", urllib.request.urlopen(request).read().decode(), re.M)[1])
+
+
+def test_a_slow_or_broken_off_upload_harms_nobody(weights, files):
+    body, headers = multipart(files[0])
+    head = "POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
+    with server(weights, "--timeout", "2", "--queue", "1") as (process, port):
+        slow, broken = (socket.create_connection(("127.0.0.1", port), timeout=WAIT) for _ in range(2))
+        for connection in (slow, broken):
+            connection.sendall(head.encode() + body[:500])
+        broken.close()
+        while b"}" not in (answer := slow.recv(65536)):  # it holds no place: others are served meanwhile
+            assert answer
+        assert b" 408 " in answer or b"did not arrive within 2 s" in answer
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
+        for _ in range(5):
+            connection.request("POST", "/v1/predict?images=", body, headers)
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status == 200:
+                break
+        assert answer.status == 200
+        assert process.poll() is None
+        assert gauge(port, "fusionsam_in_flight") == 0
+
+
+def test_dockerfile_installs_as_the_readme_does():
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    (install,) = [line for line in lines if line.startswith("RUN pip install")]
+    (start,) = [line for line in lines if line.startswith("CMD")]
+    page = (ROOT / "docs" / "serve.md").read_text()
+    assert 'pip install ".[serve]"' in page
+    assert install.endswith('".[serve]"')
+    assert " ".join(json.loads(start.removeprefix("CMD "))) in page
+    copied = {name for line in lines if line.startswith("COPY") for name in line.split()[1:-1]}
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == kept
+    assert all((ROOT / name).exists() for name in copied)
