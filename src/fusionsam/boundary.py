@@ -45,8 +45,8 @@ def _near(points: Places, ours: Ids, theirs: Ids, width: int, offsets: NDArray[n
     found, start, many = [points[:0]], 0, 1
     # most are found nearby, so few are looked for further away
     while len(points) and start < len(steps) and len(points) * (len(steps) - start) < _FEW:
-        around = theirs[points[:, None] + steps[start : start + many]]
-        hit = (around == ours[points][:, None]).any(1)
+        around = theirs.take(steps[start : start + many, None] + points)
+        hit = (around == ours.take(points)).any(0)
         found.append(points[hit])
         points, start, many = points[~hit], start + many, min(2 * many, 64)
     if len(points) and start < len(steps):
@@ -94,7 +94,9 @@ class BoundaryScore:
         totals = [np.bincount(marks[here], minlength=classes) for marks, here in zip(maps, points, strict=True)]
         offsets = _disc(reach, radius)
         for side, (ours, theirs) in enumerate((maps, maps[::-1])):
-            candidates = points[side][totals[1 - side][ours[points[side]]] > 0]
+            candidates = points[side]
+            if (totals[1 - side][totals[side] > 0] == 0).any():  # classes that the other side has nowhere
+                candidates = candidates[totals[1 - side][ours[candidates]] > 0]
             near = _near(candidates, ours, theirs, width + 2 * reach, offsets)
             self.counts[:, 2 * side] += np.bincount(ours[near], minlength=classes)
             self.counts[:, 2 * side + 1] += totals[side]

@@ -30,9 +30,10 @@ def _ids(values: ArrayLike, name: str) -> NDArray[np.integer[Any]]:
 def narrow(ids: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
     """Ids as uint8 if all lie in 0..255, else as they are. Ids mostly come as int64, and reading eight bytes a pixel
     again and again was most of the time that counting took."""
-    if ids.dtype == np.uint8 or not ids.size or ids.min() < 0 or ids.max() > 255:
+    if ids.dtype == np.uint8 or not ids.size:
         return ids
-    return ids.astype(np.uint8)
+    # read as unsigned, negative ids are the largest
+    return ids.astype(np.uint8) if ids.view(f"u{ids.itemsize}").max() <= 255 else ids
 
 
 def id_pair(prediction: ArrayLike, label: ArrayLike) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
