@@ -13,7 +13,7 @@ from fusionsam.config import ModelConfig
 from fusionsam.models.fusion import PICTURE_HEADS, FusionMaskPrompting
 from fusionsam.models.head import ClassificationHead
 from fusionsam.models.image_encoder import build_image_encoder
-from fusionsam.models.layers import luma, resize
+from fusionsam.models.layers import luma, resize, same_size, size_tensor
 from fusionsam.models.mask_decoder import FullFledgedMaskDecoder
 from fusionsam.models.prompts import PromptEncoder, cut, self_prompts
 from fusionsam.models.tokenizer import Tokenizer
@@ -146,24 +146,26 @@ class FusionSAMNetwork(nn.Module):
             shapes.append((image.shape[0], image.shape[2], image.shape[3]))
         if not shapes:
             raise InputError("visible and infrared are both None; give at least one of the two images")
-        if len(set(shapes)) > 1:
+        if any(shape != shapes[0] for shape in shapes):
             raise InputError(
                 f"visible and infrared differ: (batch, height, width) {shapes[0]} and {shapes[1]}; give an aligned pair"
             )
         return shapes[0][1], shapes[0][2]
 
     def _network_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        scale = self.config.max_side / max(size)
-        if scale >= 1:
+        if all(side <= self.config.max_side for side in size):
             return size
+        scale = self.config.max_side / max(size)
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
     def _fit(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """Reduced to `size` where larger, then padded at right and bottom to the network's multiple."""
-        if tuple(image.shape[2:]) != size:
+        if not same_size(image.shape[2:], size):
             image = F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
-        bottom, right = -size[0] % self.multiple, -size[1] % self.multiple
-        if not (bottom or right):
+        m = self.multiple
+        # in this form a multiple stays one where sizes are symbols
+        bottom, right = ((side + m - 1) // m * m - side for side in size)
+        if same_size((bottom, right), (0, 0)):
             return image
         return F.pad(image, (0, right, 0, bottom), mode="replicate")
 
@@ -175,7 +177,7 @@ class FusionSAMNetwork(nn.Module):
             return infrared.expand(-1, 3, -1, -1), infrared
         if infrared is None:
             return visible, luma(visible)
-        if present is None or bool(present.all()):
+        if present is None or (not torch.compiler.is_exporting() and bool(present.all())):
             return visible, infrared
         there = present[:, :, None, None, None]
         return (
@@ -184,7 +186,7 @@ class FusionSAMNetwork(nn.Module):
         )
 
     def _level(self, level: Tensor, frame: Frame) -> Tensor:
-        if frame.content == frame.size:
+        if same_size(frame.content, frame.size):
             return level
         height = max(1, round(level.shape[2] * frame.content[0] / frame.size[0]))
         width = max(1, round(level.shape[3] * frame.content[1] / frame.size[1]))
@@ -219,11 +221,11 @@ class FusionSAMNetwork(nn.Module):
                 f"mode: found {mode!r}, expected self or none; hand user and oracle prompts in as `prompts`"
             )
         # peaks and box are sought inside the image, not in its padding
-        rows, columns = (-(-side // Tokenizer.STRIDE) for side in small)
+        rows, columns = ((side + Tokenizer.STRIDE - 1) // Tokenizer.STRIDE for side in small)
         own = self_prompts(mask_prompt[:, :, :rows, :columns], self.config.prompts)
         own.mask = mask_prompt
         # the last cell may reach past the image
-        edge = mask_prompt.new_tensor([small[1] - 1, small[0] - 1])
+        edge = size_tensor((small[1] - 1, small[0] - 1), mask_prompt)
         own.points = None if own.points is None else torch.minimum(own.points, edge)
         own.boxes = None if own.boxes is None else torch.minimum(own.boxes, edge.repeat(2))
         return own
@@ -243,7 +245,7 @@ class FusionSAMNetwork(nn.Module):
 
     @staticmethod
     def _scale_prompts(prompts: Prompts, source: tuple[int, int], target: tuple[int, int]) -> Prompts:
-        if source == target:
+        if same_size(source, target):
             return Prompts(**vars(prompts))
 
         def move(xy: Tensor | None) -> Tensor | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -63,9 +65,25 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     return out.transpose(1, 2).reshape(batch, height, width, dim).permute(0, 3, 1, 2)
 
 
+def same_size(one: Sequence[int], two: Sequence[int]) -> bool:
+    """Whether two sizes agree. Where sizes are symbols (torch.export), only if they agree whatever the input is."""
+    if torch.compiler.is_exporting():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return all(statically_known_true(a == b) for a, b in zip(one, two, strict=True))
+    return tuple(one) == tuple(two)
+
+
+def size_tensor(values: Sequence[int], like: Tensor) -> Tensor:
+    """Whole numbers as a tensor (len(values),) with dtype and device of `like`, also where they are symbols."""
+    if torch.compiler.is_exporting():
+        return torch.stack([torch.full((), value, dtype=like.dtype, device=like.device) for value in values])
+    return like.new_tensor(values)
+
+
 def resize(grid: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize of (B,C,H,W) to `size`; returned untouched when it has that size already."""
-    if tuple(grid.shape[-2:]) == tuple(size):
+    if same_size(grid.shape[-2:], size):
         return grid
     return F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
 

@@ -8,7 +8,7 @@ from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamPromptEncoder
 
 from fusionsam.config import DecoderConfig, PromptConfig
-from fusionsam.models.layers import resize
+from fusionsam.models.layers import resize, same_size, size_tensor
 from fusionsam.structures import Frame, Prompts
 
 CELL = 4  # pixels a latent cell covers
@@ -115,8 +115,8 @@ class PromptEncoder(nn.Module):
 
     def to_square(self, xy: Tensor, image_size: tuple[int, int], frame: Frame) -> Tensor:
         """Pixel centres (..., 2) of the image -> what SamPromptEncoder divides by its square size."""
-        content = xy.new_tensor([frame.content[1] / image_size[1], frame.content[0] / image_size[0]])
-        size = xy.new_tensor([frame.size[1], frame.size[0]])
+        content = size_tensor(frame.content[::-1], xy) / size_tensor(image_size[::-1], xy)
+        size = size_tensor(frame.size[::-1], xy)
         return (xy + 0.5) * content / size * self.side - 0.5
 
     def forward(
@@ -126,7 +126,11 @@ class PromptEncoder(nn.Module):
         tokens = []
         if prompts.points is not None and prompts.point_labels is not None:
             points = self.to_square(prompts.points, image_size, frame)[:, None]
-            tokens.append(self.sam._embed_points(points, prompts.point_labels[:, None], pad=prompts.boxes is None))
+            labels = prompts.point_labels[:, None]
+            if torch.compiler.is_exporting() and prompts.source == "user":
+                tokens.append(self._embed_sam_points(points, labels))
+            else:
+                tokens.append(self.sam._embed_points(points, labels, pad=prompts.boxes is None))
         if prompts.boxes is not None:
             corners = prompts.boxes.reshape(*prompts.boxes.shape[:2], 2, 2)
             corners = self.to_square(corners, image_size, frame).flatten(2)
@@ -139,9 +143,18 @@ class PromptEncoder(nn.Module):
             dense = self.sam.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, *grid)
         return sparse, dense
 
+    def _embed_sam_points(self, points: Tensor, labels: Tensor) -> Tensor:
+        """An exported decoder's prompts: labels 2 and 3 are a box's corners, padding is the caller's, as in SAM's."""
+        tokens = self.sam._embed_points(points, labels, pad=False)
+        for corner in (2, 3):
+            tokens = torch.where((labels == corner)[..., None], tokens + self.sam.point_embed[corner].weight, tokens)
+        return tokens
+
 
 def place(grid: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
     """A map over the image (B,C,h,w) placed into a map over the whole frame of `size`, zero outside the content."""
+    if same_size(frame.content, frame.size):
+        return resize(grid, size)
     height = max(1, round(size[0] * frame.content[0] / frame.size[0]))
     width = max(1, round(size[1] * frame.content[1] / frame.size[1]))
     inner = resize(grid, (height, width))
@@ -152,6 +165,8 @@ def place(grid: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
 
 def cut(grid: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
     """The inverse of `place`: a map over the frame (B,C,h,w) -> its content resized to `size`."""
+    if same_size(frame.content, frame.size):
+        return resize(grid, size)
     height = max(1, round(grid.shape[2] * frame.content[0] / frame.size[0]))
     width = max(1, round(grid.shape[3] * frame.content[1] / frame.size[1]))
     return resize(grid[:, :, :height, :width], size)

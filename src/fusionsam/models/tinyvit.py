@@ -119,8 +119,8 @@ class AttentionBlock(nn.Module):
         """(B,dim,H,W) -> the same shape."""
         batch, dim, height, width = x.shape
         window = self.window
-        padded = F.pad(x, (0, -width % window, 0, -height % window))
-        rows, columns = padded.shape[-2] // window, padded.shape[-1] // window
+        rows, columns = ((side + window - 1) // window for side in (height, width))
+        padded = F.pad(x, (0, columns * window - width, 0, rows * window - height))
         tiles = padded.view(batch, dim, rows, window, columns, window).permute(0, 2, 4, 3, 5, 1)
         mixed = self.attn(tiles.reshape(batch * rows * columns, window * window, dim))
         mixed = mixed.view(batch, rows, columns, window, window, dim).permute(0, 5, 1, 3, 2, 4)

@@ -185,7 +185,12 @@ class Tokenizer(nn.Module):
                 latents.append(token.expand(grid))
                 codes.append(None)
                 continue
-            if present is None or bool(present[:, index].all()):
+            if torch.compiler.is_exporting() and present is not None:  # a graph cannot leave rows out
+                latent, code, term = self.encode(index, image)
+                there = present[:, index][:, None, None, None]
+                latent = torch.where(there, latent, token)
+                code = None if code is None else torch.where(there, code, -1)
+            elif present is None or bool(present[:, index].all()):
                 latent, code, term = self.encode(index, image)
             else:
                 # the codebook must never learn from a blank frame, so only what is there is encoded
