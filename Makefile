@@ -7,6 +7,8 @@ DATA ?= ../shared/data
 ENCODER_WEIGHTS ?= hub
 SAM_WEIGHTS ?= ../shared/weights/mobilesam.safetensors
 MFNET ?= $(DATA)/mfnet156
+# LSTG of stage 1: of the checkpoint that ships, or runs/tokenizer_tiny/final after configs/tokenizer_tiny.yaml
+TOKENIZER_WEIGHTS ?= tiny
 EXTRAS := dev
 STAMP := $(VENV)/.installed
 
@@ -51,6 +53,7 @@ ablation: $(STAMP) $(ABLATIONS:%=runs/ablation_%/evaluation/report.json)
 runs/ablation_%/final/training.json: | $(STAMP)
 	$(BIN)/fusionsam train --config configs/mfnet_tiny.yaml --config configs/ablation_$*.yaml \
 		--data.root $(MFNET) --model.encoder.weights $(ENCODER_WEIGHTS) --model.sam_weights $(SAM_WEIGHTS) \
+		$(if $(filter a,$*),,--model.tokenizer_weights $(TOKENIZER_WEIGHTS)) \
 		$$(test ! -e runs/ablation_$*/last.ckpt || echo --resume)
 
 runs/ablation_%/evaluation/report.json: runs/ablation_%/final/training.json
