@@ -16,6 +16,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -159,11 +160,15 @@ def send(port: int, path: str, body: bytes | Iterator[bytes]) -> tuple[int, str,
     """Status, content type, text."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    connection.request("POST", path, body, headers, encode_chunked=not isinstance(body, bytes))
-    answer = connection.getresponse()
-    text = answer.read().decode()
-    connection.close()
-    return answer.status, answer.getheader("content-type", ""), text
+    try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # its answer may have come all the same
+            connection.request("POST", path, body, headers, encode_chunked=not isinstance(body, bytes))
+        answer = connection.getresponse()
+        return answer.status, answer.getheader("content-type", ""), answer.read().decode()
+    except (OSError, http.client.HTTPException) as error:
+        return 0, "", repr(error)
+    finally:
+        connection.close()
 
 
 def fault(status: int, kind: str, text: str) -> str | None:

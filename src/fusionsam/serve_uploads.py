@@ -36,16 +36,21 @@ async def limited(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
     if declared.isdigit() and int(declared) > limit:
         await drain(request)
         raise _too_large(limit)
-    read = 0
-    async for chunk in request.stream():
+    read, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         read += len(chunk)
         if read > limit:
-            await drain(request)
+            if more:
+                await drain(request)
             raise _too_large(limit)
         yield chunk
 
 
-async def drain(request: Request, seconds: float = 10.0) -> None:
+async def drain(request: Request, seconds: float = 30.0) -> None:
     """Read and drop what is left of a body: closing with unread bytes would reset the connection, answer and all."""
     if request.headers.get("expect", "").lower() == "100-continue":
         return  # this client waits for our word before it sends
