@@ -162,7 +162,11 @@ def describe(session: PairSession) -> str:
         names = [now.classes[index] for index in np.unique(now.labels[mask])]
         found = f"mask: {', '.join(names)}, {100 * mask.mean():.2f} % of the picture"
         nothing = "mask: empty (no known class there; pick something that has a colour)"
-        parts += [clicks, found if names else nothing, f"they moved the class of {session.moved():.2f} % of the pixels"]
+        parts += [
+            clicks,
+            found if names else nothing,
+            f"they changed the class of {session.moved():.2f} % of the pixels",
+        ]
     else:
         own = now.prompts
         points = 0 if own.point_labels is None else int((own.point_labels >= 0).sum())
