@@ -12,7 +12,7 @@ TOKENIZER_WEIGHTS ?= tiny
 EXTRAS := dev
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check browser ablation peers study clean
+.PHONY: demo test test-slow check browser ablation peers study tokenizer-study clean
 
 # installed again only when what is to be installed has changed
 $(STAMP): pyproject.toml
@@ -99,6 +99,18 @@ runs/study/%/final/training.json: | $(STAMP)
 runs/study/%/evaluation/report.json: runs/study/%/final/training.json
 	$(BIN)/fusionsam evaluate --dataset mfnet --root $(MFNET) --split val \
 		--weights runs/study/$*/final --out runs/study/$*/evaluation
+
+# Loss terms, codebook sizes and kinds of quantiser in stage 1; EXTRA_PAIRS are folders of unlabelled pairs.
+TOKENIZER_STUDY ?= $(basename $(notdir $(wildcard configs/tokenizer_study/*.yaml)))
+EXTRA_PAIRS ?= [$(DATA)/roadscene, $(DATA)/tno]
+tokenizer-study: $(STAMP) $(TOKENIZER_STUDY:%=runs/tokenizer_study/%/final/training.json)
+	$(BIN)/python benchmarks/tokenizer_study.py
+
+.PRECIOUS: runs/tokenizer_study/%/final/training.json
+runs/tokenizer_study/%/final/training.json: | $(STAMP)
+	$(BIN)/fusionsam train --config configs/tokenizer_tiny.yaml --config configs/tokenizer_study/base.yaml \
+		--config configs/tokenizer_study/$*.yaml --data.root $(MFNET) --data.extra_pairs '$(EXTRA_PAIRS)' \
+		--model.encoder.weights $(ENCODER_WEIGHTS) $$(test ! -e runs/tokenizer_study/$*/last.ckpt || echo --resume)
 
 clean:
 	rm -rf $(VENV) out runs build dist

@@ -1,0 +1,62 @@
+"""The table of the tokenizer study from the runs that `make tokenizer-study` made.
+
+    python benchmarks/tokenizer_study.py --runs runs/tokenizer_study --out results/tokenizer_study
+
+reads ROW/history.jsonl and ROW/final/training.json of every finished run and writes table.json and table.md. PSNR, SSIM
+and usage are those of the last step on the validation split, so no step is picked on the split it is scored on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("psnr", "ssim", "codebook_usage", "perplexity")
+MODALITIES = ("visible", "infrared")
+
+
+def read_row(run: Path) -> dict[str, Any]:
+    """Last validation of a run by modality, with its steps, hours, commit, seed and command."""
+    last = json.loads((run / "history.jsonl").read_text().splitlines()[-1])
+    card = json.loads((run / "final" / "training.json").read_text())
+    scores = {m: {c: last.get(f"val/{m}_{c}") for c in COLUMNS} for m in MODALITIES}
+    kept = {key: card.get(key) for key in ("step", "hours", "commit", "seed", "command")}
+    return {"row": run.name, **scores, **kept}
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """One line a row: PSNR (dB), SSIM, share of codes in use (percent) and perplexity, visible then infrared."""
+    head = "| row | steps | " + " | ".join(f"{m} {c}" for m in MODALITIES for c in COLUMNS) + " |"
+    lines = [head, "|---" * (2 + len(MODALITIES) * len(COLUMNS)) + "|"]
+    for row in rows:
+        values = [row[m][c] for m in MODALITIES for c in COLUMNS]
+        cells = ["" if v is None else f"{v:.3f}" if v < 1 else f"{v:.1f}" for v in values]
+        lines.append(f"| {row['row']} | {row['step']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/tokenizer_study"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=Path("results/tokenizer_study"), help="folder for the table")
+    args = parser.parse_args()
+    finished = sorted(file.parent.parent for file in args.runs.glob("*/final/training.json"))
+    if not finished:
+        print(f"{args.runs}: no finished run in it; `make tokenizer-study` makes them", file=sys.stderr)
+        return 2
+    rows = sorted((read_row(run) for run in finished), key=lambda row: (row["row"] != "base", row["row"]))
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, text in (("table.json", json.dumps(rows, indent=1) + "\n"), ("table.md", as_markdown(rows))):
+        part = args.out / f"{name}.part"
+        part.write_text(text)
+        os.replace(part, args.out / name)
+    print(as_markdown(rows), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
