@@ -22,14 +22,14 @@ import torch
 
 from fusionsam import predictors, reports
 from fusionsam.checkpoint import commit
-from fusionsam.data import images, leaks, predictions
+from fusionsam.data import fingerprints, images, leaks, predictions
 from fusionsam.data.synthetic import draw_scene, scene_id
 from fusionsam.evaluate import EvaluateConfig, evaluate
 
 TIMED = {
     "decoding": [(images, "_load"), (predictors, "image_size"), (predictions, "image_size")],
     "metric": [(reports.Tally, "update"), (reports, "scores")],
-    "leak_guard": [(leaks.Fingerprints, "add"), (leaks, "compare")],
+    "leak_guard": [(fingerprints.Fingerprints, "add"), (leaks, "compare")],
 }
 """What is asked for -> the functions that do it; none of them calls another one."""
 

@@ -20,6 +20,7 @@ from fusionsam.checkpoint import build_network, save_checkpoint
 from fusionsam.config import preset
 from fusionsam.data.catalog import MFNET_CLASSES, MFNET_PALETTE, find
 from fusionsam.data.dataset import open_split
+from fusionsam.data.fingerprints import of_training
 from fusionsam.data.predictions import PredictionFolder
 from fusionsam.data.synthetic import synthesize
 from fusionsam.evaluate import EvaluateConfig, add_arguments, evaluate, main
@@ -279,6 +280,33 @@ def test_leak_guard_refuses_pictures_of_the_training_split(home, tmp_path):
     values = run(home, root=data).values
     assert values["leak_guard"]["checked"] == []
     assert "not compared" in values["notes"][0]
+
+
+def test_leak_guard_knows_what_the_weights_saw_where_no_training_list_is(home, tmp_path):
+    data = shutil.copytree(home / "data", tmp_path / "data")
+    weights = shutil.copytree(home / "a", tmp_path / "weights")
+    of_training(open_split("mfnet", data, "train")).write(weights)
+    rows = json.loads((weights / "training_fingerprints.json").read_text())
+    assert len(rows) == len((data / "train.txt").read_text().split())
+    assert all(len(json.dumps(row)) < 400 for row in rows)  # hashes, nothing a picture could be made of
+    source, target = ((data / f"{s}.txt").read_text().split()[0] for s in ("train", "val"))
+    (data / "train.txt").unlink()
+    guard = run(home, root=data, weights=[weights]).values["leak_guard"]
+    assert (guard["checked"], guard["leaks"]) == (["weights (fingerprints)"], 0)
+    seen, image = np.asarray(Image.open(data / "images" / f"{source}.png")), data / "images" / f"{target}.png"
+    for kind, picture in {"content": seen, "mirrored": seen[:, ::-1]}.items():
+        Image.fromarray(picture.copy()).save(image)
+        with pytest.raises(InputError, match=rf"1 of its 6 pictures .*pair 1 = held/{target} \({kind}\)"):
+            run(home, root=data, weights=[weights])
+    # the border cut off, and mirrored besides: a look-alike, as the guard by lists says too
+    cut = Image.fromarray(seen[5:-5, 6:-6][:, ::-1].copy()).resize((128, 96), Image.Resampling.BICUBIC)
+    cut.save(image)
+    values = run(home, root=data, weights=[weights]).values
+    assert values["leak_guard"]["look_alikes"] >= 1
+    assert any(f"pair 1 = held/{target} (perceptual" in note for note in values["notes"])
+    (weights / "training_fingerprints.json").write_text('[{"content": [1, 2]}]')
+    with pytest.raises(InputError, match=r"training_fingerprints\.json: damaged"):
+        run(home, root=data, weights=[weights])
 
 
 def test_flip_makes_the_prediction_of_a_mirrored_pair_the_mirrored_prediction(home, tmp_path):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fusionsam import __version__, foreign
 from fusionsam.config import ModelConfig, from_dict
+from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.models.fusionsam import FusionSAMNetwork
 from fusionsam.structures import InputError
 
@@ -168,7 +169,8 @@ def load_network(source: str | Path) -> tuple[FusionSAMNetwork, dict[str, Any]]:
 
 
 def ship(source: str | Path, folder: str | Path, **facts: Any) -> Path:
-    """Store a checkpoint as it ships: float16, and of the paths it was trained with only the file names.
+    """Store a checkpoint as it ships: float16, and of the paths it was trained with only the file names; the training
+    pairs' fingerprints with it.
 
     Its card keeps the names of data set and training split; `facts` are added to it. The model card (README.md) is
     written by a person.
@@ -187,7 +189,10 @@ def ship(source: str | Path, folder: str | Path, **facts: Any) -> Path:
     kept = {key: value for key, value in card.items() if key not in ("config", "name")}
     if data:
         kept["data"] = {key: data[key] for key in ("dataset", "train_split") if key in data}
-    return save_checkpoint(folder, network, {**kept, "started_from": started_from, **facts}, half=True)
+    written = save_checkpoint(folder, network, {**kept, "started_from": started_from, **facts}, half=True)
+    if (seen := Fingerprints.read(locate(source))) is not None:
+        seen.write(written)
+    return written
 
 
 def shipped() -> list[str]:

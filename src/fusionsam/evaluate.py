@@ -18,7 +18,8 @@ from tqdm import tqdm
 from fusionsam import checkpoint, reports, worst_pairs
 from fusionsam.data.catalog import CATALOG, DatasetRow
 from fusionsam.data.dataset import PairDataset, open_split
-from fusionsam.data.leaks import leaks, weigh
+from fusionsam.data.fingerprints import Fingerprints, fingerprint
+from fusionsam.data.leaks import compare, weigh
 from fusionsam.data.splits import Entry, entries
 from fusionsam.metrics import ImageMatrices
 from fusionsam.predict import FusionSAM
@@ -173,7 +174,8 @@ def _check_seeds(config: EvaluateConfig, cards: list[dict[str, Any]]) -> None:
 
 
 def leak_guard(config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[str, Any]]) -> dict[str, Any]:
-    """Compare the split with what the weights were trained on, as far as those lists are there."""
+    """Compare the split with what the weights were trained on: by the fingerprints that they carry, and by the lists
+    and pictures of the training split as far as those are here."""
     if config.train_split == "none":
         return {"checked": [], "leaks": 0, "notes": ["the leak guard was switched off (--train-split none)"]}
     sources: dict[tuple[str, str, str], str | Path | None] = {}
@@ -185,17 +187,30 @@ def leak_guard(config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[
         else:  # MSRS repeats MFNet's pictures: another data set is no excuse
             sources[data["dataset"], str(data.get("root")), name] = data.get("class_file")
     checked, notes, found, alike = [], [], [], []
+    known: list[tuple[str, Fingerprints, list[str]]] = []  # name, what was trained on, its ids
+    for source in config.weights:
+        if (seen := Fingerprints.read(checkpoint.locate(source))) is not None:
+            numbers = [f"pair {number}" for number in range(1, len(seen.content) + 1)]
+            known.append((f"{Path(source).name} (fingerprints)", seen, numbers))
     for (dataset, root, name), class_file in sources.items():
         try:
             training = entries(dataset, root, name, class_file)
         except InputError:
-            notes.append(f"no list of the training split {dataset}/{name} is here, so it was not compared")
+            if not known:
+                notes.append(f"no list of the training split {dataset}/{name} is here, so it was not compared")
             continue
-        splits = {f"{dataset}/{name} (training)": training, config.split: evaluated}
-        refused, stray = weigh(leaks(splits), splits)
-        found += refused
-        alike += stray
-        checked.append(f"{dataset}/{name}")
+        split = f"{dataset}/{name}"
+        known.insert(0, (split, fingerprint(split, training), [entry.id for entry in training]))
+    ours = fingerprint(config.split, evaluated) if known else Fingerprints()
+    for name, seen, ids in known:
+        training_name = f"{name} (training)"
+        prints = {training_name: seen, config.split: ours}
+        leaks = compare(prints, {training_name: ids, config.split: [entry.id for entry in evaluated]})
+        refused, stray = weigh(leaks, {training_name: ids, config.split: evaluated})
+        # one picture of several trainings counts once
+        found += [leak for leak in refused if leak.second_id not in {before.second_id for before in found}]
+        alike += [leak for leak in stray if leak.second_id not in {before.second_id for before in alike}]
+        checked.append(name)
     pictures = {leak.second_id for leak in found}
     if found:
         shown = "; ".join(map(str, found[:3])) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")

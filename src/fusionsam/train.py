@@ -22,9 +22,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.data import DataLoader
 
-from fusionsam.checkpoint import build_network, commit, save_checkpoint
+from fusionsam.checkpoint import build_network, commit, locate, save_checkpoint
 from fusionsam.config import Config, DataConfig, TrainConfig, to_dict
 from fusionsam.data.dataset import PairDataset, open_split
+from fusionsam.data.fingerprints import Fingerprints, of_training
 from fusionsam.data.leaks import require_no_leak
 from fusionsam.data.loader import class_shares, train_loader, val_loader
 from fusionsam.data.splits import Entry, entries
@@ -90,8 +91,8 @@ class BestWeights(Callback):
     """Keeps the weights of the best validation as a checkpoint folder, ready for predict and evaluate; and the hours
     this run has had over all its sessions."""
 
-    def __init__(self, folder: Path, card: dict[str, Any]) -> None:
-        self.folder, self.card = folder, card
+    def __init__(self, folder: Path, card: dict[str, Any], seen: Fingerprints) -> None:
+        self.folder, self.card, self.seen = folder, card, seen
         self.best = -math.inf
         self.validated = -1  # step of the latest validation
         self.seconds = 0.0
@@ -116,6 +117,7 @@ class BestWeights(Callback):
         scores = {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         card = {**self.card, "step": trainer.global_step, "hours": round(self.elapsed() / 3600, 3), "val": scores}
         save_checkpoint(folder, task.evaluated(), card)
+        self.seen.write(folder)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the network if it is the best so far, a line of history, and a checkpoint to resume from."""
@@ -314,7 +316,8 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
             build_network(config.model, to_train=not resume), config, steps, class_shares(train_set)
         )
     card = {"command": command, "commit": commit(), "seed": config.train.seed, "config": to_dict(config)}
-    best = BestWeights(out, card)
+    earlier = [locate(source) for source in (config.model.tokenizer_weights, config.model.start_from) if source]
+    best = BestWeights(out, card, of_training(train_set, earlier))
     trainer = L.Trainer(
         accelerator=config.train.accelerator,
         devices=int(config.train.devices) if str(config.train.devices).isdigit() else config.train.devices,

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from fusionsam.data.catalog import DatasetRow, find
 from fusionsam.data.dataset import IGNORE, read_sample
+from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.data.images import image_size
-from fusionsam.data.leaks import Fingerprints, compare, weigh
+from fusionsam.data.leaks import compare, weigh
 from fusionsam.data.splits import Entry, entries
 from fusionsam.structures import InputError, Sample
 

@@ -4,23 +4,18 @@ off)."""
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
-from fusionsam.data.dataset import read_sample
-from fusionsam.data.splits import FLIP, Entry
-from fusionsam.structures import InputError, Sample
+from fusionsam.data.fingerprints import Digests, Fingerprints, fingerprint
+from fusionsam.data.splits import Entry
+from fusionsam.structures import InputError
 
 Kind = Literal["id", "content", "mirrored", "perceptual", "partial"]
 _WEIGHED = ("perceptual", "partial")  # what stray frames of one recording may be too
@@ -30,12 +25,6 @@ LOOK_ALIKES = 0.2
 NEAR = 5
 """Largest Hamming distance of two 64-bit hashes of one picture. On 156 MFNet pairs, JPEG at quality 40 and gamma 0.7
 stay within 4; consecutive frames of one recording begin at 6, frames of neighbouring blocks of a recording at 9."""
-_MARGINS = [(m, m, m, m) for m in (0.0, 0.025, 0.05)] + [
-    (0.05, 0.0, 0.0, 0.0), (0.0, 0.05, 0.0, 0.0), (0.0, 0.0, 0.05, 0.0), (0.0, 0.0, 0.0, 0.05)
-]  # fmt: skip
-"""Borders cut off before hashing: shares of width and height at left, top, right, bottom; the first is the whole."""
-_FLAT = 2.0  # grey levels; the hash of a picture flatter than this is noise
-_PROGRESS_FROM = 200
 
 
 @dataclass(frozen=True)
@@ -56,70 +45,6 @@ class Leak:
         return f"{self.first}/{self.first_id} = {self.second}/{self.second_id} ({self.kind}{more})"
 
 
-Digests = tuple[str | None, str | None]
-"""Of the visible and the infrared pixels; None for one that is absent or of a single value, which tells nothing."""
-
-
-@dataclass
-class Fingerprints:
-    """What is remembered of the images of one split."""
-
-    places: list[set[tuple[str, str]]] = field(default_factory=list)  # (folder, id without _flip) of each file
-    content: list[Digests] = field(default_factory=list)
-    mirrored: list[Digests] = field(default_factory=list)
-    hashes: list[NDArray[np.uint64]] = field(default_factory=list)  # (variants, 2)
-    known: list[NDArray[np.bool_]] = field(default_factory=list)  # (2,): visible, infrared there and not flat
-
-    def add(self, entry: Entry, sample: Sample) -> None:
-        """Remember one pair."""
-        stem = entry.id.removesuffix(FLIP)
-        files = [path for path in (entry.rgbt, entry.visible, entry.infrared) if path is not None]
-        self.places.append({(str(Path(path).resolve().parent), stem) for path in files})
-        arrays = [sample.visible, sample.infrared]
-        self.content.append((_digest(sample.visible), _digest(sample.infrared)))
-        mirrored = [None if array is None else array.flip(-1) for array in arrays]
-        self.mirrored.append((_digest(mirrored[0]), _digest(mirrored[1])))
-        both = [_variants(array) for array in arrays]
-        self.hashes.append(np.stack([hashes for hashes, _ in both], axis=1))
-        self.known.append(np.array([known for _, known in both]))
-
-
-def _digest(array: Tensor | None) -> str | None:
-    if array is None or array.min() == array.max():
-        return None
-    return hashlib.sha256(repr(tuple(array.shape)).encode() + array.contiguous().numpy().tobytes()).hexdigest()
-
-
-def _variants(array: Tensor | None) -> tuple[NDArray[np.uint64], bool]:
-    """dHashes (2 * margins,) of the picture and its mirror under every margin, and whether they mean anything."""
-    count = 2 * len(_MARGINS)
-    if array is None:
-        return np.zeros(count, dtype=np.uint64), False
-    pixels = array.numpy().transpose(1, 2, 0)
-    grey = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("L")
-    width, height = grey.size
-    # Shrunk once, so that the fourteen variants cost little; the box of a resize may have fractions of pixels.
-    small = grey.resize((min(width, 144), min(height, 128)), Image.Resampling.BOX).convert("F")
-    hashes, known = [], True
-    for left, top, right, bottom in _MARGINS:
-        box = (left * small.width, top * small.height, (1 - right) * small.width, (1 - bottom) * small.height)
-        cells = np.asarray(small.resize((9, 8), Image.Resampling.BOX, box=box))
-        known = known and float(cells.std()) >= _FLAT
-        for view in (cells, cells[:, ::-1]):
-            bits = np.packbits((view[:, 1:] > view[:, :-1]).ravel())
-            hashes.append(int.from_bytes(bits.tobytes(), "big"))
-    return np.array(hashes, dtype=np.uint64), known
-
-
-def fingerprint(name: str, entries: Sequence[Entry], progress: bool = True) -> Fingerprints:
-    """Read every pair of a split once. Raises InputError for unreadable files."""
-    found = Fingerprints()
-    quiet = not progress or len(entries) < _PROGRESS_FROM
-    for entry in tqdm(entries, desc=f"leak guard: {name}", disable=quiet):
-        found.add(entry, read_sample(entry))
-    return found
-
-
 def leaks(splits: Mapping[str, Sequence[Entry]], progress: bool = True) -> list[Leak]:
     """Every image shared by two of the splits, each pair once under its strongest kind.
 
@@ -137,7 +62,7 @@ def compare(prints: Mapping[str, Fingerprints], ids: Mapping[str, Sequence[str]]
     for first, second in combinations(prints, 2):
         one, two = prints[first], prints[second]
         kinds: dict[tuple[int, int], tuple[Kind, int]] = {}
-        same, turned = _equal(one.content, two.content), _equal(one.mirrored, two.content)
+        same, turned = _equal(one.content, two.content), _equal(one.content, two.mirrored)
         matches: list[tuple[Kind, list[tuple[int, int]]]] = [
             ("id", _shared(one.places, two.places)),
             ("content", [pair for pair, whole in same.items() if whole]),
@@ -178,15 +103,16 @@ def _near(one: Fingerprints, two: Fingerprints) -> list[tuple[tuple[int, int], i
     found = []
     for i in range(len(a)):
         known = known_a[i] & known_b  # (m, 2)
-        # The copy may be the one that was cut, or the original: whole against variants, both ways round.
-        bits = np.concatenate([a[i, :1] ^ b, a[i] ^ b[:, :1]], axis=1)  # (m, 2 * variants, 2)
+        # The copy may be the one that was cut, or the original: whole (or its mirror) against variants, both ways
+        # round. Mirrored wholes stand in `b`, since fingerprints that come with weights have none.
+        bits = np.concatenate([a[i, :1] ^ b, a[i] ^ b[:, :1], a[i] ^ b[:, 1:2]], axis=1)  # (m, 3 * variants, 2)
         distance = np.where(known[:, None], np.bitwise_count(bits), 0).max(axis=2).min(axis=1)
         for j in np.flatnonzero((distance <= NEAR) & known.any(axis=1)):
             found.append(((i, int(j)), int(distance[j])))
     return found
 
 
-def weigh(found: Sequence[Leak], splits: Mapping[str, Sequence[Entry]]) -> tuple[list[Leak], list[Leak]]:
+def weigh(found: Sequence[Leak], splits: Mapping[str, Sized]) -> tuple[list[Leak], list[Leak]]:
     """Leaks to refuse, and look-alikes to mention.
 
     A perceptual hit alone cannot tell a re-encoded copy from the next frame of a parked camera, nor can one equal
