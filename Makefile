@@ -85,15 +85,11 @@ study: $(STAMP) $(STUDY:%=runs/study/%/evaluation/report.json)
 	$(BIN)/fusionsam report --reports $(STUDY:%=runs/study/%/evaluation) --out out/study
 
 .PRECIOUS: runs/study/%/final/training.json
-runs/study/tokenizer_first/final/training.json runs/study/tokenizer_frozen/final/training.json: | runs/study/tokenizer/final/training.json
-runs/study/tokenizer/final/training.json: | $(STAMP)
-	$(BIN)/fusionsam train --config configs/tokenizer_tiny.yaml --train.out runs/study/tokenizer --data.root $(MFNET) \
-		--model.encoder.weights $(ENCODER_WEIGHTS) $$(test ! -e runs/study/tokenizer/last.ckpt || echo --resume)
-
 runs/study/%/final/training.json: | $(STAMP)
 	$(BIN)/fusionsam train --config configs/mfnet_tiny.yaml --config configs/study/base.yaml \
 		--config configs/study/$*.yaml --data.root $(MFNET) --model.sam_weights $(SAM_WEIGHTS) \
 		$(if $(filter encoder_tinyvit,$*),,--model.encoder.weights $(ENCODER_WEIGHTS)) \
+		$(if $(filter tokenizer_joint,$*),,--model.tokenizer_weights $(TOKENIZER_WEIGHTS)) \
 		$$(test ! -e runs/study/$*/last.ckpt || echo --resume)
 
 runs/study/%/evaluation/report.json: runs/study/%/final/training.json

@@ -226,9 +226,8 @@ def test_a_row_of_the_study_changes_one_thing(row):
     together = {
         "encoder_tinyvit": {"model.encoder.kind", "model.encoder.source"},
         "prompts_nothing": {"model.prompts.mode", "model.prompts.mask"},
-        "tokenizer_frozen": {
-            "model.tokenizer_weights", "train.freeze_tokenizer", "loss.reconstruction_weight", "loss.commitment_weight",
-        },
+        "tokenizer_learning": {"train.freeze_tokenizer", "loss.reconstruction_weight", "loss.commitment_weight"},
+        "tokenizer_joint": {"train.freeze_tokenizer", "loss.reconstruction_weight", "loss.commitment_weight"},
     }  # fmt: skip
     length = {"train.max_steps", "train.validate_every"}  # always the same number: the last weights are scored
     assert changed.train.max_steps == changed.train.validate_every
