@@ -50,16 +50,21 @@ def scene(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(weights):
-    """A server of its own, ended as a service manager would."""
+def address(weights, tmp_path_factory):
+    """A server of its own, ended as a service manager would; it takes its files with it."""
+    scratch = tmp_path_factory.mktemp("scratch")
     command = [sys.executable, "-m", "fusionsam", "demo", "--weights", str(weights), "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)}
+    ) as server:
         line = server.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:\d+", line)
         assert found, line
         yield found[0]
+        assert list(scratch.glob("fusionsam-demo-*/*"))
         server.send_signal(signal.SIGTERM)
         assert server.wait(PATIENCE) == 0
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

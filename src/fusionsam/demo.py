@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import socket
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 from fusionsam.predict import FusionSAM
 from fusionsam.structures import InputError
@@ -39,10 +43,15 @@ def main(args: argparse.Namespace) -> int:
     """Serve the page until interrupted."""
     if importlib.util.find_spec("gradio") is None:
         raise InputError('demo: gradio is not installed; pip install "fusionsam[demo]"')
-    # read when gradio is imported: no statistics, no look for a newer version
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from fusionsam import demo_page
+    with (
+        listen(args.host, args.port) as listener,  # before the model: a port in use is told at once
+        tempfile.TemporaryDirectory(prefix="fusionsam-demo-") as folder,
+        suppress(KeyboardInterrupt),
+    ):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder goes then, too
+        # both are read when gradio is imported: where uploads go; no statistics, no look for a newer version
+        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
+        from fusionsam import demo_page
 
-    with listen(args.host, args.port) as listener:  # before the model: a port in use is told at once
-        demo_page.serve(FusionSAM.from_pretrained(args.weights, args.device), listener)
+        demo_page.serve(FusionSAM.from_pretrained(args.weights, args.device), listener, Path(folder))
     return 0

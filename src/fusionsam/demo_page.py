@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 import shutil
-import signal
 import socket
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -250,29 +246,26 @@ def _failed(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
-def serve(model: FusionSAM, listener: socket.socket) -> None:
-    """Serve the page at a bound socket until interrupted or terminated; uploads and downloads end with it."""
+def serve(model: FusionSAM, listener: socket.socket, folder: Path) -> None:
+    """Serve the page at a bound socket until interrupted; what people upload and download lies in `folder`."""
     host, port = listener.getsockname()[:2]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then, too
-    with tempfile.TemporaryDirectory(prefix="fusionsam-demo-") as folder, suppress(KeyboardInterrupt):
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build(model, Path(folder))
-        page.queue(max_size=64)
-        page.state_session_capacity = SESSIONS
-        # not page.launch(): it gives up on machines too busy to answer it within seconds
-        app = gr.mount_gradio_app(
-            FastAPI(docs_url=None, redoc_url=None, openapi_url=None, middleware=[Middleware(OwnServerOnly)]),
-            page,
-            path="/",
-            max_file_size=UPLOAD,
-            ssr_mode=False,
-            footer_links=[],
-            enable_monitoring=False,
-            show_error=False,
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            css=CSS + swatches(model.config.palette),
-        )
-        logging.getLogger("uvicorn.error").addFilter(_failed)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-        print(f"The page is at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl+C ends it)", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+    page = build(model, folder)
+    page.queue(max_size=64)
+    page.state_session_capacity = SESSIONS
+    # not page.launch(): it gives up on machines too busy to answer it within seconds
+    app = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None, middleware=[Middleware(OwnServerOnly)]),
+        page,
+        path="/",
+        max_file_size=UPLOAD,
+        ssr_mode=False,
+        footer_links=[],
+        enable_monitoring=False,
+        show_error=False,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=CSS + swatches(model.config.palette),
+    )
+    logging.getLogger("uvicorn.error").addFilter(_failed)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+    print(f"The page is at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl+C ends it)", flush=True)
+    uvicorn.Server(config).run(sockets=[listener])
