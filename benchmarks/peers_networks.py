@@ -21,7 +21,7 @@ from fusionsam.structures import InputError
 
 PEERS = ("early", "two_stream", "two_stream_late", "visible", "infrared")
 PYRAMID, SEGMENTATION, DROPOUT = 128, 96, 0.1
-"""Widths of the FPN: half of the library's defaults 256 and 128, so that the same minutes hold more steps."""
+"""Widths of the FPN, below the library's defaults 256 and 128, so that the same minutes hold more steps."""
 
 
 class PeerNetwork(nn.Module):
