@@ -92,6 +92,7 @@ def main(args: argparse.Namespace) -> int:
     host, port = bound.getsockname()[:2]
     if token is None and not ipaddress.ip_address(host).is_loopback:
         print(f"fusionsam serve: {host} is open to others and asks for no token; set {TOKEN}", file=sys.stderr)
+    bound.listen(2048)  # whoever reads the address below may connect at once
     shown = f"[{host}]" if ":" in host else host
     print(f"fusionsam serve: {model.name} on {model.device}, http://{shown}:{port} (docs at /docs)", flush=True)
     run(app, bound, config.timeout, args.access_log)
