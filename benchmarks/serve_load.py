@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+REFUSED, IDLE = "refused after SIGTERM", "kept connection closed after SIGTERM, before the next request"
 SIZES = [(64, 64), (64, 96), (96, 96), (96, 128), (128, 128)]
 
 
@@ -113,7 +114,7 @@ class Load:
 
     async def client(self, number: int, end: float) -> None:
         """One client, until the server stops it or `end`."""
-        turn, connection = number, None
+        turn, connection, rested = number, None, False
         while time.monotonic() < end:
             turn += 1
             which = turn % len(self.requests)
@@ -124,14 +125,18 @@ class Load:
                 connection[1].write(self.requests[which])
                 status, headers, body = await answer_of(connection[0])
             except ConnectionRefusedError:
-                self.statuses["refused after SIGTERM" if self.stopping else "refused"] += 1
+                self.statuses[REFUSED if self.stopping else "refused"] += 1
                 return
             except (asyncio.IncompleteReadError, ConnectionError) as error:
                 partial = getattr(error, "partial", b"")
-                self.statuses["cut in its answer" if partial else "closed without a byte of answer"] += 1
+                # while it obeyed Retry-After, the server closed what no request was running on
+                idle = self.stopping and rested and not partial
+                self.statuses[IDLE if idle else "lost"] += 1
+                rested = False
                 connection = None
                 continue
             self.statuses[str(status)] += 1
+            rested = status == 503
             if status == 200:
                 self.seconds.append(time.monotonic() - started)
                 labels = labels_of(body)
@@ -183,8 +188,7 @@ async def run(server: Server, clients: int, seconds: float) -> dict:
             "largest_share_of_pixels": round(max(load.differing), 5),
         },
         "rss_mb": {
-            "second_fifth_median": statistics.median(memory[fifth : 2 * fifth]),
-            "last_fifth_median": statistics.median(memory[-fifth:]),
+            "median_of_each_fifth": [statistics.median(memory[i * fifth : (i + 1) * fifth]) for i in range(5)],
             "max": max(memory),
         },
         "sigterm": {"exit_code": code, "last_line": last},
@@ -211,6 +215,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--weights", default="tiny")
     parser.add_argument("--flags", default="", help="more flags for the server, in one string")
+    parser.add_argument("--key", default="load", help="name of this run within --out")
     parser.add_argument("--out", type=Path, default=Path("results/serve.json"))
     args = parser.parse_args()
     about = {"command": "python benchmarks/serve_load.py " + " ".join(sys.argv[1:]), **machine()}
@@ -220,8 +225,8 @@ def main() -> int:
     finally:
         server.process.kill()
     print(json.dumps(report, indent=1))
-    record(args.out, "load", report)
-    unexpected = set(report["answers_in_all"]) - {"200", "503", "refused after SIGTERM"}
+    record(args.out, args.key, report)
+    unexpected = set(report["answers_in_all"]) - {"200", "503", REFUSED, IDLE}
     return 1 if unexpected or report["sigterm"]["exit_code"] else 0
 
 
