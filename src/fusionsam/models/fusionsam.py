@@ -13,7 +13,7 @@ from fusionsam.config import ModelConfig
 from fusionsam.models.fusion import PICTURE_HEADS, FusionMaskPrompting
 from fusionsam.models.head import ClassificationHead
 from fusionsam.models.image_encoder import build_image_encoder
-from fusionsam.models.layers import luma, resize, same_size, size_tensor
+from fusionsam.models.layers import luma, resize, rounded, same_size, size_tensor
 from fusionsam.models.mask_decoder import FullFledgedMaskDecoder
 from fusionsam.models.prompts import PromptEncoder, cut, self_prompts
 from fusionsam.models.tokenizer import Tokenizer
@@ -188,8 +188,7 @@ class FusionSAMNetwork(nn.Module):
     def _level(self, level: Tensor, frame: Frame) -> Tensor:
         if same_size(frame.content, frame.size):
             return level
-        height = max(1, round(level.shape[2] * frame.content[0] / frame.size[0]))
-        width = max(1, round(level.shape[3] * frame.content[1] / frame.size[1]))
+        height, width = (rounded(level.shape[i + 2] * frame.content[i], frame.size[i]) for i in (0, 1))
         return level[:, :, :height, :width]
 
     @staticmethod
@@ -222,7 +221,9 @@ class FusionSAMNetwork(nn.Module):
             )
         # peaks and box are sought inside the image, not in its padding
         rows, columns = ((side + Tokenizer.STRIDE - 1) // Tokenizer.STRIDE for side in small)
-        own = self_prompts(mask_prompt[:, :, :rows, :columns], self.config.prompts)
+        # the copy spares a traced graph the question whether what was cut out is contiguous
+        inside = mask_prompt[:, :, :rows, :columns].clone(memory_format=torch.contiguous_format)
+        own = self_prompts(inside, self.config.prompts)
         own.mask = mask_prompt
         # the last cell may reach past the image
         edge = size_tensor((small[1] - 1, small[0] - 1), mask_prompt)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fusionsam import foreign
 from fusionsam.config import EncoderConfig
 from fusionsam.models import sam_encoder, tinyvit
+from fusionsam.models.layers import same_size
 from fusionsam.structures import Frame, ImageFeatures, InputError
 
 IMAGENET_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
@@ -55,13 +56,17 @@ class ImageEncoder(nn.Module):
         if self.image_size is None:
             size = (height + -height % self.stride, width + -width % self.stride)  # holds for symbolic sizes too
             return Frame(size=size, content=(height, width))
+        if torch.compiler.is_exporting():  # the same in whole numbers, for a graph has no float64 to spare for sizes
+            side, longest = self.image_size, torch.sym_max(height, width)
+            rows, columns = ((2 * n * side + longest) // (2 * longest) for n in (height, width))
+            return Frame(size=(side, side), content=(torch.sym_max(1, rows), torch.sym_max(1, columns)))
         scale = self.image_size / max(height, width)
         content = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
         return Frame(size=(self.image_size, self.image_size), content=content)
 
     def place(self, image: Tensor, frame: Frame) -> Tensor:
         """(B,3,H,W) in [0,1] -> (B,3,*frame.size): resized to the content, normalised, zeros at right and bottom."""
-        if self.image_size is not None and tuple(image.shape[-2:]) != frame.content:
+        if self.image_size is not None and not same_size(image.shape[-2:], frame.content):
             image = F.interpolate(image, frame.content, mode="bilinear", antialias=True)
         image = (image - self.mean) / self.std
         return F.pad(image, (0, frame.size[1] - frame.content[1], 0, frame.size[0] - frame.content[0]))

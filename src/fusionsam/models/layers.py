@@ -74,6 +74,13 @@ def same_size(one: Sequence[int], two: Sequence[int]) -> bool:
     return tuple(one) == tuple(two)
 
 
+def rounded(number: int, divisor: int) -> int:
+    """round(number / divisor), halves to even, at least 1, in whole numbers alone: holds for symbols too."""
+    whole, rest = number // divisor, number % divisor
+    nearest = whole + (2 * rest + whole % 2 + divisor + 1) // (2 * divisor + 2)
+    return torch.sym_max(1, nearest)
+
+
 def size_tensor(values: Sequence[int], like: Tensor) -> Tensor:
     """Whole numbers as a tensor (len(values),) with dtype and device of `like`, also where they are symbols."""
     if torch.compiler.is_exporting():

@@ -8,7 +8,7 @@ from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamPromptEncoder
 
 from fusionsam.config import DecoderConfig, PromptConfig
-from fusionsam.models.layers import resize, same_size, size_tensor
+from fusionsam.models.layers import resize, rounded, same_size, size_tensor
 from fusionsam.structures import Frame, Prompts
 
 CELL = 4  # pixels a latent cell covers
@@ -23,8 +23,8 @@ def self_prompts(mask_prompt: Tensor, config: PromptConfig) -> Prompts:
     """
     height, width = mask_prompt.shape[2:]
     logits = mask_prompt.detach()[:, 0].flatten(1)
-    ys = torch.arange(height, device=logits.device).repeat_interleave(width)
-    xs = torch.arange(width, device=logits.device).repeat(height)
+    ys = torch.arange(height, device=logits.device)[:, None].expand(height, width).reshape(-1)
+    xs = torch.arange(width, device=logits.device)[None].expand(height, width).reshape(-1)
     limit = torch.logit(torch.tensor(config.threshold)).item()
     points, labels = [], []
     left = logits
@@ -147,7 +147,8 @@ class PromptEncoder(nn.Module):
         """An exported decoder's prompts: labels 2 and 3 are a box's corners, padding is the caller's, as in SAM's."""
         tokens = self.sam._embed_points(points, labels, pad=False)
         for corner in (2, 3):
-            tokens = torch.where((labels == corner)[..., None], tokens + self.sam.point_embed[corner].weight, tokens)
+            moved = tokens + self.sam.point_embed[corner].weight  # type: ignore[operator]
+            tokens = torch.where((labels == corner)[..., None], moved, tokens)
         return tokens
 
 
@@ -155,10 +156,9 @@ def place(grid: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
     """A map over the image (B,C,h,w) placed into a map over the whole frame of `size`, zero outside the content."""
     if same_size(frame.content, frame.size):
         return resize(grid, size)
-    height = max(1, round(size[0] * frame.content[0] / frame.size[0]))
-    width = max(1, round(size[1] * frame.content[1] / frame.size[1]))
+    height, width = (rounded(size[i] * frame.content[i], frame.size[i]) for i in (0, 1))
     inner = resize(grid, (height, width))
-    if (height, width) == tuple(size):
+    if same_size((height, width), size):
         return inner
     return nn.functional.pad(inner, (0, size[1] - width, 0, size[0] - height))
 
@@ -167,6 +167,5 @@ def cut(grid: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
     """The inverse of `place`: a map over the frame (B,C,h,w) -> its content resized to `size`."""
     if same_size(frame.content, frame.size):
         return resize(grid, size)
-    height = max(1, round(grid.shape[2] * frame.content[0] / frame.size[0]))
-    width = max(1, round(grid.shape[3] * frame.content[1] / frame.size[1]))
+    height, width = (rounded(grid.shape[i + 2] * frame.content[i], frame.size[i]) for i in (0, 1))
     return resize(grid[:, :, :height, :width], size)
