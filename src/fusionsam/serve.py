@@ -123,7 +123,7 @@ def run(app: Any, bound: socket.socket, timeout: float, access_log: bool = False
         ws="none",
         lifespan="on",
         server_header=False,
-        timeout_keep_alive=30,
+        timeout_keep_alive=75,  # more than the longest Retry-After: who obeys it finds the connection open
         timeout_graceful_shutdown=int(2 * timeout) + 10,  # an upload and its answer
     )
     Server(settings).run(sockets=[bound])
