@@ -9,6 +9,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from fusionsam import backends
 from fusionsam.checkpoint import WEIGHTS, load_network, locate
 from fusionsam.config import ModelConfig
 from fusionsam.data.dataset import read_sample
@@ -85,9 +87,11 @@ class FusionSAM:
         self.temperature = float((card.get("calibration") or {}).get("temperature", 1.0))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path = "tiny", device: str = "auto") -> FusionSAM:
-        """A checkpoint that ships with the package (by name) or a checkpoint folder. `device` auto takes CUDA, then
-        Apple's MPS, then the CPU. Raises InputError when the checkpoint cannot be used."""
+    def from_pretrained(cls, source: str | Path = "tiny", device: str = "auto", backend: str = "torch") -> FusionSAM:
+        """A checkpoint that ships with the package (by name) or a checkpoint folder; with `backend` onnx a folder of
+        `fusionsam export`. `device` auto takes CUDA, Apple's MPS or the CPU. InputError if it cannot be used."""
+        if backend == "onnx":
+            return cls(*backends.load(source, device))
         network, card = load_network(source)
         return cls(network, str(card["name"]), card, choose_device(device))
 
@@ -244,6 +248,7 @@ def run(
     overwrite: bool = False,
     with_confidence: bool = False,
     rgbt: Path | None = None,
+    backend: str = "torch",
 ) -> int:
     """Predict files or folders into `out`; returns the number of pairs predicted (finished ones are skipped).
 
@@ -254,7 +259,7 @@ def run(
     prompts_file = None if prompts in ("self", "none") else Path(prompts)
     if prompts_file is not None and not prompts_file.is_file():
         raise InputError(f"prompts {prompts}: neither self nor none nor a JSON file; see the README for its form")
-    model = FusionSAM.from_pretrained(weights, device)
+    model = FusionSAM.from_pretrained(weights, device, backend)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK):
@@ -262,7 +267,8 @@ def run(
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     described = {"weights": model.name, "commit": model.card.get("commit", ""), "step": model.card.get("step")}
-    fingerprint = hashlib.sha256((locate(weights) / WEIGHTS).read_bytes()).hexdigest()  # names and steps may agree
+    files = backends.files(weights) if backend == "onnx" else [locate(weights) / WEIGHTS]
+    fingerprint = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()  # names and steps may agree
     asked = prompts if prompts_file is None else hashlib.sha256(prompts_file.read_bytes()).hexdigest()
     asked += "+confidence" * with_confidence
     done = 0
@@ -321,6 +327,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="self: the model's own points and box; none: its mask prompt only; FILE.json: yours (default: self)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--backend", choices=["torch", "onnx"], default="torch", help="onnx: --weights is an export")
     parser.add_argument("--overwrite", action="store_true", help="predict finished pairs again")
     parser.add_argument(
         "--video", action="store_true", help="the two are films, or folders of frames: write NAME_overlay.mp4"
@@ -334,17 +341,8 @@ def main(args: argparse.Namespace) -> int:
     if args.video:
         from fusionsam import video
 
-        return video.command(args, FusionSAM.from_pretrained, read_prompts)
-    done = run(
-        args.visible,
-        args.infrared,
-        args.out,
-        args.weights,
-        args.prompts,
-        args.device,
-        args.overwrite,
-        args.confidence_map,
-        args.rgbt,
-    )
+        return video.command(args, partial(FusionSAM.from_pretrained, backend=args.backend), read_prompts)
+    kept = (args.weights, args.prompts, args.device, args.overwrite, args.confidence_map, args.rgbt, args.backend)
+    done = run(args.visible, args.infrared, args.out, *kept)
     print(f"{done} pair{'s' * (done != 1)} -> {args.out}")
     return 0

@@ -58,8 +58,8 @@ class ImageEncoder(nn.Module):
             return Frame(size=size, content=(height, width))
         if torch.compiler.is_exporting():  # the same in whole numbers, for a graph has no float64 to spare for sizes
             side, longest = self.image_size, torch.sym_max(height, width)
-            rows, columns = ((2 * n * side + longest) // (2 * longest) for n in (height, width))
-            return Frame(size=(side, side), content=(torch.sym_max(1, rows), torch.sym_max(1, columns)))
+            rows, columns = (torch.sym_max(1, (2 * n * side + longest) // (2 * longest)) for n in (height, width))
+            return Frame(size=(side, side), content=(rows, columns))  # type: ignore[arg-type]
         scale = self.image_size / max(height, width)
         content = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
         return Frame(size=(self.image_size, self.image_size), content=content)

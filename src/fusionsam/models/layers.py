@@ -78,7 +78,7 @@ def rounded(number: int, divisor: int) -> int:
     """round(number / divisor), halves to even, at least 1, in whole numbers alone: holds for symbols too."""
     whole, rest = number // divisor, number % divisor
     nearest = whole + (2 * rest + whole % 2 + divisor + 1) // (2 * divisor + 2)
-    return torch.sym_max(1, nearest)
+    return torch.sym_max(1, nearest)  # type: ignore[return-value]
 
 
 def size_tensor(values: Sequence[int], like: Tensor) -> Tensor:

@@ -1,0 +1,143 @@
+"""ONNX Runtime against eager PyTorch: seconds and peak memory of one pair, as ratios of one run.
+
+python benchmarks/onnx_runtime.py [--weights tiny] [--size 480 640] [--rounds 10] [--out results/onnx.json]
+
+Both run on one thread and are timed in turns, in CPU seconds (median), so that other work on the machine does not
+count. Peak memory is that of a process of its own that loads the model and predicts once, less the same process'
+memory before the model was loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusionsam.backends import WHOLE, open_session, run_session
+from fusionsam.checkpoint import commit, load_network, save_checkpoint
+from fusionsam.config import preset
+from fusionsam.export import write
+from fusionsam.export_graphs import scenes
+from fusionsam.models.fusionsam import FusionSAMNetwork
+from fusionsam.structures import InputError
+
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+def machine() -> dict[str, Any]:
+    model = "unknown"
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    return {"processor": model, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
+
+
+def resident() -> float:
+    """Peak resident memory of this process in MB."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
+
+
+def peak(backend: str, weights: str, folder: str, size: list[int]) -> None:
+    """Printed by a child process: MB above what the libraries took."""
+    torch.set_num_threads(1)
+    visible, infrared, _ = scenes((size[0], size[1]), 1)
+    before = resident()
+    if backend == "torch":
+        network, _ = load_network(weights)
+        with torch.inference_mode():
+            network(visible, infrared)
+    else:
+        run_session(open_session(Path(folder) / WHOLE, 1), {"visible": visible.numpy(), "infrared": infrared.numpy()})
+    print(resident() - before)
+
+
+def measure(weights: str, folder: Path, size: list[int], rounds: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    network, _ = load_network(weights)
+    session = open_session(folder / WHOLE, 1)
+    visible, infrared, _ = scenes((size[0], size[1]), 1)
+    arrays = {"visible": visible.numpy(), "infrared": infrared.numpy()}
+    seconds: dict[str, list[float]] = {"torch": [], "onnx": []}
+    for turn in range(rounds + 1):
+        started = time.process_time()
+        with torch.inference_mode():
+            network(visible, infrared)
+        between = time.process_time()
+        run_session(session, arrays)
+        if turn:  # the first of each warms up
+            seconds["torch"].append(between - started)
+            seconds["onnx"].append(time.process_time() - between)
+    memory = {}
+    for backend in seconds:
+        command = [sys.executable, __file__, "--child", backend, "--weights", weights, "--folder", str(folder)]
+        answer = subprocess.run([*command, "--size", *map(str, size)], capture_output=True, text=True, check=True)
+        memory[backend] = float(answer.stdout.split()[-1])
+    medians = {backend: float(np.median(values)) for backend, values in seconds.items()}
+    return {
+        "size": size,
+        "rounds": rounds,
+        "cpu_seconds_torch": round(medians["torch"], 4),
+        "cpu_seconds_onnx": round(medians["onnx"], 4),
+        "spread_seconds": {b: [round(min(v), 4), round(max(v), 4)] for b, v in seconds.items()},
+        "time_ratio": round(medians["onnx"] / medians["torch"], 3),
+        "peak_mb_torch": round(memory["torch"], 1),
+        "peak_mb_onnx": round(memory["onnx"], 1),
+        "memory_ratio": round(memory["onnx"] / memory["torch"], 3),
+    }
+
+
+def parity(weights: str, folder: Path) -> list[dict[str, Any]] | str:
+    network, _ = load_network(weights)
+    try:
+        return write(network, folder, {"name": weights, "weights": weights})
+    except InputError as error:
+        return str(error)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", default="tiny")
+    parser.add_argument("--size", type=int, nargs=2, default=[480, 640])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--random", nargs="*", default=["debug"], help="presets shown with random weights")
+    parser.add_argument("--out", type=Path, default=Path("results/onnx.json"))
+    parser.add_argument("--child", choices=["torch", "onnx"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        peak(args.child, args.weights, args.folder, args.size)
+        return
+    result: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    result |= {"command": f"python {' '.join(sys.argv)}", "commit": commit(), "machine": machine()}
+    result["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
+    shown = result.setdefault("parity", {})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shown[args.weights] = parity(args.weights, folder / "files")
+        result["weights"] = args.weights
+        result |= measure(args.weights, folder / "files", args.size, args.rounds)
+        for kind in args.random:
+            torch.manual_seed(0)
+            network = FusionSAMNetwork(preset(kind)).eval()
+            save_checkpoint(folder / kind, network, {})
+            shown[f"{kind} (random weights)"] = parity(str(folder / kind), folder / f"{kind}-files")
+    part = args.out.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(part, args.out)
+    print(json.dumps({key: value for key, value in result.items() if key != "parity"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""`fusionsam export`: the network as ONNX files that have proved themselves equal to it in ONNX Runtime."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fusionsam import __version__
+from fusionsam.backends import DECODER, ENCODER, WHOLE, OnnxNetwork, open_session, run_session, runtime
+from fusionsam.checkpoint import WEIGHTS, load_network, locate
+from fusionsam.export_graphs import DecoderHalf, EncoderHalf, Whole, scenes, write_onnx
+from fusionsam.models.fusionsam import SMALLEST, FusionSAMNetwork
+from fusionsam.structures import InputError
+
+LOGITS, PIXELS = 1e-3, 1e-3
+"""An exported file may differ from PyTorch by no more than this in any logit or colour, and in no larger share of
+pixels' classes."""
+SIZES = ((128, 96), (107, 149))  # one a multiple of everything, one of nothing; one upright, one not
+BATCHES = (1, 2)
+
+
+def write(network: FusionSAMNetwork, out: Path, facts: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """fusionsam.onnx, encoder.onnx and decoder.onnx in `out`, each under its name only after it has been compared with
+    `network` in ONNX Runtime; returns the comparisons. `facts` (name, weights, card) go into the files' metadata.
+
+    InputError if a file differs by more than the limits, if ONNX Runtime refuses it, or if `out` cannot be written.
+    """
+    metadata = {"fusionsam": json.dumps(describe(network, facts or {}))}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
+            for name, kind in ((WHOLE, Whole), (ENCODER, EncoderHalf), (DECODER, DecoderHalf)):
+                write_onnx(kind(network), metadata, Path(folder) / name)
+            found = compare(network, Path(folder))
+            for name in (WHOLE, ENCODER, DECODER):
+                os.replace(Path(folder) / name, out / name)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    return found
+
+
+def describe(network: FusionSAMNetwork, facts: dict[str, Any]) -> dict[str, Any]:
+    """What is written into each file: all that is needed to use it without this package."""
+    config = asdict(network.config)
+    return {
+        "version": __version__,
+        "classes": config["classes"],
+        "palette": config["palette"],
+        "preprocessing": {
+            "visible": "RGB, float32 in [0, 1] (8-bit values / 255), (batch, 3, height, width)",
+            "infrared": "grey, float32 in [0, 1], (batch, 1, height, width), pixel-aligned with visible",
+            "present": "bool (batch or 1, 2): visible there, infrared there; may be left out if both are; an absent "
+            "image is fed as zeros",
+            "smallest_side": SMALLEST,
+            "largest_side": network.config.max_side,
+            "padding": "inside the model",
+        },
+        "prompts": config["prompts"],
+        "weights": facts.get("weights", ""),
+        "name": facts.get("name", network.config.preset),
+        "card": facts.get("card", {}),
+        "config": config,
+    }
+
+
+def compare(network: FusionSAMNetwork, folder: Path) -> list[dict[str, Any]]:
+    """The files in `folder` against `network` at two sizes and two batches; the larger batch lacks one image of each
+    kind. One row a file and case, as `difference` gives it. InputError for the first row beyond the limits."""
+    whole, halves = open_session(folder / WHOLE), OnnxNetwork(folder)
+    rows = []
+    for size in SIZES:
+        for batch in BATCHES:
+            visible, infrared, present = scenes(size, batch)
+            if batch == max(BATCHES):
+                present[-1, 1] = present[-2, 0] = False
+                visible = visible * present[:, 0, None, None, None]
+                infrared = infrared * present[:, 1, None, None, None]
+            with torch.inference_mode():
+                output = network(visible, infrared, present=present)
+            wanted = {"fused": output.fused.numpy(), "logits": output.logits.numpy()}
+            arrays = {"visible": visible.numpy(), "infrared": infrared.numpy()}
+            if not bool(present.all()):  # else the file's own default answers
+                arrays["present"] = present.numpy()
+            two = halves(visible, infrared, present=present)
+            for name, found in (
+                (WHOLE, run_session(whole, arrays)),
+                (f"{ENCODER} + {DECODER}", {"fused": two.fused.numpy(), "logits": two.logits.numpy()}),
+            ):
+                row = {"file": name, "size": list(size), "batch": batch, **difference(found, wanted)}
+                rows.append(row)
+                _refuse_beyond_limits(row)
+    return rows
+
+
+def difference(found: dict[str, NDArray[Any]], wanted: dict[str, NDArray[Any]]) -> dict[str, float]:
+    """Fused pictures (B,3,H,W) and logits (B,K,H,W): the largest differences, and the share of pixels (0..1) with
+    another class. Infinite where shapes differ."""
+    if any(found[name].shape != wanted[name].shape for name in wanted):
+        return {"logits": float("inf"), "fused": float("inf"), "pixels": 1.0}
+    largest = {name: float(np.abs(found[name] - wanted[name]).max()) for name in ("logits", "fused")}
+    return {**largest, "pixels": float((found["logits"].argmax(1) != wanted["logits"].argmax(1)).mean())}
+
+
+def _refuse_beyond_limits(row: dict[str, Any]) -> None:
+    if row["logits"] <= LOGITS and row["fused"] <= LOGITS and row["pixels"] <= PIXELS:  # not a number fails too
+        return
+    height, width = row["size"]
+    raise InputError(
+        f"{row['file']}: at {height}x{width}, batch {row['batch']}, it differs from PyTorch by {row['logits']:.2g} in "
+        f"logits, {row['fused']:.2g} in the picture and in {row['pixels']:.3%} of the classes; the limits are "
+        f"{LOGITS:g}, {LOGITS:g} and {PIXELS:.1%}, so no file was kept; use --backend torch"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `fusionsam export`."""
+    parser.add_argument("--weights", default="tiny", help="shipped name or checkpoint folder (default: tiny)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the ONNX files")
+    parser.add_argument("--quantize", choices=["int8"], help="also write an int8 model; needs --calibrate")
+    parser.add_argument("--calibrate", type=Path, help="folder of pairs in MFNet's layout that sets int8's ranges")
+    parser.add_argument("--calibration-pairs", type=int, default=32, help="how many of them (default: 32)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """`fusionsam export`."""
+    if (args.quantize is None) != (args.calibrate is None):
+        raise InputError("--quantize int8 and --calibrate FOLDER belong together; give both or neither")
+    runtime()
+    network, card = load_network(args.weights)
+    digest = hashlib.sha256((locate(args.weights) / WEIGHTS).read_bytes()).hexdigest()
+    kept = {key: card[key] for key in ("commit", "step", "calibration") if key in card}
+    facts = {"name": card["name"], "weights": digest, "card": kept}
+    for row in write(network, args.out, facts):
+        print(
+            f"{row['file']:<28} {row['size'][0]}x{row['size'][1]} batch {row['batch']}: logits within "
+            f"{row['logits']:.1e}, picture within {row['fused']:.1e}, {row['pixels']:.3%} of pixels differ"
+        )
+    for name in (WHOLE, ENCODER, DECODER):
+        print(f"{args.out / name}  {(args.out / name).stat().st_size / 1e6:.1f} MB")
+    if args.quantize:
+        from fusionsam.quantize import quantize
+
+        quantize(args.out, args.calibrate, args.calibration_pairs)
+    return 0

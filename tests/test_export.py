@@ -1,0 +1,223 @@
+"""Exported files compute what PyTorch computes, at sizes and batches they were not traced at."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import build_debug
+from fusionsam import backends, cli, export
+from fusionsam.backends import DECODER, ENCODER, WHOLE, OnnxNetwork, open_session, run_session
+from fusionsam.checkpoint import load_network, save_checkpoint
+from fusionsam.data.synthetic import synthesize
+from fusionsam.export_graphs import Whole, scenes, trace
+from fusionsam.models.fusionsam import FusionSAMNetwork
+from fusionsam.structures import InputError, Prompts
+
+pytest.importorskip("onnxruntime", reason="the extra fusionsam[export] is not installed")
+pytest.importorskip("onnxscript", reason="the extra fusionsam[export] is not installed")
+
+
+class Made(SimpleNamespace):
+    network: FusionSAMNetwork
+    weights: Path
+    files: Path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A debug checkpoint and what the installed command exports of it."""
+    folder = tmp_path_factory.mktemp("export")
+    network = build_debug()
+    with torch.no_grad():  # a new picture head is the plain average of both images
+        network.picture_head.out.weight.normal_(std=0.3)
+    save_checkpoint(folder / "weights", network, {"step": 7, "calibration": {"temperature": 1.25}})
+    assert cli.main(["export", "--weights", str(folder / "weights"), "--out", str(folder / "files")]) == 0
+    network, _ = load_network(folder / "weights")
+    return Made(network=network, weights=folder / "weights", files=folder / "files")
+
+
+def agree(found: np.ndarray | torch.Tensor, wanted: torch.Tensor) -> None:
+    np.testing.assert_allclose(np.asarray(found), wanted.numpy(), atol=1e-3, rtol=0)
+
+
+def test_one_file_computes_the_network_at_any_size_and_batch(made: Made) -> None:
+    session = open_session(made.files / WHOLE)
+    for size, batch in (((67, 101), 3), ((128, 64), 1)):
+        visible, infrared, _ = scenes(size, batch, seed=5)
+        found = run_session(session, {"visible": visible.numpy(), "infrared": infrared.numpy()})
+        with torch.inference_mode():
+            wanted = made.network(visible, infrared)
+        agree(found["logits"], wanted.logits)
+        agree(found["fused"], wanted.fused)
+
+
+def test_an_absent_image_is_what_it_is_in_pytorch(made: Made) -> None:
+    visible, infrared, _ = scenes((67, 101), 1, seed=6)
+    session, halves = open_session(made.files / WHOLE), OnnxNetwork(made.files)
+    for there, images in (([True, False], (visible, None)), ([False, True], (None, infrared))):
+        with torch.inference_mode():
+            wanted = made.network(*images)
+        arrays = {"visible": (visible * there[0]).numpy(), "infrared": (infrared * there[1]).numpy()}
+        found = run_session(session, {**arrays, "present": np.array([there])})
+        agree(found["logits"], wanted.logits)
+        agree(found["fused"], wanted.fused)
+        agree(halves(*images).logits, wanted.logits)
+
+
+def test_a_decoder_run_answers_prompts_as_pytorch_does(made: Made) -> None:
+    visible, infrared, _ = scenes((67, 101), 2, seed=7)
+    halves = OnnxNetwork(made.files)
+    with torch.inference_mode():
+        wanted_half, found_half = made.network.encode(visible, infrared), halves.encode(visible, infrared)
+    points, labels = torch.tensor([[[50.0, 20.0], [3.0, 60.0]]] * 2), torch.tensor([[1, 0]] * 2)
+    boxes = torch.tensor([[[10.0, 11.0, 60.0, 50.0]], [[0.0, 0.0, 100.0, 66.0]]])
+    answers = []
+    for prompts in (
+        Prompts(points, labels),
+        Prompts(boxes=boxes),
+        Prompts(points, labels, boxes),
+        Prompts(points[:, :1], labels[:, :1]),
+    ):
+        with torch.inference_mode():
+            wanted = made.network.decode(wanted_half, prompts)
+        found = halves.decode(found_half, prompts)
+        agree(found.logits, wanted.logits)
+        agree(found.fot_logits, wanted.fot_logits)
+        answers.append(wanted.fot_logits)
+    assert all((one - answers[0]).abs().max() > 1e-2 for one in answers[1:])  # else any prompt would pass
+    for mode in ("none", "self"):
+        with torch.inference_mode():
+            wanted = made.network.decode(wanted_half, mode=mode)
+        found = halves.decode(found_half, mode=mode)
+        agree(found.logits, wanted.logits)
+        assert found.prompts.source == mode
+
+
+def test_the_file_says_how_to_use_it(made: Made) -> None:
+    config = made.network.config
+    for name in (WHOLE, ENCODER, DECODER):
+        facts = backends.metadata(open_session(made.files / name))
+        assert facts["classes"] == config.classes
+        assert [tuple(color) for color in facts["palette"]] == [tuple(color) for color in config.palette]
+        assert facts["preprocessing"]["largest_side"] == config.max_side
+        assert facts["card"]["step"] == 7
+    session = open_session(made.files / WHOLE)
+    assert [item.name for item in session.get_inputs()] == ["visible", "infrared"]
+    assert [item.name for item in session.get_outputs()] == ["fused", "logits"]
+    assert all(isinstance(side, str) for i in (0, 2, 3) for side in [session.get_inputs()[0].shape[i]])
+
+
+def test_a_file_that_differs_is_not_kept(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = build_debug(seed=1)
+    with pytest.raises(InputError, match="differs from PyTorch"):
+        export.compare(other, made.files)
+    (tmp_path / WHOLE).write_text("an older export")
+    monkeypatch.setattr(export, "write_onnx", lambda graph, facts, path: shutil.copy(made.files / path.name, path))
+    with pytest.raises(InputError, match="no file was kept"):
+        export.write(other, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [WHOLE]
+    assert (tmp_path / WHOLE).read_text() == "an older export"
+
+
+def test_predict_writes_the_same_files_with_both_backends(made: Made, tmp_path: Path) -> None:
+    synthesize(tmp_path / "pairs", 2, seed=3, size=(75, 90), progress=False)
+    common = ["predict", "--rgbt", str(tmp_path / "pairs" / "images"), "--confidence-map"]
+    for backend, weights in (("torch", made.weights), ("onnx", made.files)):
+        out = str(tmp_path / backend)
+        assert cli.main([*common, "--weights", str(weights), "--backend", backend, "--out", out]) == 0
+    wanted = sorted(path.name for path in (tmp_path / "torch").iterdir())
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == wanted
+    for name in wanted:
+        one, two = tmp_path / "torch" / name, tmp_path / "onnx" / name
+        if name.endswith(".json"):
+            pair = [json.loads(path.read_text()) for path in (one, two)]
+            assert pair[0]["prompts"] == pair[1]["prompts"]
+            assert pair[0]["classes"].keys() == pair[1]["classes"].keys()
+        elif name.endswith("_labels.png"):
+            assert (np.asarray(Image.open(one)) != np.asarray(Image.open(two))).mean() <= 1e-3
+        elif not name.endswith("_overlay.png"):
+            pixels = [np.asarray(Image.open(path)).astype(int) for path in (one, two)]
+            assert np.abs(pixels[0] - pixels[1]).max() <= 1
+
+
+def test_what_an_exported_model_cannot_do_is_said(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    side = made.network.config.max_side + 1
+    with pytest.raises(InputError, match=f"64x{side} pixels.*up to {side - 1} a side.*--backend torch"):
+        OnnxNetwork(made.files)(torch.zeros(1, 3, 64, side), None)
+    with pytest.raises(InputError, match="expected 64 to"):
+        OnnxNetwork(made.files)(torch.zeros(1, 3, 64, 63), None)
+    image = str(tmp_path / "a.png")
+    Image.new("L", (80, 70)).save(image)
+    command = ["predict", "--infrared", image, "--out", str(tmp_path), "--backend", "onnx", "--weights"]
+    assert cli.main([*command, str(made.weights)]) == 2
+    assert "fusionsam export" in capsys.readouterr().err
+    assert cli.main([*command, str(made.files), "--device", "cuda"]) == 2
+    assert "--backend torch" in capsys.readouterr().err
+
+
+def test_int8_touches_the_image_encoder_alone_and_reports_its_price(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnx
+
+    from fusionsam import quantize
+
+    synthesize(tmp_path / "pairs", 5, seed=4, size=(70, 90), progress=False)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / WHOLE).write_bytes((made.files / WHOLE).read_bytes())
+    result = quantize.quantize(tmp_path / "files", tmp_path / "pairs", 2)
+    assert (result["calibrated_on"], result["measured_on"]) == (2, 1)  # train.txt has three, val.txt one
+    said = capsys.readouterr().out
+    assert f"mIoU {result['int8']['miou']:.2f} against {result['float']['miou']:.2f}" in said
+    graph = onnx.load(str(tmp_path / "files" / quantize.WHOLE_INT8)).graph
+    weights = [t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1]
+    assert len(weights) > 5
+    assert all(name.startswith(quantize.PART) for name in weights)
+    entry = quantize.split_pairs(tmp_path / "pairs", 2)[1][0]
+    arrays = quantize.feed(entry)
+    logits = [
+        run_session(open_session(tmp_path / "files" / name), arrays)["logits"] for name in (WHOLE, quantize.WHOLE_INT8)
+    ]
+    difference = np.abs(logits[0] - logits[1])
+    assert 0 < difference.mean() < 0.1 * logits[0].std()
+
+
+def test_a_traced_program_runs_at_other_sizes(made: Made) -> None:
+    program = trace(Whole(made.network))
+    visible, infrared, present = scenes((81, 77), 3, seed=8)
+    with torch.inference_mode():
+        wanted = made.network(visible, infrared)
+        fused, logits = program.module()(visible, infrared, present)
+    agree(logits, wanted.logits)
+    agree(fused, wanted.fused)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_computes_the_same(made: Made) -> None:
+    visible, infrared, _ = scenes((81, 77), 2, seed=9)
+    compiled = torch.compile(made.network, backend="aot_eager")  # all of the tracing, none of the C++ compiler
+    with torch.no_grad():
+        wanted, found = made.network(visible, infrared), compiled(visible, infrared)
+    agree(found.logits, wanted.logits)
+    agree(found.fused, wanted.fused)
+
+
+@pytest.mark.slow
+def test_the_shipped_weights_export(tmp_path: Path) -> None:
+    network, _ = load_network("tiny")
+    rows = export.write(network, tmp_path)
+    assert {(tuple(row["size"]), row["batch"]) for row in rows} == {
+        (s, b) for s in export.SIZES for b in export.BATCHES
+    }
+    assert max(row["logits"] for row in rows) <= 1e-3
+    assert max(row["pixels"] for row in rows) <= 1e-3
