@@ -1,17 +1,34 @@
-"""The picture in the README: `python examples/panel.py` draws docs/panel.png from the two synthetic pairs."""
+"""Two pictures of the documentation: `python examples/panel.py` draws docs/panel.png and docs/reconstruction.png from
+the synthetic pairs."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from fusionsam import FusionSAM
+from fusionsam.reconstruct import error_map
 from fusionsam.render import side_by_side
+from fusionsam.tokenizer_metrics import psnr, rebuild
+
+
+def as_picture(image: Tensor) -> np.ndarray:
+    """(1,C,H,W) in [0,1] -> uint8 (H,W,3)."""
+    return (255 * image.clamp(0, 1)).round().byte()[0].expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+def save(panels: list[tuple[str, np.ndarray]], columns: int, name: str) -> None:
+    picture = side_by_side(panels, columns=columns)
+    picture.thumbnail((1600, 1600))
+    picture.save(Path(__file__).parents[1] / "docs" / name, optimize=True)
+
 
 if __name__ == "__main__":
     root = Path(__file__).parent
     model = FusionSAM.from_pretrained("tiny")
-    panels = []
+    panels, rebuilt_panels = [], []
     for name in ("day", "night"):
         paths = [root / "pairs" / folder / f"{name}.png" for folder in ("visible", "infrared")]
         out = model.predict(*paths)
@@ -19,6 +36,15 @@ if __name__ == "__main__":
         legend = np.asarray(out.overlay())
         titles = (f"visible, {name}", "infrared", "fused", "classes")
         panels += list(zip(titles, [*pictures, out.fused, legend], strict=True))
-    picture = side_by_side(panels, columns=4)
-    picture.thumbnail((1600, 1600))
-    picture.save(root.parent / "docs" / "panel.png", optimize=True)
+        for index, image in enumerate(model.preprocess(*paths)):
+            assert image is not None
+            with torch.no_grad():
+                rebuilt, _ = rebuild(model.network.tokenizer, index, image)
+            kind = ("visible", "infrared")[index]
+            rebuilt_panels += [
+                (f"{kind}, {name}", as_picture(image)),
+                (f"from its codes, {psnr(image, rebuilt):.1f} dB", as_picture(rebuilt)),
+                ("error", as_picture(error_map(image, rebuilt)[None] / 255)),
+            ]
+    save(panels, 4, "panel.png")
+    save(rebuilt_panels, 6, "reconstruction.png")
