@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
 
 from fusionsam.config import ModelConfig, preset
 from fusionsam.models.fusionsam import FusionSAMNetwork
 
+SAM_PROMPT = {"hidden_size": 32, "image_size": 64, "patch_size": 16, "mask_input_channels": 8}
+SAM_DECODER = {"hidden_size": 32, "mlp_dim": 40, "num_attention_heads": 2, "iou_head_hidden_dim": 24}
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -44,6 +48,44 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
     """Two random pairs of 70 x 83 pixels: visible (2,3,70,83) and infrared (2,1,70,83)."""
     generator = torch.Generator().manual_seed(1)
     return torch.rand(2, 3, 70, 83, generator=generator), torch.rand(2, 1, 70, 83, generator=generator)
+
+
+def _saved(model: nn.Module, folder: Path) -> tuple[nn.Module, Path]:
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    model.eval().save_pretrained(folder)
+    return model, folder
+
+
+@pytest.fixture(scope="module")
+def sam(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    """A random SAM of transformers for 64 x 64 pixels, in eval mode, and the folder it is saved in."""
+    torch.manual_seed(2)
+    vision = {
+        "hidden_size": 24, "output_channels": 32, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 64,
+        "window_size": 3, "global_attn_indexes": [1], "num_pos_feats": 16, "mlp_dim": 44,
+    }  # fmt: skip
+    config = SamConfig(vision_config=vision, prompt_encoder_config=SAM_PROMPT, mask_decoder_config=SAM_DECODER)
+    return _saved(SamModel(config), tmp_path_factory.mktemp("sam"))
+
+
+@pytest.fixture(scope="module")
+def sam2(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    """A random SAM2 of transformers for 64 x 64 pixels, in eval mode, and the folder it is saved in."""
+    torch.manual_seed(1)
+    backbone = {
+        "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [64, 64],
+        "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64],
+        "window_size_per_stage": [4, 2, 4, 2], "global_attention_blocks": [3],
+        "window_positional_embedding_background_size": [3, 3],
+    }  # fmt: skip
+    vision = {
+        "backbone_config": backbone, "backbone_channel_list": [64, 32, 16, 8], "fpn_hidden_size": 32,
+        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+    }  # fmt: skip
+    decoder = {**SAM_DECODER, "iou_head_hidden_dim": 32}
+    config = Sam2Config(vision_config=vision, prompt_encoder_config=SAM_PROMPT, mask_decoder_config=decoder)
+    return _saved(Sam2Model(config), tmp_path_factory.mktemp("sam2"))
 
 
 def _folder(variable: str, default: Path) -> Path:

@@ -8,11 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
-    Sam2Config,
     Sam2ImageProcessor,
     Sam2Model,
     Sam2Processor,
-    SamConfig,
     SamImageProcessor,
     SamModel,
     SamProcessor,
@@ -26,43 +24,6 @@ from fusionsam.data.synthetic import draw_scene, synthesize
 from fusionsam.models.plain_sam import PlainSam
 from fusionsam.predict import FusionSAM, Prediction
 from fusionsam.structures import InputError, Prompts, Sample
-
-PROMPT = {"hidden_size": 32, "image_size": 64, "patch_size": 16, "mask_input_channels": 8}
-DECODER = {"hidden_size": 32, "mlp_dim": 40, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
-
-
-@pytest.fixture(scope="module")
-def sam(tmp_path_factory):
-    """Folder of a random SAM of 64 x 64 pixels."""
-    torch.manual_seed(0)
-    vision = {
-        "hidden_size": 24, "output_channels": 32, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 64,
-        "window_size": 3, "global_attn_indexes": [1], "num_pos_feats": 16, "mlp_dim": 44, "initializer_range": 0.2,
-    }  # fmt: skip
-    model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=PROMPT, mask_decoder_config=DECODER))
-    folder = tmp_path_factory.mktemp("sam")
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sam2(tmp_path_factory):
-    """Folder of a random SAM2 of 64 x 64 pixels."""
-    torch.manual_seed(1)
-    backbone = {
-        "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [64, 64],
-        "blocks_per_stage": [1, 1, 2, 1],
-        "embed_dim_per_stage": [8, 16, 32, 64], "window_size_per_stage": [4, 2, 4, 2], "global_attention_blocks": [3],
-        "window_positional_embedding_background_size": [3, 3],
-    }  # fmt: skip
-    vision = {
-        "backbone_config": backbone, "backbone_channel_list": [64, 32, 16, 8], "fpn_hidden_size": 32,
-        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
-    }  # fmt: skip
-    model = Sam2Model(Sam2Config(vision_config=vision, prompt_encoder_config=PROMPT, mask_decoder_config=DECODER))
-    folder = tmp_path_factory.mktemp("sam2")
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +83,7 @@ def test_oracle_points_lie_on_their_class_and_its_box_encloses_it_exactly():
 
 @pytest.mark.parametrize("kind", ["sam", "sam2"])
 def test_masks_are_those_of_the_models_own_processor(request, kind):
-    folder = request.getfixturevalue(kind)
+    folder = request.getfixturevalue(kind)[1]
     picture = torch.from_numpy(np.asarray(Image.effect_mandelbrot((113, 79), (-2, -1, 1, 1), 90)).copy())
     picture = picture.expand(3, -1, -1).float() / 255
     points = torch.tensor([[17.0, 5.0], [101.0, 70.0], [56.0, 31.0]])
@@ -199,7 +160,7 @@ def test_self_prompts_take_our_points_and_our_classes_and_never_the_label():
 
 def test_an_oracle_run_scores_its_own_pictures_is_marked_resumes_and_is_never_compared(sam, street, tmp_path):
     config = BaselineConfig(
-        str(sam), "mfnet", street, tmp_path, image="infrared", prompts="oracle", bootstrap=20, device="cpu", points=2
+        str(sam[1]), "mfnet", street, tmp_path, image="infrared", prompts="oracle", bootstrap=20, device="cpu", points=2
     )
     report = baseline(config)
     assert report.title.startswith("ORACLE")
@@ -230,7 +191,9 @@ def test_an_oracle_run_scores_its_own_pictures_is_marked_resumes_and_is_never_co
 
 def test_a_self_run_on_the_fused_picture_names_its_prompts_and_classes(sam2, street, tmp_path, make_debug):
     ours = save_checkpoint(tmp_path / "ours", make_debug(), {})
-    config = BaselineConfig(str(sam2), "mfnet", street, tmp_path / "out", weights=str(ours), bootstrap=0, device="cpu")
+    config = BaselineConfig(
+        str(sam2[1]), "mfnet", street, tmp_path / "out", weights=str(ours), bootstrap=0, device="cpu"
+    )
     values = baseline(config).values
     assert (values["prompts"], values["weights"], values["baseline"]["image"]) == ("self", str(ours), "fused")
     assert any("majority of the prompt's model" in note for note in values["notes"])

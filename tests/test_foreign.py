@@ -9,15 +9,13 @@ import torch
 from safetensors.torch import save_file
 from timm.models.tiny_vit import TinyVit
 from torch import nn
-from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
+from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
 
+from conftest import SAM_DECODER, SAM_PROMPT
 from fusionsam import foreign
 from fusionsam.models.tinyvit import TinyViT
 from fusionsam.structures import InputError
-
-PROMPT = {"hidden_size": 32, "image_size": 64, "patch_size": 16, "mask_input_channels": 8}
-DECODER = {"hidden_size": 32, "mlp_dim": 40, "num_attention_heads": 2, "iou_head_hidden_dim": 24}
 
 SAM = {
     "vision_encoder.": "image_encoder.",
@@ -66,42 +64,6 @@ def to_official(name: str, table: dict[str, str]) -> str:
     return name
 
 
-@pytest.fixture(scope="module")
-def sam(tmp_path_factory):
-    torch.manual_seed(0)
-    vision = {
-        "hidden_size": 24, "output_channels": 32, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 64,
-        "window_size": 3, "global_attn_indexes": [1], "num_pos_feats": 16, "mlp_dim": 44, "initializer_range": 0.2,
-    }  # fmt: skip
-    model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=PROMPT, mask_decoder_config=DECODER)).eval()
-    folder = tmp_path_factory.mktemp("sam")
-    model.save_pretrained(folder)
-    return model, folder
-
-
-@pytest.fixture(scope="module")
-def sam2(tmp_path_factory):
-    torch.manual_seed(1)
-    backbone = {
-        "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [64, 64],
-        "blocks_per_stage": [1, 1, 2, 1],
-        "embed_dim_per_stage": [8, 16, 32, 64], "window_size_per_stage": [4, 2, 4, 2], "global_attention_blocks": [3],
-        "window_positional_embedding_background_size": [3, 3],
-    }  # fmt: skip
-    vision = {
-        "backbone_config": backbone, "backbone_channel_list": [64, 32, 16, 8], "fpn_hidden_size": 32,
-        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
-    }  # fmt: skip
-    decoder = {**DECODER, "iou_head_hidden_dim": 32}
-    model = Sam2Model(
-        Sam2Config(vision_config=vision, prompt_encoder_config=PROMPT, mask_decoder_config=decoder)
-    ).eval()
-    nn.init.normal_(model.no_memory_embedding)
-    folder = tmp_path_factory.mktemp("sam2")
-    model.save_pretrained(folder)
-    return model, folder
-
-
 def same(left: dict, right: dict) -> None:
     assert set(left) == set(right)
     for name, tensor in left.items():
@@ -147,7 +109,7 @@ def test_sam2_decoder_runs_as_sams(sam2):
     model, folder = sam2
     parts = foreign.sam_parts(folder)
     changed = {"iou_head_hidden_dim": 32, "layer_norm_eps": 1e-5}  # SAM2's two-way layers keep PyTorch's epsilon
-    config = SamConfig(prompt_encoder_config=PROMPT, mask_decoder_config={**DECODER, **changed})
+    config = SamConfig(prompt_encoder_config=SAM_PROMPT, mask_decoder_config={**SAM_DECODER, **changed})
     config.mask_decoder_config._attn_implementation = "eager"
     config.vision_config.num_pos_feats = 16
     prompt = SamPromptEncoder(config).eval()

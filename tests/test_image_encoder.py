@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
+from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
 
 from fusionsam import foreign
@@ -19,51 +19,8 @@ from fusionsam.structures import InputError
 
 WEIGHTS = Path(os.environ.get("FUSIONSAM_WEIGHTS", Path(__file__).parents[2] / "shared" / "weights"))
 TINYVIT = {"kind": "tinyvit", "source": "mobilesam", "dims": (8, 16, 16, 32), "depths": (1, 1, 1, 1)}
-PROMPT = {"hidden_size": 32, "image_size": 64, "patch_size": 16, "mask_input_channels": 8}
-DECODER = {"hidden_size": 32, "mlp_dim": 40, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
 MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1) / 255
 STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1) / 255
-
-
-def randomise(model: nn.Module) -> None:
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.2)
-
-
-@pytest.fixture(scope="module")
-def sam(tmp_path_factory):
-    torch.manual_seed(0)
-    vision = {
-        "hidden_size": 24, "output_channels": 32, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 64,
-        "window_size": 3, "global_attn_indexes": [1], "num_pos_feats": 16, "mlp_dim": 44,
-    }  # fmt: skip
-    model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=PROMPT, mask_decoder_config=DECODER)).eval()
-    randomise(model)
-    folder = tmp_path_factory.mktemp("sam")
-    model.save_pretrained(folder)
-    return model, str(folder)
-
-
-@pytest.fixture(scope="module")
-def sam2(tmp_path_factory):
-    torch.manual_seed(1)
-    backbone = {
-        "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [64, 64],
-        "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64],
-        "window_size_per_stage": [4, 2, 4, 2], "global_attention_blocks": [3],
-        "window_positional_embedding_background_size": [3, 3],
-    }  # fmt: skip
-    vision = {
-        "backbone_config": backbone, "backbone_channel_list": [64, 32, 16, 8], "fpn_hidden_size": 32,
-        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
-    }  # fmt: skip
-    model = Sam2Model(
-        Sam2Config(vision_config=vision, prompt_encoder_config=PROMPT, mask_decoder_config=DECODER)
-    ).eval()
-    randomise(model)
-    folder = tmp_path_factory.mktemp("sam2")
-    model.save_pretrained(folder)
-    return model, str(folder)
 
 
 def normalised(image: torch.Tensor) -> torch.Tensor:
@@ -72,7 +29,7 @@ def normalised(image: torch.Tensor) -> torch.Tensor:
 
 def test_sam_embedding_equals_transformers(sam):
     model, folder = sam
-    encoder = build_image_encoder(EncoderConfig(kind="sam", source=folder, weights=folder), 32).eval()
+    encoder = build_image_encoder(EncoderConfig(kind="sam", source=str(folder), weights=str(folder)), 32).eval()
     image = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         features = encoder(image)
@@ -83,7 +40,7 @@ def test_sam_embedding_equals_transformers(sam):
 
 def test_sam2_embedding_and_levels_equal_transformers(sam2):
     model, folder = sam2
-    encoder = build_image_encoder(EncoderConfig(kind="sam2", source=folder, weights=folder), 32).eval()
+    encoder = build_image_encoder(EncoderConfig(kind="sam2", source=str(folder), weights=str(folder)), 32).eval()
     image = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         features = encoder(image)
@@ -152,7 +109,7 @@ def test_frozen_backbone_passes_gradients_and_takes_none(kind, sam, sam2):
     options = {"tinyvit": TINYVIT, "timm": {}, "sam": {"kind": "sam"}, "sam2": {"kind": "sam2"}}[kind]
     folder = {"sam": sam[1], "sam2": sam2[1]}.get(kind)
     if folder:
-        options = {**options, "source": folder, "weights": folder}
+        options = {**options, "source": str(folder), "weights": str(folder)}
     encoder = build_image_encoder(EncoderConfig(training="frozen", **options), 32)
     encoder.train()
     before = {n: t.clone() for n, t in encoder.backbone.state_dict().items()}
@@ -170,7 +127,7 @@ def test_frozen_backbone_passes_gradients_and_takes_none(kind, sam, sam2):
 def test_lora_starts_at_the_backbone_and_trains_adapters_only(kind, sam, sam2):
     options = {"tinyvit": TINYVIT, "timm": {}, "sam": {"kind": "sam"}, "sam2": {"kind": "sam2"}}[kind]
     folder = {"sam": sam[1], "sam2": sam2[1]}.get(kind)
-    options = {**options, "source": folder} if folder else options
+    options = {**options, "source": str(folder)} if folder else options
     plain = build_image_encoder(EncoderConfig(**options), 32)
     tuned = build_image_encoder(EncoderConfig(training="lora", lora_rank=3, **options), 32)
     foreign.load_exactly(tuned.backbone, plain.backbone.state_dict(), "plain weights")  # sees through the adapters
