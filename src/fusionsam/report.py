@@ -104,6 +104,13 @@ def _slug(text: str, taken: set[str]) -> str:
     return name
 
 
+def _run_name(one: Scored) -> str:
+    """Who was scored, with modality and prompts; a baseline's name says already what it saw."""
+    keys = ("prompts",) if one.values.get("baseline") else ("modality", "prompts")
+    how = ", ".join(str(one.values[key]) for key in keys if one.values.get(key))
+    return f"{one.label} ({how})" if how else one.label
+
+
 def figures(found: Sequence[Scored], out: Path, class_file: Path | None = None) -> list[Path]:
     """A confusion matrix for each report and a bar chart for each split; reports with prompts from the ground truth
     have a bar chart of their own. Returns the files written."""
@@ -111,7 +118,7 @@ def figures(found: Sequence[Scored], out: Path, class_file: Path | None = None) 
     taken: set[str] = set()
     for one in found:
         mark = "oracle " if one.oracle else ""
-        name = _slug(f"confusion {mark}{one.values['dataset']} {one.values.get('split')} {one.label}", taken)
+        name = _slug(f"confusion {mark}{one.values['dataset']} {one.values.get('split')} {_run_name(one)}", taken)
         figure = report_figures.confusion(one.values["title"], one.values["confusion_matrix"], one.values["classes"])
         written += report_figures.save(figure, out / name)
     charts: dict[tuple[str, ...], list[Scored]] = {}
@@ -124,8 +131,7 @@ def figures(found: Sequence[Scored], out: Path, class_file: Path | None = None) 
         title = f"UPPER BOUND (prompts drawn from the ground truth): {title}" if mark else title
         series = {}
         for one in members:
-            how = ", ".join(str(one.values.get(k)) for k in ("modality", "prompts") if one.values.get(k))
-            label = f"{one.label} ({how})" if how else one.label
+            label = _run_name(one)
             series[label if label not in series else f"{label} {one.path.parent}"] = one.values["per_class_iou"]
         figure = report_figures.bars(title, series, _palette(members[0], class_file))
         written += report_figures.save(figure, out / _slug(f"bars {mark} {dataset} {split}", taken))
