@@ -19,7 +19,7 @@ from fusionsam import checkpoint, reports, worst_pairs
 from fusionsam.data.catalog import CATALOG, DatasetRow
 from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.fingerprints import Fingerprints, fingerprint
-from fusionsam.data.leaks import compare, weigh
+from fusionsam.data.leaks import Leak, compare, weigh
 from fusionsam.data.splits import Entry, entries
 from fusionsam.metrics import ImageMatrices
 from fusionsam.predict import FusionSAM
@@ -186,7 +186,10 @@ def leak_guard(config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[
             sources[config.dataset, str(config.root), name] = config.class_file
         else:  # MSRS repeats MFNet's pictures: another data set is no excuse
             sources[data["dataset"], str(data.get("root")), name] = data.get("class_file")
-    checked, notes, found, alike = [], [], [], []
+    checked: list[str] = []
+    notes: list[str] = []
+    found: list[Leak] = []  # to refuse
+    alike: list[Leak] = []
     known: list[tuple[str, Fingerprints, list[str]]] = []  # name, what was trained on, its ids
     for source in config.weights:
         if (seen := Fingerprints.read(checkpoint.locate(source))) is not None:
