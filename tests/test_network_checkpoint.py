@@ -253,5 +253,5 @@ def test_continuous_latents_start_from_a_quantised_stage_1_without_its_codebooks
     built = build_network(config).tokenizer.state_dict()
     assert all(torch.equal(tensor, first.tokenizer.state_dict()[name]) for name, tensor in built.items())
     config.tokenizer.dim = 20  # any other difference is still refused
-    with pytest.raises(InputError, match="other model.tokenizer settings"):
+    with pytest.raises(InputError, match=r"other model\.tokenizer settings"):
         build_network(config)

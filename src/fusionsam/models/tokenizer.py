@@ -75,8 +75,8 @@ class Quantizer(nn.Module):
         self.vq(flat[None])
 
     def look_up(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Nearest codebook entry of each token: (B,N,d) -> (B,N,d) with straight-through gradient, codes (B,N,codebooks),
-        eq. 6."""
+        """Nearest codebook entry of each token: (B,N,d) -> (B,N,d) with straight-through gradient (eq. 3), codes
+        (B,N,codebooks) and the commitment term (eq. 6)."""
         x = self.vq.project_in(tokens)
         books = self.codebook
         parts = x.reshape(*x.shape[:2], books.shape[0], books.shape[2])
