@@ -39,6 +39,7 @@ from tqdm import tqdm
 from fusionsam import cli, reports, robustness
 from fusionsam.checkpoint import commit
 from fusionsam.config import Config, to_dict
+from fusionsam.data.fingerprints import of_training
 from fusionsam.data.images import write_png
 from fusionsam.data.loader import class_shares, train_loader
 from fusionsam.data.transforms import to_unit
@@ -90,6 +91,7 @@ class PeerWeights(BestWeights):
         _write(
             folder / CARD, {**self.card, "step": trainer.global_step, "hours": round(hours, 3), **rate, "val": scores}
         )
+        self.seen.write(folder)
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
@@ -180,7 +182,7 @@ def train_peer(
         "classes": config.model.classes, "encoder_weights": config.model.encoder.weights, "commit": commit(),
         "command": command, "machine": machine(), "config": to_dict(config),
     }  # fmt: skip
-    best = PeerWeights(out, card)
+    best = PeerWeights(out, card, of_training(train_set))
     for noise in ("isinstance.treespec", "You have overridden .transfer_batch", "You're resuming", "Checkpoint dir"):
         warnings.filterwarnings("ignore", f".*{noise}")
     trainer = L.Trainer(
