@@ -1,6 +1,6 @@
 """ONNX Runtime against eager PyTorch: seconds and peak memory of one pair, as ratios of one run.
 
-python benchmarks/onnx_runtime.py [--weights tiny] [--size 480 640] [--rounds 10] [--out results/onnx.json]
+python benchmarks/onnx_runtime.py [--weights tiny] [--files DIR] [--rounds 10] [--out results/onnx.json]
 
 Both run on one thread and are timed in turns, in CPU seconds (median), so that other work on the machine does not
 count. Peak memory is that of a process of its own that loads the model and predicts once, less the same process'
@@ -27,7 +27,7 @@ import torch
 from fusionsam.backends import WHOLE, open_session, run_session
 from fusionsam.checkpoint import commit, load_network, save_checkpoint
 from fusionsam.config import preset
-from fusionsam.export import write
+from fusionsam.export import compare, write
 from fusionsam.export_graphs import scenes
 from fusionsam.models.fusionsam import FusionSAMNetwork
 from fusionsam.structures import InputError
@@ -98,10 +98,11 @@ def measure(weights: str, folder: Path, size: list[int], rounds: int) -> dict[st
     }
 
 
-def parity(weights: str, folder: Path) -> list[dict[str, Any]] | str:
+def parity(weights: str, folder: Path, exported: bool) -> list[dict[str, Any]] | str:
+    """The rows of the comparison that every export makes, or the sentence that refused it."""
     network, _ = load_network(weights)
     try:
-        return write(network, folder, {"name": weights, "weights": weights})
+        return compare(network, folder) if exported else write(network, folder, {"name": weights, "weights": weights})
     except InputError as error:
         return str(error)
 
@@ -109,6 +110,7 @@ def parity(weights: str, folder: Path) -> list[dict[str, Any]] | str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="tiny")
+    parser.add_argument("--files", type=Path, help="what fusionsam export wrote of them (default: written anew)")
     parser.add_argument("--size", type=int, nargs=2, default=[480, 640])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--random", nargs="*", default=["debug"], help="presets shown with random weights")
@@ -125,14 +127,15 @@ def main() -> None:
     shown = result.setdefault("parity", {})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shown[args.weights] = parity(args.weights, folder / "files")
+        files = args.files or folder / "files"
+        shown[args.weights] = parity(args.weights, files, exported=args.files is not None)
         result["weights"] = args.weights
-        result |= measure(args.weights, folder / "files", args.size, args.rounds)
+        result |= measure(args.weights, files, args.size, args.rounds)
         for kind in args.random:
             torch.manual_seed(0)
             network = FusionSAMNetwork(preset(kind)).eval()
             save_checkpoint(folder / kind, network, {})
-            shown[f"{kind} (random weights)"] = parity(str(folder / kind), folder / f"{kind}-files")
+            shown[f"{kind} (random weights)"] = parity(str(folder / kind), folder / f"{kind}-files", exported=False)
     part = args.out.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(part, args.out)
