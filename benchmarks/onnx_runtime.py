@@ -1,6 +1,6 @@
 """ONNX Runtime against eager PyTorch: seconds and peak memory of one pair, as ratios of one run.
 
-python benchmarks/onnx_runtime.py [--weights tiny] [--files DIR] [--rounds 10] [--out results/onnx.json]
+python benchmarks/onnx_runtime.py [--weights tiny] [--files DIR] [--pairs DIR] [--rounds 10] [--out results/onnx.json]
 
 Both run on one thread and are timed in turns, in CPU seconds (median), so that other work on the machine does not
 count. Peak memory is that of a process of its own that loads the model and predicts once, less the same process'
@@ -27,9 +27,10 @@ import torch
 from fusionsam.backends import WHOLE, open_session, run_session
 from fusionsam.checkpoint import commit, load_network, save_checkpoint
 from fusionsam.config import preset
-from fusionsam.export import compare, write
+from fusionsam.export import compare, difference, write
 from fusionsam.export_graphs import scenes
 from fusionsam.models.fusionsam import FusionSAMNetwork
+from fusionsam.quantize import feed, split_pairs
 from fusionsam.structures import InputError
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -107,10 +108,32 @@ def parity(weights: str, folder: Path, exported: bool) -> list[dict[str, Any]] |
         return str(error)
 
 
+def on_pairs(weights: str, folder: Path, pairs: Path) -> dict[str, Any]:
+    """Real pairs at their own size, val.txt's where there is such a list: what rounding does to codes shows here."""
+    network, _ = load_network(weights)
+    session = open_session(folder / WHOLE, 1)
+    shares, logits = [], []
+    for entry in split_pairs(pairs, 1)[1]:
+        arrays = feed(entry)
+        visible, infrared, present = (torch.from_numpy(arrays[name]) for name in ("visible", "infrared", "present"))
+        with torch.inference_mode():
+            output = network(visible, infrared, present=present)
+        row = difference(run_session(session, arrays), {"fused": output.fused.numpy(), "logits": output.logits.numpy()})
+        shares.append(row["pixels"])
+        logits.append(row["logits"])
+    return {
+        "folder": pairs.name,
+        "pairs": len(shares),
+        "pixels_of_another_class_percent": {"mean": 100 * float(np.mean(shares)), "worst": 100 * max(shares)},
+        "largest_logit_difference": {"median": float(np.median(logits)), "worst": max(logits)},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="tiny")
     parser.add_argument("--files", type=Path, help="what fusionsam export wrote of them (default: written anew)")
+    parser.add_argument("--pairs", type=Path, help="real pairs in MFNet's layout to compare on, too")
     parser.add_argument("--size", type=int, nargs=2, default=[480, 640])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--random", nargs="*", default=["debug"], help="presets shown with random weights")
@@ -130,6 +153,8 @@ def main() -> None:
         files = args.files or folder / "files"
         shown[args.weights] = parity(args.weights, files, exported=args.files is not None)
         result["weights"] = args.weights
+        if args.pairs:
+            result["real_pairs"] = on_pairs(args.weights, files, args.pairs)
         result |= measure(args.weights, files, args.size, args.rounds)
         for kind in args.random:
             torch.manual_seed(0)

@@ -26,6 +26,7 @@ def runtime() -> Any:
         import onnxruntime
     except ImportError:
         raise InputError('ONNX Runtime is not installed; pip install "fusionsam[export]"') from None
+    onnxruntime.set_default_logger_severity(3)  # warnings about nodes it moves are no use to anybody
     return onnxruntime
 
 
@@ -37,7 +38,6 @@ def open_session(path: Path, threads: int | None = None) -> Any:
         raise InputError(f"{path}: no such file; write it with: fusionsam export --weights W --out {path.parent}")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.log_severity_level = 3  # warnings about nodes it moves are no use to anybody
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no public base
