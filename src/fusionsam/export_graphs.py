@@ -154,7 +154,9 @@ def _decoder_arguments(graph: DecoderHalf, images: tuple[Tensor, ...], batch: An
         return {0: batch, 2: Dim(f"{name}_height", min=2), 3: Dim(f"{name}_width", min=2)}
 
     prompts, cells = {0: batch, 1: Dim("prompts")}, grid("z_f")
-    return arguments, (prompts, prompts, cells, cells, grid("embedding"), tuple(grid(name) for name in graph.levels))
+    levels = tuple(grid(name) for name in graph.levels)
+    shapes = (prompts, prompts, cells, cells, grid("embedding"))
+    return arguments, (*shapes, levels) if levels else shapes
 
 
 def to_onnx(graph: Whole, metadata: dict[str, str]) -> Any:
