@@ -30,7 +30,7 @@ from fusionsam.config import preset
 from fusionsam.export import compare, difference, write
 from fusionsam.export_graphs import scenes
 from fusionsam.models.fusionsam import FusionSAMNetwork
-from fusionsam.quantize import feed, split_pairs
+from fusionsam.quantize import feed, quantize, split_pairs
 from fusionsam.structures import InputError
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -133,7 +133,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="tiny")
     parser.add_argument("--files", type=Path, help="what fusionsam export wrote of them (default: written anew)")
-    parser.add_argument("--pairs", type=Path, help="real pairs in MFNet's layout to compare on, too")
+    parser.add_argument(
+        "--pairs", type=Path, help="real pairs in MFNet's layout: compare on them, and quantise by them"
+    )
     parser.add_argument("--size", type=int, nargs=2, default=[480, 640])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--random", nargs="*", default=["debug"], help="presets shown with random weights")
@@ -155,6 +157,7 @@ def main() -> None:
         result["weights"] = args.weights
         if args.pairs:
             result["real_pairs"] = on_pairs(args.weights, files, args.pairs)
+            result["int8"] = quantize(files, args.pairs)
         result |= measure(args.weights, files, args.size, args.rounds)
         for kind in args.random:
             torch.manual_seed(0)

@@ -17,6 +17,7 @@ from conftest import build_debug
 from fusionsam import backends, cli, export
 from fusionsam.backends import DECODER, ENCODER, WHOLE, OnnxNetwork, open_session, run_session
 from fusionsam.checkpoint import load_network, save_checkpoint
+from fusionsam.config import EncoderConfig, ModelConfig
 from fusionsam.data.synthetic import synthesize
 from fusionsam.export_graphs import Whole, scenes, trace
 from fusionsam.models.fusionsam import FusionSAMNetwork
@@ -212,6 +213,22 @@ def test_a_compiled_network_computes_the_same(made: Made) -> None:
         wanted, found = made.network(visible, infrared), compiled(visible, infrared)
     agree(found.logits, wanted.logits)
     agree(found.fused, wanted.fused)
+
+
+@pytest.mark.slow
+def test_an_encoder_on_a_square_frame_exports(sam: tuple[torch.nn.Module, Path], tmp_path: Path) -> None:
+    def change(config: ModelConfig) -> None:
+        config.encoder = EncoderConfig(kind="sam", source=str(sam[1]), training="full")
+        config.prompts.points = 2
+
+    network = build_debug(change)
+    export.write(network, tmp_path)
+    halves = OnnxNetwork(tmp_path)
+    for size in ((131, 67), (64, 173)):  # upright and lying, both with a rest
+        visible, infrared, _ = scenes(size, 1, seed=10)
+        with torch.inference_mode():
+            wanted = network(visible, infrared)
+        agree(halves(visible, infrared).logits, wanted.logits)
 
 
 @pytest.mark.slow
