@@ -161,7 +161,7 @@ def test_marks_lie_where_the_prompts_are():
 
 def test_downloads_are_the_arrays(session, tmp_path):
     session.click(31, 17, on=True)
-    paths = {path.rsplit("/", 1)[1]: path for path in write_files(session, tmp_path / "d")}
+    paths = {path.rsplit("/", 1)[1]: path for path in write_files(session, tmp_path)}
     assert sorted(paths) == ["fused.png", "labels.png", "mask.png", "overlay.png", "summary.json"]
     np.testing.assert_array_equal(np.array(Image.open(paths["labels.png"])), session.now.labels)
     np.testing.assert_array_equal(np.array(Image.open(paths["fused.png"])), session.now.fused)

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
+from http.client import HTTPException
 from io import BytesIO
 
 import numpy as np
@@ -133,11 +135,15 @@ class Page:
         return self.browser.execute_script(script, kind, list(attributes))
 
     def fetch(self, url):
-        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-            return answer.read()
+        for _ in range(5):  # gradio saves a picture again that it is serving when the same one is shown again
+            with suppress(HTTPException), urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                return answer.read()
+            time.sleep(0.2)
+        raise AssertionError(f"{url}: cut short five times")
 
     def downloads(self):
-        links = {link.get_attribute("href") for link in self.all("#files a[href]")}
+        # in one step: between two, an answer may replace the elements
+        links = self.browser.execute_script("return [...document.querySelectorAll('#files a[href]')].map(a => a.href)")
         return {link.rsplit("/", 1)[1]: link for link in links}
 
     def download(self, name):
@@ -153,7 +159,10 @@ class Page:
         self.wait(arrived)
 
     def picture(self, selector):
-        return np.array(Image.open(BytesIO(self.fetch(self.all(f"{selector} img")[0].get_attribute("src")))))
+        # one that is being replaced has no address for a moment
+        script = "const i = document.querySelector(arguments[0]); return i?.complete && i.naturalWidth ? i.src : null"
+        address = self.wait(lambda: self.browser.execute_script(script, f"{selector} img"))
+        return np.array(Image.open(BytesIO(self.fetch(address))))
 
 
 @pytest.fixture(scope="module")

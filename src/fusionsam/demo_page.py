@@ -7,6 +7,8 @@ import functools
 import logging
 import shutil
 import socket
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ from fusionsam.structures import InputError
 UPLOAD = "64mb"
 SESSIONS = 20
 """Pages that keep their pair at the same time; the one unused longest starts anew."""
+KEPT = 2
+"""Answers of a page whose downloads are there: the newest, and the one that may be on its way."""
 SEED = 7  # of examples/make_pairs.py, so that the page shows the pairs of the README
 BUILT_IN = {"Day": 0, "Night": 3}
 OTHERS = range(4, 200)
@@ -84,6 +88,7 @@ class Handlers:
 
     def __init__(self, model: FusionSAM, folder: Path) -> None:
         self.model, self.folder = model, folder
+        self.turn = threading.Lock()  # one model, one at a time: what comes while another is answered waits
 
     def scene(self, index: int | None) -> tuple[str, str]:
         """Files of a built-in pair; any of OTHERS for None."""
@@ -96,7 +101,8 @@ class Handlers:
             return [*nothing, "", waiting(), None]
         try:
             images = read_pair(visible, infrared)
-            session = PairSession(self.model, *images, use="both" if None in images else USES[use])
+            with self.turn:
+                session = PairSession(self.model, *images, use="both" if None in images else USES[use])
         except InputError as error:
             return [*nothing, complaint(error), waiting(), None]
         pictures = [None if image is None else shown(image) for image in images]
@@ -107,8 +113,9 @@ class Handlers:
         """The answer as it stands."""
         if session is None:
             return [gr.skip()] * 3
-        drawn = marks(session.now.prompts, session.size) if marked else ""
-        return [describe(session), stage(session.masked(), session.size, drawn), preview(session.segmentation(on))]
+        with self.turn:  # lest half of the answer is of the prompts before
+            drawn = marks(session.now.prompts, session.size) if marked else ""
+            return [describe(session), stage(session.masked(), session.size, drawn), preview(session.segmentation(on))]
 
     def change(
         self, act: Callable[[PairSession], None], session: PairSession | None, on: list[str], marked: bool
@@ -117,7 +124,8 @@ class Handlers:
         try:
             if session is None:
                 raise InputError("there is no pair yet; drop two images or take a built-in pair")
-            act(session)
+            with self.turn:
+                act(session)
         except InputError as error:
             return [complaint(error), gr.skip(), gr.skip()]
         return self.redraw(session, on, marked)
@@ -153,10 +161,17 @@ class Handlers:
         """The downloads of this page."""
         if session is None:
             return None
+        mine = self.folder / str(request.session_hash)
         try:
-            return write_files(session, self.folder / str(request.session_hash))
-        except InputError:  # the page was closed meanwhile, its folder is gone
+            mine.mkdir(exist_ok=True)
+            # a folder for each answer: what is being downloaded must not change meanwhile
+            with self.turn:
+                paths = write_files(session, Path(tempfile.mkdtemp(dir=mine)))
+            for older in sorted(mine.iterdir(), key=lambda folder: folder.stat().st_mtime_ns)[:-KEPT]:
+                shutil.rmtree(older, ignore_errors=True)
+        except (InputError, FileNotFoundError):  # the page was closed meanwhile, its folder is gone
             return None
+        return paths
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed: its downloads go."""
@@ -218,8 +233,9 @@ def build(model: FusionSAM, folder: Path) -> gr.Blocks:
 
         answer, look = [status, fused, segmentation], [on, show]
         pair, opened = [visible_file, infrared_file], [session, visible, infrared, slider, *answer]
-        # one model, one at a time; a click that comes while another is answered waits its turn
-        shared: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress_on": status}
+        # no queue: its stream closes when all is answered, and what is asked in that moment hears its answer only when
+        # the next question opens the stream again (seen with gradio 6.31)
+        shared: dict[str, Any] = {"queue": False, "show_progress_on": status}
         many = {**shared, "trigger_mode": "multiple"}
         latest = {**shared, "trigger_mode": "always_last"}
         events = [
@@ -236,7 +252,7 @@ def build(model: FusionSAM, folder: Path) -> gr.Blocks:
         on.input(ask.redraw, [session, *look], answer, **latest)
         show.input(ask.redraw, [session, *look], answer, **latest)
         for event in events:  # after the answer, so that nobody waits for files
-            event.then(ask.files, session, files, show_progress="hidden", trigger_mode="always_last")
+            event.then(ask.files, session, files, queue=False, show_progress="hidden", trigger_mode="always_last")
         page.unload(ask.leave)
     return page
 
@@ -250,7 +266,6 @@ def serve(model: FusionSAM, listener: socket.socket, folder: Path) -> None:
     """Serve the page at a bound socket until interrupted; what people upload and download lies in `folder`."""
     host, port = listener.getsockname()[:2]
     page = build(model, folder)
-    page.queue(max_size=64)
     page.state_session_capacity = SESSIONS
     # not page.launch(): it gives up on machines too busy to answer it within seconds
     app = gr.mount_gradio_app(

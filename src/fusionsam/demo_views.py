@@ -185,7 +185,6 @@ def complaint(error: InputError) -> str:
 def write_files(session: PairSession, folder: Path) -> list[str]:
     """What can be downloaded, in full size: fused, labels, overlay and (after clicks) mask as PNG, summary as JSON."""
     now = session.now
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = {"fused": now.fused, "labels": now.labels, "overlay": np.asarray(now.overlay())}
     if session.prompted:
         pictures["mask"] = session.mask().astype(np.uint8) * 255
