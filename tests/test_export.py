@@ -19,7 +19,8 @@ from fusionsam.backends import DECODER, ENCODER, WHOLE, OnnxNetwork, open_sessio
 from fusionsam.checkpoint import load_network, save_checkpoint
 from fusionsam.config import EncoderConfig, ModelConfig
 from fusionsam.data.synthetic import synthesize
-from fusionsam.export_graphs import Whole, scenes, trace
+from fusionsam.export import firm_scenes
+from fusionsam.export_graphs import Whole, trace
 from fusionsam.models.fusionsam import FusionSAMNetwork
 from fusionsam.structures import InputError, Prompts
 
@@ -53,7 +54,7 @@ def agree(found: np.ndarray | torch.Tensor, wanted: torch.Tensor) -> None:
 def test_one_file_computes_the_network_at_any_size_and_batch(made: Made) -> None:
     session = open_session(made.files / WHOLE)
     for size, batch in (((67, 101), 3), ((128, 64), 1)):
-        visible, infrared, _ = scenes(size, batch, seed=5)
+        visible, infrared, _ = firm_scenes(made.network, size, batch)
         found = run_session(session, {"visible": visible.numpy(), "infrared": infrared.numpy()})
         with torch.inference_mode():
             wanted = made.network(visible, infrared)
@@ -62,7 +63,7 @@ def test_one_file_computes_the_network_at_any_size_and_batch(made: Made) -> None
 
 
 def test_an_absent_image_is_what_it_is_in_pytorch(made: Made) -> None:
-    visible, infrared, _ = scenes((67, 101), 1, seed=6)
+    visible, infrared, _ = firm_scenes(made.network, (67, 101), 1)
     session, halves = open_session(made.files / WHOLE), OnnxNetwork(made.files)
     for there, images in (([True, False], (visible, None)), ([False, True], (None, infrared))):
         with torch.inference_mode():
@@ -75,7 +76,7 @@ def test_an_absent_image_is_what_it_is_in_pytorch(made: Made) -> None:
 
 
 def test_a_decoder_run_answers_prompts_as_pytorch_does(made: Made) -> None:
-    visible, infrared, _ = scenes((67, 101), 2, seed=7)
+    visible, infrared, _ = firm_scenes(made.network, (67, 101), 2)
     halves = OnnxNetwork(made.files)
     with torch.inference_mode():
         wanted_half, found_half = made.network.encode(visible, infrared), halves.encode(visible, infrared)
@@ -197,7 +198,7 @@ def test_int8_touches_the_image_encoder_alone_and_reports_its_price(
 
 def test_a_traced_program_runs_at_other_sizes(made: Made) -> None:
     program = trace(Whole(made.network))
-    visible, infrared, present = scenes((81, 77), 3, seed=8)
+    visible, infrared, present = firm_scenes(made.network, (81, 77), 3)
     with torch.inference_mode():
         wanted = made.network(visible, infrared)
         fused, logits = program.module()(visible, infrared, present)
@@ -207,7 +208,7 @@ def test_a_traced_program_runs_at_other_sizes(made: Made) -> None:
 
 @pytest.mark.slow
 def test_a_compiled_network_computes_the_same(made: Made) -> None:
-    visible, infrared, _ = scenes((81, 77), 2, seed=9)
+    visible, infrared, _ = firm_scenes(made.network, (81, 77), 2)
     compiled = torch.compile(made.network, backend="aot_eager")  # all of the tracing, none of the C++ compiler
     with torch.no_grad():
         wanted, found = made.network(visible, infrared), compiled(visible, infrared)
@@ -225,7 +226,7 @@ def test_an_encoder_on_a_square_frame_exports(sam: tuple[torch.nn.Module, Path],
     export.write(network, tmp_path)
     halves = OnnxNetwork(tmp_path)
     for size in ((131, 67), (64, 173)):  # upright and lying, both with a rest
-        visible, infrared, _ = scenes(size, 1, seed=10)
+        visible, infrared, _ = firm_scenes(network, size, 1)
         with torch.inference_mode():
             wanted = network(visible, infrared)
         agree(halves(visible, infrared).logits, wanted.logits)
