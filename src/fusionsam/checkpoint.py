@@ -85,11 +85,16 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
 
 def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
     """Fine-tuning: what the checkpoint named by `start_from` has for this network. Left as they are: class-sized
-    tensors if the classes differ, LSTG if `tokenizer_weights` will fill it. InputError for any other difference."""
+    tensors if the classes differ, LSTG if `tokenizer_weights` will fill it, and what begins as if it were
+    not there (encoder.guided, fusion.picture_dilations). InputError for any other difference."""
     assert config.start_from is not None
     tensors, stored, _ = read_checkpoint(config.start_from)
     own = network.state_dict()
     anew = tuple(["tokenizer."] if config.tokenizer_weights else [])
+    if config.encoder.guided and not stored.encoder.guided:
+        anew += ("image_encoder.guide.",)
+    if config.fusion.picture_dilations and not stored.fusion.picture_dilations:
+        anew += ("picture_head.context.",)
     if stored.classes != config.classes:
         anew += tuple(
             name

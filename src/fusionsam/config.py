@@ -67,6 +67,9 @@ class FusionConfig:
     """How I_f is made: per-pixel blending of luma and infrared plus a residual, or convolutions on z_f alone."""
     picture_width: int = 16
     """Channels of the picture head at full resolution."""
+    picture_dilations: tuple[int, ...] = ()
+    """blend only: dilations of further 3x3 convolutions at full resolution. Which camera's detail to keep is told from
+    more than the 5x5 pixels that the head sees without them."""
 
 
 @dataclass
@@ -103,6 +106,9 @@ class EncoderConfig:
     """The paper freezes the encoder; lora trains rank-reduced adapters; full trains everything."""
     lora_rank: int = 8
     """Rank of the adapters."""
+    guided: bool = False
+    """timm's EfficientNets only: z_f also enters at stride 4 through a convolution that begins at zero, so that the
+    encoder sees both modalities and not their picture alone."""
     dims: tuple[int, ...] | None = None
     """tinyvit only: widths of the four stages; None = MobileSAM's 64, 128, 160, 320."""
     depths: tuple[int, ...] | None = None
@@ -212,11 +218,11 @@ class LossConfig:
     """f_f as a whole; at 0.5 segmentation holds the picture near the plain average (results/README.md)."""
     intensity_weight: float = 0.2
     """L1 to max(Y1, I2)."""
-    gradient_weight: float = 20.0
-    """L1 of |grad I_f| to max(|grad Y1|, |grad I2|)."""
+    gradient_weight: float = 25.0
+    """L1 of grad I_f to whichever of grad Y1 and grad I2 is longer."""
     color_weight: float = 1.0
     """L1 of Cb, Cr to the visible image's."""
-    ssim_weight: float = 1.2
+    ssim_weight: float = 1.0
     """1 - SSIM to both sources."""
     reconstruction_weight: float = 1.0
     """L_rec, eq. 5."""
@@ -271,7 +277,10 @@ class DataConfig:
     workers: int = 1
     """Loader processes."""
     extra_pairs: list[str] = field(default_factory=list)
-    """Stage 1: more folders of pairs (visible/ or vi/, infrared/ or ir/) to learn from; no labels are needed."""
+    """More folders of pairs (visible/ or vi/, infrared/ or ir/) to learn from; no labels are needed. Stage 2 learns
+    fusion alone from them."""
+    extra_share: float = 0.1
+    """Stage 2: share of the training pairs that come from extra_pairs. Stage 1 draws all pairs alike."""
     allow_train_test_leak_and_know_that_scores_are_worthless: bool = False
     """Train although ids or content are shared between the splits."""
 
@@ -380,7 +389,8 @@ def _tiny() -> ModelConfig:
     return ModelConfig(
         preset="tiny",
         tokenizer=TokenizerConfig(blocks=1, codebook_size=256, codebook_dim=32, codebooks=4),
-        fusion=FusionConfig(heads=2, kv_stride=8),
+        fusion=FusionConfig(heads=2, kv_stride=8, picture_dilations=(2, 4)),
+        encoder=EncoderConfig(guided=True),
     )
 
 

@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader
 
 from fusionsam.checkpoint import build_network, commit, locate, save_checkpoint
 from fusionsam.config import Config, DataConfig, TrainConfig, to_dict
-from fusionsam.data.dataset import PairDataset, open_split
+from fusionsam.data.catalog import find
+from fusionsam.data.dataset import PairDataset
 from fusionsam.data.fingerprints import Fingerprints, of_training
 from fusionsam.data.leaks import require_no_leak
 from fusionsam.data.loader import class_shares, train_loader, val_loader
@@ -199,15 +200,23 @@ def _refuse_leaks(data: DataConfig, lists: dict[str, list[Entry]]) -> None:
     require_no_leak(lists)
 
 
-def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
-    """Training and validation split of the configuration; InputError for a leak between them or with the test split."""
-    data = config.data
+def _lists(data: DataConfig) -> dict[str, list[Entry]]:
+    """Entries of the training split, with the extra pairs behind them, and of the validation split; InputError for a
+    leak between them or with the test split."""
     lists = {s: entries(data.dataset, data.root, s, data.class_file) for s in (data.train_split, data.val_split)}
+    for folder in data.extra_pairs:
+        lists[data.train_split] = lists[data.train_split] + entries("pairs", folder, "all")
     _refuse_leaks(data, lists)
-    opened = [
-        open_split(data.dataset, data.root, split, data.class_file, cache=True)
-        for split in (data.train_split, data.val_split)
-    ]
+    return lists
+
+
+def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
+    """Training split, data.extra_pairs without labels behind it, and validation split; InputError for a leak between
+    them or with the test split."""
+    data = config.data
+    row = find(data.dataset, data.class_file)
+    lists = _lists(data)
+    opened = [PairDataset(lists[split], row, cache=True) for split in (data.train_split, data.val_split)]
     for split in opened:
         if split.num_classes != len(config.model.classes):
             raise InputError(
@@ -218,12 +227,9 @@ def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
 
 
 def open_unlabelled(config: Config) -> tuple[PairDataset, PairDataset]:
-    """As `open_data`, but without labels, the pairs of data.extra_pairs learnt from too."""
+    """As `open_data`, but no pair has a label."""
     data = config.data
-    lists = {s: entries(data.dataset, data.root, s, data.class_file) for s in (data.train_split, data.val_split)}
-    for folder in data.extra_pairs:
-        lists[data.train_split] = lists[data.train_split] + entries("pairs", folder, "all")
-    _refuse_leaks(data, lists)
+    lists = _lists(data)
     opened = [
         PairDataset([replace(entry, label=None) for entry in lists[split]], cache=True)
         for split in (data.train_split, data.val_split)
@@ -254,7 +260,7 @@ def tokenizer_task(config: Config, steps: int) -> TokenizerTask:
 
 def _without_labels(config: Config) -> Config:
     """Nothing in stage 1 can aim at a class, and a dropped image would teach nothing."""
-    data = replace(config.data, rare_crop=0.0, rare_sampling=0.0, paste=0.0, modality_dropout=0.0)
+    data = replace(config.data, rare_crop=0.0, rare_sampling=0.0, paste=0.0, modality_dropout=0.0, extra_share=0.0)
     return replace(config, data=data)
 
 
@@ -297,8 +303,6 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     if resume and not last.exists():
         raise InputError(f"{out}: has no {LAST} to resume from; start without --resume")
     stage_1 = config.train.stage == "tokenizer"
-    if config.data.extra_pairs and not stage_1:
-        raise InputError("data.extra_pairs: stage segmentation needs labels; use it with train.stage tokenizer")
     if config.train.freeze_tokenizer and stage_1:
         raise InputError("train.freeze_tokenizer: there is nothing else to train in stage tokenizer; set it to false")
     train_set, val_set = open_unlabelled(config) if stage_1 else open_data(config)

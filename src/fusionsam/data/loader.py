@@ -47,7 +47,8 @@ class TrainStream(Dataset[Item]):
     """steps * batch_size training items, the first of them number start_step * batch_size of the endless stream.
 
     An index is drawn by rare_sampling: a foreground class uniformly, then an image that holds it; else the images go
-    round in a new order each epoch."""
+    round in a new order each epoch. With extra_share, labelled pairs are drawn so; pairs without a label, drawn
+    uniformly, make that share of the items."""
 
     def __init__(
         self,
@@ -65,6 +66,11 @@ class TrainStream(Dataset[Item]):
         self.first, self.length = start_step * batch_size, steps * batch_size
         self._order: tuple[int, list[int]] = (-1, [])
         self._with_class: list[list[int]] = []
+        self._round, self._extra = list(range(len(dataset))), list[int]()
+        if config.extra_share > 0:
+            labelled = [entry.label is not None for entry in dataset.entries]
+            self._extra = [index for index in self._round if not labelled[index]]
+            self._round = [index for index in self._round if labelled[index]] or self._extra
         if config.rare_sampling > 0 or config.paste > 0:
             foreground = transform.foreground.tolist()
             counts = class_pixels(dataset, max(foreground, default=0) + 1)
@@ -86,12 +92,14 @@ class TrainStream(Dataset[Item]):
         return self.transform(sample, generator, other)
 
     def _image(self, number: int, generator: torch.Generator) -> int:
+        if self._extra and float(torch.rand((), generator=generator)) < self.config.extra_share:
+            return self._extra[int(torch.randint(len(self._extra), (), generator=generator))]
         if self._with_class and float(torch.rand((), generator=generator)) < self.config.rare_sampling:
             return self._rare(generator)
-        epoch, place = divmod(number, len(self.dataset))
+        epoch, place = divmod(number, len(self._round))
         if self._order[0] != epoch:
-            order = torch.randperm(len(self.dataset), generator=_seeded(self.seed, "epoch", epoch))
-            self._order = (epoch, order.tolist())
+            order = torch.randperm(len(self._round), generator=_seeded(self.seed, "epoch", epoch))
+            self._order = (epoch, [self._round[i] for i in order.tolist()])
         return self._order[1][place]
 
     def _rare(self, generator: torch.Generator) -> int:

@@ -140,10 +140,17 @@ class BlendHead(nn.Module):
 
     RESIDUAL = 0.25  # largest |r|: enough to lift contrast, too little to paint
 
-    def __init__(self, dim: int, width: int) -> None:
+    def __init__(self, dim: int, config: FusionConfig) -> None:
         super().__init__()
+        width = config.picture_width
         self.expand = nn.Sequential(nn.Conv2d(dim, 16 * (width // 2), 1), nn.PixelShuffle(4))
         self.mix = nn.Conv2d(width // 2 + 2, width, 3, padding=1)
+        self.context: nn.Sequential | None = None
+        if config.picture_dilations:
+            convolutions = [nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in config.picture_dilations]
+            self.context = nn.Sequential(*(layer for conv in convolutions for layer in (nn.SiLU(), conv)))
+            nn.init.zeros_(convolutions[-1].weight)
+            nn.init.zeros_(convolutions[-1].bias)  # type: ignore[arg-type]
         self.out = nn.Conv2d(width, 2, 3, padding=1)
         nn.init.zeros_(self.out.weight)  # begins as the plain average, a picture SAM's encoder already understands
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
@@ -151,7 +158,10 @@ class BlendHead(nn.Module):
     def forward(self, z_f: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         """z_f (B,d,h,w) and the sources (B,3,4h,4w), (B,1,4h,4w) -> controls (B,2,4h,4w): m in (0,1) and r."""
         x = torch.cat([self.expand(z_f), luma(visible), infrared], dim=1)
-        m, r = self.out(F.silu(self.mix(x))).split(1, dim=1)
+        x = self.mix(x)
+        if self.context is not None:
+            x = x + self.context(x)
+        m, r = self.out(F.silu(x)).split(1, dim=1)
         return torch.cat([m.sigmoid(), self.RESIDUAL * r.tanh()], dim=1)
 
     @staticmethod
@@ -165,8 +175,9 @@ class BlendHead(nn.Module):
 class DecodeHead(nn.Module):
     """The literal reading: I_f by convolutions on z_f alone."""
 
-    def __init__(self, dim: int, width: int) -> None:
+    def __init__(self, dim: int, config: FusionConfig) -> None:
         super().__init__()
+        width = config.picture_width
         self.body = nn.Sequential(
             ResidualBlock(dim),
             nn.Conv2d(dim, 16 * width, 3, padding=1),

@@ -31,8 +31,8 @@ class FusionSAMNetwork(nn.Module):
         classes, dim = len(config.classes), config.tokenizer.dim
         self.tokenizer = Tokenizer(config.tokenizer)
         self.fusion = FusionMaskPrompting(dim, config.fusion)
-        self.picture_head = PICTURE_HEADS[config.fusion.picture_head](dim, config.fusion.picture_width)
-        self.image_encoder = build_image_encoder(config.encoder, config.decoder.hidden)
+        self.picture_head = PICTURE_HEADS[config.fusion.picture_head](dim, config.fusion)
+        self.image_encoder = build_image_encoder(config.encoder, config.decoder.hidden, dim)
         levels, strides = self.image_encoder.level_channels, self.image_encoder.level_strides
         self.prompt_encoder = PromptEncoder(config.decoder)
         # it stands where there is no mask prompt, so it can learn only where the model never has one
@@ -86,7 +86,7 @@ class FusionSAMNetwork(nn.Module):
             scale_back = resize(controls[:, :, : small[0], : small[1]], size)
             fused = self.picture_head.compose(scale_back, full_visible, full_infrared)
         return Encoded(
-            features=self.image_encoder(picture),
+            features=self.image_encoder(picture, z_f),
             fused=fused,
             latents=latents,
             z_f=z_f,

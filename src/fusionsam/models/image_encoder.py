@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from timm.layers import LayerNorm2d
+from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 
 from fusionsam import foreign
@@ -71,14 +72,15 @@ class ImageEncoder(nn.Module):
         image = (image - self.mean) / self.std
         return F.pad(image, (0, frame.size[1] - frame.content[1], 0, frame.size[0] - frame.content[0]))
 
-    def encode(self, placed: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Normalised frame (B,3,H_f,W_f) -> embedding (B,E,H_f/16,W_f/16) and levels."""
+    def encode(self, placed: Tensor, z_f: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Normalised frame (B,3,H_f,W_f) and z_f (B,d,h,w) -> embedding (B,E,H_f/16,W_f/16) and levels; only an
+        encoder with `EncoderConfig.guided` looks at z_f."""
         raise NotImplementedError
 
-    def forward(self, image: Tensor) -> ImageFeatures:
-        """Picture (B,3,H,W) in [0,1] -> SAM's embedding and finer levels over the whole frame."""
+    def forward(self, image: Tensor, z_f: Tensor | None = None) -> ImageFeatures:
+        """Picture (B,3,H,W) in [0,1], z_f (B,d,H/4,W/4) -> SAM's embedding and finer levels over the whole frame."""
         frame = self.frame(image.shape[-2], image.shape[-1])
-        embedding, levels = self.encode(self.place(image, frame))
+        embedding, levels = self.encode(self.place(image, frame), z_f)
         return ImageFeatures(embedding=embedding, levels=levels, frame=frame)
 
     def train(self, mode: bool = True) -> ImageEncoder:
@@ -93,7 +95,7 @@ class TimmEncoder(ImageEncoder):
     """A convolutional backbone of timm with features at strides 4, 8, 16 and 32, and a new neck: stride 16 plus
     upsampled stride 32, then SAM's conv-LN-conv-LN form."""
 
-    def __init__(self, config: EncoderConfig, embed_dim: int) -> None:
+    def __init__(self, config: EncoderConfig, embed_dim: int, latent_dim: int = 64) -> None:
         lite = config.source.startswith("tf_efficientnet_lite")
         try:
             backbone = timm.create_model(config.source, pretrained=False, features_only=True)
@@ -124,19 +126,46 @@ class TimmEncoder(ImageEncoder):
             nn.Conv2d(embed_dim, embed_dim, 3, padding=1, bias=False),
             LayerNorm2d(embed_dim),
         )
+        self.guide: nn.Conv2d | None = None
+        if config.guided:
+            if not isinstance(backbone, EfficientNetFeatures):
+                raise InputError(
+                    f"model.encoder.guided: {config.source} is no EfficientNet of timm; set it to false, or take "
+                    "tf_efficientnet_lite0"
+                )
+            self.guide = nn.Conv2d(latent_dim, self.level_channels[0], 3, padding=1)
+            nn.init.zeros_(self.guide.weight)  # begins as the encoder that sees the picture alone
+            nn.init.zeros_(self.guide.bias)  # type: ignore[arg-type]
 
-    def encode(self, placed: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, placed: Tensor, z_f: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Normalised frame -> embedding and levels at strides 4, 8, 16, 32."""
-        features = self.backbone(placed)
-        levels = [features[i] for i in self.picked]
+        if self.guide is None or z_f is None:
+            features = self.backbone(placed)
+            levels = [features[i] for i in self.picked]
+        else:
+            levels = self._guided(placed, self.guide(z_f))
         coarse = F.interpolate(self.lateral32(levels[3]), levels[2].shape[-2:], mode="bilinear", align_corners=False)
         return self.neck(self.lateral16(levels[2]) + coarse), levels
+
+    def _guided(self, placed: Tensor, guidance: Tensor) -> list[Tensor]:
+        """timm's EfficientNetFeatures.forward with `guidance` (B,C,h,w) added after the first stage of stride 4."""
+        backbone: Any = self.backbone
+        stages = [info["stage"] for info in backbone.feature_info.get_dicts()]
+        wanted = [stages[i] for i in self.picked]
+        x, levels = backbone.bn1(backbone.conv_stem(placed)), []
+        for stage, block in enumerate(backbone.blocks, 1):
+            x = block(x)
+            if stage == wanted[0]:
+                x = x + guidance
+            if stage in wanted:
+                levels.append(x)
+        return levels
 
 
 class TinyVitEncoder(ImageEncoder):
     """MobileSAM's TinyViT at native size, padded to a multiple of 16."""
 
-    def __init__(self, config: EncoderConfig, embed_dim: int) -> None:
+    def __init__(self, config: EncoderConfig, embed_dim: int, latent_dim: int = 64) -> None:
         super().__init__()
         dims = tuple(config.dims or tinyvit.DIMS)
         self.backbone = tinyvit.TinyViT(dims, tuple(config.depths or tinyvit.DEPTHS), embed_dim)
@@ -144,7 +173,7 @@ class TinyVitEncoder(ImageEncoder):
         self.level_strides = [4, 8, 16]
         self.level_channels = [dims[0], dims[1], dims[3]]
 
-    def encode(self, placed: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, placed: Tensor, z_f: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Normalised frame -> embedding and the stages' outputs at strides 4, 8, 16."""
         return self.backbone(placed)
 
@@ -152,7 +181,7 @@ class TinyVitEncoder(ImageEncoder):
 class SamEncoder(ImageEncoder):
     """SAM's plain ViT on a letterboxed square; it has no finer levels."""
 
-    def __init__(self, config: EncoderConfig, embed_dim: int) -> None:
+    def __init__(self, config: EncoderConfig, embed_dim: int, latent_dim: int = 64) -> None:
         super().__init__()
         self.backbone = sam_encoder.build_vit(config.source, embed_dim)
         self.image_size = sam_encoder.square_side(config.source, self.backbone.config.image_size)
@@ -160,7 +189,7 @@ class SamEncoder(ImageEncoder):
         self.level_strides = []
         self.level_channels = []
 
-    def encode(self, placed: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, placed: Tensor, z_f: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Normalised square -> embedding and no levels."""
         return self.backbone(placed).last_hidden_state, []
 
@@ -168,7 +197,7 @@ class SamEncoder(ImageEncoder):
 class Sam2Encoder(ImageEncoder):
     """SAM2's Hiera with FPN on a letterboxed square; its high-resolution features are the levels."""
 
-    def __init__(self, config: EncoderConfig, embed_dim: int) -> None:
+    def __init__(self, config: EncoderConfig, embed_dim: int, latent_dim: int = 64) -> None:
         super().__init__()
         self.backbone = sam_encoder.HieraVision(config.source, embed_dim)
         self.image_size = self.backbone.image_size
@@ -176,12 +205,12 @@ class Sam2Encoder(ImageEncoder):
         self.level_strides = [4, 8, 16]
         self.level_channels = [embed_dim] * 3
 
-    def encode(self, placed: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, placed: Tensor, z_f: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Normalised square -> embedding and FPN maps at strides 4, 8, 16."""
         return self.backbone(placed)
 
 
-KINDS: dict[str, Callable[[EncoderConfig, int], ImageEncoder]] = {
+KINDS: dict[str, Callable[[EncoderConfig, int, int], ImageEncoder]] = {
     "timm": TimmEncoder,
     "tinyvit": TinyVitEncoder,
     "sam": SamEncoder,
@@ -189,12 +218,14 @@ KINDS: dict[str, Callable[[EncoderConfig, int], ImageEncoder]] = {
 }
 
 
-def build_image_encoder(config: EncoderConfig, embed_dim: int = 256) -> ImageEncoder:
-    """The encoder `config` asks for, with its foreign weights and its training mode; `embed_dim` is E.
-    InputError for an unknown kind, source or weights."""
+def build_image_encoder(config: EncoderConfig, embed_dim: int = 256, latent_dim: int = 64) -> ImageEncoder:
+    """The encoder `config` asks for, with its foreign weights and its training mode; `embed_dim` is E, `latent_dim` d.
+    InputError for an unknown kind, source or weights, and for an encoder that cannot be guided."""
     if config.kind not in KINDS:
         raise InputError(f"model.encoder.kind: {config.kind!r} is not known; choose one of {', '.join(KINDS)}")
-    encoder = KINDS[config.kind](config, embed_dim)
+    if config.guided and config.kind != "timm":
+        raise InputError(f"model.encoder.guided: {config.kind} cannot be guided; set it to false, or kind to timm")
+    encoder = KINDS[config.kind](config, embed_dim, latent_dim)
     load_image_encoder(encoder, config)
     set_training(encoder, config)
     return encoder
