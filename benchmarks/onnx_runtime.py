@@ -1,6 +1,7 @@
 """ONNX Runtime against eager PyTorch: seconds and peak memory of one pair, as ratios of one run.
 
-python benchmarks/onnx_runtime.py [--weights tiny] [--files DIR] [--pairs DIR] [--rounds 10] [--out results/onnx.json]
+python benchmarks/onnx_runtime.py [--weights tiny] [--files DIR] [--pairs DIR] [--rounds 10] [--openvino]
+    [--out results/onnx.json]
 
 Both run on one thread and are timed in turns, in CPU seconds (median), so that other work on the machine does not
 count. Peak memory is that of a process of its own that loads the model and predicts once, less the same process'
@@ -99,6 +100,33 @@ def measure(weights: str, folder: Path, size: list[int], rounds: int) -> dict[st
     }
 
 
+def openvino_time(folder: Path, size: list[int], rounds: int) -> dict[str, Any]:
+    """OpenVINO (pip install openvino) on the same file, one thread, in turns with ONNX Runtime: whether it would be
+    worth a backend."""
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.Core().compile_model(folder / WHOLE, "CPU", options).create_infer_request()
+    session = open_session(folder / WHOLE, 1)
+    visible, infrared, _ = scenes((size[0], size[1]), 1)
+    arrays = {"visible": visible.numpy(), "infrared": infrared.numpy()}
+    seconds: dict[str, list[float]] = {"openvino": [], "onnx": []}
+    for turn in range(rounds + 1):
+        started = time.process_time()
+        request.infer(arrays)
+        between = time.process_time()
+        run_session(session, arrays)
+        if turn:
+            seconds["openvino"].append(between - started)
+            seconds["onnx"].append(time.process_time() - between)
+    medians = {backend: float(np.median(values)) for backend, values in seconds.items()}
+    return {
+        "version": openvino.__version__,
+        **{f"cpu_seconds_{backend}": round(value, 4) for backend, value in medians.items()},
+        "time_ratio_to_onnx": round(medians["openvino"] / medians["onnx"], 3),
+    }
+
+
 def parity(weights: str, folder: Path, exported: bool) -> list[dict[str, Any]] | str:
     """The rows of the comparison that every export makes, or the sentence that refused it."""
     network, _ = load_network(weights)
@@ -139,6 +167,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[480, 640])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--random", nargs="*", default=["debug"], help="presets shown with random weights")
+    parser.add_argument("--openvino", action="store_true", help="time OpenVINO on the same file, too")
     parser.add_argument("--out", type=Path, default=Path("results/onnx.json"))
     parser.add_argument("--child", choices=["torch", "onnx"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -159,6 +188,8 @@ def main() -> None:
             result["real_pairs"] = on_pairs(args.weights, files, args.pairs)
             result["int8"] = quantize(files, args.pairs)
         result |= measure(args.weights, files, args.size, args.rounds)
+        if args.openvino:
+            result["openvino"] = openvino_time(files, args.size, args.rounds)
         for kind in args.random:
             torch.manual_seed(0)
             network = FusionSAMNetwork(preset(kind)).eval()

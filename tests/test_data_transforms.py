@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,6 +179,24 @@ def test_uniform_sampling_visits_every_image_once_an_epoch(scenes):
     for epoch in range(3):
         assert len(set(ids[7 * epoch : 7 * epoch + 7])) == 7
     assert ids[:7] != ids[7:14]
+
+
+def test_pairs_without_a_label_make_their_share_and_the_others_go_round(scenes):
+    mixed = Scenes(7)
+    mixed.entries = [Entry(str(i), label=Path("there.png") if i < 5 else None) for i in range(7)]
+    names = [sample.id for sample in mixed.samples]
+    for share in (0.0, 0.25):
+        config = replace(PLAIN, crop=(17, 19), rare_sampling=0.0, extra_share=share)
+        stream = TrainStream(mixed, TrainTransform(config, mixed.row.foreground), config, 1, 0, 0, 400)
+        ids = [names.index(stream[n][4]) for n in range(400)]
+        without = [i for i in ids if i >= 5]
+        if share == 0:
+            assert sorted(ids[:7]) == list(range(7))
+        else:
+            assert 0.19 < len(without) / 400 < 0.31
+            assert set(without) == {5, 6}
+            counts = [ids.count(i) for i in range(5)]
+            assert max(counts) - min(counts) < 20  # each of 80 rounds but for the quarter that others took
 
 
 def test_rare_sampling_draws_classes_evenly():

@@ -193,7 +193,8 @@ def test_int8_touches_the_image_encoder_alone_and_reports_its_price(
         run_session(open_session(tmp_path / "files" / name), arrays)["logits"] for name in (WHOLE, quantize.WHOLE_INT8)
     ]
     difference = np.abs(logits[0] - logits[1])
-    assert 0 < difference.mean() < 0.1 * logits[0].std()
+    # weights of 7 bits: twice the rounding of 8, which saturate without VNNI (quantize.py)
+    assert 0 < difference.mean() < 0.15 * logits[0].std()
 
 
 def test_a_traced_program_runs_at_other_sizes(made: Made) -> None:

@@ -122,9 +122,10 @@ def scene():
     return torch.randn(2, 8, 5, 7), 0.4 + 0.2 * torch.rand(2, 3, 20, 28), 0.4 + 0.2 * torch.rand(2, 1, 20, 28)
 
 
-def test_blending_begins_as_the_plain_average(scene):
+@pytest.mark.parametrize("dilations", [(), (2, 4)])
+def test_blending_begins_as_the_plain_average(scene, dilations):
     z_f, visible, infrared = scene
-    head = BlendHead(8, 6)
+    head = BlendHead(8, FusionConfig(picture_width=6, picture_dilations=dilations))
     fused = head.compose(head(z_f, visible, infrared), visible, infrared)
     torch.testing.assert_close(luma(fused), (luma(visible) + infrared) / 2, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(chroma(fused), chroma(visible), rtol=1e-5, atol=1e-5)
@@ -146,17 +147,31 @@ def test_compose_by_hand(scene):
 
 
 def test_blend_controls_stay_in_their_ranges(scene):
-    head = BlendHead(8, 6)
+    head = BlendHead(8, FusionConfig(picture_width=6))
     torch.nn.init.normal_(head.out.weight, std=20)
     m, r = head(*scene).split(1, dim=1)
     assert 0 <= m.min() < 0.01 < 0.99 < m.max() <= 1
     assert -0.25 <= r.min() < -0.24 < 0.24 < r.max() <= 0.25
 
 
+@pytest.mark.parametrize(("dilations", "reach"), [((), 2), ((2, 4), 8)])
+def test_dilations_widen_what_a_pixel_of_the_picture_sees(dilations, reach):
+    """1 + 1 pixels each way by the two plain convolutions, d more by each dilated one."""
+    torch.manual_seed(6)
+    head = BlendHead(8, FusionConfig(picture_width=6, picture_dilations=dilations))
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    z_f, visible, infrared = torch.zeros(1, 8, 6, 6), torch.rand(1, 3, 24, 24), torch.rand(1, 1, 24, 24)
+    infrared.requires_grad_()
+    head(z_f, visible, infrared)[0, :, 12, 12].sum().backward()
+    rows = infrared.grad[0, 0].abs().sum(1).nonzero().flatten()
+    assert (rows.min().item(), rows.max().item()) == (12 - reach, 12 + reach)
+
+
 def test_decoding_sees_the_latents_alone(scene):
     z_f, visible, infrared = scene
     torch.manual_seed(5)
-    head = DecodeHead(8, 6)
+    head = DecodeHead(8, FusionConfig(picture_width=6))
     picture = head.compose(head(z_f, visible, infrared), visible, infrared)
     assert torch.equal(picture, head.compose(head(z_f, 1 - visible, 1 - infrared), visible, infrared))
     assert not torch.allclose(picture, head.compose(head(-z_f, visible, infrared), visible, infrared))

@@ -148,6 +148,26 @@ def test_lora_starts_at_the_backbone_and_trains_adapters_only(kind, sam, sam2):
         assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == (name in learning), name
 
 
+def test_guidance_enters_behind_the_first_stage_of_stride_4():
+    torch.manual_seed(5)
+    encoder = build_image_encoder(EncoderConfig(guided=True), 8, latent_dim=5).eval()
+    image, z_f = torch.rand(1, 3, 64, 96), torch.randn(1, 5, 16, 24)
+    with torch.no_grad():
+        plain, begun = encoder(image), encoder(image, z_f)
+        for one, other in zip(plain.levels, begun.levels, strict=True):
+            torch.testing.assert_close(one, other)  # timm's own forward, and ours with a convolution of zeros
+        encoder.guide.bias += 1.5
+        shifted = encoder(image, z_f)
+        torch.testing.assert_close(shifted.levels[0], plain.levels[0] + 1.5)
+        assert not torch.allclose(shifted.embedding, plain.embedding, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [TINYVIT, {"source": "resnet18"}], ids=["tinyvit", "resnet18"])
+def test_an_encoder_that_cannot_be_guided_says_so(options):
+    with pytest.raises(InputError, match=r"model\.encoder\.guided: .* set it to false"):
+        build_image_encoder(EncoderConfig(**{**options, "guided": True}), 8)
+
+
 def test_every_parameter_of_a_random_tinyvit_learns():
     torch.manual_seed(4)
     encoder = build_image_encoder(EncoderConfig(**TINYVIT), 16).train()

@@ -19,7 +19,8 @@ from fusionsam.losses import (
     focal_loss,
     fusion_loss,
     fusion_terms,
-    gradient_magnitude,
+    gradient,
+    longer_gradient,
     lovasz_loss,
     prompt_loss,
     reconstruction_loss,
@@ -186,13 +187,29 @@ def test_ssim_equals_skimage():
     assert ssim(one, one).item() == pytest.approx(1, abs=1e-6)
 
 
-def test_gradient_magnitude_of_ramps():
-    x = torch.arange(7.0).expand(5, 7)[None, None] * 0.1
-    inner = gradient_magnitude(x)[0, 0, :, 1:-1]
-    torch.testing.assert_close(inner, torch.full_like(inner, 0.1))
-    both = x + 0.05 * torch.arange(5.0).view(1, 1, 5, 1)
-    inner = gradient_magnitude(both)[0, 0, 1:-1, 1:-1]
-    torch.testing.assert_close(inner, torch.full_like(inner, 0.15))
+def ramp(right: float, down: float) -> torch.Tensor:
+    return right * torch.arange(7.0).view(1, 1, 1, 7) + down * torch.arange(5.0).view(1, 1, 5, 1)
+
+
+def test_gradient_of_ramps_and_the_longer_of_two():
+    def inner(found: torch.Tensor) -> list[float]:
+        assert found.shape == (1, 2, 5, 7)
+        assert found[0, :, 1:-1, 1:-1].std(dim=(1, 2)).max() < 1e-6
+        return found[0, :, 2, 3].tolist()
+
+    assert inner(gradient(ramp(0.1, -0.05))) == pytest.approx([0.1, -0.05], abs=1e-6)
+    # (0.08, 0.08) is shorter than (-0.12, 0), though its sum of magnitudes is larger
+    assert inner(longer_gradient(ramp(0.08, 0.08), ramp(-0.12, 0.0))) == pytest.approx([-0.12, 0.0], abs=1e-6)
+    assert inner(longer_gradient(ramp(-0.12, 0.0), ramp(0.08, 0.08))) == pytest.approx([-0.12, 0.0], abs=1e-6)
+
+
+def test_an_edge_turned_round_is_not_the_same_edge():
+    visible = (0.3 + 0.05 * torch.arange(7.0)).expand(1, 3, 9, 7)
+    infrared = torch.full((1, 1, 9, 7), 0.5)
+    kept, turned = (fusion_terms(fused, visible, infrared)["gradient"] for fused in (visible, 1 - visible))
+    assert kept.item() == pytest.approx(0, abs=1e-6)
+    # at the border the replicated pixels halve the difference
+    assert turned.item() == pytest.approx(2 * 0.05 * (5 + 2 * 0.5) / 7, abs=1e-6)
 
 
 def grey(value: float, size=(11, 13)) -> torch.Tensor:

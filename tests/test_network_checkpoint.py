@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from fusionsam import checkpoint
 from fusionsam.checkpoint import CARD, CONFIG, WEIGHTS, build_network, load_network, save_checkpoint, ship
-from fusionsam.config import preset
+from fusionsam.config import EncoderConfig, preset
 from fusionsam.info import describe
 from fusionsam.structures import InputError
 
@@ -209,6 +209,29 @@ def test_fine_tuning_starts_from_every_tensor_of_a_checkpoint(make_debug, tmp_pa
     torch.manual_seed(11)
     started = build_network(config).state_dict()
     assert all(torch.equal(started[name], tensor) for name, tensor in first.state_dict().items())
+
+
+def test_fine_tuning_may_add_what_begins_as_if_it_were_not_there(make_debug, pair, tmp_path):
+    def lite(config):
+        config.encoder = EncoderConfig(source="tf_efficientnet_lite0")
+
+    first = make_debug(lite)
+    with torch.no_grad():
+        first.picture_head.out.weight.normal_(std=0.3)  # at zero the picture would hide what was added
+    save_checkpoint(tmp_path / "first", first, {})
+    config = preset("debug")
+    config.encoder = EncoderConfig(source="tf_efficientnet_lite0", guided=True)
+    config.fusion.picture_dilations = (2, 4)
+    config.start_from = str(tmp_path / "first")
+    grown = build_network(config).eval()
+    added = {name.split(".")[1] for name in set(grown.state_dict()) - set(first.state_dict())}
+    assert added == {"guide", "context"}
+    with torch.no_grad():
+        wanted, found = first(*pair), grown(*pair)
+        torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.fused, wanted.fused, rtol=1e-4, atol=1e-5)
+        grown.image_encoder.guide.weight.normal_(std=0.1)
+        assert not torch.allclose(grown(*pair).logits, wanted.logits, rtol=1e-2, atol=1e-3)
 
 
 def test_fine_tuning_on_other_classes_renews_only_what_their_number_shapes(make_debug, tmp_path):

@@ -117,6 +117,8 @@ VARIANTS = {
     "codebooks": lambda c: setattr(c.tokenizer, "codebooks", 4),
     "codebook by gradient": lambda c: setattr(c.tokenizer, "codebook_update", "gradient"),
     "decode": lambda c: setattr(c.fusion, "picture_head", "decode"),
+    "farther sight": lambda c: setattr(c.fusion, "picture_dilations", (1, 2)),
+    "guided": lambda c: setattr(c, "encoder", EncoderConfig(guided=True)),
     "no mask prompt": lambda c: setattr(c.prompts, "mask", False),
     "one level": lambda c: (setattr(c.head, "multi_level", False), setattr(c.decoder, "fine_features", False)),
     "letterboxed ViT": None,

@@ -21,16 +21,18 @@ from torchvision.models.vgg import cfgs, make_layers
 from fusionsam.checkpoint import build_network
 from fusionsam.config import Config, LossConfig, preset
 from fusionsam.data.images import write_png
-from fusionsam.data.loader import train_loader
+from fusionsam.data.loader import class_shares, train_loader
 from fusionsam.data.synthetic import synthesize
 from fusionsam.models.discriminator import adaptive_weight, discriminator_loss, generator_loss
+from fusionsam.models.fusionsam import FusionSAMNetwork
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
 from fusionsam.settings import read_settings
-from fusionsam.structures import Batch, InputError
+from fusionsam.structures import IGNORE, Batch, InputError
+from fusionsam.tasks import SegmentationTask
 from fusionsam.tokenizer_metrics import psnr, rebuild
 from fusionsam.tokenizer_task import TokenizerTask
-from fusionsam.train import open_unlabelled, tokenizer_task, train
+from fusionsam.train import open_data, open_unlabelled, tokenizer_task, train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 6
@@ -411,9 +413,20 @@ def test_unlabelled_pairs_of_any_size_join_the_stream(scenes: Path, tmp_path: Pa
         seen |= set(found.ids)
     assert {"x", "y"} < seen
     assert not {entry.id for entry in val.entries} & seen
-    config.train = replace(config.train, stage="segmentation", out=str(tmp_path / "out"))
-    with pytest.raises(InputError, match=r"data\.extra_pairs: stage segmentation needs labels"):
-        train(config)
+    config.data.extra_share, config.data.crop = 0.5, (64, 64)
+    labelled, _ = open_data(config)
+    task = SegmentationTask(FusionSAMNetwork(config.model), config, 1, class_shares(labelled))
+    for found in train_loader(labelled, config.data, [1], 2, 0, steps=40):  # stage 2
+        strangers = [n in ("x", "y") for n in found.ids]
+        if strangers == [True, False]:
+            break
+    assert (found.label[0] == IGNORE).all()
+    assert (found.label[1] != IGNORE).any()
+    first = (found.visible[:1], found.infrared[:1])
+    alone = Batch(*first, None, found.present[:1], ["x"])
+    terms = task.losses(task.network(alone.visible, alone.infrared), alone)
+    assert "segmentation" not in terms
+    assert terms["fusion"].item() > 0
 
 
 def test_a_validation_image_among_the_extra_pairs_is_refused(scenes: Path, tmp_path: Path) -> None:

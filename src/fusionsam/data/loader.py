@@ -67,10 +67,9 @@ class TrainStream(Dataset[Item]):
         self._order: tuple[int, list[int]] = (-1, [])
         self._with_class: list[list[int]] = []
         self._round, self._extra = list(range(len(dataset))), list[int]()
-        if config.extra_share > 0:
-            labelled = [entry.label is not None for entry in dataset.entries]
-            self._extra = [index for index in self._round if not labelled[index]]
-            self._round = [index for index in self._round if labelled[index]] or self._extra
+        without = [index for index in self._round if dataset.entries[index].label is None]
+        if config.extra_share > 0 and 0 < len(without) < len(dataset):
+            self._round, self._extra = sorted(set(self._round) - set(without)), without
         if config.rare_sampling > 0 or config.paste > 0:
             foreground = transform.foreground.tolist()
             counts = class_pixels(dataset, max(foreground, default=0) + 1)
