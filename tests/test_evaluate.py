@@ -21,6 +21,7 @@ from fusionsam.config import preset
 from fusionsam.data.catalog import MFNET_CLASSES, MFNET_PALETTE, find
 from fusionsam.data.dataset import open_split
 from fusionsam.data.fingerprints import of_training
+from fusionsam.data.images import write_png
 from fusionsam.data.predictions import PredictionFolder
 from fusionsam.data.synthetic import synthesize
 from fusionsam.evaluate import EvaluateConfig, add_arguments, evaluate, main
@@ -120,6 +121,8 @@ def test_report_file_holds_everything_and_its_images_add_up(home, scored):
     assert stored["interval"][0] <= stored["interval"][1]
     assert stored["leak_guard"]["checked"] == ["mfnet/train"]
     assert sum(part["n_images"] for part in stored["by_time"].values()) == 6
+    for part in stored["by_time"].values():
+        assert part["interval"][0] <= part["miou"] <= part["interval"][1]
     images = json.loads((home / "scored" / "per_image.json").read_text())
     total = np.zeros(81, np.int64)
     for cells, counts in images["images"].values():
@@ -309,6 +312,38 @@ def test_leak_guard_knows_what_the_weights_saw_where_no_training_list_is(home, t
         run(home, root=data, weights=[weights])
 
 
+def test_without_a_training_list_the_title_says_so_and_what_the_weights_remember_still_counts(
+    home, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(reports.PUBLISHED, "mfnet", (3, (("Someone", 61.5, "nine classes"),)))
+    report = run(home, split="test", train_split="none")
+    assert report.title.startswith("LEAK GUARD OFF")
+    assert "published" not in report.values
+    weights = shutil.copytree(home / "a", tmp_path / "weights")
+    of_training(open_split("mfnet", home / "data", "val")).write(weights)
+    for seen in ({"weights": [weights]}, {"predictions": tmp_path / "maps", "predicted_by": weights}):
+        if "predictions" in seen:
+            for id in (home / "data" / "held.txt").read_text().split():
+                write_png(tmp_path / "maps" / f"{id}.png", np.zeros((96, 128), np.uint8))
+        with pytest.raises(InputError, match=r"3 of its 6 pictures are in the training split"):
+            run(home, train_split="none", **seen)
+    assert run(home, predictions=tmp_path / "maps").values["leak_guard"]["leaks"] == 0
+
+
+def test_label_maps_prompted_by_the_truth_are_known_by_the_file_beside_them(home, scored, tmp_path):
+    for id in (home / "data" / "held.txt").read_text().split():
+        write_png(tmp_path / "run" / "predictions" / f"{id}.png", np.zeros((96, 128), np.uint8))
+    folder, settings = tmp_path / "run" / "predictions", tmp_path / "run" / "settings.json"
+    for text, oracle in (("{}", False), ("[]", False), ('{"prompts": "self"}', False), ('{"prompts": "oracle"}', True)):
+        settings.write_text(text)
+        report = run(home, predictions=folder, out=tmp_path / "out")
+        assert report.title.startswith("ORACLE") == oracle
+    assert (tmp_path / "out" / "report_oracle.json").exists()
+    run(home, out=tmp_path / "ours")
+    with pytest.raises(InputError, match=r"prompted by the ground truth .* leave out --against"):
+        run(home, predictions=folder, against=tmp_path / "ours")
+
+
 def test_flip_makes_the_prediction_of_a_mirrored_pair_the_mirrored_prediction(home, tmp_path):
     data = shutil.copytree(home / "data", tmp_path / "data")
     id = (data / "val.txt").read_text().split()[0]
@@ -386,6 +421,11 @@ def test_bad_input_is_refused_by_name(home, tmp_path):
         run(home, split="nothing")
     with pytest.raises(InputError, match="either --weights or --predictions"):
         run(home, weights=())
+    for options in ({"seed": -1}, {"scales": (float("nan"),)}):
+        with pytest.raises(InputError, match="expected finite factors and a seed of at least 0"):
+            run(home, **options)
+    with pytest.raises(InputError, match="leave it out without them"):
+        run(home, predicted_by=home / "a")
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(InputError, match="cannot be written"):

@@ -128,8 +128,11 @@ def test_headline_is_a_protocol_of_the_data_set_and_all_agree_when_every_class_o
     matrix = rng.integers(1, 50, (15, 15))
     for dataset in ("mfnet", "fmb"):
         for complete in (False, True):
-            assert metrics.headline(dataset, complete) in metrics.protocols_of(dataset)
-    assert metrics.headline("fmb", False) == "14-present"
+            assert metrics.headline(dataset, [complete] * 15) in metrics.protocols_of(dataset)
+    bicycle, truck = 13, 10
+    assert metrics.headline("fmb", [i != bicycle for i in range(15)]) == "14-present"
+    # a class that occurs is never left out, though another one is absent
+    assert metrics.headline("fmb", [i != truck for i in range(15)]) == "15-nan"
     values = {PROTOCOLS[n](matrix).miou for n in ("present", "nan", "zero", "15-nan", "15-zero")}
     assert max(values) - min(values) < 1e-9
     with pytest.raises(InputError, match="choose a protocol"):

@@ -133,7 +133,7 @@ def weights_file() -> Path:
 def test_alone_an_image_is_neither_dropped_nor_shifted():
     configs = [str(ROOT / "configs/mfnet_tiny.yaml")]
     both, single = (peers.settings_of(peer, configs, []) for peer in ("early", "infrared"))
-    assert (both.data.modality_dropout, both.data.shift) == (0.1, 2)
+    assert (both.data.modality_dropout, both.data.shift) == (0.1, 4)
     assert (single.data.modality_dropout, single.data.shift) == (0.0, 0)
 
 
@@ -224,7 +224,7 @@ def test_a_row_of_the_study_changes_one_thing(row):
     assert changed.train.out == f"runs/study/{row.stem}"
     different = {name for name in peers.differences(peers.to_dict(base), peers.to_dict(changed)) if name != "train.out"}
     together = {
-        "encoder_tinyvit": {"model.encoder.kind", "model.encoder.source"},
+        "encoder_tinyvit": {"model.encoder.kind", "model.encoder.source", "model.encoder.guided"},
         "prompts_nothing": {"model.prompts.mode", "model.prompts.mask"},
         "tokenizer_learning": {"train.freeze_tokenizer", "loss.reconstruction_weight", "loss.commitment_weight"},
         "tokenizer_joint": {"train.freeze_tokenizer", "loss.reconstruction_weight", "loss.commitment_weight"},

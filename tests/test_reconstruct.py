@@ -52,6 +52,7 @@ def test_figures_equal_skimage_on_the_written_pictures(pairs: Path) -> None:
         values = []
         for name in ("a", "b"):
             original = np.asarray(Image.open(pairs / folder / f"{name}.png"))
+            np.testing.assert_array_equal(np.asarray(Image.open(out / f"{name}_{modality}.png")), original)
             rebuilt = np.asarray(Image.open(out / f"{name}_{modality}_reconstruction.png"))
             values.append(peak_signal_noise_ratio(original, rebuilt, data_range=255))
             figures = summary["images"][name][modality]

@@ -190,6 +190,12 @@ class TestAblationAndSam:
             "longer": config(model__tokenizer__tokens="pixels", train__max_steps=61),
             "alone": config(train__max_steps=999),
         }
+        # as configs/ablation_*.yaml have it: (A) has no LSTG that could come from stage 1
+        for card in cards.values():
+            pixels = card["config"]["model"]["tokenizer"]["tokens"] == "pixels"
+            card["config"]["model"]["tokenizer_weights"] = None if pixels else "tiny"
+            card["config"]["train"]["freeze_tokenizer"] = not pixels
+        cards["joint"] = config(model__fusion__kind="concat")  # LSTG from nowhere: not the budget of the others
         for number, (name, card) in enumerate(cards.items()):
             write_report(tmp_path / name, seed=number, weights_card=card)
         table = tables(tmp_path)["table2_ablation"]
@@ -198,7 +204,8 @@ class TestAblationAndSam:
         every = ["(A) without LSTG", "(B) without FMP", "(C) FusionSAM", "LSTG-continuous"]
         assert ours == {
             "60 steps of 2 pairs (settings 1)": every,
-            "61 steps of 2 pairs (settings 2)": ["(A) without LSTG"],
+            "60 steps of 2 pairs (settings 2)": ["(A) without LSTG", "(B) without FMP"],
+            "61 steps of 2 pairs (settings 3)": ["(A) without LSTG"],
         }
 
     def test_a_checkpoint_tells_the_variant_while_it_is_the_one_that_was_scored(self, tmp_path):

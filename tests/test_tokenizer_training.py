@@ -413,6 +413,9 @@ def test_unlabelled_pairs_of_any_size_join_the_stream(scenes: Path, tmp_path: Pa
         seen |= set(found.ids)
     assert {"x", "y"} < seen
     assert not {entry.id for entry in val.entries} & seen
+    # labels beside them may be of other classes: stage 2 does not read them
+    for name, size in (("x", (20, 90)), ("y", (51, 47))):
+        write_png(tmp_path / "labels" / f"{name}.png", np.full(size, 3, np.uint8))
     config.data.extra_share, config.data.crop = 0.5, (64, 64)
     labelled, _ = open_data(config)
     task = SegmentationTask(FusionSAMNetwork(config.model), config, 1, class_shares(labelled))

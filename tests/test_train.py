@@ -21,7 +21,7 @@ from fusionsam.cli import main
 from fusionsam.config import Config, ModelConfig, TrainConfig, from_dict, preset, to_dict
 from fusionsam.data.synthetic import synthesize
 from fusionsam.settings import read_settings
-from fusionsam.structures import InputError
+from fusionsam.structures import Batch, InputError
 from fusionsam.tasks import SegmentationTask
 from fusionsam.train import strategy, total_steps, train
 
@@ -221,6 +221,23 @@ def test_usage_is_the_percentage_of_codes_that_were_chosen(make_debug: Any, monk
     task.count_codes("infrared", torch.full((1, 1, 2, 1), -1))
     task.on_validation_epoch_end()
     assert (logged["val/usage_visible"], logged["val/usage_infrared"]) == (100 * 3 / 32, 0)
+
+
+def test_validation_sees_an_absent_image_as_prediction_does(make_debug: Any) -> None:
+    network = make_debug()
+    with torch.no_grad():
+        network.tokenizer.missing.normal_()
+        for parameter in network.head.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    settings = Config(model=network.config)
+    settings.train.ema_decay = 0.0
+    task = SegmentationTask(network, settings, 7, torch.full((9,), 1 / 9))
+    visible, label = torch.rand(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.long)
+    task.validation_step(Batch(visible, torch.zeros(1, 1, 64, 96), label, torch.tensor([[True, False]]), ["x"]), 0)
+    with torch.no_grad():
+        expected = network.eval()(visible, None).logits.argmax(1)
+    assert task.matrix.matrix[0].tolist() == torch.bincount(expected.flatten(), minlength=9).tolist()
+    assert set(task.used) == {"visible"} or int(task.used["infrared"].sum()) == 0
 
 
 def test_one_batch_is_learned_by_heart(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 import tempfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from fusionsam.data.catalog import CATALOG, DatasetRow
 from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
-from fusionsam.evaluate import EvaluateConfig, evaluate
+from fusionsam.evaluate import EvaluateConfig, evaluate, leak_guard
 from fusionsam.models.plain_sam import PlainSam
 from fusionsam.models.prompts import oracle_prompts
 from fusionsam.predict import FusionSAM, Prediction, choose_device
@@ -136,6 +136,8 @@ def baseline(config: BaselineConfig) -> Report:
     data or weights, and for an `out` that holds label maps made with other settings."""
     if config.points < 1:
         raise InputError(f"--points: {config.points}; expected at least 1")
+    if config.seed < 0 or config.bootstrap < 0:
+        raise InputError(f"--seed {config.seed}, --bootstrap {config.bootstrap}: expected at least 0")
     data = open_split(config.dataset, config.root, config.split, config.class_file)
     assert data.row is not None
     if not data.row.classes:
@@ -145,8 +147,11 @@ def baseline(config: BaselineConfig) -> Report:
         raise InputError(f"{config.root}: {unlabelled[0]} of split {config.split!r} has no label; add it to be scored")
     folder = Path(config.out) / "predictions"
     _claim(Path(config.out), _settings(config))
+    plain = _evaluation(config, folder)
+    cards = [] if plain.predicted_by is None else [checkpoint.read_checkpoint(plain.predicted_by)[2]]
+    leak_guard(plain, data.entries, cards)  # before hours of painting
     _paint(config, data, folder)
-    return _score(config, folder)
+    return _score(config, plain)
 
 
 def _uses_network(config: BaselineConfig) -> bool:
@@ -218,27 +223,30 @@ def _paint(config: BaselineConfig, data: PairDataset, folder: Path) -> None:
         write_png(folder / f"{sample.id}.png", painted)
 
 
-def _score(config: BaselineConfig, folder: Path) -> Report:
+def _evaluation(config: BaselineConfig, folder: Path) -> EvaluateConfig:
+    """How the label maps are scored."""
+    return EvaluateConfig(
+        dataset=config.dataset,
+        root=config.root,
+        split=config.split,
+        predictions=folder,
+        predicted_by=config.weights if _uses_network(config) else None,
+        bootstrap=config.bootstrap,
+        seed=config.seed,
+        class_file=config.class_file,
+        prediction_format="ids",
+        command=config.command,
+    )
+
+
+def _score(config: BaselineConfig, plain: EvaluateConfig) -> Report:
     """The report of `fusionsam evaluate --predictions`, with what it cannot know: model, image and prompts."""
     used = _uses_network(config)
-    card = checkpoint.read_checkpoint(config.weights)[2] if used else {}
-    trained_on = ((card.get("config") or {}).get("data") or {}).get("train_split")
     with tempfile.TemporaryDirectory(dir=config.out) as scratch:
-        plain = EvaluateConfig(
-            dataset=config.dataset,
-            root=config.root,
-            split=config.split,
-            predictions=folder,
-            out=scratch,
-            bootstrap=config.bootstrap,
-            seed=config.seed,
-            class_file=config.class_file,
-            train_split=trained_on,
-            prediction_format="ids",
-            command=config.command,
-        )
-        report = evaluate(plain)
-        values, images = reports.read_comparable(scratch, config.dataset, report.values["split_ids_sha256"])
+        report = evaluate(replace(plain, out=scratch))
+        mark = "_oracle" if reports.is_oracle(report.as_dict()) else ""
+        values = {**report.as_dict(), "per_image": f"per_image{mark}.json"}
+        images = reports.read_images(Path(scratch) / f"report{mark}.json", values)
     values.pop("published", None)  # those are trained methods; a prompted SAM is compared in a table of its own
     name = Path(config.sam).stem if Path(config.sam).exists() else str(config.sam)
     both = config.image == "fused" or config.prompts == "self"

@@ -47,6 +47,7 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
     With `to_train`, an encoder that would stay random for good (frozen or lora, and nothing fills it) is an InputError.
     """
     needed = to_train and config.encoder.training != "full" and config.encoder.weights is None
+    needed = needed and config.start_from is None
     if needed and config.sam_weights is None:
         raise _random_encoder(config, "model.sam_weights are given")
     network = FusionSAMNetwork(config)
@@ -194,6 +195,8 @@ def ship(source: str | Path, folder: str | Path, **facts: Any) -> Path:
     kept = {key: value for key, value in card.items() if key not in ("config", "name")}
     if data:
         kept["data"] = {key: data[key] for key in ("dataset", "train_split") if key in data}
+        if data.get("extra_pairs"):
+            kept["data"]["extra_pairs"] = [Path(folder).name for folder in data["extra_pairs"]]
     written = save_checkpoint(folder, network, {**kept, "started_from": started_from, **facts}, half=True)
     if (seen := Fingerprints.read(locate(source))) is not None:
         seen.write(written)

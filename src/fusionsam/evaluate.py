@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import shlex
 import sys
 import tempfile
@@ -53,7 +54,10 @@ class EvaluateConfig:
     class_file: str | Path | None = None
     device: str = "auto"
     train_split: str | None = None
-    """Split the leak guard compares with; None = the one the weights record, or train; 'none' = no guard."""
+    """Split the leak guard compares with; None = the one the weights record, or train; 'none' = only with what the
+    weights themselves remember, and the report says so."""
+    predicted_by: str | Path | None = None
+    """Checkpoint of ours that made `predictions`: the leak guard asks it what it saw."""
     prediction_format: Literal["auto", "ids", "rgb", "bgr"] = "auto"
     worst: int = 0
     """Pairs with the lowest mIoU to draw into `out`/worst."""
@@ -81,6 +85,13 @@ def evaluate(config: EvaluateConfig) -> Report:
     folder = None
     if config.predictions is not None:
         folder = FolderPredictor(config.predictions, data, config.prediction_format, config.allow_partial)
+        if folder.prompts == "oracle" and config.against is not None:
+            raise InputError(
+                f"{config.predictions}: were prompted by the ground truth (oracle); they are compared with no report, "
+                "leave out --against"
+            )
+        if config.predicted_by is not None:
+            cards.append(checkpoint.read_checkpoint(config.predicted_by)[2])
     guard = leak_guard(config, data.entries, cards)
     if folder is not None:
         return _run(config, data, folder, guard, config.out, other, None)
@@ -127,6 +138,12 @@ def _check(config: EvaluateConfig) -> None:
         raise InputError("predictions: --prompts, --modality and --flip need --weights; leave them out")
     if not config.scales or min(config.scales) <= 0 or max(config.scales) > 4:
         raise InputError(f"scales: {list(config.scales)}; expected factors above 0 and up to 4")
+    if not all(map(math.isfinite, config.scales)) or config.seed < 0:
+        raise InputError(
+            f"scales {list(config.scales)}, seed {config.seed}: expected finite factors and a seed of at least 0"
+        )
+    if config.predicted_by is not None and config.predictions is None:
+        raise InputError("predicted-by: says which weights made --predictions; leave it out without them")
     if config.predictions is not None and list(config.scales) != [1.0]:
         raise InputError("predictions: --scales needs --weights; leave it out")
     if config.prompts == "oracle" and (config.flip or list(config.scales) != [1.0]):
@@ -176,22 +193,21 @@ def _check_seeds(config: EvaluateConfig, cards: list[dict[str, Any]]) -> None:
 def leak_guard(config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[str, Any]]) -> dict[str, Any]:
     """Compare the split with what the weights were trained on: by the fingerprints that they carry, and by the lists
     and pictures of the training split as far as those are here."""
-    if config.train_split == "none":
-        return {"checked": [], "leaks": 0, "notes": ["the leak guard was switched off (--train-split none)"]}
+    off = config.train_split == "none"
     sources: dict[tuple[str, str, str], str | Path | None] = {}
-    for card in cards or [{}]:
-        data = (card.get("config") or {}).get("data") or {}
+    for card in [] if off else cards or [{}]:
+        data = (card.get("config") or {}).get("data") or card.get("data") or {}
         name = config.train_split or data.get("train_split") or "train"
         if data.get("dataset") in (None, config.dataset):
             sources[config.dataset, str(config.root), name] = config.class_file
         else:  # MSRS repeats MFNet's pictures: another data set is no excuse
             sources[data["dataset"], str(data.get("root")), name] = data.get("class_file")
     checked: list[str] = []
-    notes: list[str] = []
+    notes = ["no list of training pictures was compared (--train-split none)"] if off else []
     found: list[Leak] = []  # to refuse
     alike: list[Leak] = []
     known: list[tuple[str, Fingerprints, list[str]]] = []  # name, what was trained on, its ids
-    for source in config.weights:
+    for source in [*config.weights, *([config.predicted_by] if config.predicted_by is not None else [])]:
         if (seen := Fingerprints.read(checkpoint.locate(source))) is not None:
             numbers = [f"pair {number}" for number in range(1, len(seen.content) + 1)]
             known.append((f"{Path(source).name} (fingerprints)", seen, numbers))
@@ -226,7 +242,8 @@ def leak_guard(config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[
     if alike:
         notes.append(f"{len(alike)} look-alikes in the training split (not refused), for example {alike[0]}")
     kinds = {kind: sum(leak.kind == kind for leak in found) for kind in sorted({leak.kind for leak in found})}
-    return {"checked": checked, "leaks": len(pictures), "kinds": kinds, "look_alikes": len(alike), "notes": notes}
+    counts = {"leaks": len(pictures), "kinds": kinds, "look_alikes": len(alike)}
+    return {"checked": checked, "off": off, **counts, "notes": notes}
 
 
 def _run(
@@ -259,7 +276,7 @@ def _run(
     total, complete = len(data.entries), len(todo) == len(data.entries)
     if config.dataset in reports.PUBLISHED and config.split == "test" and complete and prompts != "oracle":
         count, rows = reports.PUBLISHED[config.dataset]
-        if total == count and not guard["leaks"]:
+        if total == count and not guard["leaks"] and not guard["off"]:
             values["published"] = [dict(zip(("method", "miou", "protocol"), row, strict=True)) for row in rows]
     name = str(weights if weights is not None else config.predictions)
     report = Report(_title(config, name, values, None if complete else (len(todo), total)), values)
@@ -296,6 +313,8 @@ def _title(config: EvaluateConfig, name: str, values: dict[str, Any], partial: t
     marks = [reports.ORACLE] if values["prompts"] == "oracle" else []
     if values["leak_guard"]["leaks"]:
         marks.append(f"TRAIN-TEST LEAK ({values['leak_guard']['leaks']} pictures were trained on)")
+    if values["leak_guard"]["off"]:
+        marks.append("LEAK GUARD OFF (the training split was not compared)")
     if partial:
         marks.append(f"PARTIAL ({partial[0]} of {partial[1]} images)")
     how = (
@@ -306,6 +325,8 @@ def _title(config: EvaluateConfig, name: str, values: dict[str, Any], partial: t
     how += [f"{config.modality} only"] if config.modality != "both" else []
     how += [f"scales {', '.join(f'{s:g}' for s in config.scales)}"] if list(config.scales) != [1.0] else []
     how += ["flip"] if config.flip else []
+    alike = values["leak_guard"]["look_alikes"]
+    how += [f"{alike} pictures look like training pictures"] if alike else []
     score = "undefined" if values["miou"] is None else f"{values['miou']:.2f}"
     what = f"{name} on {config.dataset}/{config.split}: mIoU {score} ({values['protocol']})"
     return ": ".join([*marks, ", ".join([what, *how])])
@@ -352,8 +373,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default=defaults["device"], help="auto, cpu, cuda, mps (%(default)s)")
     add(
         "--train-split",
-        help="split the leak guard compares with; 'none' = no guard (as recorded by the weights, or train)",
+        help="split the leak guard compares with (as recorded by the weights, or train); 'none' = only with what the "
+        "weights themselves remember, and the title says so",
     )
+    add("--predicted-by", metavar="W", help="checkpoint that made --predictions: the leak guard asks it what it saw")
     add("--prediction-format", choices=("auto", "ids", "rgb", "bgr"), default="auto", help="found out if left out")
 
 

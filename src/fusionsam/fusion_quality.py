@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,10 @@ def _in_processes(jobs: Iterable[Job], workers: int) -> Iterator[tuple[str, dict
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            f"workers: one of {workers} processes was killed, most likely for want of memory; give fewer --workers"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

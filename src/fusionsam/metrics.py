@@ -208,13 +208,13 @@ def protocols_of(dataset: str) -> tuple[str, ...]:
     return ("15-nan", "15-zero", "14-zero", "13", "14-present") if dataset == "fmb" else ("present", "nan", "zero")
 
 
-def headline(dataset: str, split_has_all_classes: bool) -> str:
+def headline(dataset: str, occurs: ArrayLike) -> str:
     """Name of the protocol whose figure stands in the title of a report: `present` everywhere but on FMB (with every
     class in the labels it equals `nan` and `zero`). FMB: `14-present` while bicycle is absent, as in the official test
-    split; the 15-class mean when all classes occur."""
+    split; the mean over 15 classes where it occurs. `occurs` (K,): whether the labels hold each class."""
     if dataset != "fmb":
         return "present"
-    return "15-nan" if split_has_all_classes else "14-present"
+    return "15-nan" if np.asarray(occurs)[13] else "14-present"
 
 
 class ImageMatrices:
@@ -269,7 +269,7 @@ class ImageMatrices:
                 flat = np.zeros(result.num_classes**2, np.int64)
                 flat[np.asarray(cells, np.int64)] = counts
                 result.add(image_id, flat.reshape(result.num_classes, result.num_classes))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             raise InputError(f"per-image matrices: not in the form of our reports ({error}); evaluate again") from error
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,7 @@ class FolderPredictor:
     ) -> None:
         assert data.row is not None
         ids = [entry.id for entry in data.entries]
+        self.prompts: PromptMode | None = "oracle" if _drawn_from_truth(Path(folder)) else None
         self.folder = PredictionFolder(folder, ids, data.row.palette, format)
         for kind, names in (("missing", self.folder.missing), ("not in the split", self.folder.extra)):
             if names and not allow_partial:
@@ -124,7 +126,7 @@ class FolderPredictor:
         """The stored ids of one image; the pair itself is not decoded."""
         label = data.label(index)
         assert label is not None
-        return Predicted(label, self.folder[data.entries[index].id].numpy(), None, None)
+        return Predicted(label, self.folder[data.entries[index].id].numpy(), None, self.prompts)
 
     def describe(self) -> dict[str, Any]:
         """What the report says of the folder."""
@@ -134,4 +136,14 @@ class FolderPredictor:
             "prediction_format": self.folder.format,
             "missing": len(self.folder.missing),
             "extra": len(self.folder.extra),
+            "missing_ids": self.folder.missing,
+            "extra_files": self.folder.extra,
         }
+
+
+def _drawn_from_truth(folder: Path) -> bool:
+    """Whether `fusionsam baselines --prompts oracle` made these label maps: it says so in the file beside them."""
+    try:
+        return json.loads((folder.parent / "settings.json").read_text(encoding="utf-8")).get("prompts") == "oracle"
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -15,12 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fusionsam import foreign
-from fusionsam.checkpoint import read_checkpoint
+from fusionsam.checkpoint import load_network, read_checkpoint
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.perceptual import Vgg16, load_vgg16, perceptual_distance
+from fusionsam.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
 from fusionsam.predict import choose_device, pairs_to_predict
 from fusionsam.render import codes_picture
 from fusionsam.structures import InputError
@@ -51,6 +51,15 @@ def load_tokenizer(source: str | Path) -> tuple[Tokenizer, dict[str, Any]]:
     return tokenizer.eval(), card
 
 
+def _phi(weights: str | Path, vgg16: Path | None, vgg16_input: Any) -> EncoderLevels | Vgg16 | None:
+    """Phi of eq. 7; None where there is no network for it."""
+    if vgg16 is not None:
+        return load_vgg16(vgg16, vgg16_input)
+    if not any(name.startswith("image_encoder.") for name in read_checkpoint(weights)[0]):
+        return None
+    return EncoderLevels(load_network(weights)[0].image_encoder)
+
+
 def error_map(image: Tensor, rebuilt: Tensor) -> Tensor:
     """Mean absolute error over the channels times ERROR_GAIN: (1,C,H,W) in [0,1] -> uint8 (1,H,W)."""
     error = ERROR_GAIN * (image - rebuilt).abs().mean(1)[0]
@@ -76,16 +85,19 @@ def run(
 ) -> dict[str, Any]:
     """Rebuild files or folders into `out`; returns what summary.json holds.
 
-    For NAME.png and each modality NAME_visible_reconstruction.png, NAME_visible_error.png (ERROR_GAIN times the error)
-    and NAME_visible_codes.png (a colour an entry; absent for continuous latents). The summary gives each modality's
-    means over the images, usage and perplexity over all images together, and the figures of each image. `perceptual`
-    is eq. 7 with the VGG16 in the file `vgg16`, and left out without one. Raises InputError as its parts do.
+    For NAME.png and each modality NAME_visible.png (as it was read), NAME_visible_reconstruction.png,
+    NAME_visible_error.png (ERROR_GAIN times the error) and NAME_visible_codes.png (a colour an entry; absent for
+    continuous latents). The summary gives each modality's means over the images, usage and perplexity over all images
+    together, and the figures of each image. `perceptual` is eq. 7 by `perceptual_by`: the VGG16 in the file `vgg16`, or
+    the early features of the checkpoint's own image encoder; a checkpoint of stage 1 has none. Raises InputError as its
+    parts do.
     """
     entries = pairs_to_predict(visible, infrared)
     tokenizer, card = load_tokenizer(weights)
     where = choose_device(device)
     tokenizer = tokenizer.to(where)
-    phi: Vgg16 | None = None if vgg16 is None else load_vgg16(vgg16, vgg16_input).to(where)
+    phi = _phi(weights, vgg16, vgg16_input)
+    phi = None if phi is None else phi.to(where)
     size, bits = codebook_size(tokenizer), bits_per_pixel(tokenizer)
     images: dict[str, dict[str, Any]] = {}
     usage = {name: CodeUsage(size or 1) for name in MODALITIES}
@@ -104,8 +116,10 @@ def run(
                 "ssim": structural_similarity(image, rebuilt),
             }
             if phi is not None:
-                figures["perceptual"] = float(perceptual_distance(phi, image, rebuilt))
+                with torch.no_grad():
+                    figures["perceptual"] = float(perceptual_distance(phi, image, rebuilt))
             prefix = f"{entry.id}_{name}"
+            write_png(out / f"{prefix}.png", array)
             write_png(out / f"{prefix}_reconstruction.png", (rebuilt[0] * 255).round().to(torch.uint8))
             write_png(out / f"{prefix}_error.png", error_map(image, rebuilt))
             if codes is not None:
@@ -122,6 +136,8 @@ def run(
         "pairs": len(entries),
         "codebook_size": size,
     }
+    if phi is not None:
+        summary["perceptual_by"] = "vgg16" if vgg16 is not None else "image encoder"
     for name in MODALITIES:
         rows = [figures[name] for figures in images.values() if name in figures]
         if not rows:
@@ -154,7 +170,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", default="tiny", help="shipped name or checkpoint folder, of stage 1 or whole (default: tiny)"
     )
-    parser.add_argument("--vgg16", type=Path, help="VGG16 features (.safetensors) for the perceptual distance")
+    parser.add_argument(
+        "--vgg16",
+        type=Path,
+        help="VGG16 features (.safetensors) for the perceptual distance (default: the checkpoint's image encoder)",
+    )
     parser.add_argument(
         "--vgg16-input",
         default="auto",
@@ -170,6 +190,8 @@ def main(args: argparse.Namespace) -> int:
     for name in MODALITIES:
         if name in summary:
             shown = [f"PSNR {summary[name]['psnr']:.2f} dB", f"SSIM {summary[name]['ssim']:.3f}"]
+            if "perceptual" in summary[name]:
+                shown.append(f"perceptual distance {summary[name]['perceptual']:.4f} ({summary['perceptual_by']})")
             if "codebook_usage" in summary[name]:
                 shown.append(f"codebook usage {summary[name]['codebook_usage']:.1f} %")
                 shown.append(f"{summary[name]['bits_per_pixel']:.3f} bits a pixel")

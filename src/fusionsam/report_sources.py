@@ -70,7 +70,8 @@ class Scored:
         values = self.values
         count = OFFICIAL_TEST.get(values["dataset"])
         whole = values["n_images"] == count == values.get("split_images", count)
-        return values.get("split") == "test" and whole and not self.leaks
+        unguarded = bool((values.get("leak_guard") or {}).get("off"))
+        return values.get("split") == "test" and whole and not self.leaks and not unguarded
 
     @property
     def group(self) -> str:

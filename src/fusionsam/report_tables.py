@@ -14,7 +14,7 @@ from typing import Any
 from fusionsam import reports
 from fusionsam.fusion_metrics import LOWER_IS_BETTER, METRICS
 from fusionsam.report_formats import Row, Table, drop_empty
-from fusionsam.report_sources import OFFICIAL_TEST, VARIANTS, Scored
+from fusionsam.report_sources import VARIANTS, Scored
 
 NONE = "-"
 PUBLISHED_GROUP = "published: as printed in the paper, official test split"
@@ -117,8 +117,8 @@ def _plain(one: Scored) -> bool:
     return bool(v.get("weights")) and not any(marks)
 
 
-def _budget(config: Mapping[str, Any]) -> tuple[str, str]:
-    """What all runs of one ablation share: a key, and in words."""
+def _budget(config: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What all runs of one ablation share: a key, where their LSTG came from (of which (A) has none), and in words."""
     kept: dict[str, Any] = json.loads(json.dumps(config))
     for section, names in _PART_OF_BUDGET.items():
         for name in names:
@@ -126,19 +126,35 @@ def _budget(config: Mapping[str, Any]) -> tuple[str, str]:
     model, train = kept.get("model") or {}, config.get("train") or {}
     (model.get("tokenizer") or {}).pop("tokens", None)
     (model.get("fusion") or {}).pop("kind", None)
+    lstg = [model.pop("tokenizer_weights", None), kept.get("train", {}).pop("freeze_tokenizer", False)]
     steps = f"{train['max_steps']} steps" if train.get("max_steps") else f"{train.get('epochs')} epochs"
-    return json.dumps(kept, sort_keys=True), f"{steps} of {train.get('batch_size')} pairs"
+    return json.dumps(kept, sort_keys=True), json.dumps(lstg), f"{steps} of {train.get('batch_size')} pairs"
 
 
 def ablation(found: Sequence[Scored]) -> Table:
     """Table 2: (A), (B), (C) and LSTG-continuous. Rows share a group only if their runs differ in nothing but the part
     taken away; a group without any ablated run is left out."""
     groups: dict[tuple[str, ...], list[Scored]] = {}
+    pixels: list[tuple[tuple[str, ...], Scored]] = []
     for one in found:
         if _plain(one) and one.variant and one.config is not None:
             v = one.values
-            key = (v["dataset"], v["split_ids_sha256"], one.group, str(v.get("prompts")), *_budget(one.config))
-            groups.setdefault(key, []).append(one)
+            shared, lstg, words = _budget(one.config)
+            key: tuple[str, ...] = (
+                v["dataset"],
+                v["split_ids_sha256"],
+                one.group,
+                str(v.get("prompts")),
+                words,
+                shared,
+            )
+            if one.variant == "A":
+                pixels.append((key, one))
+            else:
+                groups.setdefault((*key, lstg), []).append(one)
+    for key, one in pixels:
+        for home in [group for group in groups if group[:-1] == key] or [(*key, "")]:
+            groups.setdefault(home, []).append(one)
     groups = {key: members for key, members in groups.items() if any(one.variant != "C" for one in members)}
     sets = _two_sets([one for members in groups.values() for one in members])
     columns = ("variant", "source", *(NAMES.get(name, name) for name in sets), "95 % interval", "prompts", "weights")
@@ -147,7 +163,7 @@ def ablation(found: Sequence[Scored]) -> Table:
         cells = (VARIANTS[row["variant"]], "published", *_mious(row["miou"], sets, 1), NONE, NONE, NONE)
         rows.append(Row(PUBLISHED_GROUP, cells, _notes(row)))
     order = list(VARIANTS)
-    for number, ((dataset, _, group, prompts, _, words), members) in enumerate(groups.items(), 1):
+    for number, ((dataset, _, group, prompts, words, *_), members) in enumerate(groups.items(), 1):
         heading = f"{group}; {NAMES.get(dataset, dataset)}, one budget: {words}"
         heading += f" (settings {number})" if len(groups) > 1 else ""
         for one in sorted(members, key=lambda one: order.index(one.variant or "other")):
@@ -209,7 +225,7 @@ def build(found: Sequence[Scored], fusion: Mapping[str, Mapping[str, Mapping[str
         per_class("table3_fmb", f"Table 3: FMB, {where}", "fmb", of("fmb", networks)),
         against_sam(honest),
     ]
-    for dataset in sorted({one.values["dataset"] for one in networks} - set(OFFICIAL_TEST)):
+    for dataset in sorted({one.values["dataset"] for one in networks} - {"mfnet", "fmb"}):
         title = f"{NAMES.get(dataset, dataset)}, {where}"
         tables.append(per_class(f"table_{dataset}", title, dataset, of(dataset, networks)))
     if fusion:

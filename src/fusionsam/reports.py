@@ -56,6 +56,8 @@ PUBLISHED: dict[str, tuple[int, tuple[tuple[str, float, str], ...]]] = {
             ("StitchFusion", 64.9, "14-zero"),
         ),
     ),
+    "msrs": (361, (("DiFusionSeg", 80.8, "nine classes"),)),
+    "pst900": (288, (("SARTM", 89.9, "five classes"),)),
 }
 """Data set -> images of the official test split, and (method, mIoU, protocol) as published. None of them was given
 prompts from the ground truth."""
@@ -99,7 +101,7 @@ def scores(tally: Tally, dataset: str, draws: int = 1000, seed: int = 0) -> dict
 
     `interval` is the 95 % bootstrap interval of the headline mIoU over images; None with `draws` 0."""
     matrix, classes = tally.confusion.matrix, tally.classes
-    protocol = headline(dataset, bool((matrix.sum(1) > 0).all()))
+    protocol = headline(dataset, matrix.sum(1) > 0)
     protocols = {}
     for name in protocols_of(dataset):
         score = PROTOCOLS[name](matrix)
@@ -123,22 +125,24 @@ def scores(tally: Tally, dataset: str, draws: int = 1000, seed: int = 0) -> dict
         "ece": None if tally.calibration is None else _number(100 * tally.calibration.value()),
         "confusion_matrix": matrix.tolist(),
     }
-    if dataset == "mfnet":
-        values["by_time"] = _by_time(tally)
+    if dataset in ("mfnet", "msrs"):
+        values["by_time"] = _by_time(tally, draws, seed)
     return values
 
 
-def _by_time(tally: Tally) -> dict[str, Any]:
-    """MFNet's ids end in D by day and N at night."""
+def _by_time(tally: Tally, draws: int, seed: int) -> dict[str, Any]:
+    """Ids of MFNet, and of MSRS, which was made from it, end in D by day and N at night."""
     found = {}
     for name, letter in (("day", "D"), ("night", "N")):
         ids = [i for i in tally.images.ids if i.removesuffix("_flip").endswith(letter)]
         if ids:
-            matrix = tally.images.dense(ids).sum(0, dtype=np.int64)
+            matrices = tally.images.dense(ids)
+            matrix = matrices.sum(0, dtype=np.int64)
             found[name] = {
                 "n_images": len(ids),
                 "protocol": "present",
                 "miou": _number(PROTOCOLS["present"](matrix).miou),
+                "interval": plain(bootstrap_miou(matrices, "present", draws, seed)) if draws else None,
                 "per_class_iou": _named(tally.classes, iou(matrix)),
             }
     return found
@@ -172,7 +176,7 @@ def summarise(many: Sequence[dict[str, Any]]) -> dict[str, Any]:
             parts = [one["by_time"][name] for one in many]
             iou_of = {c: _mean([part["per_class_iou"][c] for part in parts])[0] for c in values["classes"]}
             mean = _mean([part["miou"] for part in parts])[0]
-            values["by_time"][name] = {**parts[0], "miou": mean, "per_class_iou": iou_of}
+            values["by_time"][name] = {**parts[0], "miou": mean, "interval": None, "per_class_iou": iou_of}
     values["confusion_matrix"] = np.sum([one["confusion_matrix"] for one in many], axis=0).tolist()
     for key in ("seconds", "seconds_counting"):
         values[key] = sum(one[key] for one in many)
@@ -266,13 +270,18 @@ def read_comparable(path: str | Path, dataset: str, digest: str) -> tuple[dict[s
         )
     if not values.get("per_image"):
         raise InputError(f"{path}: a summary over checkpoints has no per-image matrices; compare one of its reports")
+    return values, read_images(path, values)
+
+
+def read_images(path: Path, values: dict[str, Any]) -> ImageMatrices:
+    """The per-image matrices beside the report at `path`; InputError if they are missing or not of its `values`."""
     beside = path.parent / Path(str(values["per_image"])).name
     if not beside.is_file():
         raise InputError(f"{beside}: no such file; keep it beside {path.name}, the paired bootstrap needs it")
     images = ImageMatrices.from_dict(_read_json(beside))
     if not images.ids or images.dense().sum(0, dtype=np.int64).tolist() != values["confusion_matrix"]:
         raise InputError(f"{beside}: does not add up to the matrix of {path.name}; evaluate again")
-    return values, images
+    return images
 
 
 def compare(

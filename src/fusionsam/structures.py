@@ -77,15 +77,6 @@ class Latents:
 
 
 @dataclass
-class Fused:
-    """FMP's product (eq. 13 and the two heads on z_f)."""
-
-    image: Tensor  # I_f (B,3,H,W) in [0,1]
-    features: Tensor  # z_f (B,d,h,w)
-    mask_prompt: Tensor  # (B,1,h,w) logits
-
-
-@dataclass
 class Prompts:
     """Points, boxes and a mask prompt, in pixels of the input image (x right, y down, pixel centres at +0)."""
 

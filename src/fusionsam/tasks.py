@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -37,13 +35,14 @@ def schedule_factor(step: int, total: int, config: TrainConfig) -> float:
 
 def parameter_groups(network: FusionSAMNetwork, config: TrainConfig) -> list[dict[str, Any]]:
     """Trainable parameters with their rate and decay: image encoder, SAM's pretrained parts, everything else; no
-    weight decay on vectors (norms, biases) and tables (embeddings, tokens)."""
+    weight decay on vectors (norms, biases) and tables (embeddings, tokens of a missing modality)."""
     factors = {
         "image_encoder": config.encoder_lr_factor,
         "prompt_encoder": config.sam_lr_factor,
         "mask_decoder": config.sam_lr_factor,
     }
     tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    tables |= {id(p) for name, p in network.named_parameters() if name == "tokenizer.missing"}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for part, module in network.parts().items():
         for parameter in module.parameters():
@@ -79,8 +78,9 @@ class SegmentationTask(L.LightningModule):
         self.total_steps = total_steps
         self.average: AveragedModel | None = None
         if config.train.ema_decay > 0:
-            copied = copy.deepcopy(network)
-            self.average = AveragedModel(copied, multi_avg_fn=moving_average(config.train.ema_decay), use_buffers=False)
+            self.average = AveragedModel(
+                network, multi_avg_fn=moving_average(config.train.ema_decay), use_buffers=False
+            )
             self.average.requires_grad_(False)
         self.weights: Tensor
         self.register_buffer("weights", class_weights(shares, config.loss.class_weight_power))
@@ -155,7 +155,7 @@ class SegmentationTask(L.LightningModule):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Count argmax of the logits against the labels, at the labels' own size."""
         network = self.evaluated().eval()
-        output = network(batch.visible, batch.infrared)
+        output = network(batch.visible, batch.infrared, present=batch.present)
         assert batch.label is not None
         for prediction, label in zip(output.logits.argmax(1), batch.label, strict=True):
             self.matrix.update(prediction.cpu(), label.cpu())
@@ -193,7 +193,3 @@ class SegmentationTask(L.LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Batches move by their own method."""
         return batch.to(device)
-
-    def trainable(self) -> Iterator[nn.Parameter]:
-        """Parameters the optimiser sees."""
-        return (p for p in self.network.parameters() if p.requires_grad)

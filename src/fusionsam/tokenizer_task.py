@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -81,7 +80,7 @@ class TokenizerTask(L.LightningModule):
         ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = None
         if train.ema_decay > 0:
-            self.average = AveragedModel(copy.deepcopy(self.network), multi_avg_fn=moving_average(train.ema_decay))
+            self.average = AveragedModel(self.network, multi_avg_fn=moving_average(train.ema_decay))
             self.average.requires_grad_(False)
         self._clear()
 
@@ -230,7 +229,8 @@ class TokenizerTask(L.LightningModule):
     # -- Lightning ---------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        """Two: E, G and codebooks; the discriminators. Rates are set at each step from the schedule."""
+        """Two: E, G and codebooks; the discriminators. Rates are set at each step from the schedule. No weight
+        decay, as in VQ-GAN (arXiv 2012.09841): train.weight_decay is stage 2's alone."""
         config = self.settings.train
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         own: dict[str, Any] = {"lr": config.lr, "betas": BETAS, "weight_decay": 0.0}

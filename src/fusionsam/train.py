@@ -205,7 +205,9 @@ def _lists(data: DataConfig) -> dict[str, list[Entry]]:
     leak between them or with the test split."""
     lists = {s: entries(data.dataset, data.root, s, data.class_file) for s in (data.train_split, data.val_split)}
     for folder in data.extra_pairs:
-        lists[data.train_split] = lists[data.train_split] + entries("pairs", folder, "all")
+        # labels that lie beside them may be of other classes
+        extra = [replace(entry, label=None) for entry in entries("pairs", folder, "all")]
+        lists[data.train_split] = lists[data.train_split] + extra
     _refuse_leaks(data, lists)
     return lists
 
@@ -260,7 +262,7 @@ def tokenizer_task(config: Config, steps: int) -> TokenizerTask:
 
 def _without_labels(config: Config) -> Config:
     """Nothing in stage 1 can aim at a class, and a dropped image would teach nothing."""
-    data = replace(config.data, rare_crop=0.0, rare_sampling=0.0, paste=0.0, modality_dropout=0.0, extra_share=0.0)
+    data = replace(config.data, rare_crop=0.0, rare_sampling=0.0, paste=0.0, modality_dropout=0.0)
     return replace(config, data=data)
 
 
@@ -307,7 +309,8 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
         raise InputError("train.freeze_tokenizer: there is nothing else to train in stage tokenizer; set it to false")
     train_set, val_set = open_unlabelled(config) if stage_1 else open_data(config)
     _keep_settings(out, config, resume)
-    steps = total_steps(config, len(train_set))
+    learnt = [entry for entry in train_set.entries if stage_1 or entry.label is not None]
+    steps = total_steps(config, len(learnt))  # extra pairs of stage 2 are a share of the steps, they make none
     # the stream starts at the step a run has reached, so Lightning's doubts about resuming do not apply
     for noise in ("isinstance.treespec", "You have overridden .transfer_batch", "You're resuming", "Checkpoint dir"):
         warnings.filterwarnings("ignore", f".*{noise}")

@@ -68,7 +68,7 @@ class TrainStream(Dataset[Item]):
         self._with_class: list[list[int]] = []
         self._round, self._extra = list(range(len(dataset))), list[int]()
         without = [index for index in self._round if dataset.entries[index].label is None]
-        if config.extra_share > 0 and 0 < len(without) < len(dataset):
+        if 0 < len(without) < len(dataset):
             self._round, self._extra = sorted(set(self._round) - set(without)), without
         if config.rare_sampling > 0 or config.paste > 0:
             foreground = transform.foreground.tolist()
@@ -86,7 +86,7 @@ class TrainStream(Dataset[Item]):
         generator = _seeded(self.seed, number)
         sample = self.dataset[self._image(number, generator)]
         other = None
-        if self.config.paste > 0 and self._with_class:
+        if self.config.paste > 0 and self._with_class and sample.label is not None:
             other = self.dataset[self._rare(generator)]
         return self.transform(sample, generator, other)
 
