@@ -192,7 +192,10 @@ def main() -> None:
             result["openvino"] = openvino_time(files, args.size, args.rounds)
         for kind in args.random:
             torch.manual_seed(0)
-            network = FusionSAMNetwork(preset(kind)).eval()
+            network = FusionSAMNetwork(preset(kind))
+            with torch.no_grad():  # a codebook before its first batch is all zeros: every code is as near as any other
+                network.tokenizer.train()(torch.rand(2, 3, 64, 64), torch.rand(2, 1, 64, 64))
+            network.eval()
             save_checkpoint(folder / kind, network, {})
             shown[f"{kind} (random weights)"] = parity(str(folder / kind), folder / f"{kind}-files", exported=False)
     part = args.out.with_suffix(".part")

@@ -82,6 +82,7 @@ def tiff_bomb(r: random.Random) -> bytes:
         (258, 3, r.choice((1, 2**30)), 8),
     ]
     entries += [(259, 3, 1, r.choice((1, 5, 8))), (262, 3, 1, 1), (273, 4, r.choice((1, 2**31)), 8), (277, 3, 1, 1)]
+    entries += [(32997, 4, 1, r.choice((1, 2**16, 2**31)))] if r.random() < 0.3 else []
     entries += [(278, 4, 1, 2**31), (279, 4, r.choice((1, 2**30)), r.choice((10, 2**31)))]
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *e) for e in entries) + bytes(4)
     return part(r.choice(("visible", "infrared")), b"II*\0" + struct.pack("<I", 8) + directory)

@@ -58,6 +58,12 @@ def _bad(kind: str, folder: Path) -> Path:
     elif kind == "tiff bomb":
         path = folder / "x.tif"
         tifffile.imwrite(path, shape=(30_000, 30_000), dtype=np.uint8)
+    elif kind == "deep tiff":  # 134 bytes that promise a volume of 20 TB
+        path = folder / "x.tif"
+        tags = [(256, 4, 100), (257, 4, 100), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
+        tags += [(278, 4, 100), (279, 4, 20), (32997, 4, 2**30)]
+        directory = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+        path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4))
     elif kind == "five channels":
         path = folder / "x.tif"
         tifffile.imwrite(path, noise, photometric="minisblack", planarconfig="contig")
@@ -83,6 +89,7 @@ def _bad(kind: str, folder: Path) -> Path:
         ("bomb", "900000000"),
         ("beyond our limit", "6000x6000"),
         ("tiff bomb", "30000x30000"),
+        ("deep tiff", "expected one image"),
         ("five channels", "5 channels"),
         ("five pages", "5 channels or pages"),
         ("header only", "x.png"),

@@ -2,7 +2,12 @@
 
 import re
 import socket
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -12,6 +17,7 @@ from fusionsam.checkpoint import save_checkpoint
 from fusionsam.cli import main
 from fusionsam.config import preset
 from fusionsam.data.synthetic import draw_scene
+from fusionsam.demo_page import WAITING, Handlers, Turns
 from fusionsam.demo_session import MOST, PairSession, picked, read_pair
 from fusionsam.demo_views import complaint, marks, write_files
 from fusionsam.models.fusionsam import FusionSAMNetwork
@@ -157,6 +163,56 @@ def test_marks_lie_where_the_prompts_are():
     ]
     assert 'x="3.0" y="7.0" width="10.0" height="34.0"' in drawn
     assert "dasharray" in drawn  # the model's own
+
+
+def test_turns_come_in_the_order_of_asking_and_no_more_wait_than_may():
+    turns, order, started = Turns(), [], []
+
+    def ask(number):
+        started.append(number)
+        with turns():
+            order.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(WAITING - 1)]
+    with turns():
+        for number, thread in enumerate(threads):
+            thread.start()
+            while turns._next != number + 2:  # it has asked
+                time.sleep(0.001)
+        with pytest.raises(InputError, match="waiting for the model already"), turns():
+            pass
+    for thread in threads:
+        thread.join(30)
+    assert order == sorted(order) == started
+    with turns():
+        pass  # the refused one keeps no place
+
+
+def test_a_pair_that_was_replaced_meanwhile_changes_nothing(model, tmp_path):
+    ask, page = Handlers(model, tmp_path), SimpleNamespace(session_hash="p")
+    visible, infrared = ask.scene(0)
+    assert ask.scene(0) == (visible, infrared)
+    Path(visible).unlink()  # as gradio does with what is older than an hour
+    assert Path(ask.scene(0)[0]).is_file()
+    opened = []
+
+    def open_pair(*files):
+        opened.append(ask.open_pair(*files, "both", [], True, page))
+
+    with ask.turn():
+        first = threading.Thread(target=open_pair, args=(visible, None))
+        first.start()
+        while ask.turn._next - ask.turn._now != 2:
+            time.sleep(0.001)
+        second = threading.Thread(target=open_pair, args=(visible, infrared))
+        second.start()
+        while ask.turn._next - ask.turn._now != 3:
+            time.sleep(0.001)
+    for thread in (first, second):
+        thread.join(120)
+    assert opened[0] == [gr.skip()] * 7
+    assert opened[1][0].size == (480, 640)
+    assert None not in opened[1]
 
 
 def test_downloads_are_the_arrays(session, tmp_path):

@@ -153,7 +153,10 @@ class Page:
         """Whether the file offered shows `expected`, but for pixels that another number of threads may flip."""
 
         def arrived():
-            found = self.download(name) if name in self.downloads() else np.zeros(0)
+            try:
+                found = self.download(name)
+            except (KeyError, OSError):  # not there yet, or of an answer that a newer one has replaced
+                return False
             return found.shape == expected.shape and (found != expected).mean() <= wrong
 
         self.wait(arrived)
@@ -182,7 +185,7 @@ def model(weights):
 
 @pytest.fixture
 def fresh(page):
-    """The pair with the model's own prompts, and where its largest region of a class lies."""
+    """The pair with the model's own prompts."""
     page.press("#clear")
     page.says("the model gave itself")
     return page
@@ -223,6 +226,7 @@ def test_left_right_and_dragging_are_on_off_and_box(fresh, scene, model):
         boxes=torch.tensor([[[x, y, x + width - 1, y + height - 1]]]),
     )
     fresh.downloaded("labels.png", model.predict(scene / "street.png", scene / "heat.png", given).labels)
+    fresh.wait(lambda: "mask.png" in fresh.downloads())
     assert set(np.unique(fresh.download("mask.png"))) <= {0, 255}
     fresh.press("#undo")
     fresh.says("1 point and 1 box of yours")
@@ -236,8 +240,10 @@ def test_a_tap_means_what_the_tool_says(fresh):
     fresh.press("#tool label:nth-of-type(1) input")
 
 
-def test_classes_go_and_come_back(fresh):
-    with_all = fresh.picture("#segmentation")
+def test_classes_go_and_come_back(fresh, scene, model):
+    with_all = np.asarray(model.predict(scene / "street.png", scene / "heat.png").overlay())
+    close = with_all.size * 0.01  # another number of threads may flip a pixel
+    fresh.wait(lambda: np.count_nonzero(fresh.picture("#segmentation") != with_all) < close)
     count = len(fresh.all("#classes input"))
     for number in range(1, count + 1):
         fresh.press(f"#classes label:nth-of-type({number}) input")
@@ -245,7 +251,7 @@ def test_classes_go_and_come_back(fresh):
     fresh.wait(lambda: np.array_equal(fresh.picture("#segmentation")[:H, :W], fused))
     for number in range(1, count + 1):
         fresh.press(f"#classes label:nth-of-type({number}) input")
-    fresh.wait(lambda: np.array_equal(fresh.picture("#segmentation"), with_all))
+    fresh.wait(lambda: np.count_nonzero(fresh.picture("#segmentation") != with_all) < close)
 
 
 def test_one_modality_taken_away(fresh, scene, model):

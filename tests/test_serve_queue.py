@@ -78,6 +78,47 @@ def test_a_cancelled_job_never_runs_and_closing_finishes_the_rest():
     assert not batcher.alive
 
 
+def test_a_cancelled_front_lends_its_key_to_nobody():
+    """Cancelled between the look at the line's front and the taking of its jobs."""
+
+    class Fickle(Add):
+        future = None
+
+        @property
+        def key(self):
+            if self.future is not None:
+                self.future.cancel()
+            return "a"
+
+        @key.setter
+        def key(self, value):
+            pass
+
+    run = Gated()
+    batcher = Batcher(run)
+    first = batcher.submit(Add(0, key=None))
+    assert run.begun.wait(30)
+    front = Fickle(1)
+    futures = [batcher.submit(job) for job in (front, Add(2, "b"), Add(3, "a"))]
+    front.future = futures[0]
+    run.go.set()
+    assert (first.result(30), futures[1].result(30), futures[2].result(30)) == (1, 3, 4)
+    assert not any(2 in batch and len(batch) > 1 for batch in run.batches)
+    batcher.close()
+
+
+def test_a_line_that_is_too_long_to_be_answered_in_time_is_full():
+    run, batcher, _, futures = line_behind_a_gate([Add(1)], capacity=100, patience=0.25)
+    with batcher.place(), batcher.place():
+        with batcher.place():  # the first guess is 0.1 s a job: 0.2 s are within 0.25
+            pass
+        with batcher.place(), pytest.raises(Busy), batcher.place():
+            pass
+    run.go.set()
+    assert futures[0].result(30) == 2
+    batcher.close()
+
+
 def test_places_are_bounded_and_come_back():
     batcher = Batcher(lambda jobs: [None for _ in jobs], capacity=2)
     with batcher.place(), batcher.place():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import logging
 import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,8 @@ from fusionsam.structures import InputError
 UPLOAD = "64mb"
 SESSIONS = 20
 """Pages that keep their pair at the same time; the one unused longest starts anew."""
+WAITING = 20
+"""Questions that wait for the model at the same time."""
 KEPT = 2
 """Answers of a page whose downloads are there: the newest, and the one that may be on its way."""
 SEED = 7  # of examples/make_pairs.py, so that the page shows the pairs of the README
@@ -71,15 +75,39 @@ class OwnServerOnly:
         await self.app(scope, receive, sealed)
 
 
-@functools.cache
 def built_in(index: int, folder: Path) -> tuple[str, str]:
-    """The two files of synthetic scene `index`, drawn once."""
-    scene = draw_scene(SEED, index)
+    """The two files of synthetic scene `index`, drawn unless they are there: gradio clears them away after an hour."""
     paths = folder / f"scene{index}_visible.png", folder / f"scene{index}_infrared.png"
-    for path, image in zip(paths, (scene.visible, scene.infrared), strict=True):
-        assert image is not None
-        write_png(path, image)
+    if not all(path.is_file() for path in paths):
+        scene = draw_scene(SEED, index)
+        for path, image in zip(paths, (scene.visible, scene.infrared), strict=True):
+            assert image is not None
+            write_png(path, image)
     return str(paths[0]), str(paths[1])
+
+
+class Turns:
+    """A lock that is given in the order in which it was asked for (threading.Lock may be taken again by whoever has
+    just released it), to at most WAITING at a time."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next = self._now = 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """One's turn. Raises InputError where too many wait: each keeps a thread that serves the page's files, too."""
+        with self._changed:
+            if self._next - self._now >= WAITING:
+                raise InputError(f"{WAITING} questions are waiting for the model already; ask again in a moment")
+            mine, self._next = self._next, self._next + 1
+            self._changed.wait_for(lambda: self._now == mine)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._now += 1
+                self._changed.notify_all()
 
 
 class Handlers:
@@ -88,34 +116,48 @@ class Handlers:
 
     def __init__(self, model: FusionSAM, folder: Path) -> None:
         self.model, self.folder = model, folder
-        self.turn = threading.Lock()  # one model, one at a time: what comes while another is answered waits
+        self.turn = Turns()  # one model, one at a time: what comes while another is answered waits
+        self.newest: dict[str, int] = {}  # page -> number of the pair it opened last
+        self.numbers = itertools.count()
 
     def scene(self, index: int | None) -> tuple[str, str]:
         """Files of a built-in pair; any of OTHERS for None."""
-        return built_in(int(np.random.default_rng().choice(OTHERS)) if index is None else index, self.folder)
+        with self.turn():
+            return built_in(int(np.random.default_rng().choice(OTHERS)) if index is None else index, self.folder)
 
-    def open_pair(self, visible: str | None, infrared: str | None, use: str, on: list[str], marked: bool) -> list[Any]:
-        """Read and predict what lies in the two drop areas."""
+    def open_pair(
+        self, visible: str | None, infrared: str | None, use: str, on: list[str], marked: bool, request: gr.Request
+    ) -> list[Any]:
+        """Read and predict what lies in the two drop areas; no change if the page opened another pair meanwhile."""
+        page, number = str(request.session_hash), next(self.numbers)
+        self.newest[page] = number
         nothing = [None, None, None, None]
         if visible is None and infrared is None:
             return [*nothing, "", waiting(), None]
         try:
             images = read_pair(visible, infrared)
-            with self.turn:
+            with self.turn():
+                if self.newest.get(page) != number:
+                    return [gr.skip()] * 7
                 session = PairSession(self.model, *images, use="both" if None in images else USES[use])
+                answer = self._answer(session, on, marked)
         except InputError as error:
             return [*nothing, complaint(error), waiting(), None]
+        if self.newest.get(page) != number:
+            return [gr.skip()] * 7
         pictures = [None if image is None else shown(image) for image in images]
         slides = None if None in pictures else tuple(pictures)
-        return [session, *pictures, slides, *self.redraw(session, on, marked)]
+        return [session, *pictures, slides, *answer]
+
+    @staticmethod
+    def _answer(session: PairSession, on: list[str], marked: bool) -> list[Any]:
+        """The answer as it stands; to be asked for in one's turn, lest half of it is of the prompts before."""
+        drawn = marks(session.now.prompts, session.size) if marked else ""
+        return [describe(session), stage(session.masked(), session.size, drawn), preview(session.segmentation(on))]
 
     def redraw(self, session: PairSession | None, on: list[str], marked: bool) -> list[Any]:
-        """The answer as it stands."""
-        if session is None:
-            return [gr.skip()] * 3
-        with self.turn:  # lest half of the answer is of the prompts before
-            drawn = marks(session.now.prompts, session.size) if marked else ""
-            return [describe(session), stage(session.masked(), session.size, drawn), preview(session.segmentation(on))]
+        """The answer with other classes or without marks."""
+        return [gr.skip()] * 3 if session is None else self.change(lambda _: None, session, on, marked)
 
     def change(
         self, act: Callable[[PairSession], None], session: PairSession | None, on: list[str], marked: bool
@@ -124,11 +166,11 @@ class Handlers:
         try:
             if session is None:
                 raise InputError("there is no pair yet; drop two images or take a built-in pair")
-            with self.turn:
+            with self.turn():
                 act(session)
+                return self._answer(session, on, marked)
         except InputError as error:
             return [complaint(error), gr.skip(), gr.skip()]
-        return self.redraw(session, on, marked)
 
     def press(
         self, session: PairSession | None, tool: str, on: list[str], marked: bool, event: gr.EventData
@@ -165,7 +207,7 @@ class Handlers:
         try:
             mine.mkdir(exist_ok=True)
             # a folder for each answer: what is being downloaded must not change meanwhile
-            with self.turn:
+            with self.turn():
                 paths = write_files(session, Path(tempfile.mkdtemp(dir=mine)))
             for older in sorted(mine.iterdir(), key=lambda folder: folder.stat().st_mtime_ns)[:-KEPT]:
                 shutil.rmtree(older, ignore_errors=True)
@@ -175,6 +217,7 @@ class Handlers:
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed: its downloads go."""
+        self.newest.pop(str(request.session_hash), None)
         shutil.rmtree(self.folder / str(request.session_hash), ignore_errors=True)
 
 
@@ -239,7 +282,7 @@ def build(model: FusionSAM, folder: Path) -> gr.Blocks:
         many = {**shared, "trigger_mode": "multiple"}
         latest = {**shared, "trigger_mode": "always_last"}
         events = [
-            listen(ask.open_pair, [*pair, use, *look], opened, **shared)
+            listen(ask.open_pair, [*pair, use, *look], opened, **latest)
             for listen in (visible_file.upload, visible_file.clear, infrared_file.upload, infrared_file.clear)
         ]
         for button, index in built:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -62,15 +63,38 @@ class Service:
         """The worker's life: begun warm, ended with an empty line."""
         config = self.config
         # few at a time: a decoded image is a hundred times its file
-        self.pool = anyio.CapacityLimiter(max(2, os.cpu_count() or 1))
+        self.pool = anyio.CapacityLimiter(few := max(2, os.cpu_count() or 1))
+        self.decoding = threading.Semaphore(few)
         await anyio.to_thread.run_sync(self.engine.warm_up)
-        self.batcher = Batcher(self.engine, config.queue, config.max_batch, config.batch_pixels, self.metrics.of_batch)
+        # a fifth of the time-out is left for the upload's decoding and the answer's encoding
+        self.batcher = Batcher(
+            self.engine,
+            config.queue,
+            config.max_batch,
+            config.batch_pixels,
+            0.8 * config.timeout,
+            self.metrics.of_batch,
+        )
+        sweep = asyncio.create_task(self._sweep())
         yield
+        sweep.cancel()
         await anyio.to_thread.run_sync(self.batcher.close)
+
+    async def _sweep(self) -> None:
+        """Frees expired sessions of a server that nobody asks anything."""
+        while True:
+            await asyncio.sleep(min(60.0, self.config.session_seconds))
+            len(self.sessions)
 
     async def thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function` off the event loop, a few at a time."""
-        return await anyio.to_thread.run_sync(function, *arguments, limiter=self.pool)
+
+        def run() -> Any:
+            # the limiter alone forgets a thread whose request was cancelled, though it goes on decoding
+            with self.decoding:
+                return function(*arguments)
+
+        return await anyio.to_thread.run_sync(run, limiter=self.pool)
 
     async def result(self, job: Job) -> Any:
         """What the model makes of `job`."""

@@ -43,7 +43,9 @@ class Busy(Exception):
 
 class Batcher:
     """One worker thread before `run`. `capacity` counts accepted requests, waiting and running; a batch holds at most
-    `max_batch` jobs and `max_cost` pixels (one job may exceed it). `observe(size, seconds)` is told of every batch."""
+    `max_batch` jobs and `max_cost` pixels (one job may exceed it). Work that would wait longer than `patience` seconds,
+    as far as one can tell, is refused like work for which there is no place: its answer would come too late.
+    `observe(size, seconds)` is told of every batch."""
 
     def __init__(
         self,
@@ -51,9 +53,10 @@ class Batcher:
         capacity: int = 64,
         max_batch: int = 8,
         max_cost: int = 2**20,
+        patience: float = math.inf,
         observe: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
-        self.capacity, self.max_batch, self.max_cost = capacity, max_batch, max_cost
+        self.capacity, self.max_batch, self.max_cost, self.patience = capacity, max_batch, max_cost, patience
         self.accepted = 0
         self._run, self._observe = run, observe
         self._line: deque[tuple[Any, Future[Any]]] = deque()
@@ -74,8 +77,8 @@ class Batcher:
         return self._worker.is_alive() and not self._closed
 
     def refuse_if_full(self) -> None:
-        """Raises Busy when no place is free, before any work is spent on a request."""
-        if self.accepted >= self.capacity:
+        """Raises Busy when no place is free or the line too long, before any work is spent on a request."""
+        if self.accepted >= self.capacity or self.accepted * self._mean_seconds > self.patience:
             raise Busy(self.retry_after())
 
     def retry_after(self) -> int:
@@ -126,11 +129,12 @@ class Batcher:
                 self._changed.wait()
             batch: list[tuple[Any, Future[Any]]] = []
             rest: deque[tuple[Any, Future[Any]]] = deque()
-            cost, key = 0, self._line[0][0].key
+            cost = 0
             for job, future in self._line:
+                # equal to the first that was taken: the one before it in line may have been cancelled meanwhile
                 fits = not batch or (
-                    key is not None
-                    and job.key == key
+                    job.key is not None
+                    and job.key == batch[0][0].key
                     and len(batch) < self.max_batch
                     and cost + job.cost <= self.max_cost
                 )

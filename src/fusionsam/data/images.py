@@ -28,7 +28,9 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 0x0112
 _SAMPLES = 277  # TIFF tag: channels of a pixel
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+_BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
 
 Pixels = NDArray[np.generic]
 
@@ -69,7 +71,8 @@ def _tiff_header(path: Path) -> tuple[int, int, np.dtype | None]:
         if not isinstance(page, tifffile.TiffPage):
             raise InputError(f"{path}: holds no page; expected one image")
         channels = page.samplesperpixel * len(series.pages)
-        if len(series.pages) > 1 or channels not in (1, 3, 4):
+        # depth: a tag of volumes, by which a hundred bytes may promise terabytes of pixels
+        if len(series.pages) > 1 or channels not in (1, 3, 4) or page.imagedepth != 1:
             raise InputError(
                 f"{path}: is a TIFF of shape {tuple(series.shape)} ({channels} channels or pages); expected one image "
                 "with 1, 3 or 4 channels; export the visible and the infrared picture as files of their own"
