@@ -11,6 +11,9 @@ from PIL import Image
 from fusionsam import fusion_quality, predict
 from fusionsam.checkpoint import save_checkpoint
 from fusionsam.config import preset
+from fusionsam.data.dataset import PairDataset
+from fusionsam.data.fingerprints import of_training
+from fusionsam.data.splits import pair_entries
 from fusionsam.data.synthetic import draw_scene
 from fusionsam.fusion_baselines import FUSIONS
 from fusionsam.fusion_metrics import METRICS, fusion_metrics, luma
@@ -106,6 +109,17 @@ def test_a_checkpoint_scores_as_the_pictures_that_predict_writes_from_it(pairs, 
 
 def scores(**given):
     return {metric: given.get(metric, 0.0) for metric in METRICS}
+
+
+def test_pairs_that_the_weights_learned_from_are_told(pairs, tmp_path):
+    torch.manual_seed(0)
+    folder = save_checkpoint(tmp_path / "ours", FusionSAMNetwork(preset("debug")), {})
+    entries = pair_entries(*folders(pairs))
+    known = "learned fusion from"
+    assert known not in fusion_quality.run(*folders(pairs), tmp_path / "one", weights=[str(folder)], baselines=False)
+    of_training(PairDataset(entries[:2])).write(folder)
+    text = fusion_quality.run(*folders(pairs), tmp_path / "two", weights=[str(folder)], baselines=False)
+    assert f"ours: {known} 2 of these 3 pairs" in text
 
 
 def test_places_by_hand():

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fusionsam import fusion_baselines
+from fusionsam.data.fingerprints import Fingerprints, fingerprint
 from fusionsam.data.images import image_size, read_infrared, read_visible
+from fusionsam.data.leaks import compare
 from fusionsam.data.splits import Entry, pair_entries
 from fusionsam.fusion_baselines import FUSIONS
 from fusionsam.fusion_metrics import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, luma
@@ -229,10 +231,14 @@ def run(
     folders = {name: fused_files(path, ids) for name, path in zip(names[len(weights) :], fused, strict=True)}
     check_sizes(entries, folders, fusion_baselines.SMALLEST_SIDE if baselines else SMALLEST_SIDE)
     models: list[Any] = []
+    notes: list[str] = []
     if weights:
         from fusionsam.predict import FusionSAM  # not above: every process that measures would load the network's code
 
         models = [FusionSAM.from_pretrained(source, device) for source in weights]
+        for name, source in zip(names, weights, strict=False):  # weights stand first among the names
+            if count := _learned_from(source, entries):
+                notes.append(f"{name}: learned fusion from {count} of these {len(entries)} pairs (no labels needed)")
 
     def jobs() -> Iterator[Job]:
         for entry in entries:
@@ -249,7 +255,19 @@ def run(
 
     table = measure_all(jobs(), len(entries), workers)
     found = write(out, table)
-    return as_text(found, {method: len(rows) for method, rows in table.items()}, names)
+    return "\n".join([as_text(found, {method: len(rows) for method, rows in table.items()}, names), *notes])
+
+
+def _learned_from(weights: str | Path, entries: Sequence[Entry]) -> int:
+    """How many of the pairs are among the fingerprints that the weights carry."""
+    from fusionsam.checkpoint import locate
+
+    seen = Fingerprints.read(locate(weights))
+    if seen is None:
+        return 0
+    ids = {"seen": [str(i) for i in range(len(seen.content))], "these": [entry.id for entry in entries]}
+    found = compare({"seen": seen, "these": fingerprint("fusion-metrics", entries)}, ids)
+    return len({leak.second_id for leak in found if leak.kind in ("id", "content", "mirrored")})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
