@@ -96,10 +96,13 @@ runs/study/%/evaluation/report.json: runs/study/%/final/training.json
 	$(BIN)/fusionsam evaluate --dataset mfnet --root $(MFNET) --split val \
 		--weights runs/study/$*/final --out runs/study/$*/evaluation
 
-# Loss terms, codebook sizes and kinds of quantiser in stage 1; EXTRA_PAIRS are folders of unlabelled pairs.
+# Loss terms, codebook sizes and kinds of quantiser in stage 1, and the mIoU of a short stage 2 after each; EXTRA_PAIRS
+# are folders of unlabelled pairs. `make tokenizer-study STAGE_2_STEPS=0` leaves stage 2 out.
+STAGE_2_STEPS ?= 300
 TOKENIZER_STUDY ?= $(basename $(notdir $(wildcard configs/tokenizer_study/*.yaml)))
 EXTRA_PAIRS ?= [$(DATA)/roadscene, $(DATA)/tno]
-tokenizer-study: $(STAMP) $(TOKENIZER_STUDY:%=runs/tokenizer_study/%/final/training.json)
+tokenizer-study: $(STAMP) $(TOKENIZER_STUDY:%=runs/tokenizer_study/%/final/training.json) \
+		$(if $(filter 0,$(STAGE_2_STEPS)),,$(TOKENIZER_STUDY:%=runs/tokenizer_stage_2/%/evaluation/report.json))
 	$(BIN)/python benchmarks/tokenizer_study.py
 
 .PRECIOUS: runs/tokenizer_study/%/final/training.json
@@ -107,6 +110,18 @@ runs/tokenizer_study/%/final/training.json: | $(STAMP)
 	$(BIN)/fusionsam train --config configs/tokenizer_tiny.yaml --config configs/tokenizer_study/base.yaml \
 		--config configs/tokenizer_study/$*.yaml --data.root $(MFNET) --data.extra_pairs '$(EXTRA_PAIRS)' \
 		--model.encoder.weights $(ENCODER_WEIGHTS) $$(test ! -e runs/tokenizer_study/$*/last.ckpt || echo --resume)
+
+.PRECIOUS: runs/tokenizer_stage_2/%/final/training.json
+runs/tokenizer_stage_2/%/final/training.json: runs/tokenizer_study/%/final/training.json
+	$(BIN)/fusionsam train --config configs/mfnet_tiny.yaml --config configs/tokenizer_study/base.yaml \
+		--config configs/tokenizer_study/$*.yaml --data.root $(MFNET) --model.encoder.weights $(ENCODER_WEIGHTS) \
+		--model.sam_weights $(SAM_WEIGHTS) --model.tokenizer_weights runs/tokenizer_study/$*/final \
+		--train.max_steps $(STAGE_2_STEPS) --train.validate_every $(STAGE_2_STEPS) --train.out runs/tokenizer_stage_2/$* \
+		$$(test ! -e runs/tokenizer_stage_2/$*/last.ckpt || echo --resume)
+
+runs/tokenizer_stage_2/%/evaluation/report.json: runs/tokenizer_stage_2/%/final/training.json
+	$(BIN)/fusionsam evaluate --dataset mfnet --root $(MFNET) --split val \
+		--weights runs/tokenizer_stage_2/$*/final --out runs/tokenizer_stage_2/$*/evaluation
 
 clean:
 	rm -rf $(VENV) out runs build dist

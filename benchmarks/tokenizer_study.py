@@ -2,8 +2,9 @@
 
     python benchmarks/tokenizer_study.py --runs runs/tokenizer_study --out results/tokenizer_study
 
-reads ROW/history.jsonl and ROW/final/training.json of every finished run and writes table.json and table.md. PSNR, SSIM
-and usage are those of the last step on the validation split, so no step is picked on the split it is scored on.
+reads ROW/history.jsonl and ROW/final/training.json of every finished run, and the report of its stage 2 (in the folder
+runs/tokenizer_stage_2) where there is one, and writes table.json and table.md. PSNR, SSIM, usage and mIoU are those of
+the last step on the validation split, so no step is picked on the split it is scored on.
 """
 
 from __future__ import annotations
@@ -25,16 +26,28 @@ def read_row(run: Path) -> dict[str, Any]:
     card = json.loads((run / "final" / "training.json").read_text())
     scores = {m: {c: last.get(f"val/{m}_{c}") for c in COLUMNS} for m in MODALITIES}
     kept = {key: card.get(key) for key in ("step", "hours", "commit", "seed", "command")}
-    return {"row": run.name, **scores, **kept}
+    after = run.parent.with_name("tokenizer_stage_2") / run.name
+    report = after / "evaluation" / "report.json"
+    stage_2 = None
+    if report.is_file():
+        values = json.loads(report.read_text())
+        stage_2 = {key: values[key] for key in ("miou", "protocol", "interval", "command")}
+        stage_2["step"] = json.loads((after / "final" / "training.json").read_text())["step"]
+    return {"row": run.name, **scores, **kept, "stage_2": stage_2}
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """One line a row: PSNR (dB), SSIM, share of codes in use (percent) and perplexity, visible then infrared."""
-    head = "| row | steps | " + " | ".join(f"{m} {c}" for m in MODALITIES for c in COLUMNS) + " |"
-    lines = [head, "|---" * (2 + len(MODALITIES) * len(COLUMNS)) + "|"]
+    """One line a row: PSNR (dB), SSIM, share of codes in use (percent) and perplexity, visible then infrared; mIoU
+    after the stage 2 that followed."""
+    head = (
+        "| row | steps | " + " | ".join(f"{m} {c}" for m in MODALITIES for c in COLUMNS) + " | stage 2: steps, mIoU |"
+    )
+    lines = [head, "|---" * (3 + len(MODALITIES) * len(COLUMNS)) + "|"]
     for row in rows:
         values = [row[m][c] for m in MODALITIES for c in COLUMNS]
         cells = ["" if v is None else f"{v:.3f}" if v < 1 else f"{v:.1f}" for v in values]
+        after = row["stage_2"]
+        cells.append("" if after is None else f"{after['step']}, {after['miou']:.2f}")
         lines.append(f"| {row['row']} | {row['step']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
