@@ -115,7 +115,7 @@ def test_pairs_that_the_weights_learned_from_are_told(pairs, tmp_path):
     torch.manual_seed(0)
     folder = save_checkpoint(tmp_path / "ours", FusionSAMNetwork(preset("debug")), {})
     entries = pair_entries(*folders(pairs))
-    known = "learned fusion from"
+    known = "at least a part of it was trained on"
     assert known not in fusion_quality.run(*folders(pairs), tmp_path / "one", weights=[str(folder)], baselines=False)
     of_training(PairDataset(entries[:2])).write(folder)
     text = fusion_quality.run(*folders(pairs), tmp_path / "two", weights=[str(folder)], baselines=False)

@@ -238,7 +238,7 @@ def run(
         models = [FusionSAM.from_pretrained(source, device) for source in weights]
         for name, source in zip(names, weights, strict=False):  # weights stand first among the names
             if count := _learned_from(source, entries):
-                notes.append(f"{name}: learned fusion from {count} of these {len(entries)} pairs (no labels needed)")
+                notes.append(f"{name}: at least a part of it was trained on {count} of these {len(entries)} pairs")
 
     def jobs() -> Iterator[Job]:
         for entry in entries:
