@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -242,8 +242,3 @@ class TokenizerTask(L.LightningModule):
         if isinstance(phi, nn.Module):
             phi.to(device)
         return batch.to(device)
-
-    def trainable(self) -> Iterator[nn.Parameter]:
-        """Parameters of both optimisers."""
-        yield from generator_parameters(self.tokenizer)
-        yield from self.discriminators.parameters()
