@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,22 +66,27 @@ def peak(backend: str, weights: str, folder: str, size: list[int]) -> None:
     print(resident() - before)
 
 
+def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of each call in `rounds` turns, after one that warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
+            started = time.process_time()
+            call()
+            if turn:
+                seconds[name].append(time.process_time() - started)
+    return seconds
+
+
 def measure(weights: str, folder: Path, size: list[int], rounds: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     network, _ = load_network(weights)
     session = open_session(folder / WHOLE, 1)
     visible, infrared, _ = scenes((size[0], size[1]), 1)
     arrays = {"visible": visible.numpy(), "infrared": infrared.numpy()}
-    seconds: dict[str, list[float]] = {"torch": [], "onnx": []}
-    for turn in range(rounds + 1):
-        started = time.process_time()
-        with torch.inference_mode():
-            network(visible, infrared)
-        between = time.process_time()
-        run_session(session, arrays)
-        if turn:  # the first of each warms up
-            seconds["torch"].append(between - started)
-            seconds["onnx"].append(time.process_time() - between)
+    with torch.inference_mode():
+        calls = {"torch": lambda: network(visible, infrared), "onnx": lambda: run_session(session, arrays)}
+        seconds = in_turns(calls, rounds)
     memory = {}
     for backend in seconds:
         command = [sys.executable, __file__, "--child", backend, "--weights", weights, "--folder", str(folder)]
@@ -110,15 +116,8 @@ def openvino_time(folder: Path, size: list[int], rounds: int) -> dict[str, Any]:
     session = open_session(folder / WHOLE, 1)
     visible, infrared, _ = scenes((size[0], size[1]), 1)
     arrays = {"visible": visible.numpy(), "infrared": infrared.numpy()}
-    seconds: dict[str, list[float]] = {"openvino": [], "onnx": []}
-    for turn in range(rounds + 1):
-        started = time.process_time()
-        request.infer(arrays)
-        between = time.process_time()
-        run_session(session, arrays)
-        if turn:
-            seconds["openvino"].append(between - started)
-            seconds["onnx"].append(time.process_time() - between)
+    calls = {"openvino": lambda: request.infer(arrays), "onnx": lambda: run_session(session, arrays)}
+    seconds = in_turns(calls, rounds)
     medians = {backend: float(np.median(values)) for backend, values in seconds.items()}
     return {
         "version": openvino.__version__,

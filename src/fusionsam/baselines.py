@@ -244,7 +244,7 @@ def _score(config: BaselineConfig, plain: EvaluateConfig) -> Report:
     used = _uses_network(config)
     with tempfile.TemporaryDirectory(dir=config.out) as scratch:
         report = evaluate(replace(plain, out=scratch))
-        mark = "_oracle" if reports.is_oracle(report.as_dict()) else ""
+        mark = reports.file_mark(report.as_dict())
         values = {**report.as_dict(), "per_image": f"per_image{mark}.json"}
         images = reports.read_images(Path(scratch) / f"report{mark}.json", values)
     values.pop("published", None)  # those are trained methods; a prompted SAM is compared in a table of its own

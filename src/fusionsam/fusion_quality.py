@@ -236,9 +236,8 @@ def run(
         from fusionsam.predict import FusionSAM  # not above: every process that measures would load the network's code
 
         models = [FusionSAM.from_pretrained(source, device) for source in weights]
-        for name, source in zip(names, weights, strict=False):  # weights stand first among the names
-            if count := _learned_from(source, entries):
-                notes.append(f"{name}: at least a part of it was trained on {count} of these {len(entries)} pairs")
+        for name, count in _trained_on(dict(zip(names, weights, strict=False)), entries).items():  # weights stand first
+            notes.append(f"{name}: at least a part of it was trained on {count} of these {len(entries)} pairs")
 
     def jobs() -> Iterator[Job]:
         for entry in entries:
@@ -258,16 +257,18 @@ def run(
     return "\n".join([as_text(found, {method: len(rows) for method, rows in table.items()}, names), *notes])
 
 
-def _learned_from(weights: str | Path, entries: Sequence[Entry]) -> int:
-    """How many of the pairs are among the fingerprints that the weights carry."""
+def _trained_on(weights: Mapping[str, str | Path], entries: Sequence[Entry]) -> dict[str, int]:
+    """Name of weights -> how many of the pairs are among the fingerprints that they carry, where any is."""
     from fusionsam.checkpoint import locate
 
-    seen = Fingerprints.read(locate(weights))
-    if seen is None:
-        return 0
-    ids = {"seen": [str(i) for i in range(len(seen.content))], "these": [entry.id for entry in entries]}
-    found = compare({"seen": seen, "these": fingerprint("fusion-metrics", entries)}, ids)
-    return len({leak.second_id for leak in found if leak.kind in ("id", "content", "mirrored")})
+    known = {name: seen for name, source in weights.items() if (seen := Fingerprints.read(locate(source))) is not None}
+    these = fingerprint("fusion-metrics", entries) if known else Fingerprints()  # once, it decodes every pair
+    counts = {}
+    for name, seen in known.items():
+        ids = {"seen": [str(i) for i in range(len(seen.content))], "these": [entry.id for entry in entries]}
+        found = compare({"seen": seen, "these": these}, ids)
+        counts[name] = len({leak.second_id for leak in found if leak.kind in ("id", "content", "mirrored")})
+    return {name: count for name, count in counts.items() if count}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

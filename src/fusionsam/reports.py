@@ -196,8 +196,8 @@ def split_digest(ids: Sequence[str]) -> str:
 def write(out: Path, report: Report, images: ImageMatrices | None) -> Path:
     """Write report.json (report_oracle.json where the ground truth prompted) and the per-image matrices beside it; each
     appears whole or not at all. Returns the report's path; InputError if the folder cannot be written."""
-    mark = "_oracle" if is_oracle(report.as_dict()) else ""
     values = report.as_dict()
+    mark = file_mark(values)
     values["per_image"] = None if images is None else f"per_image{mark}.json"
     if images is not None:
         digest = values["split_ids_sha256"]
@@ -223,6 +223,11 @@ def _write_json(path: Path, values: dict[str, Any], indent: int | None) -> None:
     finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+
+
+def file_mark(values: dict[str, Any]) -> str:
+    """What the names of a report's files end in: `_oracle` where the ground truth prompted."""
+    return "_oracle" if is_oracle(values) else ""
 
 
 def is_oracle(values: dict[str, Any]) -> bool:
