@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionsam import __version__
-from fusionsam.backends import DECODER, ENCODER, WHOLE, OnnxNetwork, open_session, run_session, runtime
+from fusionsam.backends import DECODER, ENCODER, WHOLE, Arrays, OnnxNetwork, open_session, run_session, runtime
 from fusionsam.checkpoint import WEIGHTS, load_network, locate
 from fusionsam.export_graphs import DecoderHalf, EncoderHalf, Whole, scenes, write_onnx
 from fusionsam.models.fusionsam import SMALLEST, FusionSAMNetwork
@@ -79,31 +81,47 @@ def describe(network: FusionSAMNetwork, facts: dict[str, Any]) -> dict[str, Any]
 def compare(network: FusionSAMNetwork, folder: Path) -> list[dict[str, Any]]:
     """The files in `folder` against `network` at two sizes and two batches; the larger batch lacks one image of each
     kind. One row a file and case, as `difference` gives it. InputError for the first row beyond the limits."""
-    whole, halves = open_session(folder / WHOLE), OnnxNetwork(folder)
+    cases = [_case(network, size, batch) for size in SIZES for batch in BATCHES]
     rows = []
-    for size in SIZES:
-        drawn = firm_scenes(network, size, max(BATCHES))
-        for batch in BATCHES:
-            visible, infrared, present = (part[:batch].clone() for part in drawn)
-            if batch == max(BATCHES):
-                present[-1, 1] = present[-2, 0] = False
-                visible = visible * present[:, 0, None, None, None]
-                infrared = infrared * present[:, 1, None, None, None]
-            with torch.inference_mode():
-                output = network(visible, infrared, present=present)
-            wanted = {"fused": output.fused.numpy(), "logits": output.logits.numpy()}
-            arrays = {"visible": visible.numpy(), "infrared": infrared.numpy()}
-            if not bool(present.all()):  # else the file's own default answers
-                arrays["present"] = present.numpy()
-            two = halves(visible, infrared, present=present)
-            for name, found in (
-                (WHOLE, run_session(whole, arrays)),
-                (f"{ENCODER} + {DECODER}", {"fused": two.fused.numpy(), "logits": two.logits.numpy()}),
-            ):
-                row = {"file": name, "size": list(size), "batch": batch, **difference(found, wanted)}
-                rows.append(row)
-                _refuse_beyond_limits(row)
+    # one file after the other: a session keeps the memory of its largest run for as long as it lives
+    for name, open_file in ((WHOLE, _whole), (f"{ENCODER} + {DECODER}", _halves)):
+        answer = open_file(folder)
+        for arrays, wanted in cases:
+            batch, _, *size = arrays["visible"].shape
+            row = {"file": name, "size": size, "batch": batch, **difference(answer(arrays), wanted)}
+            rows.append(row)
+            _refuse_beyond_limits(row)
+        del answer
     return rows
+
+
+def _case(network: FusionSAMNetwork, size: tuple[int, int], batch: int) -> tuple[Arrays, Arrays]:
+    """What goes in and what PyTorch makes of it."""
+    visible, infrared, present = (part[:batch] for part in firm_scenes(network, size, max(BATCHES)))
+    if batch == max(BATCHES):
+        present[-1, 1] = present[-2, 0] = False
+        visible = visible * present[:, 0, None, None, None]
+        infrared = infrared * present[:, 1, None, None, None]
+    with torch.inference_mode():
+        output = network(visible, infrared, present=present)
+    arrays = {"visible": visible.numpy(), "infrared": infrared.numpy()}
+    if not bool(present.all()):  # else the file's own default answers
+        arrays["present"] = present.numpy()
+    return arrays, {"fused": output.fused.numpy(), "logits": output.logits.numpy()}
+
+
+def _whole(folder: Path) -> Callable[[Arrays], Arrays]:
+    return partial(run_session, open_session(folder / WHOLE))
+
+
+def _halves(folder: Path) -> Callable[[Arrays], Arrays]:
+    network = OnnxNetwork(folder)
+
+    def answer(arrays: Arrays) -> Arrays:
+        output = network(**{name: torch.from_numpy(values) for name, values in arrays.items()})
+        return {"fused": output.fused.numpy(), "logits": output.logits.numpy()}
+
+    return answer
 
 
 def firm_scenes(network: FusionSAMNetwork, size: tuple[int, int], count: int) -> tuple[Tensor, Tensor, Tensor]:

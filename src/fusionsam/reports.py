@@ -59,8 +59,8 @@ PUBLISHED: dict[str, tuple[int, tuple[tuple[str, float, str], ...]]] = {
     "msrs": (361, (("DiFusionSeg", 80.8, "nine classes"),)),
     "pst900": (288, (("SARTM", 89.9, "five classes"),)),
 }
-"""Data set -> images of the official test split, and (method, mIoU, protocol) as published. None of them was given
-prompts from the ground truth."""
+"""Data set -> images of the official test split (of MSRS as its repository has them, of PST900 as its README says), and
+(method, mIoU, protocol) as published. None of them was given prompts from the ground truth."""
 
 
 class Tally:
