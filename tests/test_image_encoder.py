@@ -162,10 +162,33 @@ def test_guidance_enters_behind_the_first_stage_of_stride_4():
         assert not torch.allclose(shifted.embedding, plain.embedding, atol=1e-3)
 
 
+def test_infrared_enters_behind_each_stride():
+    torch.manual_seed(6)
+    encoder = build_image_encoder(EncoderConfig(thermal=True), 8).eval()
+    image, heat = torch.rand(1, 3, 64, 96), torch.rand(1, 1, 64, 96)
+    with torch.no_grad():
+        plain, begun = encoder(image), encoder(image, heat=heat)
+        for one, other in zip(plain.levels, begun.levels, strict=True):
+            torch.testing.assert_close(one, other)
+        nn.init.eye_(encoder.inject[3].weight[:, :, 0, 0])
+        own = encoder.thermal(encoder.place(heat.expand(-1, 3, -1, -1), encoder.frame(64, 96)))[-1]
+        found = encoder(image, heat=heat).levels
+        torch.testing.assert_close(found[3], plain.levels[3] + own)
+        torch.testing.assert_close(found[2], plain.levels[2])
+        nn.init.eye_(encoder.inject[0].weight[:, :, 0, 0])  # what enters early is seen by every later stage
+        assert not torch.allclose(encoder(image, heat=heat).levels[2], plain.levels[2], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["guided", "thermal"])
 @pytest.mark.parametrize("options", [TINYVIT, {"source": "resnet18"}], ids=["tinyvit", "resnet18"])
-def test_an_encoder_that_cannot_be_guided_says_so(options):
-    with pytest.raises(InputError, match=r"model\.encoder\.guided: .* set it to false"):
-        build_image_encoder(EncoderConfig(**{**options, "guided": True}), 8)
+def test_an_encoder_that_cannot_see_more_than_the_picture_says_so(options, name):
+    with pytest.raises(InputError, match=rf"model\.encoder\.{name}: .* set it to false"):
+        build_image_encoder(EncoderConfig(**{**options, name: True}), 8)
+
+
+def test_a_thermal_stream_is_trained_in_full_or_not_at_all():
+    with pytest.raises(InputError, match=r"model\.encoder\.training: lora .* set it to full"):
+        build_image_encoder(EncoderConfig(thermal=True, training="lora"), 8)
 
 
 def test_every_parameter_of_a_random_tinyvit_learns():

@@ -220,12 +220,14 @@ def test_fine_tuning_may_add_what_begins_as_if_it_were_not_there(make_debug, pai
         first.picture_head.out.weight.normal_(std=0.3)  # at zero the picture would hide what was added
     save_checkpoint(tmp_path / "first", first, {})
     config = preset("debug")
-    config.encoder = EncoderConfig(source="tf_efficientnet_lite0", guided=True)
+    config.encoder = EncoderConfig(source="tf_efficientnet_lite0", guided=True, thermal=True)
     config.fusion.picture_dilations = (2, 4)
     config.start_from = str(tmp_path / "first")
     grown = build_network(config).eval()
     added = {name.split(".")[1] for name in set(grown.state_dict()) - set(first.state_dict())}
-    assert added == {"guide", "context"}
+    assert added == {"guide", "thermal", "inject", "context"}
+    backbones = [dict(part.named_parameters()) for part in (grown.image_encoder.thermal, first.image_encoder.backbone)]
+    assert all(torch.equal(parameter, backbones[1][name]) for name, parameter in backbones[0].items())
     with torch.no_grad():
         wanted, found = first(*pair), grown(*pair)
         torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-4, atol=1e-5)

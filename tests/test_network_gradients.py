@@ -119,6 +119,7 @@ VARIANTS = {
     "decode": lambda c: setattr(c.fusion, "picture_head", "decode"),
     "farther sight": lambda c: setattr(c.fusion, "picture_dilations", (1, 2)),
     "guided": lambda c: setattr(c, "encoder", EncoderConfig(guided=True)),
+    "thermal": lambda c: setattr(c, "encoder", EncoderConfig(thermal=True)),
     "no mask prompt": lambda c: setattr(c.prompts, "mask", False),
     "one level": lambda c: (setattr(c.head, "multi_level", False), setattr(c.decoder, "fine_features", False)),
     "letterboxed ViT": None,

@@ -87,13 +87,19 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
 def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
     """Fine-tuning: what the checkpoint named by `start_from` has for this network. Left as they are: class-sized
     tensors if the classes differ, LSTG if `tokenizer_weights` will fill it, and what begins as if it were
-    not there (encoder.guided, fusion.picture_dilations). InputError for any other difference."""
+    not there (encoder.guided, encoder.thermal, fusion.picture_dilations). InputError for any other difference."""
     assert config.start_from is not None
     tensors, stored, _ = read_checkpoint(config.start_from)
     own = network.state_dict()
     anew = tuple(["tokenizer."] if config.tokenizer_weights else [])
     if config.encoder.guided and not stored.encoder.guided:
         anew += ("image_encoder.guide.",)
+    if (
+        config.encoder.thermal and not stored.encoder.thermal
+    ):  # it sees infrared as the picture's backbone has learned to
+        anew += ("image_encoder.inject.",)
+        shared = {n: t for n, t in tensors.items() if n.startswith("image_encoder.backbone.")}
+        tensors |= {n.replace(".backbone.", ".thermal.", 1): t for n, t in shared.items()}
     if config.fusion.picture_dilations and not stored.fusion.picture_dilations:
         anew += ("picture_head.context.",)
     if stored.classes != config.classes:

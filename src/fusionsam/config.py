@@ -109,6 +109,9 @@ class EncoderConfig:
     guided: bool = False
     """timm's EfficientNets only: z_f also enters at stride 4 through a convolution that begins at zero, so that the
     encoder sees both modalities and not their picture alone."""
+    thermal: bool = False
+    """timm's EfficientNets only: a second backbone of the same kind sees the infrared image, and its features enter the
+    first one's at strides 4, 8, 16 and 32 through 1x1 convolutions that begin at zero."""
     dims: tuple[int, ...] | None = None
     """tinyvit only: widths of the four stages; None = MobileSAM's 64, 128, 160, 320."""
     depths: tuple[int, ...] | None = None

@@ -86,7 +86,7 @@ class FusionSAMNetwork(nn.Module):
             scale_back = resize(controls[:, :, : small[0], : small[1]], size)
             fused = self.picture_head.compose(scale_back, full_visible, full_infrared)
         return Encoded(
-            features=self.image_encoder(picture, z_f),
+            features=self.image_encoder(picture, z_f, heat),
             fused=fused,
             latents=latents,
             z_f=z_f,

@@ -72,15 +72,17 @@ class ImageEncoder(nn.Module):
         image = (image - self.mean) / self.std
         return F.pad(image, (0, frame.size[1] - frame.content[1], 0, frame.size[0] - frame.content[0]))
 
-    def encode(self, placed: Tensor, z_f: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """Normalised frame (B,3,H_f,W_f) and z_f (B,d,h,w) -> embedding (B,E,H_f/16,W_f/16) and levels; only an
-        encoder with `EncoderConfig.guided` looks at z_f."""
+    def encode(self, placed: Tensor, z_f: Tensor | None, heat: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Normalised frame (B,3,H_f,W_f), z_f (B,d,h,w) and infrared (B,1,H_f,W_f) in [0,1] -> embedding
+        (B,E,H_f/16,W_f/16) and levels; only an encoder with `EncoderConfig.guided` looks at z_f, only one with
+        `EncoderConfig.thermal` at the infrared image."""
         raise NotImplementedError
 
-    def forward(self, image: Tensor, z_f: Tensor | None = None) -> ImageFeatures:
-        """Picture (B,3,H,W) in [0,1], z_f (B,d,H/4,W/4) -> SAM's embedding and finer levels over the whole frame."""
+    def forward(self, image: Tensor, z_f: Tensor | None = None, heat: Tensor | None = None) -> ImageFeatures:
+        """Picture (B,3,H,W) in [0,1], z_f (B,d,H/4,W/4), infrared (B,1,H,W) in [0,1] -> SAM's embedding and finer
+        levels over the whole frame."""
         frame = self.frame(image.shape[-2], image.shape[-1])
-        embedding, levels = self.encode(self.place(image, frame), z_f)
+        embedding, levels = self.encode(self.place(image, frame), z_f, heat)
         return ImageFeatures(embedding=embedding, levels=levels, frame=frame)
 
     def train(self, mode: bool = True) -> ImageEncoder:
@@ -126,40 +128,57 @@ class TimmEncoder(ImageEncoder):
             nn.Conv2d(embed_dim, embed_dim, 3, padding=1, bias=False),
             LayerNorm2d(embed_dim),
         )
-        self.guide: nn.Conv2d | None = None
-        if config.guided:
-            if not isinstance(backbone, EfficientNetFeatures):
+        for name in ("guided", "thermal"):
+            if getattr(config, name) and not isinstance(backbone, EfficientNetFeatures):
                 raise InputError(
-                    f"model.encoder.guided: {config.source} is no EfficientNet of timm; set it to false, or take "
+                    f"model.encoder.{name}: {config.source} is no EfficientNet of timm; set it to false, or take "
                     "tf_efficientnet_lite0"
                 )
-            self.guide = nn.Conv2d(latent_dim, self.level_channels[0], 3, padding=1)
-            nn.init.zeros_(self.guide.weight)  # begins as the encoder that sees the picture alone
-            nn.init.zeros_(self.guide.bias)  # type: ignore[arg-type]
+        # both begin as the encoder that sees the picture alone
+        self.guide = _zero(nn.Conv2d(latent_dim, self.level_channels[0], 3, padding=1)) if config.guided else None
+        self.thermal: nn.Module | None = None
+        if config.thermal:
+            self.thermal = timm.create_model(config.source, pretrained=False, features_only=True)
+            self.inject = nn.ModuleList(_zero(nn.Conv2d(channels, channels, 1)) for channels in self.level_channels)
 
-    def encode(self, placed: Tensor, z_f: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, placed: Tensor, z_f: Tensor | None, heat: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Normalised frame -> embedding and levels at strides 4, 8, 16, 32."""
-        if self.guide is None or z_f is None:
+        guidance = None if self.guide is None or z_f is None else self.guide(z_f)
+        injected: list[Tensor] = []
+        if self.thermal is not None and heat is not None:
+            features = self.thermal(self.place(heat.expand(-1, 3, -1, -1), self.frame(*heat.shape[-2:])))
+            injected = [layer(features[i]) for layer, i in zip(self.inject, self.picked, strict=True)]
+        if guidance is None and not injected:
             features = self.backbone(placed)
             levels = [features[i] for i in self.picked]
         else:
-            levels = self._guided(placed, self.guide(z_f))
+            levels = self._joined(placed, guidance, injected)
         coarse = F.interpolate(self.lateral32(levels[3]), levels[2].shape[-2:], mode="bilinear", align_corners=False)
         return self.neck(self.lateral16(levels[2]) + coarse), levels
 
-    def _guided(self, placed: Tensor, guidance: Tensor) -> list[Tensor]:
-        """timm's EfficientNetFeatures.forward with `guidance` (B,C,h,w) added after the first stage of stride 4."""
+    def _joined(self, placed: Tensor, guidance: Tensor | None, injected: list[Tensor]) -> list[Tensor]:
+        """timm's EfficientNetFeatures.forward with `guidance` (B,C,h,w) added after the first stage of stride 4 and
+        `injected`, if there is any, after the last of each stride."""
         backbone: Any = self.backbone
         stages = [info["stage"] for info in backbone.feature_info.get_dicts()]
         wanted = [stages[i] for i in self.picked]
-        x, levels = backbone.bn1(backbone.conv_stem(placed)), []
+        x = backbone.bn1(backbone.conv_stem(placed))
+        levels: list[Tensor] = []
         for stage, block in enumerate(backbone.blocks, 1):
             x = block(x)
-            if stage == wanted[0]:
+            if stage == wanted[0] and guidance is not None:
                 x = x + guidance
             if stage in wanted:
+                if injected:
+                    x = x + injected[len(levels)]
                 levels.append(x)
         return levels
+
+
+def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
 
 
 class TinyVitEncoder(ImageEncoder):
@@ -173,7 +192,7 @@ class TinyVitEncoder(ImageEncoder):
         self.level_strides = [4, 8, 16]
         self.level_channels = [dims[0], dims[1], dims[3]]
 
-    def encode(self, placed: Tensor, z_f: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, placed: Tensor, z_f: Tensor | None, heat: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Normalised frame -> embedding and the stages' outputs at strides 4, 8, 16."""
         return self.backbone(placed)
 
@@ -189,7 +208,7 @@ class SamEncoder(ImageEncoder):
         self.level_strides = []
         self.level_channels = []
 
-    def encode(self, placed: Tensor, z_f: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, placed: Tensor, z_f: Tensor | None, heat: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Normalised square -> embedding and no levels."""
         return self.backbone(placed).last_hidden_state, []
 
@@ -205,7 +224,7 @@ class Sam2Encoder(ImageEncoder):
         self.level_strides = [4, 8, 16]
         self.level_channels = [embed_dim] * 3
 
-    def encode(self, placed: Tensor, z_f: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, placed: Tensor, z_f: Tensor | None, heat: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Normalised square -> embedding and FPN maps at strides 4, 8, 16."""
         return self.backbone(placed)
 
@@ -220,11 +239,14 @@ KINDS: dict[str, Callable[[EncoderConfig, int, int], ImageEncoder]] = {
 
 def build_image_encoder(config: EncoderConfig, embed_dim: int = 256, latent_dim: int = 64) -> ImageEncoder:
     """The encoder `config` asks for, with its foreign weights and its training mode; `embed_dim` is E, `latent_dim` d.
-    InputError for an unknown kind, source or weights, and for an encoder that cannot be guided."""
+    InputError for an unknown kind, source or weights, and for an encoder that cannot be guided or see infrared."""
     if config.kind not in KINDS:
         raise InputError(f"model.encoder.kind: {config.kind!r} is not known; choose one of {', '.join(KINDS)}")
-    if config.guided and config.kind != "timm":
-        raise InputError(f"model.encoder.guided: {config.kind} cannot be guided; set it to false, or kind to timm")
+    for name in ("guided", "thermal"):
+        if getattr(config, name) and config.kind != "timm":
+            raise InputError(f"model.encoder.{name}: not for {config.kind}; set it to false, or kind to timm")
+    if config.thermal and config.training != "full":
+        raise InputError(f"model.encoder.training: {config.training} with model.encoder.thermal; set it to full")
     encoder = KINDS[config.kind](config, embed_dim, latent_dim)
     load_image_encoder(encoder, config)
     set_training(encoder, config)
@@ -232,8 +254,8 @@ def build_image_encoder(config: EncoderConfig, embed_dim: int = 256, latent_dim:
 
 
 def load_image_encoder(encoder: ImageEncoder, config: EncoderConfig) -> None:
-    """Fill `encoder.backbone` as `config.weights` says: None = leave it random, 'hub' = download by `config.source`,
-    otherwise a file or folder. InputError if it does not fit exactly."""
+    """Fill `encoder.backbone`, and `thermal` beside it, as `config.weights` says: None = leave it random, 'hub' =
+    download by `config.source`, otherwise a file or folder. InputError if it does not fit exactly."""
     if config.weights is None:
         return
     if config.kind == "timm":
@@ -251,7 +273,9 @@ def load_image_encoder(encoder: ImageEncoder, config: EncoderConfig) -> None:
                 f"{config.kind}; make them agree"
             )
         tensors = parts.image_encoder
-    foreign.load_exactly(encoder.backbone, tensors, f"model.encoder.weights {config.weights}")
+    for backbone in (encoder.backbone, getattr(encoder, "thermal", None)):
+        if backbone is not None:
+            foreign.load_exactly(backbone, tensors, f"model.encoder.weights {config.weights}")
 
 
 def _timm_tensors(backbone: nn.Module, config: EncoderConfig) -> foreign.Tensors:
