@@ -71,7 +71,10 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
     if config.tokenizer_weights:
         tensors, stored, _ = read_checkpoint(config.tokenizer_weights)
         unquantised = stored.tokenizer.tokens == "quantized" and config.tokenizer.tokens == "continuous"
-        if stored.tokenizer != (replace(config.tokenizer, tokens="quantized") if unquantised else config.tokenizer):
+        # how a codebook learns leaves no trace in its shape
+        free = ("ema_decay", "codebook_tokens", "dead_code_threshold", "kmeans_init", "commitment_beta")
+        same = replace(stored.tokenizer, **{name: getattr(config.tokenizer, name) for name in free})
+        if same != (replace(config.tokenizer, tokens="quantized") if unquantised else config.tokenizer):
             raise InputError(
                 f"model.tokenizer_weights: {config.tokenizer_weights} was trained with other model.tokenizer settings; "
                 "use the same"
