@@ -4,8 +4,9 @@ FROM python:3.12-slim
 WORKDIR /app
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY src src
-# PyTorch's own index has wheels without CUDA, a tenth of the size
-RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu ".[serve]"
+# first from PyTorch's own index alone, which has wheels without CUDA, a tenth of the size
+RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu torch torchvision
+RUN pip install --no-cache-dir ".[serve]"
 
 RUN useradd --create-home fusionsam
 USER fusionsam

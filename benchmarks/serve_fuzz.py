@@ -9,6 +9,7 @@ import argparse
 import http.client
 import io
 import json
+import lzma
 import random
 import struct
 import sys
@@ -46,6 +47,9 @@ def image(r: random.Random, mode: str = "RGB", kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, kind)
     return buffer.getvalue()
+
+
+SWOLLEN, SWOLLEN_LZMA = zlib.compress(bytes(300 * 2**20), 9), lzma.compress(bytes(300 * 2**20))
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -86,6 +90,18 @@ def tiff_bomb(r: random.Random) -> bytes:
     entries += [(278, 4, 1, 2**31), (279, 4, r.choice((1, 2**30)), r.choice((10, 2**31)))]
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *e) for e in entries) + bytes(4)
     return part(r.choice(("visible", "infrared")), b"II*\0" + struct.pack("<I", 8) + directory)
+
+
+def swelling(r: random.Random) -> bytes:
+    """A TIFF of 64x64 pixels whose one strip or tile unpacks to hundreds of megabytes."""
+    tile = r.choice((0, 8192, 16384))
+    # a strip of other kinds is read up to its due end, and so answered
+    compression, data, bits = r.choice(((8, SWOLLEN, 8), (34925, SWOLLEN_LZMA, 16))) if tile else (8, SWOLLEN, 16)
+    tags = {256: 64, 257: 64, 258: bits, 259: compression, 262: 1, 277: 1}
+    tags |= {322: tile, 323: tile, 324: 8, 325: len(data)} if tile else {273: 8, 278: 64, 279: len(data)}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    head = b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags))
+    return part(r.choice(("visible", "infrared")), head + directory + bytes(4))
 
 
 def wrong_type(r: random.Random) -> bytes:
@@ -147,7 +163,8 @@ def wrong_form(r: random.Random) -> bytes:
 
 
 KINDS: tuple[Callable[[random.Random], bytes], ...] = (
-    truncated, bomb, tiff_bomb, wrong_type, path_names, wrong_size, wrong_channels, wrong_prompts, corrupted, wrong_form
+    truncated, bomb, tiff_bomb, swelling, wrong_type, path_names, wrong_size, wrong_channels, wrong_prompts, corrupted,
+    wrong_form,
 )  # fmt: skip
 
 

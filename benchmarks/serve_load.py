@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+LATE = "503, accepted but not in time"
 REFUSED, IDLE = "refused after SIGTERM", "kept connection closed after SIGTERM, before the next request"
 SIZES = [(64, 64), (64, 96), (96, 96), (96, 128), (128, 128)]
 
@@ -135,7 +136,8 @@ class Load:
                 rested = False
                 connection = None
                 continue
-            self.statuses[str(status)] += 1
+            late = status == 503 and b"no answer within" in body  # it had a place
+            self.statuses[LATE if late else str(status)] += 1
             rested = status == 503
             if status == 200:
                 self.seconds.append(time.monotonic() - started)
@@ -170,6 +172,8 @@ async def run(server: Server, clients: int, seconds: float) -> dict:
     at_signal = dict(load.statuses)
     code, last = await asyncio.to_thread(server.stop)
     await asyncio.gather(*tasks)
+    accepted = int(last.split(" of ")[1].split()[0])
+    seen = len(requests) + load.statuses["200"] + load.statuses[LATE]
     times = sorted(load.seconds)
     fifth = max(1, len(memory) // 5)
     return {
@@ -191,7 +195,7 @@ async def run(server: Server, clients: int, seconds: float) -> dict:
             "median_of_each_fifth": [statistics.median(memory[i * fifth : (i + 1) * fifth]) for i in range(5)],
             "max": max(memory),
         },
-        "sigterm": {"exit_code": code, "last_line": last},
+        "sigterm": {"exit_code": code, "last_line": last, "accepted_but_never_answered": accepted - seen},
     }
 
 
@@ -226,8 +230,9 @@ def main() -> int:
         server.process.kill()
     print(json.dumps(report, indent=1))
     record(args.out, args.key, report)
-    unexpected = set(report["answers_in_all"]) - {"200", "503", REFUSED, IDLE}
-    return 1 if unexpected or report["sigterm"]["exit_code"] else 0
+    unexpected = set(report["answers_in_all"]) - {"200", "503", LATE, REFUSED, IDLE}
+    sigterm = report["sigterm"]
+    return 1 if unexpected or sigterm["exit_code"] or sigterm["accepted_but_never_answered"] else 0
 
 
 if __name__ == "__main__":

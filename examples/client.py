@@ -108,8 +108,10 @@ def main() -> int:
         if args.on or args.off or args.box:
             session = client.begin(args.visible, args.infrared)
             labels = [1] * len(args.on) + [0] * len(args.off)
-            files = client.prompt(session, args.on + args.off, labels, args.box)
-            client.end(session)
+            try:
+                files = client.prompt(session, args.on + args.off, labels, args.box)
+            finally:
+                client.end(session)
         else:
             files = client.predict(args.visible, args.infrared)
     except (RuntimeError, OSError) as error:
@@ -117,7 +119,7 @@ def main() -> int:
         return 1
     args.out.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
-        (args.out / name).write_bytes(data)
+        (args.out / Path(name).name).write_bytes(data)
     print(f"{', '.join(files)} -> {args.out}")
     return 0
 

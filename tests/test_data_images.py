@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import struct
 import zlib
 from pathlib import Path
@@ -29,6 +30,16 @@ def _png_header(path: Path, width: int, height: int) -> None:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)))
+
+
+def _tiff(path: Path, data: bytes, bits: int, compression: int, tile: int = 0) -> None:
+    """64x64 grey pixels of `bits`, in one strip or in one tile of `tile` a side, that hold `data`."""
+    tags = {256: 64, 257: 64, 258: bits, 259: compression, 262: 1, 277: 1}
+    tags |= {322: tile, 323: tile, 324: 8, 325: len(data)} if tile else {273: 8, 278: 64, 279: len(data)}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    path.write_bytes(
+        b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + directory + bytes(4)
+    )
 
 
 def _bad(kind: str, folder: Path) -> Path:
@@ -64,6 +75,12 @@ def _bad(kind: str, folder: Path) -> Path:
         tags += [(278, 4, 100), (279, 4, 20), (32997, 4, 2**30)]
         directory = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
         path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4))
+    elif kind == "swelling strip":  # 20 kB that unpack to 20 MB where 8 kB are due
+        _tiff(path := folder / "x.tif", zlib.compress(bytes(20 << 20), 9), 16, 8)
+    elif kind == "huge tile":
+        _tiff(path := folder / "x.tif", zlib.compress(bytes(64 << 20), 9), 16, 8, tile=8192)
+    elif kind == "huge shallow tile":
+        _tiff(path := folder / "x.tif", zlib.compress(bytes(64 << 20), 9), 8, 8, tile=8192)
     elif kind == "five channels":
         path = folder / "x.tif"
         tifffile.imwrite(path, noise, photometric="minisblack", planarconfig="contig")
@@ -90,6 +107,9 @@ def _bad(kind: str, folder: Path) -> Path:
         ("beyond our limit", "6000x6000"),
         ("tiff bomb", "30000x30000"),
         ("deep tiff", "expected one image"),
+        ("swelling strip", "unpacks to more"),
+        ("huge tile", "tiles of 8192x8192"),
+        ("huge shallow tile", "tiles of 8192x8192"),
         ("five channels", "5 channels"),
         ("five pages", "5 channels or pages"),
         ("header only", "x.png"),
@@ -118,6 +138,19 @@ def test_visible_modes_give_the_colours_a_viewer_shows(tmp_path, rgb):
     expected = torch.from_numpy(rgb).permute(2, 0, 1)
     for name in ("a.png", "a.bmp", "a.tif", "rgba.png", "veil.png", "deep.tif", "planar.tif", "float.tif"):
         assert torch.equal(read_visible(tmp_path / name), expected), name
+
+
+def test_other_compressions_are_left_to_a_library_that_stops_at_the_strips_end(tmp_path, monkeypatch):
+    _tiff(tmp_path / "x.tif", lzma.compress(bytes(20 << 20)), 16, 34925)
+    monkeypatch.setattr("lzma.decompress", None)  # tifffile's way, which unpacks all there is
+    assert read_infrared(tmp_path / "x.tif").shape == (1, 64, 64)
+
+
+@pytest.mark.parametrize("tile", [None, (16, 32), (512, 512)])
+def test_packed_tiffs_of_usual_tiles_are_read(tile, tmp_path, rgb):
+    deep = rgb.astype(np.uint16) << 8
+    tifffile.imwrite(tmp_path / "deep.tif", deep, compression="zlib", photometric="rgb", tile=tile)
+    assert torch.equal(read_visible(tmp_path / "deep.tif"), torch.from_numpy(rgb).permute(2, 0, 1))
 
 
 def test_palette_pictures_with_and_without_alpha_give_their_colours(tmp_path):

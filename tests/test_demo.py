@@ -215,6 +215,22 @@ def test_a_pair_that_was_replaced_meanwhile_changes_nothing(model, tmp_path):
     assert None not in opened[1]
 
 
+@pytest.mark.parametrize("hash", ["..", "../victim", "{folder}/../victim"])
+def test_a_browser_cannot_name_the_folder_that_is_written_and_removed(model, session, tmp_path, hash):
+    own, victim = tmp_path / "own", tmp_path / "victim"
+    own.mkdir()
+    victim.mkdir()
+    for number in range(4):
+        (victim / f"{number}").mkdir()
+    ask, page = Handlers(model, own), SimpleNamespace(session_hash=hash.format(folder=own))
+    paths = ask.files(session, page)
+    assert all(own in Path(path).parents for path in paths)
+    ask.leave(page)
+    assert not any(Path(path).exists() for path in paths)
+    assert own.is_dir()
+    assert len(list(victim.iterdir())) == 4
+
+
 def test_downloads_are_the_arrays(session, tmp_path):
     session.click(31, 17, on=True)
     paths = {path.rsplit("/", 1)[1]: path for path in write_files(session, tmp_path)}

@@ -284,6 +284,10 @@ class TestRefusals:
             monkeypatch.setattr(model, "infer", lambda *a, **k: 1 / 0)
             refused(client.post("/v1/predict", files=form(pair()[0])), 500, "unexpected")
             monkeypatch.undo()
+            counted = 'fusionsam_requests_total{method="POST",route="/v1/predict",status="500"} 1.0'
+            assert counted in client.get("/metrics").text.splitlines()
+            metrics = client.app.state.service.metrics
+            assert metrics.count(metrics.accepted) == metrics.count(metrics.answered) == 1
             assert client.post("/v1/predict?images=", files=form(pair()[0])).status_code == 200
 
 
@@ -308,6 +312,27 @@ class TestLoad:
             go.set()
             refused(answer, 503, "0.3 s")
             assert int(answer.headers["retry-after"]) >= 1
+
+    def test_uploads_on_their_way_are_bounded(self, model):
+        with TestClient(create_app(model, ServeConfig(queue=3))) as client:
+            client.app.state.service.uploading = 6
+            answer = client.post("/v1/predict", files=form(pair()[0]))
+            refused(answer, 503, "busy")
+            assert int(answer.headers["retry-after"]) >= 1
+            client.app.state.service.uploading = 5
+            assert client.post("/v1/predict?images=", files=form(pair()[0])).status_code == 200
+            assert client.app.state.service.uploading == 5
+
+    def test_a_full_disk_is_not_the_clients_fault(self, model, monkeypatch):
+        async def full(parser):
+            raise OSError(28, "No space left on device")
+
+        with TestClient(create_app(model)) as client:
+            monkeypatch.setattr("starlette.formparsers.MultiPartParser.parse", full)
+            answer = client.post("/v1/predict", files=form(pair()[0]))
+            refused(answer, 503, "No space left on device")
+            assert answer.headers["retry-after"]
+            assert client.app.state.service.uploading == 0
 
     def test_shutdown_is_announced(self, model):
         with TestClient(create_app(model)) as client:

@@ -155,7 +155,7 @@ def test_a_slow_or_broken_off_upload_harms_nobody(weights, files):
 
 def test_dockerfile_installs_as_the_readme_does():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
-    (install,) = [line for line in lines if line.startswith("RUN pip install")]
+    _, install = [line for line in lines if line.startswith("RUN pip install")]
     (start,) = [line for line in lines if line.startswith("CMD")]
     page = (ROOT / "docs" / "serve.md").read_text()
     assert 'pip install ".[serve]"' in page

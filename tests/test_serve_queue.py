@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -76,6 +78,19 @@ def test_a_cancelled_job_never_runs_and_closing_finishes_the_rest():
     assert futures[1].result(0) == 3  # was answered before close returned
     assert run.batches == [[0], [2]]
     assert not batcher.alive
+
+
+def test_a_cancelled_job_is_let_go_before_the_running_batch_ends():
+    run, batcher, _, futures = line_behind_a_gate([Add(1), Add(2, "b"), Add(3)])
+    left = weakref.ref(futures[1])
+    assert futures.pop(1).cancel()
+    assert batcher.waiting == 2
+    futures.append(batcher.submit(Add(4)))
+    gc.collect()
+    assert left() is None
+    run.go.set()
+    assert [future.result(30) for future in futures] == [2, 4, 5]
+    batcher.close()
 
 
 def test_a_cancelled_front_lends_its_key_to_nobody():

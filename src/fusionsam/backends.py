@@ -17,6 +17,7 @@ from fusionsam.models.layers import resize
 from fusionsam.structures import Encoded, Frame, ImageFeatures, InputError, Latents, Output, Prompts
 
 WHOLE, ENCODER, DECODER = "fusionsam.onnx", "encoder.onnx", "decoder.onnx"
+WHOLE_INT8 = "fusionsam_int8.onnx"
 Arrays = dict[str, NDArray[Any]]
 
 

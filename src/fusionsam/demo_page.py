@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import itertools
 import logging
 import shutil
@@ -203,7 +204,7 @@ class Handlers:
         """The downloads of this page."""
         if session is None:
             return None
-        mine = self.folder / str(request.session_hash)
+        mine = self.mine(request)
         try:
             mine.mkdir(exist_ok=True)
             # a folder for each answer: what is being downloaded must not change meanwhile
@@ -218,7 +219,12 @@ class Handlers:
     def leave(self, request: gr.Request) -> None:
         """The page was closed: its downloads go."""
         self.newest.pop(str(request.session_hash), None)
-        shutil.rmtree(self.folder / str(request.session_hash), ignore_errors=True)
+        shutil.rmtree(self.mine(request), ignore_errors=True)
+
+    def mine(self, request: gr.Request) -> Path:
+        """The folder of a page's downloads. Gradio hands on whatever name the browser sent, `../..` too, so it is
+        named by a digest."""
+        return self.folder / hashlib.sha256(str(request.session_hash).encode()).hexdigest()[:32]
 
 
 def build(model: FusionSAM, folder: Path) -> gr.Blocks:

@@ -191,11 +191,18 @@ def to_onnx(graph: Whole, metadata: dict[str, str]) -> Any:
 
 
 def write_onnx(graph: Whole, metadata: dict[str, str], path: Path) -> None:
-    """`to_onnx` into a file. InputError as there."""
+    """`to_onnx` into a file. InputError as there, and for a model beyond 2 GB."""
     model = to_onnx(graph, metadata)
     import onnx
 
-    onnx.save(model, str(path))
+    try:
+        onnx.save(model, str(path))
+    except ValueError as error:  # protobuf's limit
+        if "2GB" not in str(error).replace(" ", ""):
+            raise
+        raise InputError(
+            f"{path.name}: would be larger than 2 GB, more than one ONNX file holds; use --backend torch"
+        ) from None
 
 
 def _default_present(model: Any) -> None:

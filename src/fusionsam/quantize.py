@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionsam.backends import WHOLE, metadata, open_session, run_session
+from fusionsam.backends import WHOLE, WHOLE_INT8, metadata, open_session, run_session
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.splits import Entry, entries, pair_entries
 from fusionsam.data.transforms import eval_transform
 from fusionsam.metrics import PROTOCOLS, ConfusionMatrix
 from fusionsam.structures import InputError
 
-WHOLE_INT8 = "fusionsam_int8.onnx"
 PART = "network.image_encoder."
 KINDS = ("Conv", "MatMul", "Gemm")
 
@@ -45,6 +44,7 @@ def quantize(folder: Path, pairs: Path, count: int = 32) -> dict[str, Any]:
     finally:
         part.unlink(missing_ok=True)
     result: dict[str, Any] = {"calibrated_on": len(seen), "measured_on": len(held), "nodes": len(nodes)}
+    result["same_pairs"] = held is seen
     for name, path in (("float", WHOLE), ("int8", WHOLE_INT8)):
         result[name] = measure(open_session(folder / path, threads=1), held, len(facts["classes"]))
         result[name]["megabytes"] = round((folder / path).stat().st_size / 1e6, 2)
@@ -114,6 +114,8 @@ def sentence(result: dict[str, Any]) -> str:
     speed = f"{new['seconds']:.3f} s a pair against {old['seconds']:.3f} ({new['seconds'] / old['seconds']:.2f} x)"
     size = f"{new['megabytes']:.1f} MB against {old['megabytes']:.1f}"
     where = f"{result['measured_on']} pairs, calibrated on {result['calibrated_on']}"
+    if result["same_pairs"]:
+        where += ", the same: no others are there"
     if old["miou"] is None:
         return f"int8: {speed}, {size}; no labels, so no mIoU ({where})"
     change = new["miou"] - old["miou"]

@@ -98,7 +98,9 @@ def main(args: argparse.Namespace) -> int:
     run(app, bound, config.timeout, args.access_log)
     metrics = app.state.service.metrics
     accepted, answered = (metrics.count(counter) for counter in (metrics.accepted, metrics.answered))
-    print(f"fusionsam serve: stopped; {answered} of {accepted} accepted requests answered", flush=True)
+    left = metrics.count(metrics.left)
+    gone = f", {left} clients had gone" if left else ""
+    print(f"fusionsam serve: stopped; {answered} of {accepted} accepted requests answered{gone}", flush=True)
     return 0
 
 

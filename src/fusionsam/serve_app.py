@@ -42,6 +42,8 @@ class Service:
         self.metrics, self.draining = Metrics(), False
         self.sessions = Sessions(config.session_seconds, config.max_sessions, int(config.session_mb * 2**20))
         self.batcher: Batcher | None = None
+        self.uploading = 0
+        self.metrics.gauge("fusionsam_uploading", "Requests whose images arrive", lambda: self.uploading)
         self.metrics.gauge("fusionsam_sessions", "Sessions that are held", lambda: len(self.sessions))
         self.metrics.gauge("fusionsam_session_bytes", "Their memory", lambda: self.sessions.nbytes)
         self.metrics.gauge("fusionsam_in_flight", "Accepted requests", lambda: self.line.accepted)
@@ -102,13 +104,20 @@ class Service:
 
     @asynccontextmanager
     async def form(self, request: Request) -> AsyncIterator[FormData]:
-        """The request's form, unless the line is full already."""
+        """The request's form, unless the line is full already, or twice its length is on its way: uploads lie on
+        disk before they get a place."""
         try:
             self.line.refuse_if_full()
+            if self.uploading >= 2 * self.config.queue:
+                raise Busy(self.line.retry_after())
         except Busy:
             await drain(request)
             raise
-        form = await read_form(request, int(self.config.max_upload_mb * 2**20), self.config.timeout)
+        self.uploading += 1
+        try:
+            form = await read_form(request, int(self.config.max_upload_mb * 2**20), self.config.timeout)
+        finally:
+            self.uploading -= 1
         try:
             yield form
         finally:
@@ -125,6 +134,8 @@ class Service:
                 if task.done():
                     return task.result()
                 if gone.done():
+                    self.metrics.left.inc()
+                    request.scope[ACCEPTED] = False
                     return Response(status_code=499)  # nobody reads it; the log and the counters do
                 retry = self.line.retry_after()
                 raise HTTPException(
@@ -317,7 +328,3 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(Busy)
     async def busy(request: Request, e: Busy) -> Response:
         return error(503, str(e), {"Retry-After": str(e.retry_after)})
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, e: Exception) -> Response:
-        return error(500, "an unexpected error; the server's log holds the details")

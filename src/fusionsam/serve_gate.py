@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fusionsam.serve_uploads import drain
 
+log = logging.getLogger(__name__)
 OPEN = ("/healthz", "/readyz")
 """Answered without a token: probes carry none, and these tell nothing."""
 ROUTES = ("/v1/predict", "/v1/sessions", "/v1/model", "/metrics", "/docs", "/openapi.json", *OPEN)
@@ -50,6 +52,7 @@ class Metrics:
         self.model_seconds = Histogram("fusionsam_model_seconds", "The model's time a batch", **of)  # type: ignore[arg-type]
         self.accepted = Counter("fusionsam_accepted", "Requests that got a place in the line", **of)  # type: ignore[arg-type]
         self.answered = Counter("fusionsam_answered", "Of these, answered to the last byte", **of)  # type: ignore[arg-type]
+        self.left = Counter("fusionsam_left", "Of these, given up because the client had gone", **of)  # type: ignore[arg-type]
 
     def gauge(self, name: str, help: str, value: Callable[[], float]) -> None:
         """A gauge that asks `value` whenever it is read."""
@@ -111,7 +114,14 @@ class Gate:
 
         refusal = self._refusal(scope)
         if refusal is None:
-            await self.app(scope, receive, counted)
+            try:
+                await self.app(scope, receive, counted)
+            except Exception:
+                if not math.isnan(status):  # the answer has begun: only cutting it off tells the client
+                    raise
+                log.exception("%s %s failed", scope["method"], route_of(scope["path"]))
+                answer = error(500, "an unexpected error; the server's log holds the details")
+                await answer(scope, receive, counted)  # here, so that it is counted
         else:
             await drain(Request(scope, receive))
             await refusal(scope, receive, counted)

@@ -69,7 +69,8 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Jobs that have not begun."""
-        return len(self._line)
+        with self._changed:
+            return sum(not future.cancelled() for _, future in self._line)
 
     @property
     def alive(self) -> bool:
@@ -103,6 +104,8 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
+            # what was cancelled holds its images no longer than until the next comes
+            self._line = deque(one for one in self._line if not one[1].cancelled())
             self._line.append((job, future))
             self._changed.notify()
         return future
@@ -139,7 +142,8 @@ class Batcher:
                     and cost + job.cost <= self.max_cost
                 )
                 if not fits:
-                    rest.append((job, future))
+                    if not future.cancelled():
+                        rest.append((job, future))
                 elif future.set_running_or_notify_cancel():
                     batch.append((job, future))
                     cost += job.cost

@@ -89,6 +89,11 @@ async def read_form(request: Request, limit: int, seconds: float) -> FormData:
         raise HTTPException(400, "the connection closed before the whole body had arrived") from None
     except MultiPartException as error:
         raise HTTPException(400, f"the form cannot be read: {error.message.rstrip('.')}") from None
+    except OSError as error:  # large files go to disk while they arrive
+        reason = error.strerror or type(error).__name__
+        raise HTTPException(
+            503, f"the upload cannot be stored ({reason}); try again in 30 s", {"Retry-After": "30"}
+        ) from None
     except (ValueError, KeyError, LookupError, AttributeError, TypeError) as error:  # of headers within the form
         raise HTTPException(
             400, f"the form cannot be read ({type(error).__name__}); send multipart/form-data"

@@ -28,6 +28,9 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 0x0112
 _SAMPLES = 277  # TIFF tag: channels of a pixel
+_PLAIN, _DEFLATE = 1, (8, 32946)  # values of TIFF's tag for the compression
+TILE = 1024 * 1024
+"""Pixels of a TIFF's tile that are decoded however small the picture is."""
 _BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
@@ -76,6 +79,12 @@ def _tiff_header(path: Path) -> tuple[int, int, np.dtype | None]:
             raise InputError(
                 f"{path}: is a TIFF of shape {tuple(series.shape)} ({channels} channels or pages); expected one image "
                 "with 1, 3 or 4 channels; export the visible and the infrared picture as files of their own"
+            )
+        # small pictures may lie in one usual tile (256 or 512 a side), but not in one that is all the file is about
+        if page.tilewidth * page.tilelength > max(TILE, 4 * page.imagewidth * page.imagelength):
+            raise InputError(
+                f"{path}: its header declares {page.imagewidth}x{page.imagelength} pixels in tiles of "
+                f"{page.tilewidth}x{page.tilelength}; save it without tiles"
             )
         return page.imagewidth, page.imagelength, page.dtype
 
@@ -147,16 +156,35 @@ def _load(path: Path) -> Image.Image | Pixels:
 
 
 def _tiff_array(path: Path) -> Pixels | None:
-    """None for a compression that tifffile leaves to an extra package: PIL may know it."""
+    """None for a compression that is not unpacked here within bounds: PIL, whose library bounds it, may know it."""
     try:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages[0]
+            assert isinstance(page, tifffile.TiffPage)
+            if page.compression in _DEFLATE:
+                _bounded_deflate(path, page)
+            elif page.compression != _PLAIN:
+                return None
             array = np.asarray(page.asarray())
             return np.moveaxis(array, 0, -1) if page.axes.startswith("S") else array
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
         return None
+
+
+def _bounded_deflate(path: Path, page: tifffile.TiffPage) -> None:
+    """tifffile unpacks a strip or tile to whatever it holds, so each is unpacked here first, no farther than it may be.
+    InputError for one that holds more."""
+    rows = page.tilelength or min(page.rowsperstrip, page.imagelength)
+    samples = page.samplesperpixel if page.planarconfig == 1 else 1
+    assert page.dtype is not None
+    most = rows * (page.tilewidth or page.imagewidth) * samples * page.dtype.itemsize
+    file = page.parent.filehandle
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        file.seek(offset)
+        if len(zlib.decompressobj().decompress(file.read(count), most + 1)) > most:
+            raise InputError(f"{path}: a part of it unpacks to more pixels than its header declares; fetch it again")
 
 
 def _stretch(path: Path, array: Pixels) -> NDArray[np.uint8]:
