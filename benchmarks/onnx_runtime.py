@@ -2,6 +2,7 @@
 
 python benchmarks/onnx_runtime.py [--weights tiny] [--files DIR] [--pairs DIR] [--rounds 10] [--openvino]
     [--out results/onnx.json]
+python benchmarks/onnx_runtime.py --parity-of vit_b   # random weights; needs 20 GB or so
 
 Both run on one thread and are timed in turns, in CPU seconds (median), so that other work on the machine does not
 count. Peak memory is that of a process of its own that loads the model and predicts once, less the same process'
@@ -135,6 +136,24 @@ def parity(weights: str, folder: Path, exported: bool) -> list[dict[str, Any]] |
         return str(error)
 
 
+def parity_of_random(kind: str, folder: Path) -> list[dict[str, Any]] | str:
+    """`parity` of a preset with random weights."""
+    torch.manual_seed(0)
+    network = FusionSAMNetwork(preset(kind))
+    with torch.no_grad():  # a codebook before its first batch is all zeros: every code is as near as any other
+        network.tokenizer.train()(torch.rand(2, 3, 64, 64), torch.rand(2, 1, 64, 64))
+    network.eval()
+    save_checkpoint(folder / kind, network, {})
+    del network  # it is read again
+    return parity(str(folder / kind), folder / f"{kind}-files", exported=False)
+
+
+def store(out: Path, result: dict[str, Any]) -> None:
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(part, out)
+
+
 def on_pairs(weights: str, folder: Path, pairs: Path) -> dict[str, Any]:
     """Real pairs at their own size, val.txt's where there is such a list: what rounding does to codes shows here."""
     network, _ = load_network(weights)
@@ -166,6 +185,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[480, 640])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--random", nargs="*", default=["debug"], help="presets shown with random weights")
+    parser.add_argument("--parity-of", metavar="PRESET", help="nothing but this preset's parity, with random weights")
     parser.add_argument("--openvino", action="store_true", help="time OpenVINO on the same file, too")
     parser.add_argument("--out", type=Path, default=Path("results/onnx.json"))
     parser.add_argument("--child", choices=["torch", "onnx"], help=argparse.SUPPRESS)
@@ -175,9 +195,20 @@ def main() -> None:
         peak(args.child, args.weights, args.folder, args.size)
         return
     result: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    result |= {"command": f"python {' '.join(sys.argv)}", "commit": commit(), "machine": machine()}
-    result["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
+    about = {"command": f"python {' '.join(sys.argv)}", "commit": commit(), "machine": machine()}
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     shown = result.setdefault("parity", {})
+    if args.parity_of:
+        kind = args.parity_of
+        with tempfile.TemporaryDirectory() as name:
+            rows = parity_of_random(kind, Path(name))
+        facts = {**about, "versions": versions, "peak_gb": round(resident() / 1024, 2)}
+        result.setdefault("parity_alone", {})[kind] = facts
+        shown[f"{kind} (random weights)"] = rows
+        store(args.out, result)
+        print(json.dumps({**facts, "rows": rows}, indent=1))
+        return
+    result |= {**about, "versions": versions}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = args.files or folder / "files"
@@ -190,16 +221,8 @@ def main() -> None:
         if args.openvino:
             result["openvino"] = openvino_time(files, args.size, args.rounds)
         for kind in args.random:
-            torch.manual_seed(0)
-            network = FusionSAMNetwork(preset(kind))
-            with torch.no_grad():  # a codebook before its first batch is all zeros: every code is as near as any other
-                network.tokenizer.train()(torch.rand(2, 3, 64, 64), torch.rand(2, 1, 64, 64))
-            network.eval()
-            save_checkpoint(folder / kind, network, {})
-            shown[f"{kind} (random weights)"] = parity(str(folder / kind), folder / f"{kind}-files", exported=False)
-    part = args.out.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, args.out)
+            shown[f"{kind} (random weights)"] = parity_of_random(kind, folder)
+    store(args.out, result)
     print(json.dumps({key: value for key, value in result.items() if key != "parity"}, indent=1))
 
 

@@ -16,6 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fusionsam.reconstruct import load_tokenizer
+from fusionsam.tokenizer_metrics import bits_per_pixel
+
 COLUMNS = ("psnr", "ssim", "codebook_usage", "perplexity")
 MODALITIES = ("visible", "infrared")
 
@@ -33,21 +36,22 @@ def read_row(run: Path) -> dict[str, Any]:
         values = json.loads(report.read_text())
         stage_2 = {key: values[key] for key in ("miou", "protocol", "interval", "command")}
         stage_2["step"] = json.loads((after / "final" / "training.json").read_text())["step"]
-    return {"row": run.name, **scores, **kept, "stage_2": stage_2}
+    bits = bits_per_pixel(load_tokenizer(str(run / "final"))[0])
+    return {"row": run.name, "bits_per_pixel": bits, **scores, **kept, "stage_2": stage_2}
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
     """One line a row: PSNR (dB), SSIM, share of codes in use (percent) and perplexity, visible then infrared; mIoU
     after the stage 2 that followed."""
-    head = (
-        "| row | steps | " + " | ".join(f"{m} {c}" for m in MODALITIES for c in COLUMNS) + " | stage 2: steps, mIoU |"
-    )
-    lines = [head, "|---" * (3 + len(MODALITIES) * len(COLUMNS)) + "|"]
+    columns = " | ".join(f"{m} {c}".replace("codebook_", "") for m in MODALITIES for c in COLUMNS)
+    head = f"| row | steps | bits a pixel | {columns} | stage 2: steps, mIoU, interval |"
+    lines = [head, "|---" * (4 + len(MODALITIES) * len(COLUMNS)) + "|"]
     for row in rows:
-        values = [row[m][c] for m in MODALITIES for c in COLUMNS]
+        values = [row["bits_per_pixel"], *(row[m][c] for m in MODALITIES for c in COLUMNS)]
         cells = ["" if v is None else f"{v:.3f}" if v < 1 else f"{v:.1f}" for v in values]
         after = row["stage_2"]
-        cells.append("" if after is None else f"{after['step']}, {after['miou']:.2f}")
+        spread = "" if after is None else "-".join(f"{end:.1f}" for end in after["interval"])
+        cells.append("" if after is None else f"{after['step']}, {after['miou']:.1f}, {spread}")
         lines.append(f"| {row['row']} | {row['step']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -101,6 +101,29 @@ def test_commitment_by_gradient_pulls_each_side_with_its_own_weight(training):
     torch.testing.assert_close(quantizer.codebook.grad, torch.tensor([[[-0.05, 0.1], [0.05, 0.1]]]))
 
 
+def test_an_entry_that_no_token_needs_is_replaced_by_a_token():
+    quantizer = hand_made(ema_decay=0.5, dead_code_threshold=0.2).train()
+    far = torch.full_like(quantizer.codebook[0, 0], 50.0)
+    quantizer.codebook.data[0, 0] = quantizer.vq._codebook.embed_avg.data[0, 0] = far
+    tokens = TOKENS + torch.tensor([[0.0, 0.8], [0.0, 1.2]]).reshape(1, 2, 1, 2)  # both next to (1, 1)
+    for _ in range(2):  # its count falls from 1 to 0.5 and 0.25
+        quantizer(tokens)
+    torch.testing.assert_close(quantizer.codebook[0, 0], far, rtol=1e-3, atol=0)
+    quantizer(tokens)
+    moved = quantizer.codebook[0, 0]
+    assert min(float((moved - token).abs().max()) for token in tokens[0].flatten(1).T) < 1e-4
+
+
+def test_a_codebook_begins_with_the_means_of_its_first_batch():
+    torch.manual_seed(4)
+    quantizer = Quantizer(TokenizerConfig(**{**PLAIN, "kmeans_init": True})).train()
+    means = torch.tensor([[-3.0, 2.0], [5.0, 1.0]])
+    tokens = (means[:, None] + 0.1 * torch.randn(2, 40, 2)).flatten(0, 1)
+    quantizer(tokens.T.reshape(1, 2, 8, 10))
+    found = quantizer.codebook[0][quantizer.codebook[0, :, 0].argsort()]
+    torch.testing.assert_close(found, means, rtol=0, atol=0.1)
+
+
 def test_ema_moves_entries_towards_their_tokens():
     quantizer = hand_made(ema_decay=0.5).train()
     quantizer(TOKENS)

@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.models.vgg import cfgs, make_layers
 
-from fusionsam.checkpoint import build_network
+from fusionsam.checkpoint import build_network, save_checkpoint
 from fusionsam.config import Config, LossConfig, preset
 from fusionsam.data.images import write_png
 from fusionsam.data.loader import class_shares, train_loader
@@ -301,8 +302,29 @@ def test_phi_of_an_encoder_is_frozen_and_stays_in_eval(make_debug: Any) -> None:
     assert all(p.grad is None and not p.requires_grad for p in phi.parameters())
     config = settings()
     config.loss.perceptual_weight = 0.1
-    with pytest.raises(InputError, match=r"neither model\.encoder\.weights nor model\.sam_weights"):
+    with pytest.raises(InputError, match="nothing fills the tinyvit image encoder"):
         tokenizer_task(config, 1)
+
+
+def test_phi_is_filled_by_a_sam_of_its_kind_or_a_checkpoint_of_ours(
+    make_debug: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_debug()
+    save_checkpoint(tmp_path / "first", first, {})
+    config = settings()
+    config.loss.perceptual_weight = 0.1
+    config.model.start_from = str(tmp_path / "first")
+    seen, wanted = tokenizer_task(config, 1)._phi[0].state_dict(), first.image_encoder.state_dict()
+    assert all(torch.equal(seen[f"encoder.{name}"], tensor) for name, tensor in wanted.items())
+    config.model.start_from, config.model.sam_weights = None, "sam.pt"
+    monkeypatch.setattr("fusionsam.train.build_network", lambda model: first)
+    for kind, fits in (("tinyvit", True), ("sam", False)):
+        monkeypatch.setattr("fusionsam.foreign.sam_parts", lambda source, kind=kind: SimpleNamespace(encoder_kind=kind))
+        if fits:
+            assert tokenizer_task(config, 1)._phi[0] is not None
+        else:
+            with pytest.raises(InputError, match="nothing fills the tinyvit image encoder"):
+                tokenizer_task(config, 1)
 
 
 # -- whole runs ----------------------------------------------------------------------------------------------------

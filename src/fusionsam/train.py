@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.data import DataLoader
 
+from fusionsam import foreign
 from fusionsam.checkpoint import build_network, commit, locate, save_checkpoint
 from fusionsam.config import Config, DataConfig, TrainConfig, to_dict
 from fusionsam.data.catalog import find
@@ -240,7 +241,8 @@ def open_unlabelled(config: Config) -> tuple[PairDataset, PairDataset]:
 
 
 def tokenizer_task(config: Config, steps: int) -> TokenizerTask:
-    """Stage 1 with Phi of eq. 7: VGG16, or the image encoder that model.encoder.weights or model.sam_weights fill.
+    """Stage 1 with Phi of eq. 7: VGG16, or the image encoder that model.encoder.weights, model.start_from or a
+    model.sam_weights of its kind fill.
 
     InputError where Phi would be an untrained network.
     """
@@ -249,10 +251,14 @@ def tokenizer_task(config: Config, steps: int) -> TokenizerTask:
     if config.loss.perceptual_weight > 0 and config.train.perceptual == "vgg16":
         phi = load_vgg16(config.train.perceptual_weights, config.train.perceptual_input)
     elif config.loss.perceptual_weight > 0:
-        if not (config.model.encoder.weights or config.model.sam_weights):
+        model = config.model
+        filled = bool(model.encoder.weights or model.start_from)
+        if not filled and model.sam_weights:
+            filled = foreign.sam_parts(model.sam_weights).encoder_kind == model.encoder.kind
+        if not filled:
             raise InputError(
-                "train.perceptual: encoder, but neither model.encoder.weights nor model.sam_weights is given; give "
-                "one of them, or vgg16, or loss.perceptual_weight 0"
+                f"train.perceptual: encoder, but nothing fills the {model.encoder.kind} image encoder; give "
+                "model.encoder.weights, or model.sam_weights of that kind, or vgg16, or loss.perceptual_weight 0"
             )
         phi = EncoderLevels(network.image_encoder)
     if phi is not None:
