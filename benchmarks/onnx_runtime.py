@@ -2,7 +2,7 @@
 
 python benchmarks/onnx_runtime.py [--weights tiny] [--files DIR] [--pairs DIR] [--rounds 10] [--openvino]
     [--out results/onnx.json]
-python benchmarks/onnx_runtime.py --parity-of vit_b   # random weights; needs 20 GB or so
+python benchmarks/onnx_runtime.py --parity-of vit_b   # random weights; takes 17 GB
 
 Both run on one thread and are timed in turns, in CPU seconds (median), so that other work on the machine does not
 count. Peak memory is that of a process of its own that loads the model and predicts once, less the same process'
