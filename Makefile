@@ -99,7 +99,7 @@ runs/study/%/evaluation/report.json: runs/study/%/final/training.json
 # Loss terms, codebook sizes and kinds of quantiser in stage 1, and the mIoU of a short stage 2 after each; EXTRA_PAIRS
 # are folders of unlabelled pairs. `make tokenizer-study STAGE_2_STEPS=0` leaves stage 2 out.
 STAGE_2_STEPS ?= 80
-TOKENIZER_STUDY ?= $(basename $(notdir $(wildcard configs/tokenizer_study/*.yaml)))
+TOKENIZER_STUDY ?= $(filter-out stage_2,$(basename $(notdir $(wildcard configs/tokenizer_study/*.yaml))))
 EXTRA_PAIRS ?= [$(DATA)/roadscene, $(DATA)/tno]
 tokenizer-study: $(STAMP) $(TOKENIZER_STUDY:%=runs/tokenizer_study/%/final/training.json) \
 		$(if $(filter 0,$(STAGE_2_STEPS)),,$(TOKENIZER_STUDY:%=runs/tokenizer_stage_2/%/evaluation/report.json))
@@ -114,7 +114,7 @@ runs/tokenizer_study/%/final/training.json: | $(STAMP)
 .PRECIOUS: runs/tokenizer_stage_2/%/final/training.json
 runs/tokenizer_stage_2/%/final/training.json: runs/tokenizer_study/%/final/training.json
 	$(BIN)/fusionsam train --config configs/mfnet_tiny.yaml --config configs/tokenizer_study/base.yaml \
-		--config configs/tokenizer_study/$*.yaml --config configs/tokenizer_study_stage_2.yaml --data.root $(MFNET) \
+		--config configs/tokenizer_study/$*.yaml --config configs/tokenizer_study/stage_2.yaml --data.root $(MFNET) \
 		--model.tokenizer_weights runs/tokenizer_study/$*/final --train.out runs/tokenizer_stage_2/$* \
 		--train.max_steps $(STAGE_2_STEPS) --train.validate_every $(STAGE_2_STEPS) \
 		$$(test ! -e runs/tokenizer_stage_2/$*/last.ckpt || echo --resume)
