@@ -104,11 +104,13 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
-            # what was cancelled holds its images no longer than until the next comes
-            self._line = deque(one for one in self._line if not one[1].cancelled())
+            self._forget_cancelled()  # or their images would be held until the running batch ends
             self._line.append((job, future))
             self._changed.notify()
         return future
+
+    def _forget_cancelled(self) -> None:
+        self._line = deque(one for one in self._line if not one[1].cancelled())
 
     def close(self) -> None:
         """Finish the line, then stop the worker."""
@@ -123,8 +125,7 @@ class Batcher:
         """The oldest job and those equal to it; None once closed and empty."""
         with self._changed:
             while True:
-                while self._line and self._line[0][1].cancelled():
-                    self._line.popleft()
+                self._forget_cancelled()
                 if self._line:
                     break
                 if self._closed:
@@ -142,8 +143,7 @@ class Batcher:
                     and cost + job.cost <= self.max_cost
                 )
                 if not fits:
-                    if not future.cancelled():
-                        rest.append((job, future))
+                    rest.append((job, future))
                 elif future.set_running_or_notify_cancel():
                     batch.append((job, future))
                     cost += job.cost
