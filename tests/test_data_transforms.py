@@ -91,7 +91,7 @@ def test_padding_lies_outside_of_the_image_only():
 @given(seed=st.integers(0, 2**31))
 def test_the_same_generator_seed_gives_the_same_item(seed):
     sample, other = draw_scene(0, 2, (96, 128)), draw_scene(0, 4, (96, 128))
-    config = DataConfig(crop=(61, 83), photometric=1.0, modality_dropout=0.2, shift=3, paste=1.0)
+    config = DataConfig(crop=(61, 83), photometric=1.0, modality_dropout=0.2, shift=3, paste=1.0, harsh=1.0)
     transform = TrainTransform(config, range(1, 9))
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -116,6 +116,30 @@ def test_dropped_modalities_are_zero_and_as_frequent_as_configured():
         assert present[1] or not infrared.any()
         gone += ~present
     assert (gone / 600 - 0.2).abs().max() < 0.06
+
+
+def test_harsh_changes_each_camera_in_every_way_it_names_and_none_by_default():
+    sample = draw_scene(0, 0, (96, 128))
+    quiet = replace(PLAIN, scale=(1.0, 1.0), flip=0.0, rare_crop=0.0, crop=(96, 128))
+    plain = TrainTransform(quiet, [1])(sample, _generator(0))
+    assert torch.equal(plain[0], eval_transform(sample)[0])
+    assert torch.equal(plain[1], eval_transform(sample)[1])
+    harsh = TrainTransform(replace(quiet, harsh=1.0), [1])
+    generator, dead, saturated, rougher, smoother, foggy = _generator(0), 0, 0, 0, 0, 0
+    roughness = plain[0].diff(dim=-1).abs().mean()
+    for _ in range(60):
+        visible, infrared, label, present, _ = harsh(sample, generator)
+        assert present.all()
+        assert torch.equal(label, plain[2])
+        assert not torch.equal(visible, plain[0])
+        assert not torch.equal(infrared, plain[1])
+        dead += int(float(infrared.max()) == float(infrared.min()))
+        saturated += int((visible == 1).float().mean() > 0.2)
+        rougher += int(visible.diff(dim=-1).abs().mean() > 1.5 * roughness)
+        smoother += int(visible.diff(dim=-1).abs().mean() < 0.9 * roughness)
+        foggy += int(visible[:, :8].std() < 0.5 * plain[0][:, :8].std())
+    assert min(dead, saturated, rougher, smoother, foggy) > 0
+    assert dead < 30
 
 
 def test_rare_crops_hold_the_rare_class():

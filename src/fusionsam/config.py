@@ -267,6 +267,9 @@ class DataConfig:
     """Probability of a mirror image."""
     photometric: float = 0.8
     """Probability of brightness, contrast, gamma, noise changes, drawn per modality."""
+    harsh: float = 0.0
+    """Probability, drawn per modality, of one strong disturbance on top: exposure, noise, blur, fog, a dead infrared
+    frame."""
     modality_dropout: float = 0.1
     """Probability that visible is dropped, and the same again for infrared; never both."""
     shift: int = 0

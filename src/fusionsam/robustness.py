@@ -19,17 +19,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as V
 from tqdm import tqdm
 
 from fusionsam import checkpoint, reports
 from fusionsam.data.catalog import CATALOG
 from fusionsam.data.dataset import PairDataset
+from fusionsam.data.disturbances import blur, fog, noise
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluate import EvaluateConfig, check_classes, digest, leak_guard, open_labelled
 from fusionsam.metrics import PROTOCOLS, ConfusionMatrix, ImageMatrices, bootstrap_miou, headline, iou, plain
-from fusionsam.models.layers import luma
 from fusionsam.predict import FusionSAM
 from fusionsam.report_formats import Row, Table, to_markdown, write_table
 from fusionsam.structures import InputError
@@ -57,30 +55,6 @@ def shift(image: Tensor, down: int, right: int) -> Tensor:
     rows = (torch.arange(height) - down).clamp(0, height - 1)
     columns = (torch.arange(width) - right).clamp(0, width - 1)
     return image[:, rows][:, :, columns]
-
-
-def noise(image: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
-    """Gaussian noise of `deviation` (of the range 1) on every value, clipped to [0, 1]."""
-    return (image + deviation * torch.randn(image.shape, generator=generator)).clamp(0, 1)
-
-
-def blur(image: Tensor, deviation: float) -> Tensor:
-    """Gaussian blur, `deviation` in pixels, kernel of 6 deviations."""
-    size = 2 * round(3 * deviation) + 1
-    return V.gaussian_blur_image(image, [size, size], [deviation, deviation]).clamp(0, 1)
-
-
-def fog(image: Tensor, depth: float, generator: torch.Generator) -> Tensor:
-    """Koschmieder's law, I t + A (1 - t) with t = exp(-d): d falls from `depth` at the top, which is far away in a
-    street, to a tenth at the bottom, in drifts (a random field of 5 x 7 values between 0.6 and 1.4 as factor); the
-    airlight A is the image's own 95 % luma, so that fog is dark at night, but not below 0.15."""
-    height, width = image.shape[-2:]
-    drifts = 0.6 + 0.8 * torch.rand(1, 1, 5, 7, generator=generator)
-    field = F.interpolate(drifts, (height, width), mode="bilinear", align_corners=True)[0]
-    distance = torch.linspace(1, 0.1, height)[None, :, None]
-    kept = torch.exp(-depth * distance * field)
-    light = luma(image[None]).flatten().quantile(0.95).clamp(min=0.15)
-    return image * kept + light * (1 - kept)
 
 
 def _shifted(pixels: int) -> Condition:

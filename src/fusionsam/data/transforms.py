@@ -15,9 +15,9 @@ from torchvision.transforms.v2 import functional as F
 
 from fusionsam.config import DataConfig
 from fusionsam.data.dataset import IGNORE, Item
+from fusionsam.data.disturbances import LUMA, harsh
 from fusionsam.structures import Sample
 
-_LUMA = torch.tensor([0.299, 0.587, 0.114])
 _PASTE_LUMA = 40.0  # grey levels; a day car pasted into a night would teach an impossible scene
 
 
@@ -36,7 +36,8 @@ def eval_transform(sample: Sample) -> Item:
 
 
 class TrainTransform:
-    """Random resize, crop, flip, misalignment, photometric changes, modality dropout and pasting, as DataConfig says.
+    """Random resize, crop, flip, misalignment, photometric and harsh changes, modality dropout,
+    pasting, as DataConfig says.
 
     `foreground` are the class ids at which rare crops aim and of which objects are pasted."""
 
@@ -60,6 +61,10 @@ class TrainTransform:
             light = _photometric(light, generator)
         if _chance(generator, config.photometric):
             heat = _photometric(heat, generator)
+        if config.harsh and _chance(generator, config.harsh):
+            light = harsh(light, generator)
+        if config.harsh and _chance(generator, config.harsh):
+            heat = harsh(heat, generator)
         if present.all():
             draw = _uniform(generator)
             if draw < 2 * config.modality_dropout:
@@ -146,7 +151,7 @@ class TrainTransform:
             return target
         source = self._geometry(other, generator)
         chosen = self._rare_class(source[2].as_subclass(Tensor).long(), generator)
-        luma = [(_LUMA[:, None, None] * image.as_subclass(Tensor)).sum(0).mean() for image in (target[0], source[0])]
+        luma = [(LUMA[:, None, None] * image.as_subclass(Tensor)).sum(0).mean() for image in (target[0], source[0])]
         if chosen is None or abs(luma[0] - luma[1]) > _PASTE_LUMA:
             return target
         where = source[2].as_subclass(Tensor) == chosen
