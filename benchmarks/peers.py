@@ -107,11 +107,11 @@ def machine() -> dict[str, Any]:
 
 
 def settings_of(peer: str, files: list[str], flags: list[str]) -> Config:
-    """The configuration, without dropping or displacing the only image where there is one."""
+    """The configuration, without dropping, displacing or destroying the only image where there is one."""
     config = read_settings(files[0], *(word for file in files[1:] for word in ("--config", file)), *flags)
     config.data.extra_pairs = []  # they make no fused picture, so pairs without a label teach them nothing
     if peer in ("visible", "infrared"):
-        config.data.modality_dropout, config.data.shift = 0.0, 0
+        config.data.modality_dropout, config.data.shift, config.data.harsh = 0.0, 0, 0.0
     return config
 
 

@@ -130,11 +130,11 @@ def weights_file() -> Path:
     return next((Path(package.__file__).parent / "models").glob("*.pth"))
 
 
-def test_alone_an_image_is_neither_dropped_nor_shifted():
+def test_alone_an_image_is_neither_dropped_nor_shifted_nor_destroyed():
     configs = [str(ROOT / "configs/mfnet_tiny.yaml")]
     both, single = (peers.settings_of(peer, configs, []) for peer in ("early", "infrared"))
-    assert (both.data.modality_dropout, both.data.shift) == (0.1, 4)
-    assert (single.data.modality_dropout, single.data.shift) == (0.0, 0)
+    assert (both.data.modality_dropout, both.data.shift, both.data.harsh) == (0.1, 4, 0.1)
+    assert (single.data.modality_dropout, single.data.shift, single.data.harsh) == (0.0, 0, 0.0)
 
 
 class Power(Exception):
