@@ -353,8 +353,9 @@ class Power(Exception):
     """Gone."""
 
 
+@pytest.mark.parametrize(("minutes", "saved"), [("5", 3), ("0", 4)], ids=["by the validation", "between validations"])
 def test_resume_is_exact_with_two_optimisers(
-    scenes: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    minutes: str, saved: int, scenes: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = TokenizerTask.on_train_batch_start
 
@@ -363,14 +364,14 @@ def test_resume_is_exact_with_two_optimisers(
             raise Power
         start(self, batch, batch_idx)
 
-    out = tmp_path / "broken"
+    out, time_between = tmp_path / "broken", f"--train.checkpoint_minutes={minutes}"
     with monkeypatch.context() as patch:
         patch.setattr(TokenizerTask, "on_train_batch_start", failing)
         with pytest.raises(Power):
-            run(scenes, out)
-    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == 3
+            run(scenes, out, time_between)
+    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == saved
     torch.manual_seed(99)  # whatever the new process drew before
-    run(scenes, out, resume=True)
+    run(scenes, out, time_between, resume=True)
     ours, theirs = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (out, unbroken))
     assert ours["global_step"] == theirs["global_step"] == STEPS
     assert [n for n, t in theirs["state_dict"].items() if not torch.equal(ours["state_dict"][n], t)] == []

@@ -11,13 +11,12 @@ import time
 import warnings
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.data import DataLoader
@@ -90,11 +89,13 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class BestWeights(Callback):
-    """Keeps the weights of the best validation as a checkpoint folder, ready for predict and evaluate; and the hours
-    this run has had over all its sessions."""
+    """Keeps the weights of the best validation as a checkpoint folder, ready for predict and evaluate; the hours this
+    run has had over all its sessions; and last.ckpt, at every validation and every `minutes` between (Lightning's
+    ModelCheckpoint does not look at the clock where a task steps its optimisers itself, as stage 1 does)."""
 
-    def __init__(self, folder: Path, card: dict[str, Any], seen: Fingerprints) -> None:
-        self.folder, self.card, self.seen = folder, card, seen
+    def __init__(self, folder: Path, card: dict[str, Any], seen: Fingerprints, minutes: float) -> None:
+        self.folder, self.card, self.seen, self.minutes = folder, card, seen, minutes
+        self.saved = time.monotonic()
         self.best = -math.inf
         self.validated = -1  # step of the latest validation
         self.seconds = 0.0
@@ -133,7 +134,18 @@ class BestWeights(Callback):
             if score > self.best:
                 self.best = score
                 self.save(trainer, pl_module, self.folder / "best")
+        self._save_last(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A checkpoint to resume from if it is time, by the first device's clock."""
+        if trainer.strategy.broadcast(time.monotonic() - self.saved >= 60 * self.minutes):
+            self._save_last(trainer)
+
+    def _save_last(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.folder / LAST, weights_only=False)  # every device takes part
+        self.saved = time.monotonic()
 
     def _write_line(self, trainer: L.Trainer) -> None:
         """Append to history.jsonl; lines from this step on are of a session that was killed after its checkpoint."""
@@ -330,7 +342,7 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
         )
     card = {"command": command, "commit": commit(), "seed": config.train.seed, "config": to_dict(config)}
     earlier = [locate(source) for source in (config.model.tokenizer_weights, config.model.start_from) if source]
-    best = BestWeights(out, card, of_training(train_set, earlier))
+    best = BestWeights(out, card, of_training(train_set, earlier), config.train.checkpoint_minutes)
     trainer = L.Trainer(
         accelerator=config.train.accelerator,
         devices=int(config.train.devices) if str(config.train.devices).isdigit() else config.train.devices,
@@ -345,6 +357,7 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
         gradient_clip_val=None if stage_1 else config.train.gradient_clip or None,  # stage 1 clips each player itself
         log_every_n_steps=min(10, steps),
         use_distributed_sampler=False,
+        enable_checkpointing=False,  # BestWeights does it
         plugins=[WholeFiles()],
         logger=[
             CSVLogger(out, name="logs", version=_session(out / "logs")),
@@ -352,12 +365,6 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
         ],
         callbacks=[
             best,
-            ModelCheckpoint(
-                dirpath=out,
-                filename="last",
-                train_time_interval=timedelta(minutes=config.train.checkpoint_minutes),
-                enable_version_counter=False,
-            ),
             *([] if stage_1 else [LearningRateMonitor("step")]),
             *([FrozenTokenizer()] if config.train.freeze_tokenizer else []),
             TQDMProgressBar(refresh_rate=1 if steps < 200 else 10),
