@@ -222,6 +222,32 @@ def test_finite_scalar_quantisation():
         ScalarQuantizer(TokenizerConfig(codebook_size=20000))
 
 
+@pytest.mark.parametrize(("asked", "made"), [(256, 240), (1024, 1000), (4096, 4375), (8192, 4375), (8400, 15360)])
+def test_the_levels_of_scalar_quantisation_are_those_nearest_to_what_was_asked(asked, made):
+    assert ScalarQuantizer(TokenizerConfig(codebook_size=asked)).size == made
+
+
+def test_scalar_quantisation_starts_from_the_first_batch_of_a_training_and_only_there():
+    torch.manual_seed(3)
+    z = 0.01 * torch.randn(2, 64, 24, 24) + 0.5  # as a new encoder gives them: close together, off centre
+    started, plain = ScalarQuantizer(TokenizerConfig()), ScalarQuantizer(TokenizerConfig(kmeans_init=False))
+    untouched = started.fsq.project_in.weight.clone()
+    started.eval()(z)
+    assert torch.equal(started.fsq.project_in.weight, untouched)
+    used = {name: len(q.train()(z)[1].unique()) for name, q in (("started", started), ("plain", plain))}
+    assert used["started"] > 300 > 30 > used["plain"]
+    x = started.fsq.project_in(z.flatten(2).transpose(1, 2)).flatten(0, 1)
+    torch.testing.assert_close(x.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(x.std(0), torch.ones(4), atol=1e-3, rtol=0)
+    kept = started.fsq.project_in.weight.clone()
+    started(5 * z)  # a later batch starts nothing again, nor does a checkpoint that was loaded
+    loaded = ScalarQuantizer(TokenizerConfig())
+    loaded.load_state_dict(started.state_dict())
+    loaded.train()(5 * z)
+    assert torch.equal(started.fsq.project_in.weight, kept)
+    assert torch.equal(loaded.fsq.project_in.weight, kept)
+
+
 def test_codebooks_must_divide_the_widths():
     with pytest.raises(InputError, match=r"model\.tokenizer\.codebooks: 5 .* 12 "):
         Quantizer(TokenizerConfig(**{**SMALL, "codebooks": 5}))

@@ -44,7 +44,7 @@ class TokenizerConfig:
     dead_code_threshold: float = 0.5
     """Codes whose moving count falls below this are restarted from the batch; 0 = never."""
     kmeans_init: bool = True
-    """Start the codebook with k-means on the first batch."""
+    """Start from the first batch: the codebook with k-means; fsq's latents spread over its levels."""
     shared_codebook: bool = False
     """One codebook for both modalities instead of one each."""
     commitment_beta: float = 0.25

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -108,22 +110,38 @@ class Quantizer(nn.Module):
 class ScalarQuantizer(nn.Module):
     """Finite scalar quantisation (arXiv 2309.15505) in the place of eq. 3; it needs no commitment term.
 
-    The levels are the paper's for about 2^8, 2^10, 2^12, 2^14 codes: the smallest set that holds `codebook_size`.
+    The levels are the paper's for about 2^8, 2^10, 2^12, 2^14 codes: the set nearest to `codebook_size`. As k-means
+    does for a codebook, the first batch of a training spreads the latents over the levels (mean 0, deviation 1 before
+    the tanh): new encoders give small latents, which would all fall on the few codes in the middle.
     """
 
     LEVELS = ((8, 6, 5), (8, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5))
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        sizes = [int(torch.tensor(levels).prod()) for levels in self.LEVELS]
-        choice = next((i for i, size in enumerate(sizes) if size >= config.codebook_size), None)
-        if choice is None:
+        sizes = [math.prod(levels) for levels in self.LEVELS]
+        if config.codebook_size > sizes[-1]:
             raise InputError(f"model.tokenizer.codebook_size: {config.codebook_size} exceeds fsq's largest {sizes[-1]}")
+        choice = min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i] / config.codebook_size)))
         self.size = sizes[choice]
         self.fsq = FSQ(levels=list(self.LEVELS[choice]), dim=config.dim)
+        self.begun: Tensor
+        self.register_buffer("begun", torch.tensor(not config.kmeans_init))
+
+    @torch.no_grad()
+    def _begin(self, z: Tensor) -> None:
+        """Scale project_in so that its output on z has mean 0 and deviation 1 in every dimension."""
+        layer = self.fsq.project_in
+        x = layer(z.flatten(2).transpose(1, 2)).flatten(0, 1)
+        deviation = x.std(0).clamp(min=1e-6)
+        layer.weight.div_(deviation[:, None])
+        layer.bias.sub_(x.mean(0)).div_(deviation)
+        self.begun.fill_(True)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z (B,d,h,w) -> quantised (B,d,h,w), codes (B,h,w,1), commitment 0."""
+        if self.training and not bool(self.begun):
+            self._begin(z)
         quantised, codes = self.fsq(z)
         return quantised, codes.long().unsqueeze(-1), z.new_zeros(())
 
