@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -50,13 +52,57 @@ def test_what_does_not_fit_is_named_in_full(values, told):
         ({"palette": [(0, 0, 0)]}, "model.palette: 1 colours for 9 model.classes"),
         ({"foreground": [1, 9, -1]}, r"model.foreground: ids \[9, -1\] are not among the 9"),
         ({"tokenizer": TokenizerConfig(dim=66)}, "model.fusion.heads: 4 does not divide model.tokenizer.dim 66"),
-        ({"max_side": 63}, "model.max_side: 63 is below 64"),
+        ({"max_side": 63}, "model.max_side: 63; expected 64 to 4096"),
     ],
 )
 def test_impossible_pairs_are_refused_by_name(changes, told):
     with pytest.raises(InputError, match=told):
         ModelConfig(**changes)
     assert ModelConfig(max_side=64).max_side == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("train.batch_size", 0, "at least 1"),
+        ("train.max_steps", -1, "at least 1"),  # Lightning would train for ever
+        ("train.lr", float("nan"), "at least 0"),
+        ("train.ema_decay", 1.5, "0 to 1"),
+        ("train.seed", -1, "0 to 4.29497e+09"),
+        ("data.modality_dropout", 0.6, "0 to 0.5"),
+        ("data.crop", [352, 8], "16 to 4096"),
+        ("data.scale", [0, 1], "0.01 to 100"),
+        ("data.scale", [2, 1], "the smaller factor first"),
+        ("loss.dice_weight", -0.1, "at least 0"),
+        ("model.tokenizer.codebook_size", 0, "at least 1"),
+        ("model.fusion.picture_dilations", [2, 0], "at least 1"),
+        ("model.prompts.points", 100000, "0 to 1000"),
+    ],
+)
+def test_a_number_out_of_its_bounds_is_refused_by_name(name, value, expected):
+    values = {}
+    inner = values
+    for part in name.split(".")[:-1]:
+        inner = inner.setdefault(part, {})
+    inner[name.split(".")[-1]] = value
+    with pytest.raises(InputError) as caught:
+        from_dict(Config, values, "a.yaml")
+    assert str(caught.value).startswith(f"{name}: ")
+    assert str(caught.value).endswith(f"; expected {expected}")
+
+
+def test_every_number_has_bounds_that_its_default_keeps():
+    config = Config()
+    held = set(fusionsam.config._BOUNDS)
+    found = set()
+    for part in (config.model, *vars(config.model).values(), config.data, config.loss, config.train):
+        if section := getattr(part, "section", None):
+            hints = get_type_hints(type(part))
+            numbers = {n for n in vars(part) if re.search(r"\b(int|float)\b", str(hints[n]))}
+            found |= {f"{section}.{n}" for n in numbers}
+    unbounded = {"model.palette", "model.foreground", "model.decoder.logit_scale", "train.devices"}
+    assert found - held == unbounded  # the first two have checks of their own, devices are Lightning's
+    assert held <= found
 
 
 def test_positions_need_four_channels_each():
@@ -104,9 +150,10 @@ def test_there_are_experiment_files():
 def test_every_setting_has_its_help_text():
     """The docstring under a field is the help text of the command line: none may be missing."""
     for node in ast.parse(inspect.getsource(fusionsam.config)).body:
-        if not isinstance(node, ast.ClassDef) or node.name == "Config":
+        if not isinstance(node, ast.ClassDef) or node.name in ("Config", "_Bounded"):
             continue
         for field, after in zip(node.body, [*node.body[1:], None], strict=True):
-            if isinstance(field, ast.AnnAssign) and not ast.unparse(field.annotation).endswith("Config"):
+            kind = ast.unparse(field.annotation) if isinstance(field, ast.AnnAssign) else "Config"
+            if not kind.endswith("Config") and not kind.startswith("ClassVar"):
                 documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                 assert documented, f"{node.name}.{field.target.id}"

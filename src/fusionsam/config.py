@@ -5,18 +5,84 @@ A YAML file or a flag overrides any field; the resolved configuration is stored 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from fusionsam.structures import InputError
 
 
+def _numbers() -> dict[str, tuple[float, float]]:
+    """Full name of a setting -> smallest and largest value, of each part where it has several."""
+    sections: dict[tuple[float, float], dict[str, str]] = {
+        (0, math.inf): {
+            "model.tokenizer": "blocks codebook_tokens dead_code_threshold commitment_beta",
+            "model.prompts": "separation",
+            "loss": "dice_weight fot_weight prompt_weight fusion_weight intensity_weight gradient_weight color_weight "
+            "ssim_weight reconstruction_weight commitment_weight perceptual_weight adversarial_weight "
+            "class_weight_power",
+            "data": "shift workers",
+            "train": "epochs lr encoder_lr_factor sam_lr_factor weight_decay warmup_steps gradient_clip "
+            "checkpoint_minutes adversarial_start",
+        },
+        (1, math.inf): {
+            "model.tokenizer": "dim width codebook_size codebook_dim codebooks",
+            "model.fusion": "heads kv_stride picture_width picture_dilations",
+            "model.encoder": "lora_rank dims depths",
+            "model.decoder": "hidden mlp_dim heads layers",
+            "model.head": "width",
+            "train": "max_steps batch_size validate_every num_nodes discriminator_width discriminator_stages",
+        },
+        (0, 1): {
+            "model.tokenizer": "ema_decay",
+            "model.prompts": "threshold dropout",
+            "model.head": "dropout",
+            "loss": "reconstruction_share perceptual_share",
+            "data": "flip photometric harsh rare_crop rare_sampling paste extra_share",
+            "train": "ema_decay",
+        },
+        (0, 0.5): {"data": "modality_dropout"},
+        (0, 1000): {"model.prompts": "points"},
+        (0.01, 100): {"data": "scale", "model.fusion": "ffn_ratio"},
+        (16, 4096): {"data": "crop"},
+        (64, 4096): {"model": "max_side"},
+        (0, 2**32 - 1): {"train": "seed"},
+    }
+    return {
+        f"{section}.{name}": bounds
+        for bounds, found in sections.items()
+        for section, names in found.items()
+        for name in names.split()
+    }
+
+
+_BOUNDS = _numbers()
+
+
+@dataclass  # jsonargparse takes a class for settings only if its bases are such, too
+class _Bounded:
+    """A section of the settings whose numbers are held to `_BOUNDS`."""
+
+    section: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """InputError for a number out of its bounds, named as the user typed it."""
+        for key, value in vars(self).items():
+            low, high = _BOUNDS.get(f"{self.section}.{key}", (-math.inf, math.inf))
+            parts = value if isinstance(value, tuple | list) else [value]
+            if any(isinstance(part, int | float) and not low <= part <= high for part in parts):
+                wanted = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+                raise InputError(f"{self.section}.{key}: {value}; expected {wanted}")
+
+
 @dataclass
-class TokenizerConfig:
+class TokenizerConfig(_Bounded):
     """LSTG, latent space token generation (eq. 2-9)."""
+
+    section: ClassVar[str] = "model.tokenizer"
 
     tokens: Literal["quantized", "continuous", "pixels"] = "quantized"
     """What goes on to fusion: quantised latents (eq. 3), the encoder's continuous ones, or patch-embedded raw pixels
@@ -52,8 +118,10 @@ class TokenizerConfig:
 
 
 @dataclass
-class FusionConfig:
+class FusionConfig(_Bounded):
     """FMP, fusion mask prompting (eq. 10-13)."""
+
+    section: ClassVar[str] = "model.fusion"
 
     kind: Literal["fmp", "concat"] = "fmp"
     """Both cross-attention units, or ablation (B): the two latents concatenated and convolved."""
@@ -73,8 +141,10 @@ class FusionConfig:
 
 
 @dataclass
-class PromptConfig:
+class PromptConfig(_Bounded):
     """How SAM is prompted (section "Prompts" of the documentation)."""
+
+    section: ClassVar[str] = "model.prompts"
 
     mode: Literal["self", "none"] = "self"
     """self: the model's own points and box beside the mask prompt; none: the mask prompt only."""
@@ -93,8 +163,10 @@ class PromptConfig:
 
 
 @dataclass
-class EncoderConfig:
+class EncoderConfig(_Bounded):
     """SAM's image encoder."""
+
+    section: ClassVar[str] = "model.encoder"
 
     kind: Literal["tinyvit", "timm", "sam", "sam2"] = "timm"
     """MobileSAM's TinyViT, a convolutional backbone of timm, SAM's ViT or SAM2's Hiera (both from transformers)."""
@@ -119,8 +191,10 @@ class EncoderConfig:
 
 
 @dataclass
-class DecoderConfig:
+class DecoderConfig(_Bounded):
     """SAM's prompt encoder and mask decoder with full-fledged output tokens."""
+
+    section: ClassVar[str] = "model.decoder"
 
     hidden: int = 256
     """E, embedding width (SAM: 256)."""
@@ -137,8 +211,10 @@ class DecoderConfig:
 
 
 @dataclass
-class HeadConfig:
+class HeadConfig(_Bounded):
     """The MLP classification head."""
+
+    section: ClassVar[str] = "model.head"
 
     width: int = 96
     """Hidden channels."""
@@ -149,8 +225,10 @@ class HeadConfig:
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(_Bounded):
     """The whole network."""
+
+    section: ClassVar[str] = "model"
 
     preset: str = "tiny"
     """Name of the preset this began as."""
@@ -187,7 +265,8 @@ class ModelConfig:
     """Larger inputs are segmented on a copy reduced to this longer side; the fused picture keeps the full size."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible pairs of settings, named as the user typed them."""
+        """Refuse impossible settings, named as the user typed them."""
+        super().__post_init__()
         if len(self.classes) != len(self.palette):
             raise InputError(
                 f"model.palette: {len(self.palette)} colours for {len(self.classes)} model.classes; give one each"
@@ -201,13 +280,13 @@ class ModelConfig:
             )
         if self.tokenizer.dim % 4:
             raise InputError(f"model.tokenizer.dim: {self.tokenizer.dim} must be a multiple of 4 (2-D positions)")
-        if self.max_side < 64:
-            raise InputError(f"model.max_side: {self.max_side} is below 64, the smallest input")
 
 
 @dataclass
-class LossConfig:
+class LossConfig(_Bounded):
     """Weights of the joint objective (eq. 1)."""
+
+    section: ClassVar[str] = "loss"
 
     segmentation: Literal["ce_dice", "ce_lovasz", "focal_dice"] = "ce_dice"
     """f_s on the head's logits."""
@@ -246,8 +325,10 @@ class LossConfig:
 
 
 @dataclass
-class DataConfig:
+class DataConfig(_Bounded):
     """Which pairs, and how they are varied."""
+
+    section: ClassVar[str] = "data"
 
     dataset: Literal["mfnet", "msrs", "fmb", "pst900", "pairs", "manifest"] = "mfnet"
     """Row of the catalogue."""
@@ -290,10 +371,18 @@ class DataConfig:
     allow_train_test_leak_and_know_that_scores_are_worthless: bool = False
     """Train although ids or content are shared between the splits."""
 
+    def __post_init__(self) -> None:
+        """InputError for impossible settings."""
+        super().__post_init__()
+        if self.scale[0] > self.scale[1]:
+            raise InputError(f"data.scale: {self.scale}; expected the smaller factor first")
+
 
 @dataclass
-class TrainConfig:
+class TrainConfig(_Bounded):
     """The optimisation."""
+
+    section: ClassVar[str] = "train"
 
     stage: Literal["segmentation", "tokenizer"] = "segmentation"
     """Joint training (stage 2), or LSTG alone as a VQ-GAN (stage 1)."""
