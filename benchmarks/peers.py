@@ -289,6 +289,8 @@ def robustness_of_peer(config: EvaluateConfig, folder: Path, others: list[str]) 
     """The table of `fusionsam robustness` for a peer, as Markdown; files in `config.out`."""
     network, card = load_peer(folder)
     data = open_labelled(config)
+    tables, out = [robustness.read_table(path) for path in others], Path(str(config.out))
+    robustness.require_usable(out, tables, data, config.seed, config.bootstrap)
     guard = leak_guard(config, data.entries, [card])
     values = robustness.measure(predictor(network), data, seed=config.seed, bootstrap=config.bootstrap)
     values = {
@@ -296,8 +298,7 @@ def robustness_of_peer(config: EvaluateConfig, folder: Path, others: list[str]) 
         "weights_sha256": digest(folder / WEIGHTS), "notes": guard["notes"], "commit": commit(),
         "command": config.command,
     }  # fmt: skip
-    made = robustness.write(values, Path(str(config.out)), [robustness.read_table(path) for path in others])
-    return robustness.to_markdown(made)
+    return robustness.to_markdown(robustness.write(values, out, tables))
 
 
 def _parser() -> argparse.ArgumentParser:

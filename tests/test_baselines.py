@@ -204,6 +204,18 @@ def test_a_self_run_on_the_fused_picture_names_its_prompts_and_classes(sam2, str
     assert set(np.unique(painted)) <= {0, *np.unique(predicted)}
 
 
+def test_weights_with_the_classes_in_another_order_do_not_vote(sam2, street, tmp_path, make_debug):
+    def exchanged(config):
+        config.classes[1], config.classes[2] = config.classes[2], config.classes[1]
+
+    ours = save_checkpoint(tmp_path / "ours", make_debug(exchanged), {})
+    config = BaselineConfig(
+        str(sam2[1]), "mfnet", street, tmp_path / "out", weights=str(ours), bootstrap=0, device="cpu"
+    )
+    with pytest.raises(InputError, match="class 1 is 'person', in data set mfnet it is 'car'"):
+        baseline(config)
+
+
 def test_what_is_no_sam_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(InputError, match="'bert' model; give a SamModel"):

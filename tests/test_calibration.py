@@ -134,3 +134,5 @@ def test_a_dry_run_leaves_the_checkpoint(tmp_path: Path, make_debug, capsys):
     assert main(["calibrate", *given]) == 0
     assert (weights / "training.json").read_bytes() == before
     assert "ECE" in capsys.readouterr().out
+    assert main(["calibrate", *given, "--seed", "-1"]) == 2
+    assert "--seed: -1; expected at least 0" in capsys.readouterr().err

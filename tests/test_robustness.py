@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fusionsam.cli import main
 from fusionsam.data.dataset import PairDataset, open_split
@@ -143,7 +145,7 @@ def test_tables_stand_beside_one_another_only_for_the_same_pictures(scenes, tmp_
     beside = table(values, [{**values, "title": "rival"}])
     assert beside.columns[-1] == "rival"
     assert beside.rows[0].cells[1] == beside.rows[0].cells[-1]
-    with pytest.raises(InputError, match="other images, seed or protocol"):
+    with pytest.raises(InputError, match="--against rival: its seed is 1, here it is 0; measure it on this split"):
         table(values, [{**values, "title": "rival", "seed": 1}])
     (tmp_path / "robustness.json").write_text('{"conditions": {"full": 3}}')
     with pytest.raises(InputError, match="no table of fusionsam robustness"):
@@ -151,8 +153,6 @@ def test_tables_stand_beside_one_another_only_for_the_same_pictures(scenes, tmp_
 
 
 def test_the_full_row_is_what_evaluate_says(root, tmp_path, make_debug):
-    import json
-
     from fusionsam.checkpoint import save_checkpoint
 
     weights = save_checkpoint(tmp_path / "weights", make_debug(), {})
@@ -165,11 +165,55 @@ def test_the_full_row_is_what_evaluate_says(root, tmp_path, make_debug):
     # the worst pairs come in order, and their pictures show five panels of 96 pixels at least
     listed = json.loads((tmp_path / "a" / "worst" / "worst.json").read_text())
     assert [w["miou"] for w in listed] == sorted(w["miou"] for w in listed)
-    from PIL import Image
-
     drawn = sorted((tmp_path / "a" / "worst").glob("*.png"))
     assert [path.stem for path in drawn] == [f"{n:02d}_{w['id']}" for n, w in enumerate(listed, 1)]
     assert Image.open(drawn[0]).width >= 5 * 96
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (["--seed", "-1"], "--seed -1, --bootstrap 0: expected at least 0"),
+        (["--bootstrap", "-5"], "--seed 0, --bootstrap -5: expected at least 0"),
+        (["--against", "OTHER"], "--against rival: its split_ids_sha256 is x, here it is"),
+        (["--out", "FILE"], "file/x: cannot be written (Not a directory); choose another --out"),
+    ],
+)
+def test_what_would_spoil_the_table_is_told_before_anything_is_measured(
+    changed, told, root, scenes, tmp_path, make_debug, monkeypatch, capsys
+):
+    from fusionsam import robustness
+    from fusionsam.checkpoint import save_checkpoint
+
+    values = measure(warm, scenes, ["visible only"], bootstrap=0)
+    write({**values, "title": "rival"}, tmp_path / "other")
+    (tmp_path / "other" / "robustness.json").write_text(
+        json.dumps({**values, "title": "rival", "split_ids_sha256": "x"})
+    )
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(robustness, "measure", lambda *_: pytest.fail("measured"))
+    weights = save_checkpoint(tmp_path / "weights", make_debug(), {})
+    given = ["--weights", str(weights), "--dataset", "mfnet", "--root", str(root), "--bootstrap", "0"]
+    places = {"OTHER": str(tmp_path / "other"), "FILE": str(tmp_path / "file" / "x")}
+    more = [places.get(word, word) for word in changed]
+    assert main(["robustness", *given, "--out", str(tmp_path / "out"), *more]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told in error
+
+
+def test_fmb_is_scored_by_its_own_protocol(tmp_path):
+    for folder in ("Visible", "Infrared", "Label"):
+        (tmp_path / "test" / folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(2):
+        label = rng.integers(0, 15, (64, 96), dtype=np.uint8)
+        label[label == 13] = 0  # bicycle, which the official test split has not
+        for folder, array in (("Visible", label * 9), ("Infrared", label * 9), ("Label", label)):
+            Image.fromarray(array).save(tmp_path / "test" / folder / f"0000{index}.png")
+    data = open_split("fmb", tmp_path, "test")
+    found = measure(lambda v, i: np.zeros((64, 96), np.int64), data, ["visible only"], bootstrap=3)
+    assert found["protocol"] == "14-present"
+    assert 0 <= found["conditions"]["full"]["miou"] < 20
 
 
 def test_an_unknown_condition_is_named(scenes):

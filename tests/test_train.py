@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from fusionsam.cli import main
@@ -81,7 +83,7 @@ class Power(Exception):
 @pytest.mark.parametrize(
     ("stop", "minutes"),
     [(4, "5"), (5, "0"), (4, "0")],
-    ids=["saved by the validation", "saved between validations", "saved before and by the validation"],
+    ids=["saved by the validation", "saved between validations", "saved always"],
 )
 def test_k_steps_resume_k_steps_are_2k_steps(
     stop: int, minutes: str, scenes: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -108,6 +110,22 @@ def test_k_steps_resume_k_steps_are_2k_steps(
     assert results(out)[2][-1]["step"] == STEPS
     card = json.loads((out / "final" / "training.json").read_text())
     assert (card["step"], card["command"]) == (STEPS, "a test")
+
+
+def test_a_run_killed_in_a_validation_makes_up_for_it(
+    scenes: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: SegmentationTask, batch: Any, batch_index: int) -> None:
+        raise Power
+
+    out, often = tmp_path / "broken", "--train.checkpoint_minutes=0"
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "validation_step", failing)
+        with pytest.raises(Power):
+            run(scenes, out, often)
+    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == 3  # step 4 is the one that is validated
+    run(scenes, out, often, resume=True)
+    assert_same(out, unbroken)
 
 
 def test_killed_command_resumes_to_the_same_numbers(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
@@ -210,6 +228,29 @@ def test_an_encoder_that_would_stay_random_is_refused(training: str, scenes: Pat
         run(scenes, tmp_path / "random", f"--model.encoder.training={training}")
 
 
+def test_lstg_that_would_stay_random_is_refused(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^train\.freeze_tokenizer: true, but LSTG would stay random; give"):
+        run(scenes, tmp_path / "random", "--train.freeze_tokenizer=true")
+    assert not (tmp_path / "random").exists()
+    once = ["--train.freeze_tokenizer=true", "--train.max_steps=1", f"--model.start_from={unbroken / 'final'}"]
+    assert (run(scenes, tmp_path / "given", *once) / "final").is_dir()
+
+
+def test_a_pair_without_label_in_a_validation_split_is_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, kinds in (("train", ("visible", "infrared", "label")), ("val", ("visible", "infrared"))):
+        for kind in kinds:
+            (tmp_path / "pairs" / split / kind).mkdir(parents=True)
+            array = rng.integers(0, 9 if kind == "label" else 255, (96, 128), dtype=np.uint8)
+            Image.fromarray(array).save(tmp_path / "pairs" / split / kind / f"{split}.png")
+    (tmp_path / "classes.yaml").write_text(
+        yaml.safe_dump({"classes": Config().model.classes, "palette": [list(c) for c in Config().model.palette]})
+    )
+    more = ["--data.dataset=pairs", f"--data.class_file={tmp_path / 'classes.yaml'}"]
+    with pytest.raises(InputError, match=r"data\.val_split: val of 'val' has no label"):
+        run(tmp_path / "pairs", tmp_path / "run", *more)
+
+
 def test_usage_is_the_percentage_of_codes_that_were_chosen(make_debug: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     network = make_debug()
     task = SegmentationTask(network, Config(model=network.config), 7, torch.full((9,), 1 / 9))
@@ -289,6 +330,10 @@ def test_a_run_is_not_overwritten_and_its_settings_hold(scenes: Path, unbroken: 
         run(scenes, unbroken, "--train.lr=1", "--model.head.width=17", resume=True)
     with pytest.raises(InputError, match=r"no last.ckpt to resume from"):
         run(scenes, tmp_path / "new", resume=True)
+    epochs = run(scenes, tmp_path / "epochs", "--train.max_steps=null", "--train.epochs=0.2", "--train.devices=1")
+    by_epochs = ["--train.max_steps=null", "--train.epochs=0.2", "--train.devices=2"]
+    with pytest.raises(InputError, match=r"^train\.devices x train\.num_nodes: differs"):
+        run(scenes, epochs, *by_epochs, resume=True)
     assert (unbroken / "last.ckpt").stat().st_mtime_ns == before
 
 

@@ -30,7 +30,7 @@ from fusionsam.data.catalog import CATALOG, DatasetRow
 from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
-from fusionsam.evaluate import EvaluateConfig, evaluate, leak_guard
+from fusionsam.evaluate import EvaluateConfig, check_classes, evaluate, leak_guard
 from fusionsam.models.plain_sam import PlainSam
 from fusionsam.models.prompts import oracle_prompts
 from fusionsam.predict import FusionSAM, Prediction, choose_device
@@ -209,11 +209,8 @@ def _paint(config: BaselineConfig, data: PairDataset, folder: Path) -> None:
         return
     device = choose_device(config.device)
     model = FusionSAM.from_pretrained(config.weights, device) if _uses_network(config) else None
-    if model is not None and config.prompts == "self" and len(model.config.classes) != data.row.num_classes:
-        raise InputError(
-            f"weights {config.weights}: {len(model.config.classes)} classes, data set {data.row.name} has "
-            f"{data.row.num_classes}; give weights trained for these classes"
-        )
+    if model is not None and config.prompts == "self":
+        check_classes(model, config.weights, data.row)
     sam = PlainSam.open(config.sam, device)
     for index in tqdm(todo, desc=f"{config.image}, {config.prompts} prompts", unit="image"):
         sample = data[index]

@@ -164,6 +164,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """`fusionsam calibrate`."""
+    if args.seed < 0:
+        raise InputError(f"--seed: {args.seed}; expected at least 0")
     model = FusionSAM.from_pretrained(args.weights, args.device)
     config = EvaluateConfig(args.dataset, args.root, args.split, [args.weights], class_file=args.class_file)
     data = open_labelled(config)

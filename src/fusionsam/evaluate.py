@@ -161,12 +161,17 @@ def _check(config: EvaluateConfig) -> None:
             f"bootstrap: {config.bootstrap} draws; expected at least 1 (0 = no interval, without --against)"
         )
     if config.out is not None:
-        try:
-            Path(config.out).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=config.out):
-                pass
-        except OSError as error:
-            raise InputError(f"{config.out}: cannot be written ({error.strerror}); choose another --out") from error
+        require_writable(config.out)
+
+
+def require_writable(out: str | Path) -> None:
+    """Make the folder `out`; InputError where nothing can be written into it."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def check_classes(model: FusionSAM, source: str | Path, row: DatasetRow) -> None:

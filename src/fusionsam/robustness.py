@@ -26,7 +26,7 @@ from fusionsam.data.catalog import CATALOG
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.disturbances import blur, fog, noise
 from fusionsam.data.transforms import to_unit
-from fusionsam.evaluate import EvaluateConfig, check_classes, digest, leak_guard, open_labelled
+from fusionsam.evaluate import EvaluateConfig, check_classes, digest, leak_guard, open_labelled, require_writable
 from fusionsam.metrics import PROTOCOLS, ConfusionMatrix, ImageMatrices, bootstrap_miou, headline, iou, plain
 from fusionsam.predict import FusionSAM
 from fusionsam.report_formats import Row, Table, to_markdown, write_table
@@ -98,6 +98,35 @@ def disturb(name: str, visible: Tensor, infrared: Tensor, image_id: str, seed: i
     return first, second
 
 
+def require_usable(
+    out: Path, others: Sequence[Mapping[str, Any]], data: PairDataset, seed: int = 0, bootstrap: int = 1000
+) -> None:
+    """What could spoil the table after everything has been measured, asked before. InputError for a negative seed or
+    number of resamples, tables of other images or another seed, and an `out` that cannot be written."""
+    assert data.row is not None
+    if seed < 0 or bootstrap < 0:
+        raise InputError(f"--seed {seed}, --bootstrap {bootstrap}: expected at least 0")
+    require_same(others, {**_images(data), "seed": seed})
+    require_writable(out)
+
+
+def require_same(others: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> None:
+    """InputError for a table of `others` that differs from `values` in what makes it comparable."""
+    for other in others:
+        for key in ("dataset", "split_ids_sha256", "protocol", "seed"):
+            if key in values and other.get(key) != values[key]:
+                raise InputError(
+                    f"--against {other['title']}: its {key} is {other.get(key)}, here it is {values[key]}; "
+                    "measure it on this split with this seed"
+                )
+
+
+def _images(data: PairDataset) -> dict[str, Any]:
+    assert data.row is not None
+    ids_digest = reports.split_digest([entry.id for entry in data.entries])
+    return {"dataset": data.row.name, "split_ids_sha256": ids_digest, "n_images": len(data)}
+
+
 def measure(
     predict: Predict,
     data: PairDataset,
@@ -133,7 +162,7 @@ def measure(
                 images[name].add(sample.id, totals[name].update(ids, sample.label))
             progress.update()
     progress.close()
-    protocol = headline(data.row.name, bool((totals["full"].matrix.sum(1) > 0).all()))
+    protocol = headline(data.row.name, totals["full"].matrix.sum(1) > 0)
     rows: dict[str, Any] = {}
     for name in names:
         rows[name] = {"note": CONDITIONS[name].note, "miou": None, "interval": None, "difference": None, "share": None}
@@ -148,9 +177,7 @@ def measure(
     for row in rows.values():
         if row["miou"] is not None and whole:
             row |= {"difference": row["miou"] - whole, "share": 100 * row["miou"] / whole}
-    ids_digest = reports.split_digest([entry.id for entry in data.entries])
-    about = {"dataset": data.row.name, "split_ids_sha256": ids_digest, "n_images": len(data)}
-    return {**about, "protocol": protocol, "unit": "percent", "seed": seed, "conditions": rows}
+    return {**_images(data), "protocol": protocol, "unit": "percent", "seed": seed, "conditions": rows}
 
 
 def read_table(path: str | Path) -> dict[str, Any]:
@@ -167,9 +194,7 @@ def read_table(path: str | Path) -> dict[str, Any]:
 
 def table(values: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> Table:
     """One row a condition, with a column for each of `others`. InputError if they are of other images or protocols."""
-    for other in others:
-        if any(other.get(key) != values[key] for key in ("dataset", "split_ids_sha256", "protocol", "seed")):
-            raise InputError(f"--against {other['title']}: other images, seed or protocol; measure it on this split")
+    require_same(others, values)
     rows, group = [], f"{values['dataset']}, {values['n_images']} pairs, protocol {values['protocol']}"
     for name, row in values["conditions"].items():
         rivals = [other["conditions"].get(name, {}).get("miou") for other in others]
@@ -235,6 +260,7 @@ def main(args: argparse.Namespace) -> int:
     data = open_labelled(config)
     assert data.row is not None
     check_classes(model, args.weights, data.row)
+    require_usable(args.out, others, data, args.seed, args.bootstrap)
     guard = leak_guard(config, data.entries, [model.card])
     values = measure(network_predictor(model, args.prompts), data, args.conditions, args.seed, args.bootstrap)
     values = {

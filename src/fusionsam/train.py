@@ -139,7 +139,10 @@ class BestWeights(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A checkpoint to resume from if it is time, by the first device's clock."""
+        """A checkpoint to resume from if it is time, by the first device's clock. Not at a step that is validated next:
+        a run resumed from there would miss that validation, and after it one is written anyhow."""
+        if trainer.global_step % int(trainer.val_check_interval) == 0:  # in steps, see train()
+            return
         if trainer.strategy.broadcast(time.monotonic() - self.saved >= 60 * self.minutes):
             self._save_last(trainer)
 
@@ -180,8 +183,11 @@ def total_steps(config: Config, pairs: int) -> int:
     """Optimiser steps of a run: max_steps, or epochs over `pairs` training pairs, batch_size a step and device."""
     if config.train.max_steps is not None:
         return config.train.max_steps
-    world = (given_devices(config.train) or 1) * config.train.num_nodes
-    return max(1, math.ceil(config.train.epochs * pairs / (config.train.batch_size * world)))
+    return max(1, math.ceil(config.train.epochs * pairs / (config.train.batch_size * _world(config.train))))
+
+
+def _world(train: TrainConfig) -> int:
+    return (given_devices(train) or 1) * train.num_nodes
 
 
 def given_devices(train: TrainConfig) -> int | None:
@@ -238,6 +244,11 @@ def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
                 f"model.classes: {len(config.model.classes)} classes, data set {data.dataset} has {split.num_classes}; "
                 "use a configuration made for this data set"
             )
+    unlabelled = next((entry.id for entry in lists[data.val_split] if entry.label is None), None)
+    if unlabelled is not None:
+        raise InputError(
+            f"data.val_split: {unlabelled} of {data.val_split!r} has no label; add it, or take the pair off the list"
+        )
     return opened[0], opened[1]
 
 
@@ -288,7 +299,10 @@ def _keep_settings(out: Path, config: Config, resume: bool) -> None:
     """Write the resolved settings into the run's folder, or hold a resumed run to the ones it began with."""
     file = out / SETTINGS
     if resume and file.exists():
-        changed = set(differences(to_dict(read_settings(file)), to_dict(config))) - _FREE_ON_RESUME
+        begun = read_settings(file)
+        changed = set(differences(to_dict(begun), to_dict(config))) - _FREE_ON_RESUME
+        if config.train.max_steps is None and _world(begun.train) != _world(config.train):
+            changed |= {"train.devices x train.num_nodes"}  # by epochs the number of steps hangs on them
         if changed:
             raise InputError(
                 f"{', '.join(sorted(changed))}: differs from {file}, so the run cannot go on to the same numbers; "
@@ -325,6 +339,16 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     stage_1 = config.train.stage == "tokenizer"
     if config.train.freeze_tokenizer and stage_1:
         raise InputError("train.freeze_tokenizer: there is nothing else to train in stage tokenizer; set it to false")
+    model = config.model
+    if (
+        config.train.freeze_tokenizer
+        and model.tokenizer.tokens != "pixels"
+        and not (model.tokenizer_weights or model.start_from)
+    ):
+        raise InputError(
+            "train.freeze_tokenizer: true, but LSTG would stay random; give model.tokenizer_weights (a checkpoint of "
+            "stage 1, or tiny) or model.start_from, or set it to false"
+        )
     train_set, val_set = open_unlabelled(config) if stage_1 else open_data(config)
     _keep_settings(out, config, resume)
     learnt = [entry for entry in train_set.entries if stage_1 or entry.label is not None]
