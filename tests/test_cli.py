@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -149,8 +153,33 @@ def test_interrupt_is_130_and_a_programming_error_is_not_hidden(
     assert capsys.readouterr().err == "fusionsam: interrupted\n"
     assert answer(InputError("a.png: found\ntwo lines")) == 2
     assert capsys.readouterr().err == "fusionsam: error: a.png: found two lines\n"
+    assert answer(PermissionError(13, "Permission denied", "/a/b")) == 2
+    said = "fusionsam: error: /a/b: Permission denied; check the path and its permissions\n"
+    assert capsys.readouterr().err == said
     with pytest.raises(ValueError, match="a bug"):
         answer(ValueError("a bug"))
+    with pytest.raises(OSError, match="no file"):
+        answer(OSError("no file in it"))
+
+
+def test_a_terminated_command_cleans_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[Path] = []
+
+    def waiting(argv: list[str]) -> int:
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            left.extend(tmp_path.iterdir())
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        return 0
+
+    monkeypatch.setattr(cli, "run", waiting)
+    assert main([]) == 143
+    assert left
+    assert not any(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert capsys.readouterr().err == ""
 
 
 def test_commands_without_their_module_are_not_offered(

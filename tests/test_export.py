@@ -169,6 +169,35 @@ def test_what_an_exported_model_cannot_do_is_said(
     assert "--backend torch" in capsys.readouterr().err
 
 
+def test_a_bad_calibration_folder_is_told_before_the_export(made: Made, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("fusionsam.export.write", lambda *_: pytest.fail("exported"))
+    given = ["export", "--weights", str(made.weights), "--out", str(tmp_path), "--quantize", "int8", "--calibrate"]
+    assert cli.main([*given, str(tmp_path / "typo")]) == 2
+    assert "--calibrate" in capsys.readouterr().err
+    assert cli.main([*given, str(tmp_path), "--calibration-pairs", "0"]) == 2
+    assert "--calibration-pairs: found 0" in capsys.readouterr().err
+
+
+def test_an_int8_model_stays_beside_its_own_weights_and_goes_with_others(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / backends.WHOLE_INT8
+    weights = backends.metadata(open_session(made.files / WHOLE))["weights"]
+    for name, stays in ((weights, True), ("others", False), ("", False)):
+        shutil.copy(made.files / WHOLE, path)
+        export._drop_stale(path, name)
+        assert path.exists() == stays
+    path.write_bytes(b"no model")
+    export._drop_stale(path, weights)
+    assert not path.exists()
+    export._drop_stale(path, weights)  # none there
+
+
+def test_exchanged_halves_are_named(made: Made, tmp_path: Path) -> None:
+    for name in (ENCODER, DECODER):
+        shutil.copy(made.files / ENCODER, tmp_path / name)
+    with pytest.raises(InputError, match=r"decoder.onnx: gives .*, and no logits; export the model again"):
+        OnnxNetwork(tmp_path)
+
+
 def test_int8_touches_the_image_encoder_alone_and_reports_its_price(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """Prediction: the Python class, the files the command writes, and every kind of bad input a user can hand it."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from fusionsam.checkpoint import save_checkpoint
 from fusionsam.cli import main
 from fusionsam.config import preset
+from fusionsam.data.images import write_png
 from fusionsam.data.synthetic import draw_scene
 from fusionsam.models.fusionsam import FusionSAMNetwork
 from fusionsam.predict import FusionSAM, pairs_to_predict, read_prompts
@@ -150,6 +152,83 @@ def test_folders_are_resumed_and_redone_only_when_asked(pair, weights, tmp_path,
     assert json.loads((tmp_path / "o" / "one.json").read_text())["prompts"]["source"] == "none"
 
 
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ({"v.json": b'{"shapes": []}'}, "v.json: was not written by predict"),
+        ({"v.json": b"[1]"}, "v.json: was not written by predict"),
+        ({"v_labels.png": b"somebody's labels"}, "v_labels.png: is there, and no v.json of ours"),
+    ],
+)
+def test_files_of_other_people_are_not_overwritten_unless_asked(pair, weights, tmp_path, capsys, there, said):
+    (tmp_path / "o").mkdir()
+    for name, content in there.items():
+        (tmp_path / "o" / name).write_bytes(content)
+    flags = ("--visible", tmp_path / "v.png", "--out", tmp_path / "o", "--weights", weights)
+    assert predict(*flags) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "choose another --out, or --overwrite" in error
+    assert {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()} == there
+    assert predict(*flags, "--overwrite") == 0
+    assert json.loads((tmp_path / "o" / "v.json").read_text())["name"] == "v"
+
+
+def test_no_result_replaces_an_input(pair, weights, tmp_path, capsys):
+    (tmp_path / "d").mkdir()
+    Image.fromarray(pair[0]).save(tmp_path / "d" / "a.png")
+    Image.fromarray(pair[1]).save(tmp_path / "d" / "a_labels.png")
+    before = {path: path.read_bytes() for path in (tmp_path / "d").iterdir()}
+    flags = ("--visible", tmp_path / "d" / "a.png", "--infrared", tmp_path / "d" / "a_labels.png")
+    assert predict(*flags, "--out", tmp_path / "d", "--weights", weights, "--overwrite") == 2
+    assert "a_labels.png: would be overwritten by a result of that name" in capsys.readouterr().err
+    assert predict("--visible", tmp_path / "d", "--out", tmp_path / "e" / ".." / "d", "--weights", weights) == 2
+    assert "is the folder of the inputs" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "d").iterdir()} == before
+
+
+def test_an_interrupted_rerun_leaves_the_earlier_results_and_nothing_else(pair, weights, tmp_path, monkeypatch):
+    both = ("--visible", tmp_path / "v.png", "--infrared", tmp_path / "i.png")
+    rest = ("--out", tmp_path / "o", "--weights", weights)
+    assert predict(*both, *rest, "--confidence-map") == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()}
+    written = []
+
+    def interrupted(path, array):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_png(path, array)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fusionsam.predict.write_png", interrupted)
+        assert predict(*both[:2], *rest) == 130
+    assert {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()} == before
+    assert predict(*both[:2], *rest) == 0
+    after = {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()}
+    # the confidence map of the earlier run would not be of these pictures
+    assert sorted(after) == ["v.json", "v_fused.png", "v_labels.png", "v_overlay.png"]
+    assert json.loads(after["v.json"])["run"]["infrared"] is None
+
+
+def test_only_what_is_whole_and_of_these_files_counts_as_done(pair, weights, tmp_path, capsys):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pair[0]).save(tmp_path / folder / "v.png")
+    for folder in ("one", "two"):
+        os.utime(tmp_path / folder / "v.png", (1, 1))  # as an archive unpacks them: equal size and time
+    rest = ("--out", tmp_path / "o", "--weights", weights)
+    assert predict("--visible", tmp_path / "one", *rest) == 0
+    (tmp_path / "o" / "v_labels.png").unlink()
+    assert predict("--visible", tmp_path / "one", *rest) == 0
+    assert "1 pair " in capsys.readouterr().out.splitlines()[-1]
+    assert (tmp_path / "o" / "v_labels.png").is_file()
+    assert predict("--visible", tmp_path / "two", *rest) == 2
+    error = capsys.readouterr().err
+    assert f"is of {tmp_path / 'one' / 'v.png'}, not of {tmp_path / 'two' / 'v.png'}" in error
+    assert predict("--visible", tmp_path / "two", *rest, "--overwrite") == 0
+
+
 @pytest.mark.parametrize("left_out", ["--visible", "--infrared"])
 def test_one_modality_may_be_left_out(pair, weights, tmp_path, left_out):
     both = {"--visible": tmp_path / "v.png", "--infrared": tmp_path / "i.png"}
@@ -206,6 +285,48 @@ def test_prompts_object_through_python(model, pair):
     own = Prompts(points=torch.tensor([[[60.0, 40.0]]]), point_labels=torch.tensor([[1]]), source="user")
     assert model.predict(*pair, prompts=own).prompts.source == "user"
     assert model.predict(*pair, prompts="none").prompts.points is None
+
+
+def test_prompts_as_a_dictionary_are_those_of_a_file(model, pair):
+    given = {"points": [[60, 40]], "boxes": [[10, 20, 80, 90]]}
+    found = model.predict(*pair, prompts=given).prompts
+    assert (found.source, found.points.tolist(), found.boxes.tolist()) == ("user", [[[60, 40]]], [[[10, 20, 80, 90]]])
+    with pytest.raises(InputError, match="prompts: points of this pair lie outside of its 131x97 pixels"):
+        model.predict(*pair, prompts={"points": [[60, 97]]})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (7, "prompts: found int; expected self, none"),
+        ([[60, 40]], "prompts: found list; expected"),
+        (Prompts(points=[[[1.0, 2.0]]], point_labels=torch.tensor([[1]])), r"prompts\.points: found list, expected a"),
+        (
+            Prompts(torch.tensor([[[1.0, float("nan")]]]), torch.tensor([[1]])),
+            r"prompts\.points: holds values that are",
+        ),
+        (Prompts(boxes=torch.full((1, 1, 4), float("inf"))), r"prompts\.boxes: holds values that are"),
+        (Prompts(torch.ones(2, 1, 2), torch.ones(2, 1, dtype=torch.long)), "2 rows of prompts for 1"),
+        (Prompts(torch.ones(1, 1, 2), torch.full((1, 1), 7)), r"prompts\.point_labels: found 7"),
+    ],
+)
+def test_prompts_that_are_none_are_refused(model, pair, given, said):
+    with pytest.raises(InputError, match=said):
+        model.predict(*pair, prompts=given)
+
+
+def test_a_misspelt_backend_is_not_pytorch(weights):
+    with pytest.raises(InputError, match="backend 'onxx': expected torch or onnx"):
+        FusionSAM.from_pretrained(weights, "cpu", "onxx")
+
+
+def test_a_pil_picture_is_upright_as_its_file(model, pair, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pair[0]).save(tmp_path / "turned.png", exif=exif)
+    from_file = model.predict(tmp_path / "turned.png", None)
+    assert from_file.labels.shape == (W, H)
+    np.testing.assert_array_equal(model.predict(Image.open(tmp_path / "turned.png"), None).fused, from_file.fused)
 
 
 def png_header(width, height):
@@ -301,6 +422,15 @@ def test_sixteen_bit_and_palette_images_work(pair, weights, tmp_path):
         (lambda f: ["--visible", f / "v.png", "--out", f / "v.png" / "sub"], ["v.png", "another --out"]),
         (lambda f: ["--visible", f / "v.png", "--device", "abacus"], ["abacus"]),
         (lambda f: ["--visible", f / "v.png", "--prompts", f / "i.png"], ["i.png", "not JSON"]),
+        (lambda f: ["--visible", f / "v.png", "--prompts", "[" * 300], ["File name too long"]),
+        (lambda f: ["--visible", f / "v.png", "--device", "meta"], ["device 'meta': not usable here"]),
+        (lambda f: ["--visible", f / "v.png", "--fps", "3"], ["--fps", "--video"]),
+        (lambda f: ["--rgbt", f / "nope.png"], ["nope.png: no such file or folder"]),
+        (lambda f: ["--visible", f / ("n" * 300)], ["File name too long"]),
+        (lambda f: ["--visible", ""], ["--visible: an empty path was given"]),
+        (lambda f: ["--visible", f / "empty"], ["empty: holds no image (.png"]),
+        (lambda f: ["--rgbt", f / "empty"], ["empty: holds no image (.png"]),
+        (lambda f: ["--visible", f / "broken"], ["gone.png: cannot be read (No such file"]),
     ],
 )
 def test_impossible_requests_get_one_line_and_exit_code_2(pair, weights, tmp_path, capsys, arrange, said):
@@ -308,6 +438,9 @@ def test_impossible_requests_get_one_line_and_exit_code_2(pair, weights, tmp_pat
         (tmp_path / side).mkdir()
         Image.fromarray(pair[0]).save(tmp_path / side / "both.png")
     Image.fromarray(pair[0]).save(tmp_path / "a" / "lone.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     flags = arrange(tmp_path)
     for flag, value in (("--out", tmp_path / "o"), ("--weights", weights)):
         if flag not in flags:

@@ -66,6 +66,25 @@ def test_figures_equal_skimage_on_the_written_pictures(pairs: Path) -> None:
         assert summary[modality]["psnr"] == pytest.approx(np.mean(values), abs=1e-3)
 
 
+def test_neither_inputs_nor_files_of_other_people_are_overwritten(pairs: Path) -> None:
+    weights = str(stage_1(pairs / "weights"))
+    (pairs / "ir" / "a.png").rename(pairs / "vi" / "a_infrared.png")
+    before = (pairs / "vi" / "a_infrared.png").read_bytes()
+    with pytest.raises(InputError, match=r"a_infrared.png: would be overwritten by a result of that name"):
+        run(pairs / "vi" / "a.png", pairs / "vi" / "a_infrared.png", pairs / "vi", weights, "cpu")
+    with pytest.raises(InputError, match=r"vi: is the folder of the inputs"):
+        run(pairs / "vi", None, pairs / "vi", weights, "cpu")
+    assert (pairs / "vi" / "a_infrared.png").read_bytes() == before
+    (pairs / "out").mkdir()
+    (pairs / "out" / "summary.json").write_text('{"total": 3}')
+    with pytest.raises(InputError, match=r"summary.json: was not written by reconstruct"):
+        run(pairs / "vi", None, pairs / "out", weights, "cpu")
+    assert [path.name for path in (pairs / "out").iterdir()] == ["summary.json"]
+    (pairs / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: holds no image"):
+        run(pairs / "empty", None, pairs / "new", weights, "cpu")
+
+
 def test_codes_picture_lies_over_the_image_and_usage_is_counted_over_all_images(pairs: Path) -> None:
     folder, out = stage_1(pairs / "weights"), pairs / "out"
     summary = run(pairs / "vi", None, out, str(folder), "cpu")

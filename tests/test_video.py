@@ -103,6 +103,21 @@ def test_films_are_their_frames(weights, scenes, folders, tmp_path):
     np.testing.assert_array_equal(np.stack(from_films), np.stack(from_folders))
 
 
+def test_a_film_is_named_after_its_whole_folder_and_replaced_only_when_asked(
+    weights, scenes, folders, tmp_path, capsys
+):
+    renamed = folders[0].rename(tmp_path / "run.1")
+    given = ("--visible", renamed, "--out", tmp_path / "o", "--weights", weights)
+    assert predict(*given) == 0
+    film = tmp_path / "o" / "run.1_overlay.mp4"
+    before = film.read_bytes()
+    assert predict(*given, "--fps", 3) == 2
+    assert f"{film}: is there; choose another --out, or --overwrite" in capsys.readouterr().err
+    assert film.read_bytes() == before
+    assert predict(*given, "--fps", 3, "--overwrite") == 0
+    assert decoded(film)[1] == 3
+
+
 def test_one_film_alone(model, weights, scenes, tmp_path):
     heat = films(scenes, tmp_path / "films")[1]
     assert predict("--infrared", heat, "--out", tmp_path / "o", "--weights", weights) == 0

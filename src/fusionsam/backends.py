@@ -90,6 +90,9 @@ class OnnxNetwork(FusionSAMNetwork):
         self.encoder_session = open_session(Path(folder) / encoder)
         self.decoder_session = open_session(Path(folder) / DECODER)
         self.facts = metadata(self.encoder_session)
+        for session, mark, name in ((self.encoder_session, "z_f", encoder), (self.decoder_session, "logits", DECODER)):
+            if mark not in (found := [item.name for item in session.get_outputs()]):
+                raise InputError(f"{folder}/{name}: gives {', '.join(found)}, and no {mark}; export the model again")
         if metadata(self.decoder_session)["weights"] != self.facts["weights"]:
             raise InputError(f"{folder}: {encoder} and {DECODER} are of different weights; export them again")
         self.config = from_dict(ModelConfig, self.facts["config"], f"{folder}/{encoder}")

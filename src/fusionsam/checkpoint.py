@@ -168,6 +168,10 @@ def read_checkpoint(source: str | Path) -> tuple[dict[str, Tensor], ModelConfig,
     except (SafetensorError, OSError, yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:120]
         raise InputError(f"weights {folder}: cannot be read ({reason}); give an intact checkpoint folder") from None
+    if not isinstance(card, dict) or not isinstance(card.get("config", {}), dict):
+        raise InputError(
+            f"{folder / CARD}: is no training card (a mapping was expected); give an intact checkpoint folder"
+        )
     tensors = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
     return tensors, from_dict(ModelConfig, raw, str(folder / CONFIG)), card
 

@@ -13,7 +13,11 @@ import importlib
 import importlib.util
 import os
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -34,7 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("answer pairs over HTTP", "serve"),
     "demo": ("try the model in a browser", "demo"),
 }
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class UsageError(Exception):
@@ -118,8 +122,26 @@ def run(argv: list[str]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The console entry: exit code 0, 2 for bad input (one line on stderr), 130 when interrupted, or the command's
-    own."""
+    """The console entry: exit code 0, 2 for bad input (one line on stderr), 130 when interrupted, 143 when terminated,
+    or the command's own."""
+    with _cleaning_up():
+        return _answer(argv)
+
+
+@contextmanager
+def _cleaning_up() -> Iterator[None]:
+    """SIGTERM unwinds the stack as Ctrl+C does, so that temporary files go; some commands set their own."""
+    usual = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if usual:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _answer(argv: list[str] | None) -> int:
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except SystemExit as exit:  # --help has been printed
@@ -131,6 +153,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _say(f"error: {error.filename}: {error.strerror}; check the path and its permissions", 2)
     except ValueError as error:
         from fusionsam.structures import InputError  # its module imports torch: not before it is needed
 

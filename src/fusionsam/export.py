@@ -26,6 +26,7 @@ from fusionsam.backends import (
     WHOLE_INT8,
     Arrays,
     OnnxNetwork,
+    metadata,
     open_session,
     run_session,
     runtime,
@@ -50,19 +51,30 @@ def write(network: FusionSAMNetwork, out: Path, facts: dict[str, Any] | None = N
 
     InputError if a file differs by more than the limits, if ONNX Runtime refuses it, or if `out` cannot be written.
     """
-    metadata = {"fusionsam": json.dumps(describe(network, facts or {}))}
+    about = {"fusionsam": json.dumps(describe(network, facts or {}))}
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
             for name, kind in ((WHOLE, Whole), (ENCODER, EncoderHalf), (DECODER, DecoderHalf)):
-                write_onnx(kind(network), metadata, Path(folder) / name)
+                write_onnx(kind(network), about, Path(folder) / name)
             found = compare(network, Path(folder))
             for name in (WHOLE, ENCODER, DECODER):
                 os.replace(Path(folder) / name, out / name)
-            (out / WHOLE_INT8).unlink(missing_ok=True)  # one of other weights would pass for theirs
+            _drop_stale(out / WHOLE_INT8, (facts or {}).get("weights", ""))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     return found
+
+
+def _drop_stale(path: Path, weights: str) -> None:
+    """Remove an int8 model of other weights, which would pass for one of these."""
+    if path.is_file():
+        try:
+            kept = bool(weights) and metadata(open_session(path))["weights"] == weights
+        except InputError:
+            kept = False
+        if not kept:
+            path.unlink()
 
 
 def describe(network: FusionSAMNetwork, facts: dict[str, Any]) -> dict[str, Any]:
@@ -201,6 +213,10 @@ def main(args: argparse.Namespace) -> int:
     if (args.quantize is None) != (args.calibrate is None):
         raise InputError("--quantize int8 and --calibrate FOLDER belong together; give both or neither")
     runtime()
+    if args.quantize:
+        from fusionsam.quantize import quantize, split_pairs
+
+        split_pairs(args.calibrate, args.calibration_pairs)  # what is wrong with them is told before the long export
     network, card = load_network(args.weights)
     digest = hashlib.sha256((locate(args.weights) / WEIGHTS).read_bytes()).hexdigest()
     kept = {key: card[key] for key in ("commit", "step", "calibration") if key in card}
@@ -213,7 +229,5 @@ def main(args: argparse.Namespace) -> int:
     for name in (WHOLE, ENCODER, DECODER):
         print(f"{args.out / name}  {(args.out / name).stat().st_size / 1e6:.1f} MB")
     if args.quantize:
-        from fusionsam.quantize import quantize
-
         quantize(args.out, args.calibrate, args.calibration_pairs)
     return 0

@@ -35,7 +35,7 @@ def read_prompts(path: Path, name: str, size: tuple[int, int]) -> Prompts:
         raw = json.loads(path.read_text())
     except OSError as error:
         raise InputError(f"prompts {path}: cannot be read ({error.strerror}); give self, none or a JSON file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of too many digits, and brackets in brackets
         raise InputError(f"prompts {path}: not JSON ({error}); see the README for the form") from None
     known = {"points", "labels", "boxes"}
     if isinstance(raw, dict) and not known & set(raw):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
-from fusionsam.predict import choose_device, pairs_to_predict
+from fusionsam.predict import add_pair_arguments, choose_device, given_path, pairs_to_predict, require_apart
 from fusionsam.render import codes_picture
 from fusionsam.structures import InputError
 from fusionsam.tokenizer_metrics import (
@@ -93,6 +94,10 @@ def run(
     parts do.
     """
     entries = pairs_to_predict(visible, infrared)
+    endings = [f"_{name}{kind}.png" for name in MODALITIES for kind in ("", "_reconstruction", "_error", "_codes")]
+    folders = any(path is not None and path.is_dir() for path in (visible, infrared))
+    require_apart(entries, out, endings, folders)
+    _require_ours(out)
     tokenizer, card = load_tokenizer(weights)
     where = choose_device(device)
     tokenizer = tokenizer.to(where)
@@ -151,6 +156,18 @@ def run(
     return summary
 
 
+def _require_ours(out: Path) -> None:
+    """InputError for a summary.json that somebody else wrote."""
+    path = out / "summary.json"
+    with suppress(FileNotFoundError, NotADirectoryError):
+        try:
+            found = json.loads(path.read_text())
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or "images" not in found or "pairs" not in found:
+            raise InputError(f"{path}: was not written by reconstruct; choose another --out")
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     part = path.with_suffix(".json.part")
     try:
@@ -162,11 +179,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `fusionsam reconstruct`."""
-    parser.add_argument("--visible", type=Path, help="visible image, or a folder of them; may be left out")
-    parser.add_argument(
-        "--infrared", type=Path, help="infrared image, or a folder with the same names; may be left out"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and summary.json")
+    add_pair_arguments(parser)
+    parser.add_argument("--out", type=given_path, required=True, help="folder for the pictures and summary.json")
     parser.add_argument(
         "--weights", default="tiny", help="shipped name or checkpoint folder, of stage 1 or whole (default: tiny)"
     )

@@ -400,8 +400,10 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
         # the end of the schedule where validate_every does not divide it, and a finished run that was resumed
         if best.validated != trainer.global_step or not any(k.startswith("val/") for k in trainer.callback_metrics):
             trainer.validate(task, datamodule=data, verbose=False)
-    except SystemExit:  # Lightning's answer to Ctrl+C
-        raise KeyboardInterrupt from None
+    except SystemExit as ended:
+        if ended.code == 1:  # Lightning's answer to Ctrl+C
+            raise KeyboardInterrupt from None
+        raise
     trainer.save_checkpoint(last, weights_only=False)
     if trainer.is_global_zero:
         best.save(trainer, task, out / "final")

@@ -257,7 +257,10 @@ def command(
     def prompts(name: str, size: tuple[int, int]) -> Any:
         return args.prompts if args.prompts in ("self", "none") else read_prompts(Path(args.prompts), name, size)
 
-    out = args.out / f"{(args.visible or args.infrared).stem}_overlay.mp4"
+    given = args.visible or args.infrared
+    out = args.out / f"{given.resolve().name if given.is_dir() else given.stem}_overlay.mp4"
+    if out.exists() and not args.overwrite:
+        raise InputError(f"{out}: is there; choose another --out, or --overwrite")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -235,6 +235,8 @@ class FusionSAMNetwork(nn.Module):
     def _check_prompts(given: Prompts) -> None:
         for name, axes in (("points", "(batch, points, 2)"), ("boxes", "(batch, boxes, 4)")):
             value = getattr(given, name)
+            if value is not None and not torch.compiler.is_exporting() and not bool(value.isfinite().all()):
+                raise InputError(f"prompts.{name}: holds values that are not finite; give pixels of the image")
             if value is not None and (value.ndim != 3 or value.shape[2] != int(axes[-2])):
                 raise InputError(f"prompts.{name}: found shape {tuple(value.shape)}, expected {axes}")
         counts = [None if x is None else tuple(x.shape[:2]) for x in (given.points, given.point_labels)]
