@@ -23,13 +23,12 @@ import sys
 import tempfile
 import time
 import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from peers_networks import PEERS, PeerNetwork
 from safetensors.torch import load_file, save_file
@@ -185,7 +184,7 @@ def train_peer(
         "classes": config.model.classes, "encoder_weights": config.model.encoder.weights, "commit": commit(),
         "command": command, "machine": machine(), "config": to_dict(config),
     }  # fmt: skip
-    best = PeerWeights(out, card, of_training(train_set))
+    best = PeerWeights(out, card, of_training(train_set), config.train.checkpoint_minutes)
     for noise in ("isinstance.treespec", "You have overridden .transfer_batch", "You're resuming", "Checkpoint dir"):
         warnings.filterwarnings("ignore", f".*{noise}")
     trainer = L.Trainer(
@@ -199,16 +198,11 @@ def train_peer(
         num_sanity_val_steps=0,
         gradient_clip_val=config.train.gradient_clip or None,
         log_every_n_steps=min(10, steps),
+        enable_checkpointing=False,  # PeerWeights does it
         plugins=[WholeFiles()],
         logger=CSVLogger(out, name="logs"),
         callbacks=[
             best,
-            ModelCheckpoint(
-                dirpath=out,
-                filename="last",
-                train_time_interval=timedelta(minutes=config.train.checkpoint_minutes),
-                enable_version_counter=False,
-            ),
             TQDMProgressBar(refresh_rate=1 if steps < 200 else 10),
         ],
     )

@@ -158,8 +158,8 @@ def damage(folder, name: str, content: bytes) -> None:
         (CONFIG, b"tokenizer: {dim: wide}", r"tokenizer\.dim: found 'wide', expected int"),
         (CONFIG, b"", "found NoneType, expected a mapping"),
         (CARD, b"{", "cannot be read"),
-        (CARD, "[]", "is no training card"),
-        (CARD, '{"config": 5}', "is no training card"),
+        (CARD, b"[]", "is no training card"),
+        (CARD, b'{"config": 5}', "is no training card"),
     ],
 )
 def test_damaged_files_are_told_in_one_line(folder, name, content, told):
