@@ -350,7 +350,7 @@ class DataConfig(_Bounded):
     """Probability of brightness, contrast, gamma, noise changes, drawn per modality."""
     harsh: float = 0.0
     """Probability, drawn per modality, of one strong disturbance on top: exposure, noise, blur, fog, a dead infrared
-    frame."""
+    frame. The fused picture is still taught to show what the cameras gave, disturbed or not."""
     modality_dropout: float = 0.1
     """Probability that visible is dropped, and the same again for infrared; never both."""
     shift: int = 0
