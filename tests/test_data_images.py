@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fusionsam.data.images import image_size, read_infrared, read_label, read_rgbt, read_visible, write_png
 from fusionsam.structures import InputError
@@ -24,17 +24,19 @@ def rgb() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
 
 
-def _png_header(path: Path, width: int, height: int) -> None:
+def _png(path: Path, width: int, height: int, pixels: bytes = b"\0" * 99, bits: int = 8, colour: int = 2) -> None:
+    """`pixels`: rows, each behind a zero byte. `colour`: 0 grey, 2 RGB, 4 grey and alpha, 6 RGBA."""
+
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)))
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)))
 
 
-def _tiff(path: Path, data: bytes, bits: int, compression: int, tile: int = 0) -> None:
-    """64x64 grey pixels of `bits`, in one strip or in one tile of `tile` a side, that hold `data`."""
-    tags = {256: 64, 257: 64, 258: bits, 259: compression, 262: 1, 277: 1}
+def _tiff(path: Path, data: bytes, bits: int, compression: int, tile: int = 0, channels: int = 1) -> None:
+    """64x64 pixels of `bits` a channel, in one strip or in one tile of `tile` a side, that hold `data`."""
+    tags = {256: 64, 257: 64, 258: bits, 259: compression, 262: 1 if channels == 1 else 2, 277: channels}
     tags |= {322: tile, 323: tile, 324: 8, 325: len(data)} if tile else {273: 8, 278: 64, 279: len(data)}
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
     path.write_bytes(
@@ -63,9 +65,9 @@ def _bad(kind: str, folder: Path) -> Path:
         tifffile.imwrite(path, noise[:, :, 0].astype(np.uint16))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     elif kind == "bomb":
-        _png_header(path, 30_000, 30_000)
+        _png(path, 30_000, 30_000)
     elif kind == "beyond our limit":
-        _png_header(path, 6_000, 6_000)
+        _png(path, 6_000, 6_000)
     elif kind == "tiff bomb":
         path = folder / "x.tif"
         tifffile.imwrite(path, shape=(30_000, 30_000), dtype=np.uint8)
@@ -180,6 +182,25 @@ def test_sixteen_bit_grey(tmp_path):
         )
 
 
+@pytest.mark.parametrize("kind", ["rgb.png", "rgba.png", "grey and alpha.png", "rgb.tif"])
+def test_colours_of_sixteen_bits_whose_low_byte_is_lost_are_no_infrared(kind, tmp_path):
+    path, ramp = tmp_path / kind, np.linspace(8000, 10700, 64 * 64).astype(">u2").reshape(64, 64, 1)
+    channels, colour = {"rgb.png": (3, 2), "rgba.png": (4, 6), "grey and alpha.png": (2, 4), "rgb.tif": (3, 0)}[kind]
+    pixels = np.repeat(ramp, channels, axis=2)
+    if channels != 3:
+        pixels[..., -1] = 65535  # opaque
+    if kind == "rgb.tif":
+        _tiff(path, lzma.compress(pixels.astype("<u2").tobytes()), 16, 34925, channels=3)
+    else:
+        _png(path, 64, 64, b"".join(b"\0" + row.tobytes() for row in pixels), 16, colour)
+    high_bytes = torch.from_numpy((ramp[..., 0] >> 8).astype(np.uint8))
+    assert torch.equal(read_visible(path), high_bytes.expand(3, -1, -1))
+    with pytest.raises(InputError, match=rf"{kind}: a 16-bit file with colour or alpha.*; save it as one grey channel"):
+        read_infrared(path)
+    with pytest.raises(InputError, match=rf"{kind}: a 16-bit file .*expected 4 channels of 8 bits; save it with 8"):
+        read_rgbt(path)
+
+
 def test_infrared_stretch_ignores_dead_pixels_and_nan(tmp_path):
     field = np.tile(np.linspace(20, 30, W, dtype=np.float32), (H, 1))
     field[0, 0], field[1, 1] = np.nan, 1e9
@@ -199,16 +220,62 @@ def test_infrared_of_three_channels(tmp_path, rgb):
     np.testing.assert_allclose(read_infrared(tmp_path / "colour.png")[0].numpy(), luma, atol=0.51)
 
 
-def test_orientation_is_applied_to_pixels_and_size(tmp_path):
-    picture = np.zeros((H, W, 3), dtype=np.uint8)
-    picture[:4, :4] = 255  # top left corner; orientation 6 = turn by 90 degrees clockwise
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("suffix", "mode", "compression"),
+    [
+        *((".tif", mode, packed) for mode in ("L", "RGB", "RGBA") for packed in (None, "tiff_lzw")),
+        *((".tif", "I;16", packed) for packed in (None, "tiff_adobe_deflate", "tiff_lzw")),
+        (".jpg", "RGB", None),
+        (".png", "RGB", None),
+    ],
+)
+def test_orientation_is_applied_to_pixels_and_size(suffix, mode, compression, orientation, tmp_path, rgb):
+    picture = Image.fromarray(rgb[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(rgb)
+    picture = picture if picture.mode == mode else picture.convert(mode)
     exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
-    turned = read_visible(tmp_path / "turned.png")
-    assert tuple(turned.shape[1:]) == image_size(tmp_path / "turned.png") == (W, H)
-    assert turned[0, :4, -4:].min() == 255
-    assert int((turned[0] > 0).sum()) == 16
+    exif[0x0112] = orientation
+    stored, turned = tmp_path / f"stored{suffix}", tmp_path / f"turned{suffix}"
+    if suffix == ".tif":
+        picture.save(stored, compression=compression)
+        picture.save(turned, compression=compression, tiffinfo={0x0112: orientation})
+    else:
+        picture.save(stored)
+        picture.save(turned, exif=exif)
+    for read in (read_visible, read_infrared):
+        upright = Image.fromarray(read(stored).permute(1, 2, 0).squeeze(-1).numpy())
+        upright.getexif()[0x0112] = orientation
+        found = read(turned)
+        np.testing.assert_array_equal(
+            found.permute(1, 2, 0).squeeze(-1).numpy(), np.asarray(ImageOps.exif_transpose(upright))
+        )
+        assert tuple(found.shape[1:]) == image_size(turned)
+
+
+def test_orientation_of_a_fourth_channel_without_a_meaning_is_applied(tmp_path, rgb):
+    four = np.dstack([rgb, rgb[..., 0]])
+    tag = [(0x0112, "H", 1, 6, True)]
+    tifffile.imwrite(tmp_path / "t.tif", four, photometric="rgb", extrasamples=["unspecified"], extratags=tag)
+    visible, infrared = read_rgbt(tmp_path / "t.tif")
+    np.testing.assert_array_equal(torch.cat([visible, infrared]).permute(1, 2, 0).numpy(), np.rot90(four, -1))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "<u2", "int16", "float32"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_white_is_zero_is_inverted_at_any_depth(dtype, compression, tmp_path, rgb):
+    for name in ("black", "white"):
+        tifffile.imwrite(
+            tmp_path / f"{name}.tif", rgb[..., 0].astype(dtype), photometric=f"minis{name}", compression=compression
+        )
+    expected = 255 - read_infrared(tmp_path / "black.tif").int()
+    assert int((read_infrared(tmp_path / "white.tif").int() - expected).abs().max()) <= 1
+
+
+def test_white_is_zero_is_inverted_where_pil_unpacks(tmp_path, rgb):
+    deep = rgb[..., 0].astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "t.tif", compression="tiff_lzw", tiffinfo={262: 0})
+    assert torch.equal(read_visible(tmp_path / "t.tif")[0], torch.from_numpy(255 - rgb[..., 0]))
+    assert torch.equal(read_label(tmp_path / "t.tif"), torch.from_numpy(65535 - deep.astype(np.int64)))
 
 
 def test_rgbt_is_split_and_other_channel_counts_are_refused(tmp_path, rgb):
@@ -254,3 +321,13 @@ def test_write_png_reads_back_and_names_an_unwritable_folder(tmp_path, rgb):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot be written"):
         write_png(tmp_path / "file" / "a.png", rgb)
+
+
+def test_write_png_leaves_nothing_behind_when_interrupted(tmp_path, rgb, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_png(tmp_path / "a.png", rgb)
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -68,3 +71,56 @@ def test_other_data_is_not_overwritten(tmp_path):
     with pytest.raises(InputError, match="holds other data"):
         synthesize(tmp_path, 2, 0, size=(96, 128), progress=False)
     assert (tmp_path / "train.txt").read_text() == "00001D\n"
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_scenes_of_one_folder_are_of_one_seed_and_size_and_all_listed(tmp_path):
+    synthesize(tmp_path / "s", 3, 1, size=(32, 40), progress=False)
+    before = _files(tmp_path / "s")
+    for pairs, seed, size in ((3, 2, (32, 40)), (3, 1, (40, 32)), (2, 1, (32, 40))):
+        with pytest.raises(InputError) as caught:
+            synthesize(tmp_path / "s", pairs, seed, size=size, progress=False)
+        assert str(caught.value) == (
+            f"{tmp_path / 's'}: holds 3 pairs of seed 1 and size [32, 40], asked for {pairs} of seed {seed} and size "
+            f"{list(size)}; choose a new folder, so that no scenes are mixed"
+        )
+        assert _files(tmp_path / "s") == before
+    (tmp_path / "s/labels/00002N.png").unlink()
+    synthesize(tmp_path / "s", 3, 1, size=(32, 40), progress=False)
+    assert _files(tmp_path / "s") == before
+    lists = synthesize(tmp_path / "s", 5, 1, size=(32, 40), progress=False)
+    assert sum(len(lists[name]) for name in ("train", "val", "test")) == 5
+    synthesize(tmp_path / "new", 5, 1, size=(32, 40), progress=False)
+    assert _files(tmp_path / "s") == _files(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    "card", ["", "[]", "{", "\xff", "[" * 100_000, "{}", json.dumps({"seed": 0, "size": [32, 40]})]
+)
+def test_a_folder_with_a_broken_card_is_left_alone(card, tmp_path):
+    (tmp_path / "synthetic.json").write_text(card, encoding="latin-1")
+    with pytest.raises(InputError, match="choose a new folder"):
+        synthesize(tmp_path, 2, 0, size=(32, 40), progress=False)
+    assert list(tmp_path.iterdir()) == [tmp_path / "synthetic.json"]
+
+
+@pytest.mark.parametrize("size", [(31, 64), (64, 4097)])
+def test_sizes_that_are_of_no_use_are_refused_before_anything_is_written(size, tmp_path):
+    with pytest.raises(InputError, match=rf"size {size[0]}x{size[1]}: expected 32 to 4096 pixels a side"):
+        synthesize(tmp_path / "s", 1, 0, size=size, progress=False)
+    assert not (tmp_path / "s").exists()
+
+
+def test_folders_that_cannot_be_looked_into_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="File name too long"):
+        synthesize(tmp_path / ("x" * 300), 1, 0, size=(32, 40), progress=False)
+
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # root may read any folder
+    with pytest.raises(InputError, match=r"cannot be used \(Permission denied\); choose a new folder"):
+        synthesize(tmp_path, 1, 0, size=(32, 40), progress=False)

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tifffile
@@ -26,7 +27,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 """File names that count as images when folders are listed."""
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_ORIENTATION = 0x0112
+_ORIENTATION = 0x0112  # EXIF's and TIFF's tag: how the stored picture is to be turned or mirrored
+_TURNED = (5, 6, 7, 8)  # its values that exchange height and width
+_PHOTOMETRIC = 262  # TIFF tag: 0 is MinIsWhite
 _SAMPLES = 277  # TIFF tag: channels of a pixel
 _PLAIN, _DEFLATE = 1, (8, 32946)  # values of TIFF's tag for the compression
 TILE = 1024 * 1024
@@ -66,8 +69,18 @@ def _is_tiff(path: Path) -> bool:
         return file.read(4) in _TIFF_MAGIC
 
 
-def _tiff_header(path: Path) -> tuple[int, int, np.dtype | None]:
-    """(width, height, dtype) of the first image of a TIFF; a stack or an odd number of channels is refused."""
+class _Tiff(NamedTuple):
+    """What a TIFF's header says: width and height as stored, before they are turned."""
+
+    width: int
+    height: int
+    dtype: np.dtype | None
+    orientation: int
+    white_is_zero: bool
+
+
+def _tiff_header(path: Path) -> _Tiff:
+    """The header of the first image of a TIFF; a stack or an odd number of channels is refused."""
     with tifffile.TiffFile(path) as tiff:
         series = tiff.series[0]
         page = series.pages[0]
@@ -86,7 +99,8 @@ def _tiff_header(path: Path) -> tuple[int, int, np.dtype | None]:
                 f"{path}: its header declares {page.imagewidth}x{page.imagelength} pixels in tiles of "
                 f"{page.tilewidth}x{page.tilelength}; save it without tiles"
             )
-        return page.imagewidth, page.imagelength, page.dtype
+        orientation, white_is_zero = page.tags.valueof(_ORIENTATION, 1), page.tags.valueof(_PHOTOMETRIC) == 0
+        return _Tiff(page.imagewidth, page.imagelength, page.dtype, orientation, white_is_zero)
 
 
 @contextmanager
@@ -121,56 +135,90 @@ def image_size(path: str | Path, limit: int = MAX_PIXELS) -> tuple[int, int]:
     Raises InputError for whatever is not an image within `limit` pixels."""
     path = Path(path)
     with _guarded(path):
-        if _is_tiff(path):
-            width, height, dtype = _tiff_header(path)
-            if _is_deep(dtype):
-                _bounded(path, width, height, limit)
-                return height, width
-        with Image.open(path, formats=_FORMATS) as image:
-            width, height = image.size
+        tiff = _tiff_header(path) if _is_tiff(path) else None
+        if tiff is not None and _is_deep(tiff.dtype):
+            width, height, orientation = tiff.width, tiff.height, tiff.orientation
             _bounded(path, width, height, limit)
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
-    return (width, height) if turned else (height, width)
+        else:
+            with Image.open(path, formats=_FORMATS) as image:
+                # a TIFF's size is turned by PIL already, any other's is not
+                width, height = (tiff.width, tiff.height) if tiff else image.size
+                _bounded(path, width, height, limit)
+                orientation = image.getexif().get(_ORIENTATION, 1)
+    return (width, height) if orientation in _TURNED else (height, width)
 
 
 def _is_deep(dtype: np.dtype | None) -> bool:
     return dtype is not None and dtype not in (np.dtype("uint8"), np.dtype("bool"))
 
 
-def _load(path: Path) -> Image.Image | Pixels:
-    """An upright PIL image with 8 bits a channel, or the (H,W) or (H,W,C) array of a deeper file, as stored."""
+def _load(path: Path, deep_colour: str = "") -> Image.Image | Pixels:
+    """An upright PIL image with 8 bits a channel, or the upright (H,W) or (H,W,C) array of a deeper file, 0 black.
+
+    PIL drops the low byte of 16-bit colour, except in TIFFs that `_tiff_array` unpacks. With `deep_colour`, the end of
+    the message (expected what, do what), such a file raises InputError."""
     with _guarded(path):
-        if _is_tiff(path):
-            width, height, dtype = _tiff_header(path)
-            _bounded(path, width, height)
-            if _is_deep(dtype) and (array := _tiff_array(path)) is not None:
+        tiff = _tiff_header(path) if _is_tiff(path) else None
+        if tiff is not None:
+            _bounded(path, tiff.width, tiff.height)
+            if _is_deep(tiff.dtype) and (array := _tiff_array(path, tiff)) is not None:
                 return array
-        with Image.open(path, formats=_FORMATS) as image:
+        # Not by its path, or PIL maps a TIFF's pixels into memory as rows of the turned width: a torn picture.
+        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
             _bounded(path, *image.size)
+            deep = image.mode.startswith("I") or image.mode == "F"
+            if deep_colour and not deep and _has_low_bytes(path, tiff):
+                raise InputError(f"{path}: a 16-bit file with colour or alpha would lose its low bytes; {deep_colour}")
             # PIL reads a TIFF whose fourth channel is of no declared meaning as RGB, without that channel.
             unnamed = image.format == "TIFF" and image.mode == "RGB" and image.getexif().get(_SAMPLES) == 4
-            if unnamed and (array := _tiff_array(path)) is not None:
-                return Image.fromarray(np.ascontiguousarray(array), "RGBA")
+            if unnamed and tiff is not None and (array := _tiff_array(path, tiff)) is not None:
+                return Image.fromarray(array, "RGBA")
             upright = ImageOps.exif_transpose(image)
-        return np.asarray(upright) if upright.mode.startswith("I") or upright.mode == "F" else upright
+        if not deep:
+            return upright
+        # PIL inverts MinIsWhite of 8 bits, but not of more
+        return _inverted(np.asarray(upright)) if tiff is not None and tiff.white_is_zero else np.asarray(upright)
 
 
-def _tiff_array(path: Path) -> Pixels | None:
-    """None for a compression that is not unpacked here within bounds: PIL, whose library bounds it, may know it."""
+def _has_low_bytes(path: Path, tiff: _Tiff | None) -> bool:
+    """Whether a TIFF or PNG stores more than a byte a channel."""
+    if tiff is not None:
+        return tiff.dtype is not None and tiff.dtype.itemsize > 1
+    with path.open("rb") as file:
+        start = file.read(25)
+    return start.startswith(b"\x89PNG") and start[24:] == b"\x10"  # a PNG's first chunk tells its bits a channel
+
+
+def _tiff_array(path: Path, tiff: _Tiff) -> Pixels | None:
+    """Upright, 0 black. None for a compression that is not unpacked here within bounds: PIL, whose library bounds it,
+    may know it."""
     try:
-        with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages[0]
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
             assert isinstance(page, tifffile.TiffPage)
             if page.compression in _DEFLATE:
                 _bounded_deflate(path, page)
             elif page.compression != _PLAIN:
                 return None
             array = np.asarray(page.asarray())
-            return np.moveaxis(array, 0, -1) if page.axes.startswith("S") else array
+            array = np.moveaxis(array, 0, -1) if page.axes.startswith("S") else array
+            return _turned(_inverted(array) if tiff.white_is_zero else array, tiff.orientation)
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
         return None
+
+
+def _turned(array: Pixels, orientation: int) -> Pixels:
+    """(H,W) or (H,W,C) as a viewer shows it, (W,H) or (W,H,C) for `_TURNED`; whatever is no orientation is 1."""
+    array = array.swapaxes(0, 1) if orientation in _TURNED else array
+    array = array[:, ::-1] if orientation in (2, 3, 6, 7) else array
+    return np.ascontiguousarray(array[::-1] if orientation in (3, 4, 7, 8) else array)
+
+
+def _inverted(array: Pixels) -> Pixels:
+    """MinIsWhite as MinIsBlack: the greatest integer of the type becomes the least, of floats 1 becomes 0."""
+    return np.invert(array) if array.dtype.kind in "iu" else 1 - array
 
 
 def _bounded_deflate(path: Path, page: tifffile.TiffPage) -> None:
@@ -239,9 +287,9 @@ def _chw(array: Pixels) -> Tensor:
 
 
 def read_visible(path: str | Path) -> Tensor:
-    """uint8 (3,H,W), 0-255. Grey becomes three equal channels, alpha is dropped, 16 bits keep their high byte, EXIF
-    orientation is applied. Raises InputError for whatever cannot be read, and for a fourth channel that is neither
-    constant nor on-off (MFNet's thermal)."""
+    """uint8 (3,H,W), 0-255. Grey becomes three equal channels, alpha is dropped, 16 bits keep their high byte, the
+    orientation of EXIF or TIFF is applied, MinIsWhite is inverted. Raises InputError for whatever cannot be read, and
+    for a fourth channel that is neither constant nor on-off (MFNet's thermal)."""
     path = Path(path)
     image = _load(path)
     _no_thermal(path, image)
@@ -254,9 +302,12 @@ def read_visible(path: str | Path) -> Tensor:
 
 def read_infrared(path: str | Path) -> Tensor:
     """uint8 (1,H,W), 0-255. Of three equal channels one is taken, of unequal ones the luma. More than 8 bits (or
-    floats) are stretched from their 0.5 and 99.5 percentiles to 0-255. Raises InputError as `read_visible` does."""
+    floats) are stretched from their 0.5 and 99.5 percentiles to 0-255. Raises InputError as `read_visible` does, and
+    for 16-bit colour or alpha that is in a PNG or a TIFF packed by other than deflate: too few of its bits are read."""
     path = Path(path)
-    image = _load(path)
+    image = _load(
+        path, "expected 8 bits, or 16 in one grey channel; save it as one grey channel or as uncompressed TIFF"
+    )
     _no_thermal(path, image)
     if not isinstance(image, Image.Image):
         return _chw(_stretch(path, image if image.ndim == 2 else _grey(image[:, :, :3].astype(np.float32))))
@@ -274,9 +325,13 @@ def _grey(rgb: Pixels) -> Pixels:
 def read_rgbt(path: str | Path) -> tuple[Tensor, Tensor]:
     """MFNet's 4-channel file: visible uint8 (3,H,W) and infrared uint8 (1,H,W).
 
-    Raises InputError for unreadable files and for any other number of channels."""
+    Raises InputError for unreadable files, for any other number of channels and for more than 8 bits a channel."""
     path = Path(path)
-    image = _load(path)
+    image = _load(
+        path,
+        "expected 4 channels of 8 bits; save it with 8 bits, or for the data set 'pairs' as two files, the thermal one "
+        "with one grey channel",
+    )
     if not isinstance(image, Image.Image) or image.mode != "RGBA":
         found = (
             f"{len(image.getbands())} channels" if isinstance(image, Image.Image) else f"{image.dtype} {image.shape}"
@@ -290,8 +345,9 @@ def read_rgbt(path: str | Path) -> tuple[Tensor, Tensor]:
 
 
 def read_label(path: str | Path, palette: Sequence[tuple[int, int, int]] | None = None) -> Tensor:
-    """int64 (H,W) class ids: the value of a grey file, the index of a palette file. With `palette` (RGB of each id)
-    colour files are translated too; a colour that is not in it raises InputError, as does a colour file without."""
+    """int64 (H,W) class ids: the value of a grey file (0 is black), the index of a palette file. With `palette` (RGB of
+    each id) colour files are translated too; a colour that is not in it raises InputError, as does a colour file
+    without."""
     path = Path(path)
     image = _load(path)
     if not isinstance(image, Image.Image):
@@ -337,7 +393,9 @@ def write_png(path: str | Path, array: Tensor | NDArray[np.uint8]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.ascontiguousarray(array)).save(temporary, format="PNG")
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # an interrupt too may leave half a picture
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise InputError(f"{path}: cannot be written ({_one_line(error)}); choose a folder you may write to") from error

@@ -23,6 +23,7 @@ _CARD = "synthetic.json"
 _ROAD = 3.7  # metres from the middle to the kerb
 _WALK = 6.6  # metres from the middle to the houses
 _FAR = 75.0
+_SMALLEST, _LARGEST = 32, 4096  # pixels a side; predict takes no larger pictures
 
 Floats = NDArray[np.float32]
 
@@ -35,10 +36,10 @@ def scene_id(index: int) -> str:
 def draw_scene(seed: int, index: int, size: tuple[int, int] = (480, 640)) -> Sample:
     """Scene `index` of `seed`: uint8 visible (3,H,W), infrared (1,H,W), label int64 (H,W) with MFNet's ids 0-8.
 
-    A pure function of its arguments; any size from 32x32. The id ends in D or N."""
+    A pure function of its arguments. InputError for a size outside of 32x32 to 4096x4096. The id ends in D or N."""
     height, width = size
-    if min(size) < 32:
-        raise InputError(f"size {height}x{width}: below 32x32, the smallest scene; give a larger one")
+    if min(size) < _SMALLEST or max(size) > _LARGEST:
+        raise InputError(f"size {height}x{width}: expected {_SMALLEST} to {_LARGEST} pixels a side; give such a size")
     rng, night = np.random.default_rng([seed, index]), bool(index % 2)
     canvas = Canvas(height, width, rng.uniform(0.36, 0.47) * height, rng.uniform(0.4, 0.6) * width)
     _ground(canvas, rng, night)
@@ -198,12 +199,12 @@ def synthesize(
     """Write `pairs` scenes to `out` in MFNet's layout: images/ID.png (RGB + thermal), labels/ID.png, lists train, val
     and test (60/20/20) and each by day and night. Returns the lists.
 
-    Raises InputError for a folder that holds other data, an unusable size or fewer than one pair."""
+    A folder that holds scenes of the same seed and size, at most `pairs`, is completed. Raises InputError for one that
+    holds anything else or cannot be used, an unusable size or fewer than one pair."""
     out = Path(out)
     if pairs < 1:
         raise InputError(f"pairs: {pairs}; expected at least 1")
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / _CARD).is_file())):
-        raise InputError(f"{out}: exists and holds other data; choose a new folder, so that nothing is overwritten")
+    _require_same(out, pairs, seed, size)
     ids = []
     for index in tqdm(range(pairs), desc="drawing scenes", disable=not progress):
         sample = draw_scene(seed, index, size)
@@ -224,6 +225,27 @@ def synthesize(
     for name, members in lists.items():
         _write_text(out / f"{name}.txt", "".join(f"{id}\n" for id in members))
     return lists
+
+
+def _require_same(out: Path, pairs: int, seed: int, size: tuple[int, int]) -> None:
+    """InputError unless `out` is new or empty, or its card tells of this seed and size and of no more pairs: images of
+    one seed beside labels of another, or scenes that no list names, are found by nobody."""
+    try:
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return
+        card = json.loads((out / _CARD).read_text(encoding="utf-8")) if (out / _CARD).is_file() else None
+    except OSError as error:
+        raise InputError(f"{out}: cannot be used ({error.strerror or error}); choose a new folder") from error
+    except (ValueError, RecursionError):  # no JSON
+        card = None
+    if not isinstance(card, dict):
+        raise InputError(f"{out}: exists and holds other data; choose a new folder, so that nothing is overwritten")
+    held = card.get("pairs")
+    if card.get("seed") != seed or card.get("size") != list(size) or not isinstance(held, int) or held > pairs:
+        raise InputError(
+            f"{out}: holds {held!r} pairs of seed {card.get('seed')!r} and size {card.get('size')!r}, asked for "
+            f"{pairs} of seed {seed} and size {list(size)}; choose a new folder, so that no scenes are mixed"
+        )
 
 
 def _write_text(path: Path, text: str) -> None:
