@@ -327,6 +327,8 @@ def test_a_pil_picture_is_upright_as_its_file(model, pair, tmp_path):
     from_file = model.predict(tmp_path / "turned.png", None)
     assert from_file.labels.shape == (W, H)
     np.testing.assert_array_equal(model.predict(Image.open(tmp_path / "turned.png"), None).fused, from_file.fused)
+    with pytest.raises(InputError, match="visible: 4 channels that are no transparency"):
+        model.predict(Image.fromarray(np.dstack(pair), "RGBA"), None)
 
 
 def png_header(width, height):

@@ -26,7 +26,7 @@ from fusionsam import backends
 from fusionsam.checkpoint import WEIGHTS, load_network, locate
 from fusionsam.config import ModelConfig
 from fusionsam.data.dataset import read_sample
-from fusionsam.data.images import read_infrared, read_visible, write_png
+from fusionsam.data.images import read_infrared, read_visible, require_no_thermal, write_png
 from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
 from fusionsam.models.fusionsam import FusionSAMNetwork
 from fusionsam.prompt_files import prompts_from, prompts_to_json, read_prompts
@@ -204,6 +204,7 @@ def _as_tensor(image: ImageLike | None, name: Literal["visible", "infrared"]) ->
         if image.mode.startswith(("I", "F")):  # convert() would clip them; the file readers know such depths
             raise InputError(f"{name}: PIL mode {image.mode} is not 8 bits a channel; give the path, or a uint8 array")
         image = ImageOps.exif_transpose(image)  # as the file readers do
+        require_no_thermal(name, image)
         array = np.array(image.convert("RGB" if name == "visible" else "L"))
         tensor = torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
     elif isinstance(image, Tensor):

@@ -265,7 +265,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _no_thermal(path: Path, image: Image.Image | Pixels) -> None:
+def require_no_thermal(path: str | Path, image: Image.Image | Pixels) -> None:
     """Refuse a fourth channel with a picture in it: MFNet's thermal image would be dropped as alpha in silence."""
     if isinstance(image, Image.Image):
         alpha = np.asarray(image.getchannel(3)) if image.mode == "RGBA" else None
@@ -292,7 +292,7 @@ def read_visible(path: str | Path) -> Tensor:
     for a fourth channel that is neither constant nor on-off (MFNet's thermal)."""
     path = Path(path)
     image = _load(path)
-    _no_thermal(path, image)
+    require_no_thermal(path, image)
     if isinstance(image, Image.Image):
         return _chw(_rgb(image))
     array = _shallow_visible(path, image)
@@ -308,7 +308,7 @@ def read_infrared(path: str | Path) -> Tensor:
     image = _load(
         path, "expected 8 bits, or 16 in one grey channel; save it as one grey channel or as uncompressed TIFF"
     )
-    _no_thermal(path, image)
+    require_no_thermal(path, image)
     if not isinstance(image, Image.Image):
         return _chw(_stretch(path, image if image.ndim == 2 else _grey(image[:, :, :3].astype(np.float32))))
     if image.mode in ("L", "LA"):
