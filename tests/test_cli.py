@@ -123,6 +123,7 @@ def test_flags_win_over_yaml_over_preset_and_print_config_reads_back(
 
 
 def test_class_file_names_the_classes(tmp_path: Path) -> None:
+    from fusionsam.config import preset
     from fusionsam.settings import parse_settings
 
     file = tmp_path / "own.yaml"
@@ -130,6 +131,9 @@ def test_class_file_names_the_classes(tmp_path: Path) -> None:
     flags = ["--data.dataset", "pairs", "--data.class_file", str(file)]
     model = parse_settings("fusionsam train", flags).settings.model
     assert (model.classes, model.palette, model.foreground) == (["sea", "boat"], [(0, 0, 9), (200, 0, 0)], [1])
+    # without a preset it is the one that is named, so that --model.start_from tiny fits
+    assert model.preset == "tiny"
+    assert model.tokenizer == preset("tiny").tokenizer
 
 
 def test_help_of_train_explains_the_fields(capsys: pytest.CaptureFixture[str]) -> None:

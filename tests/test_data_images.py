@@ -303,6 +303,21 @@ def test_a_thermal_fourth_channel_is_never_dropped_in_silence(tmp_path, rgb):
             assert torch.equal(read_rgbt(tmp_path / name)[1][0], torch.from_numpy(four[..., 3])), name
 
 
+def test_palette_labels_whose_colours_are_those_of_other_classes_are_refused(tmp_path):
+    palette = [(0, 0, 0), (64, 0, 128), (64, 64, 0)]
+    image = Image.fromarray(np.array([[0, 1], [1, 2]], dtype=np.uint8), "P")
+    image.putpalette([channel for index in (0, 2, 1) for channel in palette[index]])
+    image.save(tmp_path / "exchanged.png")
+    with pytest.raises(InputError, match="index 1 of its palette has the colour of class 2; save the label as RGB"):
+        read_label(tmp_path / "exchanged.png", palette)
+    image.putpalette([9, 9, 9] * 3)  # colours of no class are decoration
+    image.save(tmp_path / "decorated.png")
+    assert read_label(tmp_path / "decorated.png", palette).tolist() == [[0, 1], [1, 2]]
+    image.putpalette([channel for color in palette for channel in color])
+    image.save(tmp_path / "own.png")
+    assert read_label(tmp_path / "own.png", palette).tolist() == [[0, 1], [1, 2]]
+
+
 def test_colour_labels_need_their_palette(tmp_path):
     ids = torch.arange(H * W).reshape(H, W) % 3
     palette = [(0, 0, 0), (64, 0, 128), (64, 64, 0)]

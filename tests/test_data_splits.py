@@ -18,6 +18,7 @@ from PIL import Image
 from fusionsam.data.catalog import CATALOG, find
 from fusionsam.data.check import check
 from fusionsam.data.dataset import open_split, read_sample
+from fusionsam.data.fingerprints import fingerprint
 from fusionsam.data.images import write_png
 from fusionsam.data.leaks import leaks, require_no_leak
 from fusionsam.data.splits import Entry, entries, pair_entries
@@ -169,6 +170,41 @@ def test_a_manifest_header_may_hold_spaces(tmp_path):
     assert (entry.infrared, entry.label) == (tmp_path / "i/one.png", tmp_path / "l/one.png")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("visible,thermal,split\n", "column 'thermal' would be left unread; call it 'infrared'"),
+        ("visible,Infrared,split\n", "column 'Infrared' would be left unread; call it 'infrared'"),
+        ("visible,mask,split\n", "column 'mask' would be left unread; call it 'label'"),
+        ("visible,weather,split\nv/one.png,rain,Train\nv/one.png,sun,train\n", "split is 'Train' in some rows"),
+    ],
+)
+def test_a_manifest_whose_words_would_be_passed_over_is_refused(text, said, tmp_path):
+    _write_pair(tmp_path, ("v", "i", "l"), "one", 0)
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(InputError, match=said):
+        entries("manifest", tmp_path / "m.csv", "train")
+
+
+def test_folders_are_known_in_any_case_and_lists_may_name_files(tmp_path):
+    for index in range(2):
+        _write_pair(tmp_path, ("RGB", "Thermal", "LABELS"), f"n{index}", index)
+    (tmp_path / "mine.txt").write_text("n1.JPG\nn0.tif\n")
+    first, second = entries("pairs", tmp_path, "mine")
+    assert (first.id, second.id) == ("n1", "n0")
+    assert (first.visible.parent.name, first.infrared.parent.name, first.label.parent.name) == (
+        "RGB",
+        "Thermal",
+        "LABELS",
+    )
+
+
+def test_colour_labels_pass_the_leak_guard(tmp_path):
+    _write_pair(tmp_path, ("visible", "infrared", "labels"), "n", 0)
+    write_png(tmp_path / "labels" / "n.png", np.zeros((*SIZE, 3), np.uint8))
+    assert len(fingerprint("all", entries("pairs", tmp_path, "all")).content) == 1
+
+
 def test_equal_stems_outside_of_the_manifests_folder_get_ids_of_their_own(tmp_path):
     for part in ("a", "b", "c"):
         _write_pair(tmp_path / part, ("v", "i", "l"), "one", 0)
@@ -190,7 +226,8 @@ def test_a_list_may_begin_with_a_byte_order_mark(mfnet):
         (None, "no such class file"),
         ("[1, 2", "not readable as YAML"),
         ("klasses: [a]\npalette: [[0, 0, 0]]", "expected the keys classes and palette"),
-        ("classes: [a, b]\npalette: [[0, 0, 0]]", "must hold 2 colours"),
+        ("classes: [a, b]\npalette: [[0, 0, 0]]", "must hold 2 colours .*; found 1"),
+        ("classes: [a, b, c]\npalette: [[0, 0, 0], [1, 1, 1], [0, 0, 0]]", "a and c have one colour"),
         ("classes: [a]\npalette: [[0, 0, 256]]", "must hold 1 colours"),
         ("classes: [a, a]\npalette: [[0, 0, 0], [1, 1, 1]]", "each once"),
         ("classes: [a]\npalette: [[0, 0, 0]]\nforeground: [z]", "foreground"),

@@ -232,7 +232,7 @@ def test_rare_sampling_draws_classes_evenly():
             labels = [torch.full((20, 20), 1) for _ in range(9)] + [torch.full((20, 20), 8)]
             self.samples = [Sample(str(i), blank, blank[:1], label) for i, label in enumerate(labels)]
 
-    config = replace(PLAIN, crop=(8, 8), rare_sampling=1.0)
+    config = replace(PLAIN, crop=(16, 16), rare_sampling=1.0)
     stream = TrainStream(Two(), TrainTransform(config, range(1, 9)), config, 1, 0, 0, 400)
     share = sum(stream[n][4] == "9" for n in range(400)) / 400
     assert 0.42 < share < 0.58  # class 8 is in one of ten images, yet as likely as class 1

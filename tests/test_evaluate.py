@@ -239,6 +239,13 @@ def test_against_itself_nothing_is_real_and_against_the_truth_everything(home, s
     assert against["difference"] == pytest.approx(100 - scored["miou"])
     assert against["per_class_iou"]["car"]["theirs"] == scored["per_class_iou"]["car"]
     assert "is real at 95 %" in reports.table({"title": "", **values})
+    one = dict(list(truth.items())[:1])
+    lone = run(
+        home, predictions=write_predictions(tmp_path / "q", one), against=home / "scored", allow_partial=True
+    ).values["against"]
+    assert lone["n_common"] == 1
+    assert not lone["real"]
+    assert lone["words"].endswith("too few images to tell")
 
 
 def test_reports_of_other_images_or_labels_are_not_compared(home, scored, tmp_path):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from fusionsam import checkpoint
-from fusionsam.checkpoint import CARD, CONFIG, WEIGHTS, build_network, load_network, save_checkpoint, ship
+from fusionsam.checkpoint import CARD, CONFIG, WEIGHTS, build_network, halfway, load_network, save_checkpoint, ship
 from fusionsam.config import EncoderConfig, preset
 from fusionsam.info import describe
 from fusionsam.structures import InputError
@@ -283,3 +284,37 @@ def test_continuous_latents_start_from_a_quantised_stage_1_without_its_codebooks
     config.tokenizer.dim = 20  # any other difference is still refused
     with pytest.raises(InputError, match=r"other model\.tokenizer settings"):
         build_network(config)
+
+
+def test_halfway_is_the_mean_of_start_and_end_and_new_parts_count_as_they_began(make_debug, tmp_path):
+    timm_kind = EncoderConfig(kind="timm")
+    start = make_debug(lambda config: setattr(config, "encoder", timm_kind))
+    end = make_debug(lambda config: setattr(config, "encoder", replace(timm_kind, thermal=True)))
+    with torch.no_grad():
+        for parameter in end.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    save_checkpoint(tmp_path / "start", start, {})
+    save_checkpoint(tmp_path / "end", end, {"step": 9, "val": {"val/miou": 3}})
+    middle, card = load_network(halfway(tmp_path / "start", tmp_path / "end", tmp_path / "middle"))
+    assert (card["step"], card["halfway_from"]) == (9, str(tmp_path / "start"))
+    assert "val" not in card  # it was of other weights
+    first, last, mean = (network.state_dict() for network in (start, end, middle))
+    stem = "image_encoder.{}.conv_stem.weight"
+    torch.testing.assert_close(
+        mean[stem.format("backbone")], (first[stem.format("backbone")] + last[stem.format("backbone")]) / 2
+    )
+    torch.testing.assert_close(
+        mean[stem.format("thermal")], (first[stem.format("backbone")] + last[stem.format("thermal")]) / 2
+    )
+    torch.testing.assert_close(mean["image_encoder.inject.0.weight"], last["image_encoder.inject.0.weight"] / 2)
+    other = make_debug(lambda config: setattr(config.head, "width", 24))
+    save_checkpoint(tmp_path / "other", other, {})
+    with pytest.raises(InputError, match=r"model\.start_from"):
+        halfway(tmp_path / "other", tmp_path / "end", tmp_path / "none")
+
+
+def test_a_checkpoint_of_stage_1_says_what_it_is(folder):
+    tensors = {n: t for n, t in load_file(folder / WEIGHTS).items() if n.startswith("tokenizer.")}
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(InputError, match=r"holds LSTG alone \(stage 1\); give it as model\.tokenizer_weights"):
+        load_network(folder)

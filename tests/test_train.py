@@ -311,6 +311,32 @@ def test_a_leak_is_refused_unless_told_otherwise(
     assert main([*argv, LEAK, "true"]) == 0
 
 
+def test_one_split_for_both_and_pictures_the_start_has_seen_are_refused(
+    scenes: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"^data\.val_split: 'train' is data\.train_split, too"):
+        run(scenes, tmp_path / "one", "--data.val_split=train")
+    seen, new = ((scenes / f"{name}.txt").read_text().split() for name in ("train", "val"))
+    (scenes / "rest.txt").write_text("\n".join(new))
+    (scenes / "known.txt").write_text(seen[0])
+    start = [f"--model.start_from={unbroken / 'final'}", "--data.train_split=rest", "--data.val_split=known"]
+    with pytest.raises(InputError, match=r"^data\.val_split: 1 pictures were seen by .*final"):
+        run(scenes, tmp_path / "two", *start)
+    assert not (tmp_path / "two").exists()
+
+
+def test_classes_of_a_yaml_must_be_those_of_the_data(scenes: Path, tmp_path: Path) -> None:
+    names = ["unlabeled", "person", "car", *Config().model.classes[3:]]
+    with pytest.raises(InputError, match=r"^model\.classes: class 1 is 'person', in the data it is 'car'; remove"):
+        run(scenes, tmp_path / "run", f"--model.classes={json.dumps(names)}")
+
+
+def test_a_validation_picture_that_is_too_small_is_told_at_the_start(tmp_path: Path) -> None:
+    synthesize(tmp_path / "scenes", 8, seed=5, size=(48, 128), progress=False)
+    with pytest.raises(InputError, match=r"^data\.val_split: \d+[DN] has 48x128 pixels, expected at least 64 a side"):
+        run(tmp_path / "scenes", tmp_path / "run")
+
+
 def test_training_on_a_test_picture_is_refused_too(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,13 +93,13 @@ def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
     not there (encoder.guided, encoder.thermal, fusion.picture_dilations). InputError for any other difference."""
     assert config.start_from is not None
     tensors, stored, _ = read_checkpoint(config.start_from)
+    _require_whole(tensors, f"model.start_from {config.start_from}")
     own = network.state_dict()
     anew = tuple(["tokenizer."] if config.tokenizer_weights else [])
     if config.encoder.guided and not stored.encoder.guided:
         anew += ("image_encoder.guide.",)
-    if (
-        config.encoder.thermal and not stored.encoder.thermal
-    ):  # it sees infrared as the picture's backbone has learned to
+    if config.encoder.thermal and not stored.encoder.thermal:
+        # it sees infrared as the picture's backbone has learned to
         anew += ("image_encoder.inject.",)
         shared = {n: t for n, t in tensors.items() if n.startswith("image_encoder.backbone.")}
         tensors |= {n.replace(".backbone.", ".thermal.", 1): t for n, t in shared.items()}
@@ -182,9 +182,35 @@ def load_network(source: str | Path) -> tuple[FusionSAMNetwork, dict[str, Any]]:
     tensors, config, card = read_checkpoint(source)
     # foreign files are history by now: everything is in the checkpoint
     config.sam_weights = config.start_from = config.tokenizer_weights = config.encoder.weights = None
+    _require_whole(tensors, f"weights {source}")
     network = FusionSAMNetwork(config)
     foreign.load_exactly(network, tensors, f"weights {source}", own_names=True)
     return network.eval(), {"name": Path(str(source)).name, **card}
+
+
+def _require_whole(tensors: dict[str, Tensor], what: str) -> None:
+    if tensors and all(name.startswith("tokenizer.") for name in tensors):
+        raise InputError(
+            f"{what}: holds LSTG alone (stage 1); give it as model.tokenizer_weights of a training, or to fusionsam "
+            "reconstruct"
+        )
+
+
+def halfway(start: str | Path, end: str | Path, folder: str | Path) -> Path:
+    """The mean of a fine-tuned checkpoint's weights and those it started from (WiSE-FT, arXiv 2109.01903, with a half):
+    often better than both, and on disturbed images as well. What `start` did not have counts as fine-tuning began it.
+    Card and fingerprints are those of `end`. InputError if `end` cannot have started from `start`."""
+    network, card = load_network(end)
+    first = FusionSAMNetwork(network.config)
+    _start_from(first, replace(network.config, start_from=str(start)))
+    begun = first.state_dict()
+    middle = {n: t.lerp(begun[n], 0.5) if t.is_floating_point() else t for n, t in network.state_dict().items()}
+    network.load_state_dict(middle)
+    kept = {key: value for key, value in card.items() if key not in ("name", "val")}
+    written = save_checkpoint(folder, network, {**kept, "halfway_from": str(start)})
+    if (seen := Fingerprints.read(locate(end))) is not None:
+        seen.write(written)
+    return written
 
 
 def ship(source: str | Path, folder: str | Path, **facts: Any) -> Path:

@@ -257,8 +257,8 @@ class ModelConfig(_Bounded):
     """Foreign SAM weights (.pth, .pt, .safetensors, a transformers folder or hub name) for prompt encoder and mask
     decoder, and for the image encoder where its kind matches."""
     start_from: str | None = None
-    """A FusionSAM checkpoint (folder or shipped name) to fine-tune: every part starts from it. With other classes the
-    class-sized tensors start anew; with tokenizer_weights LSTG comes from there."""
+    """A FusionSAM checkpoint (folder or shipped name) to fine-tune: every part starts from it. With another number of
+    classes the class-sized tensors start anew; with tokenizer_weights LSTG comes from there."""
     tokenizer_weights: str | None = None
     """A checkpoint folder whose LSTG this model starts from (stage 1)."""
     max_side: int = 1024

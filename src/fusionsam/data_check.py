@@ -50,7 +50,7 @@ def table(report: dict[str, Any]) -> str:
     """The report of data.check.check as text: a column a split, a row a class, then every kind of problem."""
     splits = report["splits"]
     rows = [["", *splits]]
-    rows += [[key, *(str(s[key]) for s in splits.values())] for key in ("pairs", "labelled")]
+    rows += [[key, *(str(s[key]) for s in splits.values())] for key in ("pairs", "visible", "infrared", "labelled")]
     rows.append(["sizes", *(_sizes(s["sizes"]) for s in splits.values())])
     classes = next(iter(splits.values()))["class_percent"]
     rows += [[f"% {name}", *(f"{s['class_percent'][name]:.3f}" for s in splits.values())] for name in classes]

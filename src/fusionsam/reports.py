@@ -311,14 +311,17 @@ def compare(
     protocol, seed = ours["protocol"], ours["bootstrap"]["seed"]
     gap = paired_bootstrap(a, b, protocol, draws, seed)
     low, high = gap.interval
-    real = low > 0 or high < 0
+    few = len(common) < 6  # every resample of so few images may lie on one side by chance alone: 2 ** -5 of them do
+    real = (low > 0 or high < 0) and gap.p < 0.05 and not few
     words = (
         f"mIoU ({protocol}) differs by {gap.difference:+.2f} points on {len(common)} common images, 95 % interval "
         f"{low:+.2f} to {high:+.2f}, p = {gap.p:.3f}: "
     )
-    words += (
-        "the difference is real at 95 %" if real else "the difference is not real at 95 % (0 is within the interval)"
-    )
+    if few:
+        words += "too few images to tell"
+    else:
+        why = "0 is within the interval" if low <= 0 <= high else "p is not below 0.05"
+        words += "the difference is real at 95 %" if real else f"the difference is not real at 95 % ({why})"
     rows = {}
     for name, one, two in zip(ours["classes"], _percent(a), _percent(b), strict=True):
         rows[name] = {"ours": one, "theirs": two, "difference": None if None in (one, two) else one - two}

@@ -78,8 +78,7 @@ def differences(first: Any, second: Any, prefix: str = "") -> list[str]:
 
 def _defaults(chosen: Mapping[str, Any]) -> Config:
     settings = Config()
-    if "model.preset" in chosen:
-        settings.model = preset(str(chosen["model.preset"]))
+    settings.model = preset(str(chosen.get("model.preset", settings.model.preset)))
     row = find(str(chosen.get("data.dataset", settings.data.dataset)), chosen.get("data.class_file"))
     if row.classes:
         settings.model.classes, settings.model.palette = list(row.classes), list(row.palette)

@@ -11,6 +11,7 @@ import time
 import warnings
 from contextlib import suppress
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from fusionsam.checkpoint import build_network, commit, locate, save_checkpoint
 from fusionsam.config import Config, DataConfig, TrainConfig, to_dict
 from fusionsam.data.catalog import find
 from fusionsam.data.dataset import PairDataset
-from fusionsam.data.fingerprints import Fingerprints, of_training
-from fusionsam.data.leaks import require_no_leak
+from fusionsam.data.fingerprints import Fingerprints, fingerprint, of_training
+from fusionsam.data.leaks import compare, require_no_leak, weigh
 from fusionsam.data.loader import class_shares, train_loader, val_loader
 from fusionsam.data.splits import Entry, entries
+from fusionsam.models.fusionsam import SMALLEST
 from fusionsam.perceptual import EncoderLevels, load_vgg16
 from fusionsam.settings import as_yaml, differences, parse_settings, read_settings
 from fusionsam.structures import Batch, InputError
@@ -210,6 +212,23 @@ def strategy(train: TrainConfig) -> str:
     return train.strategy
 
 
+def _refuse_seen(config: Config, val: list[Entry]) -> None:
+    """InputError if a validation picture is among those that a checkpoint this run starts from was trained on."""
+    for source in (config.model.start_from, config.model.tokenizer_weights):
+        seen = None if source is None else Fingerprints.read(locate(source))
+        if seen is None or config.data.allow_train_test_leak_and_know_that_scores_are_worthless:
+            continue
+        split, name = config.data.val_split, f"{Path(str(source)).name} (what it was trained on)"
+        numbers = [f"pair {number}" for number in range(1, len(seen.content) + 1)]
+        prints = {name: seen, split: fingerprint(split, val)}
+        found, _ = weigh(compare(prints, {name: numbers, split: [e.id for e in val]}), {name: numbers, split: val})
+        if found:
+            pictures = len({leak.second_id for leak in found})
+            raise InputError(
+                f"data.val_split: {pictures} pictures were seen by {source}: {found[0]}; validate on others"
+            )
+
+
 def _refuse_leaks(data: DataConfig, lists: dict[str, list[Entry]]) -> None:
     """InputError if the splits share pictures with one another, or with the test split where that is beside them."""
     if data.allow_train_test_leak_and_know_that_scores_are_worthless:
@@ -222,6 +241,11 @@ def _refuse_leaks(data: DataConfig, lists: dict[str, list[Entry]]) -> None:
 def _lists(data: DataConfig) -> dict[str, list[Entry]]:
     """Entries of the training split, with the extra pairs behind them, and of the validation split; InputError for a
     leak between them or with the test split."""
+    if data.train_split == data.val_split and not data.allow_train_test_leak_and_know_that_scores_are_worthless:
+        raise InputError(
+            f"data.val_split: {data.val_split!r} is data.train_split, too; give two, for example by lists "
+            "train.txt and val.txt with one id a line"
+        )
     lists = {s: entries(data.dataset, data.root, s, data.class_file) for s in (data.train_split, data.val_split)}
     for folder in data.extra_pairs:
         # labels that lie beside them may be of other classes
@@ -238,17 +262,26 @@ def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
     row = find(data.dataset, data.class_file)
     lists = _lists(data)
     opened = [PairDataset(lists[split], row, cache=True) for split in (data.train_split, data.val_split)]
-    for split in opened:
-        if split.num_classes != len(config.model.classes):
-            raise InputError(
-                f"model.classes: {len(config.model.classes)} classes, data set {data.dataset} has {split.num_classes}; "
-                "use a configuration made for this data set"
-            )
+    if not row.classes:
+        raise InputError(f"data.class_file: data set {data.dataset!r} has no classes of its own; give a YAML with them")
+    pairs = enumerate(zip_longest(config.model.classes, row.classes))
+    if (odd := next(((i, *names) for i, names in pairs if names[0] != names[1]), None)) is not None:
+        raise InputError(
+            f"model.classes: class {odd[0]} is {odd[1]!r}, in the data it is {odd[2]!r}; remove model.classes, "
+            "model.palette and model.foreground from the YAML, they come from the data set"
+        )
     unlabelled = next((entry.id for entry in lists[data.val_split] if entry.label is None), None)
     if unlabelled is not None:
         raise InputError(
             f"data.val_split: {unlabelled} of {data.val_split!r} has no label; add it, or take the pair off the list"
         )
+    for index, entry in enumerate(opened[1].entries):  # not after hours, at the first validation
+        height, width = opened[1][index].size
+        if min(height, width) < SMALLEST:
+            raise InputError(
+                f"data.val_split: {entry.id} has {height}x{width} pixels, expected at least {SMALLEST} a side; resize "
+                "the pair, or take it off the list"
+            )
     return opened[0], opened[1]
 
 
@@ -350,6 +383,7 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
             "stage 1, or tiny) or model.start_from, or set it to false"
         )
     train_set, val_set = open_unlabelled(config) if stage_1 else open_data(config)
+    _refuse_seen(config, val_set.entries)
     _keep_settings(out, config, resume)
     learnt = [entry for entry in train_set.entries if stage_1 or entry.label is not None]
     steps = total_steps(config, len(learnt))  # extra pairs of stage 2 are a share of the steps, they make none

@@ -158,7 +158,13 @@ def _read_class_file(path: Path) -> dict[str, Any]:
             f"{path}: {len(classes)} classes, {len(set(classes))} different; expected up to 255, each once"
         )
     if not isinstance(palette, list) or len(palette) != len(classes) or not all(_is_color(item) for item in palette):
-        raise InputError(f"{path}: palette must hold {len(classes)} colours [r, g, b] of 0-255, one a class")
+        given = len(palette) if isinstance(palette, list) else type(palette).__name__
+        raise InputError(
+            f"{path}: palette must hold {len(classes)} colours [r, g, b] of 0-255, one a class; found {given}"
+        )
+    if (twice := next((c for i, c in enumerate(palette) if c in palette[:i]), None)) is not None:
+        names = " and ".join(name for name, color in zip(classes, palette, strict=True) if color == twice)
+        raise InputError(f"{path}: palette: {names} have one colour, {twice}; give each class its own")
     foreground = content.get("foreground", list(range(1, len(classes))))
     try:
         ids = [classes.index(item) if isinstance(item, str) else int(item) for item in foreground]

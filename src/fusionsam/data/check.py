@@ -28,9 +28,9 @@ def check(
 ) -> dict[str, Any]:
     """Read every pair of the splits and report what is there and what is wrong.
 
-    Without `splits`: those of the row that can be found. Keys: dataset, root, splits (per split: pairs, labelled, sizes
-    {HxW: count}, class_percent {name: percent of label pixels}), errors (splits that cannot be listed), unreadable
-    (path and reason), size_mismatches, bad_labels, shared (leaks, each with kind, splits and ids),
+    Without `splits`: those of the row that can be found. Keys: dataset, root, splits (per split: pairs, visible,
+    infrared, labelled, sizes {HxW: count}, class_percent {name: percent of label pixels}), errors (splits that cannot
+    be listed), unreadable (path and reason), size_mismatches, bad_labels, shared (leaks, each with kind, splits, ids),
     look_alikes (the same of what `leaks.weigh` only mentions: a note, no problem), ok. Raises InputError only for an
     unknown data set, a bad class file, or if no split can be listed."""
     row = find(dataset, class_file)
@@ -51,21 +51,23 @@ def check(
     for split, members in found.items():
         prints[split], ids[split] = Fingerprints(), []
         sizes: Counter[str] = Counter()
-        pixels, labelled = torch.zeros(256, dtype=torch.long), 0
+        pixels, there = torch.zeros(256, dtype=torch.long), Counter[str]()
         for entry in tqdm(members, desc=f"checking {split}", disable=not progress):
             sample = _examined(entry, split, row, report)
             if sample is None:
                 continue
             sizes["x".join(map(str, sample.size))] += 1
+            there.update(name for name in ("visible", "infrared", "label") if getattr(sample, name) is not None)
             if sample.label is not None:
-                labelled += 1
                 pixels += torch.bincount(sample.label.clamp(0, 255).flatten(), minlength=256)
             prints[split].add(entry, sample)
             ids[split].append(entry.id)
         counted = max(int(pixels.sum() - pixels[IGNORE]), 1)
         report["splits"][split] = {
             "pairs": len(members),
-            "labelled": labelled,
+            "visible": there["visible"],
+            "infrared": there["infrared"],
+            "labelled": there["label"],
             "sizes": dict(sizes.most_common()),
             "class_percent": {name: round(100 * int(pixels[i]) / counted, 4) for i, name in enumerate(row.classes)},
         }

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +146,7 @@ def fingerprint(name: str, entries: Sequence[Entry], progress: bool = True) -> F
     found = Fingerprints()
     quiet = not progress or len(entries) < _PROGRESS_FROM
     for entry in tqdm(entries, desc=f"leak guard: {name}", disable=quiet):
-        found.add(entry, read_sample(entry))
+        found.add(entry, read_sample(replace(entry, label=None)))  # labels tell nothing here, and may need a palette
     return found
 
 

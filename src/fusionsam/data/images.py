@@ -356,6 +356,8 @@ def read_label(path: str | Path, palette: Sequence[tuple[int, int, int]] | None 
         raise InputError(f"{path}: label of {image.dtype} {image.shape}; expected one channel of integer class ids")
     if image.mode in ("L", "P", "1", "LA", "PA"):
         ids = np.array(image if len(image.getbands()) == 1 else image.getchannel(0))
+        if palette is not None and image.mode in ("P", "PA"):
+            _require_own_indices(path, image, ids, palette)
         return torch.from_numpy(ids.astype(np.int64))
     if palette is None:
         raise InputError(
@@ -374,6 +376,22 @@ def read_label(path: str | Path, palette: Sequence[tuple[int, int, int]] | None 
             "classes; give the palette of this data set"
         )
     return torch.from_numpy(ids)
+
+
+def _require_own_indices(path: Path, image: Image.Image, ids: Pixels, palette: Sequence[tuple[int, int, int]]) -> None:
+    """InputError for a palette file whose colours are the classes', but whose indices are not: what pngquant and PIL's
+    adaptive palettes make of a colour file. Other palettes are decoration, and the index is the class."""
+    colors = np.array(image.convert("RGB")).reshape(-1, 3)
+    used, places = np.unique(ids, return_index=True)
+    shown = {int(index): tuple(colors[place].tolist()) for index, place in zip(used, places, strict=True)}
+    classes = {tuple(color): index for index, color in enumerate(palette)}
+    if all(color in classes for color in shown.values()):
+        for index, color in shown.items():
+            if classes[color] != index:
+                raise InputError(
+                    f"{path}: index {index} of its palette has the colour of class {classes[color]}; save the label as "
+                    "RGB, or as grey ids"
+                )
 
 
 def write_png(path: str | Path, array: Tensor | NDArray[np.uint8]) -> None:

@@ -91,10 +91,11 @@ def _index(folder: Path) -> dict[str, Path]:
 def _subfolders(row: DatasetRow, root: Path) -> dict[str, Path] | None:
     """visible, infrared, label (or rgbt) -> folder, as far as they exist below `root`."""
     found: dict[str, Path] = {}
+    there = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()} if root.is_dir() else {}
     for part, names in row.folders.items():
         for name in names:
-            if (root / name).is_dir():
-                found[part] = root / name
+            if (folder := root / name).is_dir() or (folder := there.get(name.lower(), folder)).is_dir():
+                found[part] = folder
                 break
     return found if {"visible", "infrared", "rgbt"} & set(found) else None
 
@@ -148,8 +149,9 @@ def _ids(listing: Path) -> list[str]:
     try:
         lines = listing.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{listing}: not readable as text; expected one id a line") from error
-    ids = [line.strip().removesuffix(".png") for line in lines if line.strip()]
+        raise InputError(f"{listing}: not readable as text; save it as UTF-8, one id a line") from error
+    names = [line.strip() for line in lines if line.strip()]
+    ids = [name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name for name in names]
     twice = sorted({id for id in ids if ids.count(id) > 1}) if len(set(ids)) != len(ids) else []
     if twice:
         raise InputError(f"{listing}: lists {twice[0]!r} more than once ({len(twice)} such ids); list each id once")
@@ -167,15 +169,31 @@ def _listed(id: str, available: dict[str, Entry], listing: Path) -> Entry:
     return entry
 
 
+COLUMNS = ("visible", "infrared", "label", "split", "id")
+ALIASES = {
+    **dict.fromkeys(("vis", "vi", "rgb", "color", "colour"), "visible"),
+    **dict.fromkeys(("ir", "thermal", "tir", "lwir"), "infrared"),
+    **dict.fromkeys(("labels", "mask", "masks", "gt", "segmentation"), "label"),
+    **{name: name for name in COLUMNS},  # in capitals
+}
+
+
 def _from_manifest(path: Path, split: str) -> list[Entry]:
     """Rows of a CSV or Parquet table; paths are relative to the table's folder."""
     columns, rows = _table(path)
     if not {"visible", "infrared"} & columns:
         raise InputError(f"{path}: columns {sorted(columns)}; expected visible, infrared, label (optional), split")
+    for column in sorted(columns):
+        if column not in COLUMNS and (meant := ALIASES.get(column.lower())):
+            raise InputError(
+                f"{path}: column {column!r} would be left unread; call it {meant!r} (known: {', '.join(COLUMNS)})"
+            )
     if "split" not in columns and split != "all":
         raise InputError(f"{path}: has no column split, but split {split!r} was asked for; add it, or ask for 'all'")
     if split != "all":
         names = sorted({row.get("split", "") for row in rows})
+        if odd := [name for name in names if name != split and name.strip().lower() == split.lower()]:
+            raise InputError(f"{path}: split is {odd[0]!r} in some rows and {split!r} was asked for; write it one way")
         rows = [row for row in rows if row.get("split") == split]
         if not rows:
             raise InputError(
