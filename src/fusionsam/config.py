@@ -485,7 +485,7 @@ def _tiny() -> ModelConfig:
         preset="tiny",
         tokenizer=TokenizerConfig(blocks=1, codebook_size=256, codebook_dim=32, codebooks=4),
         fusion=FusionConfig(heads=2, kv_stride=8, picture_dilations=(2, 4)),
-        encoder=EncoderConfig(guided=True),
+        encoder=EncoderConfig(guided=True, thermal=True),
     )
 
 
