@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -238,6 +239,25 @@ def test_fine_tuning_may_add_what_begins_as_if_it_were_not_there(make_debug, pai
         torch.testing.assert_close(found.fused, wanted.fused, rtol=1e-4, atol=1e-5)
         grown.image_encoder.guide.weight.normal_(std=0.1)
         assert not torch.allclose(grown(*pair).logits, wanted.logits, rtol=1e-2, atol=1e-3)
+
+
+def test_fine_tuning_with_another_image_encoder_keeps_all_that_its_widths_do_not_shape(make_debug, tmp_path):
+    first = make_debug()
+    save_checkpoint(tmp_path / "first", first, {})
+    config = preset("debug")
+    config.start_from = str(tmp_path / "first")
+    config.encoder = EncoderConfig(source="tf_efficientnet_lite0", thermal=True)
+    with pytest.raises(InputError, match=r"model\.encoder\.kind: timm, but .* has tinyvit; give "):
+        build_network(config)
+    foreign_weights = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    save_file(foreign_weights, tmp_path / "imagenet.safetensors")
+    config.encoder.weights = str(tmp_path / "imagenet.safetensors")
+    new, old = build_network(config).state_dict(), first.state_dict()
+    for stream in ("backbone", "thermal"):
+        assert torch.equal(new[f"image_encoder.{stream}.conv_stem.weight"], foreign_weights["conv_stem.weight"])
+    anew = {name for name in new if name not in old or not torch.equal(new[name], old[name])}
+    assert anew
+    assert all(n.startswith(("image_encoder.", "mask_decoder.fine.", "head.lateral.")) for n in anew)
 
 
 def test_fine_tuning_on_other_classes_renews_only_what_their_number_shapes(make_debug, tmp_path):

@@ -89,16 +89,29 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
 
 def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
     """Fine-tuning: what the checkpoint named by `start_from` has for this network. Left as they are: class-sized
-    tensors if the classes differ, LSTG if `tokenizer_weights` will fill it, and what begins as if it were
-    not there (encoder.guided, encoder.thermal, fusion.picture_dilations). InputError for any other difference."""
+    tensors if the classes differ, another architecture of image encoder with what its widths shape (`encoder.weights`
+    must fill it), LSTG if `tokenizer_weights` will fill it, and what begins as if it were not there (encoder.guided,
+    encoder.thermal, fusion.picture_dilations). InputError for any other difference."""
     assert config.start_from is not None
     tensors, stored, _ = read_checkpoint(config.start_from)
     _require_whole(tensors, f"model.start_from {config.start_from}")
     own = network.state_dict()
     anew = tuple(["tokenizer."] if config.tokenizer_weights else [])
+    architecture = ("kind", "source", "dims", "depths")
+    other = [name for name in architecture if getattr(config.encoder, name) != getattr(stored.encoder, name)]
+    if other:
+        if config.encoder.weights is None:
+            raise InputError(
+                f"model.encoder.{other[0]}: {getattr(config.encoder, other[0])}, but {config.start_from} of "
+                f"model.start_from has {getattr(stored.encoder, other[0])}; give model.encoder.weights to begin with "
+                "another image encoder, or make them agree"
+            )
+        follows = ("mask_decoder.fine.", "head.")  # their widths follow the encoder's levels
+        levels = [name for name in own.keys() ^ tensors.keys() if name.startswith(follows)]
+        anew += ("image_encoder.", *levels, *_reshaped(own, tensors, follows))
     if config.encoder.guided and not stored.encoder.guided:
         anew += ("image_encoder.guide.",)
-    if config.encoder.thermal and not stored.encoder.thermal:
+    if config.encoder.thermal and not stored.encoder.thermal and not other:
         # it sees infrared as the picture's backbone has learned to
         anew += ("image_encoder.inject.",)
         shared = {n: t for n, t in tensors.items() if n.startswith("image_encoder.backbone.")}
@@ -106,18 +119,17 @@ def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
     if config.fusion.picture_dilations and not stored.fusion.picture_dilations:
         anew += ("picture_head.context.",)
     if stored.classes != config.classes:
-        anew += tuple(
-            name
-            for name in own
-            if name.startswith(("mask_decoder.", "head."))
-            and name in tensors
-            and tensors[name].shape != own[name].shape
-        )
+        anew += _reshaped(own, tensors, ("mask_decoder.", "head."))
         gone = [name for name in tensors if name.startswith("mask_decoder.") and name not in own]  # of further classes
         new = [name for name in own if name.startswith("mask_decoder.") and name not in tensors]
         anew += (*gone, *new)
     kept = {name: t for name, t in tensors.items() if not (anew and name.startswith(anew))}
     foreign.load_exactly(network, kept, f"model.start_from {config.start_from}", allow_missing=anew, own_names=True)
+
+
+def _reshaped(own: dict[str, Tensor], tensors: dict[str, Tensor], parts: tuple[str, ...]) -> tuple[str, ...]:
+    both = [name for name in own if name.startswith(parts) and name in tensors]
+    return tuple(name for name in both if tensors[name].shape != own[name].shape)
 
 
 def _random_encoder(config: ModelConfig, absent: str) -> InputError:

@@ -258,7 +258,8 @@ class ModelConfig(_Bounded):
     decoder, and for the image encoder where its kind matches."""
     start_from: str | None = None
     """A FusionSAM checkpoint (folder or shipped name) to fine-tune: every part starts from it. With another number of
-    classes the class-sized tensors start anew; with tokenizer_weights LSTG comes from there."""
+    classes the class-sized tensors start anew, with another image encoder that (from encoder.weights) and the tensors
+    its widths shape; with tokenizer_weights LSTG comes from there."""
     tokenizer_weights: str | None = None
     """A checkpoint folder whose LSTG this model starts from (stage 1)."""
     max_side: int = 1024

@@ -246,7 +246,9 @@ def build_image_encoder(config: EncoderConfig, embed_dim: int = 256, latent_dim:
         if getattr(config, name) and config.kind != "timm":
             raise InputError(f"model.encoder.{name}: not for {config.kind}; set it to false, or kind to timm")
     if config.thermal and config.training != "full":
-        raise InputError(f"model.encoder.training: {config.training} with model.encoder.thermal; set it to full, or thermal to false")
+        raise InputError(
+            f"model.encoder.training: {config.training} with model.encoder.thermal; set it to full, or thermal to false"
+        )
     encoder = KINDS[config.kind](config, embed_dim, latent_dim)
     load_image_encoder(encoder, config)
     set_training(encoder, config)
