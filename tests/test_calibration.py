@@ -1,4 +1,4 @@
-"""The temperature is the one the labels were drawn with; the figure that is reported was not fitted on."""
+"""The temperature is the one the labels were drawn with, offsets undo a shift; figures are of pairs not fitted on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fusionsam.calibration import (
-    Pixels,
     calibration,
     collect,
     count_error,
@@ -20,12 +20,13 @@ from fusionsam.calibration import (
     stride,
 )
 from fusionsam.checkpoint import save_checkpoint
+from fusionsam.class_offsets import GRID, _counts_by_offset, class_offsets, confusion, fit_offsets, miou
 from fusionsam.cli import main
 from fusionsam.data.dataset import open_split
 from fusionsam.data.synthetic import synthesize
 from fusionsam.metrics import CalibrationError
 from fusionsam.predict import FusionSAM
-from fusionsam.structures import InputError
+from fusionsam.structures import InputError, Pixels
 
 
 def drawn(temperature: float, pairs: int = 6, pixels: int = 4001, seed: int = 0) -> list[Pixels]:
@@ -123,6 +124,101 @@ def test_the_stored_temperature_changes_confidences_and_the_ece_of_reports_but_n
     expected = (collect(before, data)[0].logits.float() / values["temperature"]).softmax(1).max(1)[0]
     assert scaled.confidence.ravel() == pytest.approx(expected.numpy(), abs=2e-3)
     assert np.abs(plain.confidence - scaled.confidence).max() > 1e-3
+
+
+def shifted(by: float, pairs: int = 5, seed: int = 0) -> list[Pixels]:
+    """Logits whose greatest is the label's in nine of ten pixels, then class 2's raised by `by`."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(pairs):
+        logits = torch.randn(3000, 4, generator=generator)
+        label = torch.where(torch.rand(3000, generator=generator) < 0.9, logits.argmax(1), 0)
+        found.append(Pixels(logits + torch.tensor([0, 0, by, 0]), label))
+    return found
+
+
+def test_offsets_take_back_a_shift_of_the_logits():
+    offsets = fit_offsets(shifted(1.5))
+    assert offsets[0] == 0
+    assert offsets[2] == pytest.approx(-1.5, abs=0.26)
+    assert offsets[[1, 3]].abs().max() <= 0.5
+    values = class_offsets(shifted(1.5), list("abcd"))
+    assert values["miou_after"] > values["miou_before"] + 5
+    assert values["offsets"]["c"] == offsets[2]
+    assert len(values["offsets_without_block"]) == 5
+
+
+def test_every_offset_is_counted_as_if_it_were_the_only_one_tried():
+    pixels = [Pixels((8 * part.logits).round() / 8, part.label) for part in shifted(0.5)]  # ties included
+    start = torch.tensor([0.0, 0.5, -0.25, 0.0])
+    counted = _counts_by_offset(pixels, start, 1)
+    for place in (0, 3, 8, 16):
+        tried = start.clone()
+        tried[1] = GRID[place] + 1e-4  # a tie goes to the class that is moved
+        assert torch.equal(counted[place], confusion(pixels, tried))
+
+
+def test_the_gain_is_that_on_blocks_that_offsets_were_not_fitted_on():
+    opposite = [part for by in (1.5, -1.5) for part in shifted(by, pairs=1)]
+    values = class_offsets(opposite, list("abcd"))
+    assert values["miou_after"] < values["miou_before"] - 5
+    own = float(miou(sum(confusion([part], fit_offsets([part])) for part in opposite)))
+    assert own > values["miou_before"] + 5
+
+
+def test_a_class_that_no_pair_shows_keeps_its_logits():
+    pixels = [Pixels(part.logits, part.label.where(part.label != 3, 0)) for part in shifted(0.0)]
+    assert fit_offsets(pixels)[3] == 0
+    with pytest.raises(InputError, match="1 pairs; expected at least 2"):
+        class_offsets(pixels[:1], list("abcd"))
+    with pytest.raises(InputError, match="no labelled pixel"):
+        fit_offsets([Pixels(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))])
+
+
+def test_offsets_enter_the_weights_and_reports_on_their_pairs_say_so(tmp_path: Path, make_debug, capsys):
+    root = tmp_path / "scenes"
+    synthesize(root, 20, seed=11, size=(64, 96), progress=False)
+    network = make_debug()
+    with torch.no_grad():
+        network.head.mlp[-1].bias[8] += 100.0
+        network.head.mlp[-1].weight[0] = network.head.mlp[-1].weight[8]  # unlabeled is one offset behind bump
+        network.head.mlp[-1].bias[0] = network.head.mlp[-1].bias[8] - 0.3
+    weights = save_checkpoint(tmp_path / "weights", network, {"step": 7}, half=True)
+    before = load_file(weights / "model.safetensors")
+    given = ["--weights", str(weights), "--dataset", "mfnet", "--root", str(root)]
+    assert main(["calibrate", *given, "--class-offsets", "--dry-run"]) == 0
+    assert all(torch.equal(t, before[n]) for n, t in load_file(weights / "model.safetensors").items())
+    assert main(["calibrate", *given, "--class-offsets"]) == 0
+    after = load_file(weights / "model.safetensors")
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["head.mlp.6.bias"]
+    card = json.loads((weights / "training.json").read_text())
+    offsets = torch.tensor(list(card["class_offsets"]["offsets"].values()))
+    assert offsets[8] < 0
+    expected = before["head.mlp.6.bias"].float() + offsets
+    assert after["head.mlp.6.bias"].dtype == torch.float16
+    assert after["head.mlp.6.bias"].float() == pytest.approx(expected, abs=0.05)
+    assert (card["step"], "temperature" in card["calibration"]) == (7, True)
+    assert main(["evaluate", *given, "--out", str(tmp_path / "out"), "--bootstrap", "0"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["title"].endswith("class offsets fitted on these pairs")
+    assert "were fitted on these pairs" in report["notes"][-1]
+    assert report["miou"] > card["class_offsets"]["miou_before"] + 1
+    capsys.readouterr()
+    assert main(["calibrate", *given, "--class-offsets"]) == 2
+    assert "has offsets already" in capsys.readouterr().err
+
+
+def test_offsets_that_gain_nothing_are_not_kept(tmp_path: Path, make_debug, capsys, monkeypatch):
+    root = tmp_path / "scenes"
+    synthesize(root, 20, seed=11, size=(64, 96), progress=False)
+    weights = save_checkpoint(tmp_path / "weights", make_debug(), {})
+    before = load_file(weights / "model.safetensors")
+    monkeypatch.setattr("fusionsam.class_offsets.GRID", torch.zeros(1))
+    given = ["--weights", str(weights), "--dataset", "mfnet", "--root", str(root)]
+    assert main(["calibrate", *given, "--class-offsets"]) == 0
+    assert "no offset is used" in capsys.readouterr().out
+    assert all(torch.equal(t, before[n]) for n, t in load_file(weights / "model.safetensors").items())
+    assert "class_offsets" not in json.loads((weights / "training.json").read_text())
 
 
 def test_a_dry_run_leaves_the_checkpoint(tmp_path: Path, make_debug, capsys):

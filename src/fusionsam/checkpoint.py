@@ -27,6 +27,7 @@ from fusionsam.models.fusionsam import FusionSAMNetwork
 from fusionsam.structures import InputError
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "training.json"
+LAST_BIAS = "head.mlp.6.bias"
 HALF_MAX = torch.finfo(torch.float16).max
 
 
@@ -154,11 +155,7 @@ def save_checkpoint(folder: str | Path, network: Configured, card: dict[str, Any
                 # counters of a codebook may lie beyond float16
                 kept = kept.clamp(-HALF_MAX, HALF_MAX).half()
             tensors[name] = kept
-        fd, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
-        os.close(fd)
-        save_file(tensors, temporary, metadata={"format": "fusionsam", "version": __version__})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, folder / WEIGHTS)
+        _write_tensors(folder / WEIGHTS, tensors)
         _write_text(folder / CONFIG, yaml.safe_dump(_plain(asdict(network.config)), sort_keys=False))
         _write_text(folder / CARD, json.dumps({**card, "version": __version__}, indent=1))
     except OSError as error:
@@ -166,6 +163,28 @@ def save_checkpoint(folder: str | Path, network: Configured, card: dict[str, Any
             f"{folder}: cannot write the checkpoint ({error.strerror}); choose a writable folder"
         ) from None
     return folder
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    fd, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    os.close(fd)
+    save_file(tensors, temporary, metadata={"format": "fusionsam", "version": __version__})
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+def shift_classes(source: str | Path, offsets: Tensor) -> None:
+    """Add `offsets` (K) to every pixel's class logits for good: to the biases of the head's last layer, in the dtype
+    they are stored in. InputError if the checkpoint cannot be read or written."""
+    path = locate(source) / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        last = tensors[LAST_BIAS]
+        tensors[LAST_BIAS] = (last.float() + offsets).to(last.dtype)
+        _write_tensors(path, tensors)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be written ({error}); copy the checkpoint to a folder of your own") from None
 
 
 def read_checkpoint(source: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:

@@ -277,6 +277,11 @@ def _run(
     values |= {"prompts": prompts, "weights": None if weights is None else str(weights)}
     if weights is not None:
         values["weights_sha256"] = digest(checkpoint.locate(weights) / checkpoint.WEIGHTS)
+    if (fitted := _offsets_fitted_here(values)) is not None:
+        values["notes"].append(
+            "the class offsets of these weights were fitted on these pairs; on pairs they were not fitted on they made "
+            f"{fitted['miou_before']:.2f} mIoU {fitted['miou_after']:.2f}"
+        )
     values |= {"seconds": time.perf_counter() - started, "seconds_counting": counting}
     total, complete = len(data.entries), len(todo) == len(data.entries)
     if config.dataset in reports.PUBLISHED and config.split == "test" and complete and prompts != "oracle":
@@ -332,9 +337,16 @@ def _title(config: EvaluateConfig, name: str, values: dict[str, Any], partial: t
     how += ["flip"] if config.flip else []
     alike = values["leak_guard"]["look_alikes"]
     how += [f"{alike} pictures look like training pictures"] if alike else []
+    how += ["class offsets fitted on these pairs"] if _offsets_fitted_here(values) is not None else []
     score = "undefined" if values["miou"] is None else f"{values['miou']:.2f}"
     what = f"{name} on {config.dataset}/{config.split}: mIoU {score} ({values['protocol']})"
     return ": ".join([*marks, ", ".join([what, *how])])
+
+
+def _offsets_fitted_here(values: dict[str, Any]) -> dict[str, Any] | None:
+    """The card's entry of `fusionsam calibrate --class-offsets`, if it was made from the pairs that are scored."""
+    fitted: dict[str, Any] = (values.get("weights_card") or {}).get("class_offsets") or {}
+    return fitted if fitted.get("split_ids_sha256") == values["split_ids_sha256"] else None
 
 
 def digest(path: Path) -> str:

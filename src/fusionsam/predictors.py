@@ -82,7 +82,7 @@ class NetworkPredictor:
 
     def describe(self) -> dict[str, Any]:
         """What the report says of the weights, from their card."""
-        keys = ("name", "version", "commit", "command", "seed", "step", "hours", "val", "config")
+        keys = ("name", "version", "commit", "command", "seed", "step", "hours", "val", "class_offsets", "config")
         known = {key: self.model.card[key] for key in keys if key in self.model.card}
         return {"weights_card": {"preset": self.model.config.preset, **known}, "prediction_format": None}
 

@@ -9,7 +9,7 @@ P points, M boxes. Images are float in [0, 1] unless a docstring says uint8.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -136,6 +136,13 @@ class Output:
     latents: Latents
     mask_prompt: Tensor  # (B,1,h,w) logits, from z_f
     features: Tensor  # z_f (B,d,h,w)
+
+
+class Pixels(NamedTuple):
+    """What calibration keeps of one pair: n labelled pixels."""
+
+    logits: Tensor  # (n,K) float16 or float32
+    label: Tensor  # int64 (n), none of them IGNORE
 
 
 @dataclass
