@@ -389,6 +389,17 @@ def test_check_notes_stray_look_alikes_and_complains_of_many(tmp_path):
     assert many["look_alikes"] == []
 
 
+def test_check_compares_the_splits_of_own_pairs_without_being_told_their_names(tmp_path):
+    for split, name, seed in (("train", "0001", 0), ("train", "0002", 1), ("val", "0009", 1)):
+        _write_pair(tmp_path / "p" / split, ("visible", "infrared", "labels"), name, seed)
+    report = check("pairs", tmp_path / "p", progress=False)
+    assert {name: split["pairs"] for name, split in report["splits"].items()} == {"train": 2, "val": 1}
+    assert (report["ok"], report["errors"]) == (False, [])
+    assert report["shared"][0]["ids"] == ["0002", "0009"]
+    _write_pair(tmp_path / "q", ("visible", "infrared", "labels"), "0001", 0)
+    assert list(check("pairs", tmp_path / "q", progress=False)["splits"]) == ["all"]
+
+
 def test_equal_names_in_different_folders_are_no_leak(tmp_path):
     for index, part in enumerate(("a", "b")):
         _write_pair(tmp_path / part, ("visible", "infrared", "labels"), "0001", index * 2)

@@ -28,20 +28,22 @@ def check(
 ) -> dict[str, Any]:
     """Read every pair of the splits and report what is there and what is wrong.
 
-    Without `splits`: those of the row that can be found. Keys: dataset, root, splits (per split: pairs, visible,
-    infrared, labelled, sizes {HxW: count}, class_percent {name: percent of label pixels}), errors (splits that cannot
-    be listed), unreadable (path and reason), size_mismatches, bad_labels, shared (leaks, each with kind, splits, ids),
-    look_alikes (the same of what `leaks.weigh` only mentions: a note, no problem), ok. Raises InputError only for an
+    Without `splits`: those of the row that can be found (of a user's own pairs train, val and test, or else all). Keys:
+    dataset, root, splits (per split: pairs, visible, infrared, labelled, sizes {HxW: count}, class_percent {name:
+    percent of label pixels}), errors (splits that cannot be listed), unreadable (path and reason), size_mismatches,
+    bad_labels, shared (leaks, each with kind, splits, ids), look_alikes (the same of what `leaks.weigh` only mentions:
+    a note, no problem), ok. Raises InputError only for an
     unknown data set, a bad class file, or if no split can be listed."""
     row = find(dataset, class_file)
-    report: dict[str, Any] = {"dataset": dataset, "root": str(root), "splits": {}, "errors": []}
+    report: dict[str, Any] = {"dataset": dataset, "root": str(root), "splits": {}}
     report |= {"unreadable": [], "size_mismatches": [], "bad_labels": [], "shared": [], "look_alikes": []}
-    found: dict[str, list[Entry]] = {}
-    for split in splits or row.splits:
-        try:
-            found[split] = entries(dataset, root, split, class_file)
-        except InputError as error:
-            report["errors"].append({"split": split, "reason": str(error)})
+    own = splits is None and row.splits == ("all",)
+    # a user's own pairs may have splits, by folders, lists or a column; only then can they be compared
+    found, report["errors"] = _listed(
+        splits or (("train", "val", "test") if own else row.splits), dataset, root, class_file
+    )
+    if own and not found:
+        found, report["errors"] = _listed(row.splits, dataset, root, class_file)
     if not found:
         raise InputError(report["errors"][0]["reason"])
     if splits is None:  # a split nobody asked for by name may simply not be there
@@ -85,6 +87,20 @@ def _part_of(first: str, second: str) -> bool:
     """test_day lies within test, train within trainval: sharing images is their purpose."""
     short, long = sorted((first, second), key=len)
     return long.startswith(f"{short}_") or (long == "trainval" and short in ("train", "val"))
+
+
+def _listed(
+    splits: Sequence[str], dataset: str, root: str | Path, class_file: str | Path | None
+) -> tuple[dict[str, list[Entry]], list[dict[str, str]]]:
+    """The entries of every split that can be listed, and why the others cannot."""
+    found: dict[str, list[Entry]] = {}
+    errors = []
+    for split in splits:
+        try:
+            found[split] = entries(dataset, root, split, class_file)
+        except InputError as error:
+            errors.append({"split": split, "reason": str(error)})
+    return found, errors
 
 
 def _examined(entry: Entry, split: str, row: DatasetRow, report: dict[str, Any]) -> Sample | None:
