@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 # of `make ablation`: ImageNet weights of EfficientNet-Lite0 (a file, or hub for timm's) and a Segment Anything model
 ENCODER_WEIGHTS ?= hub
+LITE2_WEIGHTS ?= hub
 SAM_WEIGHTS ?= ../shared/weights/mobilesam.safetensors
 MFNET ?= $(DATA)/mfnet156
 # LSTG of stage 1: of the checkpoint that ships, or runs/tokenizer_tiny/final after configs/tokenizer_tiny.yaml
@@ -88,7 +89,7 @@ study: $(STAMP) $(STUDY:%=runs/study/%/evaluation/report.json)
 runs/study/%/final/training.json: | $(STAMP)
 	$(BIN)/fusionsam train --config configs/mfnet_tiny.yaml --config configs/study/base.yaml \
 		--config configs/study/$*.yaml --data.root $(MFNET) --model.sam_weights $(SAM_WEIGHTS) \
-		$(if $(filter encoder_tinyvit,$*),,--model.encoder.weights $(ENCODER_WEIGHTS)) \
+		$(if $(filter encoder_tinyvit,$*),,--model.encoder.weights $(if $(filter encoder_lite2,$*),$(LITE2_WEIGHTS),$(ENCODER_WEIGHTS))) \
 		$(if $(filter tokenizer_joint,$*),,--model.tokenizer_weights $(TOKENIZER_WEIGHTS)) \
 		$$(test ! -e runs/study/$*/last.ckpt || echo --resume)
 

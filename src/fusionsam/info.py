@@ -84,6 +84,8 @@ def _origin(card: dict[str, Any]) -> str:
             rows["data"] += f", chosen on {data['val_split']}"
     if card.get("started_from"):
         rows["started from"] = ", ".join(f"{key} {value}" for key, value in card["started_from"].items())
+    if moved := {name: by for name, by in (card.get("class_offsets") or {}).get("offsets", {}).items() if by}:
+        rows["class offsets"] = ", ".join(f"{name} {by:+g}" for name, by in moved.items())
     lines = [f"{key:<17}{value}" for key, value in rows.items()]
     scores = card.get("val") or {}
     if "miou" in scores:  # a shipped card says how and on what it was measured
