@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -194,6 +195,8 @@ def main() -> None:
     if args.child:
         peak(args.child, args.weights, args.folder, args.size)
         return
+    if args.openvino and importlib.util.find_spec("openvino") is None:
+        parser.error("--openvino: not installed here; pip install openvino, or leave it out")
     result: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {}
     about = {"command": f"python {' '.join(sys.argv)}", "commit": commit(), "machine": machine()}
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
