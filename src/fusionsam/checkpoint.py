@@ -237,7 +237,8 @@ def halfway(start: str | Path, end: str | Path, folder: str | Path) -> Path:
     begun = first.state_dict()
     middle = {n: t.lerp(begun[n], 0.5) if t.is_floating_point() else t for n, t in network.state_dict().items()}
     network.load_state_dict(middle)
-    kept = {key: value for key, value in card.items() if key not in ("name", "val")}
+    gone = ("name", "val", "calibration", "class_offsets")  # what was measured on `end` is not true of the mean
+    kept = {key: value for key, value in card.items() if key not in gone}
     written = save_checkpoint(folder, network, {**kept, "halfway_from": str(start)})
     if (seen := Fingerprints.read(locate(end))) is not None:
         seen.write(written)
