@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusionsam.metrics import PROTOCOLS, ConfusionMatrix
 from fusionsam.structures import InputError, Pixels
 
+PRESENT = PROTOCOLS["present"]
 GRID = torch.linspace(-2, 2, 17)
 """Offsets that are tried, in the unit of logits."""
 ROUNDS = 2
@@ -28,20 +30,11 @@ FOLDS = 5
 
 def confusion(pixels: Sequence[Pixels], offsets: Tensor) -> Tensor:
     """Counts (K,K), rows the truth, of the class with the greatest logits + offsets; float64."""
-    k = len(offsets)
-    counts = torch.zeros(k * k, dtype=torch.float64)
+    counts = ConfusionMatrix(len(offsets))
     for logits, label in pixels:
-        counts += torch.bincount(label * k + (logits.float() + offsets).argmax(1), minlength=k * k)
-    return counts.view(k, k)
-
-
-def miou(counts: Tensor) -> Tensor:
-    """Percent, the mean over the classes that occur in the truth (`present`), of counts (...,K,K)."""
-    hit = counts.diagonal(dim1=-2, dim2=-1)
-    truth = counts.sum(-1)
-    iou = hit / (truth + counts.sum(-2) - hit).clamp(min=1)
-    occurs = truth > 0
-    return 100 * (iou * occurs).sum(-1) / occurs.sum(-1)
+        # the matrix takes pictures: one row of pixels is one
+        counts.update((logits.float() + offsets).argmax(1)[None], label[None])
+    return torch.from_numpy(counts.matrix).double()
 
 
 def fit_offsets(pixels: Sequence[Pixels]) -> Tensor:
@@ -56,7 +49,7 @@ def fit_offsets(pixels: Sequence[Pixels]) -> Tensor:
         for which in range(1, k):
             if shown[which]:
                 counts = _counts_by_offset(pixels, offsets, which)
-                best = (miou(counts) - CAUTION * GRID**2).argmax()
+                best = (torch.from_numpy(PRESENT.many(counts)) - CAUTION * GRID**2).argmax()
                 offsets[which] = GRID[best]
     return offsets
 
@@ -94,6 +87,6 @@ def class_offsets(pixels: Sequence[Pixels], names: Sequence[str]) -> dict[str, A
         "offsets": dict(zip(names, fit_offsets(pixels).tolist(), strict=True)),
         "offsets_without_block": [dict(zip(names, offsets.tolist(), strict=True)) for offsets in found],
         "unit": "percent",
-        "miou_before": float(miou(confusion(pixels, torch.zeros(len(names))))),
-        "miou_after": float(miou(counts)),
+        "miou_before": PRESENT(confusion(pixels, torch.zeros(len(names)))).miou,
+        "miou_after": PRESENT(counts).miou,
     }
