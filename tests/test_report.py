@@ -241,11 +241,14 @@ class TestAblationAndSam:
             )
             changed = set(differences(base, merged)) - schedule
             found[name] = changed
-            budgets.add(tuple(merged["train"][key] for key in ("max_steps", "warmup_steps", "validate_every", "seed")))
+            budget = [merged["train"][key] for key in ("max_steps", "warmup_steps", "validate_every", "seed")]
+            budgets.add((*budget, *merged["data"]["crop"], merged["model"]["encoder"]["thermal"]))
         assert len(budgets) == 1
         tokens, kind = "model.tokenizer.tokens", "model.fusion.kind"
         learned = "train.freeze_tokenizer"  # a patch embedding comes with no weights
-        assert found == {"a": {tokens, learned}, "b": {kind}, "c": set(), "continuous": {tokens}}
+        shared = {"data.crop", "model.encoder.thermal"}  # of all four, so that they are cheap and the parts matter
+        parts = {"a": {tokens, learned}, "b": {kind}, "c": set(), "continuous": {tokens}}
+        assert found == {name: shared | part for name, part in parts.items()}
 
 
 class TestForms:
