@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -361,6 +362,18 @@ def test_a_run_is_not_overwritten_and_its_settings_hold(scenes: Path, unbroken: 
     with pytest.raises(InputError, match=r"^train\.devices x train\.num_nodes: differs"):
         run(scenes, epochs, *by_epochs, resume=True)
     assert (unbroken / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_a_run_does_not_go_on_with_other_pairs(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
+    shutil.copytree(unbroken, tmp_path / "run")
+    moved = shutil.copytree(scenes, tmp_path / "moved")
+    run(moved, tmp_path / "run", resume=True)  # the same pairs elsewhere
+    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+    names = (moved / "train.txt").read_text().split()
+    (moved / "train.txt").write_text("\n".join(reversed(names)) + "\n")
+    with pytest.raises(InputError, match=r"^data\.root: the training pairs .* are not those"):
+        run(moved, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
 
 
 def test_a_damaged_checkpoint_is_one_sentence(scenes: Path, tmp_path: Path) -> None:

@@ -95,8 +95,9 @@ class BestWeights(Callback):
     run has had over all its sessions; and last.ckpt, at every validation and every `minutes` between (Lightning's
     ModelCheckpoint does not look at the clock where a task steps its optimisers itself, as stage 1 does)."""
 
-    def __init__(self, folder: Path, card: dict[str, Any], seen: Fingerprints, minutes: float) -> None:
+    def __init__(self, folder: Path, card: dict[str, Any], seen: Fingerprints, pairs: int, minutes: float) -> None:
         self.folder, self.card, self.seen, self.minutes = folder, card, seen, minutes
+        self.pairs = seen.digest(pairs)  # the run's own: what its start has seen is only passed on
         self.saved = time.monotonic()
         self.best = -math.inf
         self.validated = -1  # step of the latest validation
@@ -109,10 +110,20 @@ class BestWeights(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on comparing."""
-        return {"best": self.best, "validated": self.validated, "seconds": self.elapsed()}
+        return {
+            "best": self.best,
+            "validated": self.validated,
+            "seconds": self.elapsed(),
+            "pairs": self.pairs,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from an interrupted run."""
+        """Continue from an interrupted run. InputError if the training pairs are no longer those it began with."""
+        if state_dict.get("pairs", self.pairs) != self.pairs:
+            raise InputError(
+                f"data.root: the training pairs (images, or their order in the list) are not those that {self.folder} "
+                "began with, so the run cannot go on to the same numbers; restore them, or give another train.out"
+            )
         self.best, self.seconds = state_dict["best"], state_dict["seconds"]
         self.validated = state_dict.get("validated", -1)
         self.started = time.monotonic()
@@ -400,7 +411,8 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
         )
     card = {"command": command, "commit": commit(), "seed": config.train.seed, "config": to_dict(config)}
     earlier = [locate(source) for source in (config.model.tokenizer_weights, config.model.start_from) if source]
-    best = BestWeights(out, card, of_training(train_set, earlier), config.train.checkpoint_minutes)
+    seen = of_training(train_set, earlier)
+    best = BestWeights(out, card, seen, len(train_set), config.train.checkpoint_minutes)
     trainer = L.Trainer(
         accelerator=config.train.accelerator,
         devices=int(config.train.devices) if str(config.train.devices).isdigit() else config.train.devices,
