@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException
 from io import BytesIO
 
 import numpy as np
@@ -313,3 +313,11 @@ def test_a_built_in_pair_and_no_other_server_was_asked(browser, address, page):
         entry["message"] for entry in browser.get_log("browser") if "Content Security Policy" in entry["message"]
     ]
     assert refused == []
+
+
+@pytest.mark.parametrize(("name", "status"), [("127.0.0.1", 200), ("localhost", 200), ("elsewhere.example", 400)])
+def test_a_name_made_to_point_here_gets_no_answer(page, address, name, status):
+    connection = HTTPConnection(address.removeprefix("http://"), timeout=PATIENCE)
+    connection.request("GET", "/", headers={"Host": name})
+    assert connection.getresponse().status == status
+    connection.close()

@@ -21,6 +21,7 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fusionsam.data.images import write_png
@@ -316,9 +317,12 @@ def serve(model: FusionSAM, listener: socket.socket, folder: Path) -> None:
     host, port = listener.getsockname()[:2]
     page = build(model, folder)
     page.state_session_capacity = SESSIONS
+    guards = [Middleware(OwnServerOnly)]
+    if host == "127.0.0.1":  # a page elsewhere whose name was made to point here (DNS rebinding) gets no answer
+        guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", host], www_redirect=False))
     # not page.launch(): it gives up on machines too busy to answer it within seconds
     app = gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None, middleware=[Middleware(OwnServerOnly)]),
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None, middleware=guards),
         page,
         path="/",
         max_file_size=UPLOAD,
