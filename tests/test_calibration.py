@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from fusionsam.calibration import (
     fit_temperature,
     halves,
     negative_log_likelihood,
+    store,
     stride,
 )
-from fusionsam.checkpoint import save_checkpoint
+from fusionsam.checkpoint import as_trained, load_network, save_checkpoint, shift_classes
 from fusionsam.class_offsets import GRID, PRESENT, _counts_by_offset, class_offsets, confusion, fit_offsets
 from fusionsam.cli import main
 from fusionsam.data.dataset import open_split
@@ -206,6 +208,28 @@ def test_offsets_enter_the_weights_and_reports_on_their_pairs_say_so(tmp_path: P
     capsys.readouterr()
     assert main(["calibrate", *given, "--class-offsets"]) == 2
     assert "has offsets already" in capsys.readouterr().err
+    argv = ["robustness", *given, "--conditions", "full", "--bootstrap", "0", "--out", str(tmp_path / "robustness")]
+    assert main(argv) == 0
+    assert "were fitted on these pairs" in capsys.readouterr().out
+
+
+def test_a_checkpoint_as_it_was_trained(tmp_path: Path, make_debug):
+    card = {"step": 7, "val": {"val/miou": 3.0}}
+    trained = save_checkpoint(tmp_path / "trained", make_debug(), card)
+    (trained / "training_fingerprints.json").write_text("[]")
+    with pytest.raises(InputError, match="were not calibrated"):
+        as_trained(trained, tmp_path / "out")
+    calibrated = Path(shutil.copytree(trained, tmp_path / "calibrated"))
+    offsets = torch.linspace(-2, 2, 9)
+    shift_classes(calibrated, offsets)
+    names = load_network(trained)[0].config.classes
+    store(calibrated, class_offsets={"offsets": dict(zip(names, offsets.tolist(), strict=True))}, calibration={})
+    found = as_trained(calibrated, tmp_path / "out")
+    tensors = [load_file(folder / "model.safetensors") for folder in (trained, found)]
+    assert all(torch.allclose(tensor, tensors[1][name], atol=1e-6) for name, tensor in tensors[0].items())
+    assert load_network(found)[1].items() >= card.items()
+    assert not {"class_offsets", "calibration"} & load_network(found)[1].keys()
+    assert (found / "training_fingerprints.json").exists()
 
 
 def test_offsets_that_gain_nothing_are_not_kept(tmp_path: Path, make_debug, capsys, monkeypatch):

@@ -168,7 +168,7 @@ def main(args: argparse.Namespace) -> int:
     if args.class_offsets and "class_offsets" in model.card:
         raise InputError(
             f"--class-offsets: {args.weights} has offsets already (training.json), so what more would gain cannot be "
-            "told from pairs they were fitted on; take the checkpoint as it was trained"
+            "told from pairs they were fitted on; give a copy without them (fusionsam.checkpoint.as_trained)"
         )
     data = open_labelled(config)
     assert data.row is not None

@@ -230,7 +230,8 @@ def _require_whole(tensors: dict[str, Tensor], what: str) -> None:
 def halfway(start: str | Path, end: str | Path, folder: str | Path) -> Path:
     """The mean of a fine-tuned checkpoint's weights and those it started from (WiSE-FT, arXiv 2109.01903, with a half):
     often better than both, and on disturbed images as well. What `start` did not have counts as fine-tuning began it.
-    Card and fingerprints are those of `end`. InputError if `end` cannot have started from `start`."""
+    Fingerprints and card are those of `end`, less what was measured on it. InputError if `end` cannot
+    have started from `start`."""
     network, card = load_network(end)
     first = FusionSAMNetwork(network.config)
     _start_from(first, replace(network.config, start_from=str(start)))
@@ -239,10 +240,27 @@ def halfway(start: str | Path, end: str | Path, folder: str | Path) -> Path:
     network.load_state_dict(middle)
     gone = ("name", "val", "calibration", "class_offsets")  # what was measured on `end` is not true of the mean
     kept = {key: value for key, value in card.items() if key not in gone}
-    written = save_checkpoint(folder, network, {**kept, "halfway_from": str(start)})
-    if (seen := Fingerprints.read(locate(end))) is not None:
-        seen.write(written)
-    return written
+    return _with_fingerprints(end, save_checkpoint(folder, network, {**kept, "halfway_from": str(start)}))
+
+
+def as_trained(source: str | Path, folder: str | Path) -> Path:
+    """A copy in float32 without what `fusionsam calibrate` added after training: the offsets are taken out of the
+    weights, temperature and offsets out of the card. InputError if `source` has none of them."""
+    network, card = load_network(source)
+    if not {"class_offsets", "calibration"} & card.keys():
+        raise InputError(f"weights {source}: were not calibrated, so they are as they were trained; use them directly")
+    offsets = card.get("class_offsets", {}).get("offsets", {})
+    with torch.no_grad():
+        network.get_parameter(LAST_BIAS).sub_(torch.tensor([offsets.get(c, 0.0) for c in network.config.classes]))
+    kept = {key: value for key, value in card.items() if key not in ("name", "class_offsets", "calibration")}
+    return _with_fingerprints(source, save_checkpoint(folder, network, kept))
+
+
+def _with_fingerprints(source: str | Path, folder: Path) -> Path:
+    """`folder`, with the fingerprints that lie beside `source`."""
+    if (seen := Fingerprints.read(locate(source))) is not None:
+        seen.write(folder)
+    return folder
 
 
 def ship(source: str | Path, folder: str | Path, **facts: Any) -> Path:
@@ -268,10 +286,8 @@ def ship(source: str | Path, folder: str | Path, **facts: Any) -> Path:
         kept["data"] = {key: data[key] for key in ("dataset", "train_split") if key in data}
         if data.get("extra_pairs"):
             kept["data"]["extra_pairs"] = [Path(folder).name for folder in data["extra_pairs"]]
-    written = save_checkpoint(folder, network, {**kept, "started_from": started_from, **facts}, half=True)
-    if (seen := Fingerprints.read(locate(source))) is not None:
-        seen.write(written)
-    return written
+    card = {**kept, "started_from": started_from, **facts}
+    return _with_fingerprints(source, save_checkpoint(folder, network, card, half=True))
 
 
 def shipped() -> list[str]:

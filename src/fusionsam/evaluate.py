@@ -197,7 +197,8 @@ def _check_seeds(config: EvaluateConfig, cards: list[dict[str, Any]]) -> None:
 
 def leak_guard(config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[str, Any]]) -> dict[str, Any]:
     """Compare the split with what the weights were trained on: by the fingerprints that they carry, and by the lists
-    and pictures of the training split as far as those are here."""
+    and pictures of the training split as far as those are here. Class offsets that were fitted on it are no leak, but
+    noted (`fitted`)."""
     off = config.train_split == "none"
     sources: dict[tuple[str, str, str], str | Path | None] = {}
     for card in [] if off else cards or [{}]:
@@ -248,7 +249,15 @@ def leak_guard(config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[
         notes.append(f"{len(alike)} look-alikes in the training split (not refused), for example {alike[0]}")
     kinds = {kind: sum(leak.kind == kind for leak in found) for kind in sorted({leak.kind for leak in found})}
     counts = {"leaks": len(pictures), "kinds": kinds, "look_alikes": len(alike)}
-    return {"checked": checked, "off": off, **counts, "notes": notes}
+    split_digest = reports.split_digest([entry.id for entry in evaluated])
+    offsets = [card["class_offsets"] for card in cards if "class_offsets" in card]
+    fitted = [each for each in offsets if each["split_ids_sha256"] == split_digest]
+    for each in fitted:
+        notes.append(
+            "the class offsets of these weights were fitted on these pairs; on pairs they were not fitted on they made "
+            f"{each['miou_before']:.2f} mIoU {each['miou_after']:.2f}"
+        )
+    return {"checked": checked, "off": off, **counts, "fitted": bool(fitted), "notes": notes}
 
 
 def _run(
@@ -277,11 +286,6 @@ def _run(
     values |= {"prompts": prompts, "weights": None if weights is None else str(weights)}
     if weights is not None:
         values["weights_sha256"] = digest(checkpoint.locate(weights) / checkpoint.WEIGHTS)
-    if (fitted := _offsets_fitted_here(values)) is not None:
-        values["notes"].append(
-            "the class offsets of these weights were fitted on these pairs; on pairs they were not fitted on they made "
-            f"{fitted['miou_before']:.2f} mIoU {fitted['miou_after']:.2f}"
-        )
     values |= {"seconds": time.perf_counter() - started, "seconds_counting": counting}
     total, complete = len(data.entries), len(todo) == len(data.entries)
     if config.dataset in reports.PUBLISHED and config.split == "test" and complete and prompts != "oracle":
@@ -337,16 +341,10 @@ def _title(config: EvaluateConfig, name: str, values: dict[str, Any], partial: t
     how += ["flip"] if config.flip else []
     alike = values["leak_guard"]["look_alikes"]
     how += [f"{alike} pictures look like training pictures"] if alike else []
-    how += ["class offsets fitted on these pairs"] if _offsets_fitted_here(values) is not None else []
+    how += ["class offsets fitted on these pairs"] if values["leak_guard"]["fitted"] else []
     score = "undefined" if values["miou"] is None else f"{values['miou']:.2f}"
     what = f"{name} on {config.dataset}/{config.split}: mIoU {score} ({values['protocol']})"
     return ": ".join([*marks, ", ".join([what, *how])])
-
-
-def _offsets_fitted_here(values: dict[str, Any]) -> dict[str, Any] | None:
-    """The card's entry of `fusionsam calibrate --class-offsets`, if it was made from the pairs that are scored."""
-    fitted: dict[str, Any] = (values.get("weights_card") or {}).get("class_offsets") or {}
-    return fitted if fitted.get("split_ids_sha256") == values["split_ids_sha256"] else None
 
 
 def digest(path: Path) -> str:
