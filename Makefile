@@ -75,9 +75,9 @@ runs/peer_%_$(SEED)/final/peer.json: | $(STAMP)
 		$$(test ! -e runs/peer_$*_$(SEED)/last.ckpt || echo --resume)
 
 runs/peer_%_$(SEED)/evaluation/report.json: runs/peer_%_$(SEED)/final/peer.json
-	$(BIN)/python benchmarks/peers.py evaluate --weights runs/peer_$*_$(SEED)/final --dataset mfnet --root $(MFNET) \
-		--split val --out runs/peer_$*_$(SEED)/evaluation
 	$(BIN)/python benchmarks/peers.py robustness --weights runs/peer_$*_$(SEED)/final --dataset mfnet --root $(MFNET) \
+		--split val --out runs/peer_$*_$(SEED)/evaluation
+	$(BIN)/python benchmarks/peers.py evaluate --weights runs/peer_$*_$(SEED)/final --dataset mfnet --root $(MFNET) \
 		--split val --out runs/peer_$*_$(SEED)/evaluation
 
 # One change at a time; configs/study/base.yaml says how a row is run.

@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,13 @@ from fusionsam.data.fingerprints import of_training
 from fusionsam.data.images import write_png
 from fusionsam.data.loader import class_shares, train_loader
 from fusionsam.data.transforms import to_unit
-from fusionsam.evaluate import EvaluateConfig, digest, evaluate, leak_guard, open_labelled
+from fusionsam.evaluate import EvaluateConfig, check_classes, digest, evaluate, leak_guard, open_labelled
 from fusionsam.losses import segmentation_loss
 from fusionsam.metrics import CalibrationError
 from fusionsam.settings import differences, read_settings
 from fusionsam.structures import Batch, InputError, Report
 from fusionsam.tasks import SegmentationTask
-from fusionsam.train import LAST, BestWeights, PairData, WholeFiles, open_data
+from fusionsam.train import FREE_ON_RESUME, LAST, BestWeights, PairData, open_data, open_trainer, pairs_digest
 
 WEIGHTS, CARD, BUDGET = "model.safetensors", "peer.json", "budget.json"
 WARM_UP, MEASURED = 3, 10
@@ -154,8 +154,7 @@ def budget_of(out: Path, peer: str, config: Config, minutes: float | None, steps
     if not (out / BUDGET).is_file() or not (out / LAST).is_file():
         raise InputError(f"{out}: has no run to resume; start without --resume")
     stored = json.loads((out / BUDGET).read_text())
-    free = {"data.root", "data.workers", "train.out", "train.accelerator", "train.devices", "train.checkpoint_minutes"}
-    other = [name for name in differences(stored["settings"], asked["settings"]) if name not in free]
+    other = [name for name in differences(stored["settings"], asked["settings"]) if name not in FREE_ON_RESUME]
     if stored["peer"] != peer or other:
         raise InputError(f"{out}: the run differs in {', '.join(other) or 'peer'}; resume it as it was begun")
     return stored
@@ -168,6 +167,7 @@ def train_peer(
     out = Path(config.train.out)
     budget = budget_of(out, peer, config, minutes, steps, resume)
     train_set, val_set = open_data(config)
+    train_set.entries = [entry for entry in train_set.entries if entry.label is not None]  # nothing else teaches
     shares = class_shares(train_set)
     if budget["steps"] is None:
         budget["seconds_a_step"] = seconds_a_step(peer, config, train_set, shares)
@@ -184,27 +184,15 @@ def train_peer(
         "classes": config.model.classes, "encoder_weights": config.model.encoder.weights, "commit": commit(),
         "command": command, "machine": machine(), "config": to_dict(config),
     }  # fmt: skip
-    best = PeerWeights(out, card, of_training(train_set), config.train.checkpoint_minutes)
-    for noise in ("isinstance.treespec", "You have overridden .transfer_batch", "You're resuming", "Checkpoint dir"):
-        warnings.filterwarnings("ignore", f".*{noise}")
-    trainer = L.Trainer(
-        accelerator=config.train.accelerator,
-        devices=1,
-        precision=config.train.precision,
-        max_steps=steps,
-        max_epochs=-1,
-        val_check_interval=min(config.train.validate_every, steps),
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
+    seen = of_training(train_set)
+    pairs = pairs_digest(seen, train_set, val_set)
+    best = PeerWeights(out, card, seen, pairs, config.train.checkpoint_minutes)
+    trainer = open_trainer(
+        replace(config.train, devices="1", num_nodes=1, strategy="auto"),
+        steps,
         gradient_clip_val=config.train.gradient_clip or None,
-        log_every_n_steps=min(10, steps),
-        enable_checkpointing=False,  # PeerWeights does it
-        plugins=[WholeFiles()],
         logger=CSVLogger(out, name="logs"),
-        callbacks=[
-            best,
-            TQDMProgressBar(refresh_rate=1 if steps < 200 else 10),
-        ],
+        callbacks=[best, TQDMProgressBar(refresh_rate=1 if steps < 200 else 10)],
     )
     data = PairData(config, train_set, val_set, steps)
     trainer.fit(task, datamodule=data, ckpt_path=str(out / LAST) if resume else None, weights_only=True)
@@ -245,6 +233,8 @@ def evaluate_peer(config: EvaluateConfig, folder: Path) -> Report:
     network; ECE of the softmax, no temperature. InputError as that command."""
     network, card = load_peer(folder)
     data, out = open_labelled(config), Path(str(config.out))
+    check_classes(card["classes"], folder, data.row)
+    leak_guard(config, data.entries, [card], [folder])
     ece = CalibrationError()
     for index in tqdm(range(len(data)), desc=f"{card['peer']} on {config.dataset}/{config.split}"):
         sample = data[index]
@@ -283,9 +273,10 @@ def robustness_of_peer(config: EvaluateConfig, folder: Path, others: list[str]) 
     """The table of `fusionsam robustness` for a peer, as Markdown; files in `config.out`."""
     network, card = load_peer(folder)
     data = open_labelled(config)
+    check_classes(card["classes"], folder, data.row)
     tables, out = [robustness.read_table(path) for path in others], Path(str(config.out))
     robustness.require_usable(out, tables, data, config.seed, config.bootstrap)
-    guard = leak_guard(config, data.entries, [card])
+    guard = leak_guard(config, data.entries, [card], [folder])
     values = robustness.measure(predictor(network), data, seed=config.seed, bootstrap=config.bootstrap)
     values = {
         "title": f"peer {card['peer']}", **values, "split": config.split, "weights": str(folder),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fusionsam.data import dataset
 from fusionsam.data.check import check
 from fusionsam.data.dataset import open_split
 from fusionsam.data.synthetic import draw_scene, synthesize
@@ -124,3 +125,22 @@ def test_folders_that_cannot_be_looked_into_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "iterdir", refuse)  # root may read any folder
     with pytest.raises(InputError, match=r"cannot be used \(Permission denied\); choose a new folder"):
         synthesize(tmp_path, 1, 0, size=(32, 40), progress=False)
+
+
+def test_a_data_set_keeps_no_more_than_fits_and_reads_the_rest_again(tmp_path, monkeypatch):
+    synthesize(tmp_path / "s", 7, 7, size=(64, 96), progress=False)
+    size = 64 * 96
+    monkeypatch.setattr(dataset, "CACHE", 2 * 5 * size)  # 3 + 1 channels and the label, of two pairs
+    kept, plain = (open_split("mfnet", tmp_path / "s", "train", cache=cache) for cache in (True, False))
+    assert len(kept) > 2
+    read = []
+    real = dataset.read_sample
+    monkeypatch.setattr(dataset, "read_sample", lambda entry, row=None: read.append(entry.id) or real(entry, row))
+    for _ in range(2):
+        for index in range(len(kept)):
+            for name in ("visible", "infrared", "label"):
+                assert torch.equal(getattr(kept[index], name), getattr(plain[index], name))
+    ids = [entry.id for entry in kept.entries]
+    by_kept = {name: read.count(name) - 6 for name in ids}  # the plain one read each of them three times, twice
+    assert [by_kept[name] for name in ids[:2]] == [1, 1]
+    assert by_kept[ids[2]] == 6

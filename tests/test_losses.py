@@ -160,6 +160,16 @@ def test_prompt_loss_is_blind_to_padding():
     assert prompt_loss(mask.detach(), torch.full_like(label, IGNORE), [1, 2]).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_a_cell_with_few_labelled_pixels_aims_at_the_share_among_them():
+    label = torch.zeros(1, 4, 8, dtype=torch.long)
+    label[0, :2, :4] = 3  # one cell whole foreground, but half of it labelled; the other background
+    label[0, 2:, :4] = IGNORE
+    mask = torch.tensor([[[[math.log(3.0), 0.0]]]])
+    pixel = (0.5 * 5 * -math.log(0.75) - math.log(0.5)) / 1.5
+    dice = 1 - (2 * 0.5 * 0.75 + 1) / (0.5 * 0.75 + 0.5 + 0.5 + 1)
+    assert prompt_loss(mask, label, [3]).item() == pytest.approx(pixel + dice, abs=1e-5)
+
+
 def test_prompt_loss_keeps_cells_where_the_network_padded():
     torch.manual_seed(5)
     label = torch.randint(0, 5, (2, 11, 13))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fusionsam import checkpoint
@@ -331,6 +333,51 @@ def test_halfway_is_the_mean_of_start_and_end_and_new_parts_count_as_they_began(
     save_checkpoint(tmp_path / "other", other, {})
     with pytest.raises(InputError, match=r"model\.start_from"):
         halfway(tmp_path / "other", tmp_path / "end", tmp_path / "none")
+
+
+def test_offsets_fitted_after_training_are_not_inherited(make_debug, tmp_path):
+    start, end = make_debug(), make_debug()
+    fitted = {"class_offsets": {"offsets": dict.fromkeys(start.config.classes, 4.0)}, "calibration": {"temperature": 2}}
+    for name, network in (("start", start), ("end", end)):
+        save_checkpoint(tmp_path / name, network, fitted)
+    config = replace(start.config, start_from=str(tmp_path / "start"))
+    last = "head.mlp.6.bias"
+    torch.testing.assert_close(build_network(config).state_dict()[last], start.state_dict()[last])
+    middle, card = load_network(halfway(tmp_path / "start", tmp_path / "end", tmp_path / "middle"))
+    torch.testing.assert_close(middle.state_dict()[last], (start.state_dict()[last] + end.state_dict()[last]) / 2)
+    assert not fitted.keys() & card.keys()
+    shipped, card = load_network(ship(tmp_path / "start", tmp_path / "shipped"))
+    torch.testing.assert_close(shipped.state_dict()[last], start.state_dict()[last] + 4, atol=1e-3, rtol=1e-3)
+    assert card.items() >= fitted.items()
+
+
+def test_halfway_keeps_a_tokenizer_from_elsewhere_and_refuses_other_classes(make_debug, tmp_path):
+    start, stage_1 = make_debug(), make_debug()
+    with torch.no_grad():
+        for parameter in stage_1.tokenizer.parameters():
+            parameter.add_(1)
+    save_checkpoint(tmp_path / "start", start, {})
+    save_checkpoint(tmp_path / "stage_1", stage_1, {})
+    config = replace(start.config, start_from=str(tmp_path / "start"), tokenizer_weights=str(tmp_path / "stage_1"))
+    save_checkpoint(tmp_path / "end", build_network(config), {})
+    middle, _ = load_network(halfway(tmp_path / "start", tmp_path / "end", tmp_path / "middle"))
+    for name, tensor in stage_1.tokenizer.state_dict().items():
+        assert torch.equal(middle.tokenizer.state_dict()[name], tensor)
+    other = make_debug(lambda config: setattr(config, "classes", [*config.classes[:-1], "else"]))
+    save_checkpoint(tmp_path / "other", other, {})
+    with pytest.raises(InputError, match="has other classes than"):
+        halfway(tmp_path / "start", tmp_path / "other", tmp_path / "none")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(make_debug, tmp_path, monkeypatch):
+    def full(tensors, path, metadata=None):
+        Path(path).write_bytes(b"a part")
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("fusionsam.checkpoint.save_file", full)
+    with pytest.raises(InputError, match=r"out: cannot write the checkpoint \(No space left"):
+        save_checkpoint(tmp_path / "out", make_debug(), {})
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_checkpoint_of_stage_1_says_what_it_is(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -26,7 +28,7 @@ from fusionsam.data.synthetic import synthesize
 from fusionsam.settings import read_settings
 from fusionsam.structures import Batch, InputError
 from fusionsam.tasks import SegmentationTask
-from fusionsam.train import strategy, total_steps, train
+from fusionsam.train import WholeFiles, open_trainer, strategy, total_steps, train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 8
@@ -364,16 +366,54 @@ def test_a_run_is_not_overwritten_and_its_settings_hold(scenes: Path, unbroken: 
     assert (unbroken / "last.ckpt").stat().st_mtime_ns == before
 
 
+def _png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "png")
+    return file.getvalue()
+
+
 def test_a_run_does_not_go_on_with_other_pairs(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
     shutil.copytree(unbroken, tmp_path / "run")
     moved = shutil.copytree(scenes, tmp_path / "moved")
     run(moved, tmp_path / "run", resume=True)  # the same pairs elsewhere
     before = (tmp_path / "run" / "last.ckpt").read_bytes()
     names = (moved / "train.txt").read_text().split()
-    (moved / "train.txt").write_text("\n".join(reversed(names)) + "\n")
-    with pytest.raises(InputError, match=r"^data\.root: the training pairs .* are not those"):
-        run(moved, tmp_path / "run", resume=True)
+    label = moved / "labels" / f"{names[0]}.png"
+    changed = np.array(Image.open(label))
+    changed[0, 0] = 1 - min(1, changed[0, 0])
+    for file, content in ((moved / "train.txt", "\n".join(reversed(names)).encode()), (label, _png(changed))):
+        kept = file.read_bytes()
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=r"^data\.root: the pairs .* are not those"):
+            run(moved, tmp_path / "run", resume=True)
+        file.write_bytes(kept)
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("asked", [{"devices": 0}, {"devices": "abc"}, {"accelerator": "gpuu"}, {"strategy": "ddq"}])
+def test_devices_that_are_not_here_are_one_sentence(asked: dict[str, Any]) -> None:
+    name, value = next(iter(asked.items()))
+    with pytest.raises(InputError, match=rf"^train: .*{name} '?{value}'?.* cannot be used"):
+        open_trainer(TrainConfig(**asked), 1, logger=False)
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        Path(path).write_bytes(b"a part")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    (tmp_path / "last.ckpt").write_bytes(b"before")
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", full)
+    with pytest.raises(InputError, match=r"last\.ckpt: cannot be written"):
+        WholeFiles().save_checkpoint({}, tmp_path / "last.ckpt")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"last.ckpt": b"before"}
+
+
+def test_extra_pairs_that_would_teach_nothing_are_refused(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^data\.extra_pairs: teach fusion alone"):
+        run(scenes, tmp_path / "run", f"--data.extra_pairs=[{tmp_path}]", "--loss.fusion_weight=0")
 
 
 def test_a_damaged_checkpoint_is_one_sentence(scenes: Path, tmp_path: Path) -> None:

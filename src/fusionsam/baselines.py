@@ -210,7 +210,7 @@ def _paint(config: BaselineConfig, data: PairDataset, folder: Path) -> None:
     device = choose_device(config.device)
     model = FusionSAM.from_pretrained(config.weights, device) if _uses_network(config) else None
     if model is not None and config.prompts == "self":
-        check_classes(model, config.weights, data.row)
+        check_classes(model.config.classes, config.weights, data.row)
     sam = PlainSam.open(config.sam, device)
     for index in tqdm(todo, desc=f"{config.image}, {config.prompts} prompts", unit="image"):
         sample = data[index]

@@ -2,8 +2,9 @@
 1706.04599, section 4.2).
 
 Probabilities become softmax(logits / T); the class that is chosen stays the same. T minimises the negative log
-likelihood on labelled pairs that were not trained on. The error it promises is measured by cross-fitting: the pairs
-are halved, each half is scored with the T of the other one. What is stored is the T of all of them.
+likelihood on labelled pairs that were not trained on. The error it promises is measured by cross-fitting: blocks of
+consecutive pairs take turns (neighbouring frames look alike), each is scored with the T, and with `--class-offsets` the
+offsets, of the others. What is stored are those of all pairs.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from fusionsam import checkpoint, class_offsets, reports
+from fusionsam.class_offsets import blocks, but
 from fusionsam.data.catalog import CATALOG
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.transforms import to_unit
@@ -69,36 +71,38 @@ def count_error(pixels: Sequence[Pixels], temperature: float, into: CalibrationE
         into.update(confidence.clamp(max=1)[None].numpy(), ids[None].numpy(), label[None].numpy())
 
 
-def halves(count: int, seed: int) -> tuple[list[int], list[int]]:
-    """The places 0..count-1 in two disjoint halves, drawn by `seed`."""
-    order = np.random.default_rng(seed).permutation(count).tolist()
-    return sorted(order[: count // 2]), sorted(order[count // 2 :])
+def moved(pixels: Sequence[Pixels], offsets: Tensor) -> list[Pixels]:
+    """The pairs with offsets (K) on their logits."""
+    return [Pixels(logits.float() + offsets, label) for logits, label in pixels]
 
 
-def calibration(pixels: Sequence[Pixels], seed: int = 0) -> dict[str, Any]:
-    """Temperature of all pairs; ECE in percent at T = 1 and, cross-fitted, at the temperatures of the two halves, each
-    used on the half it was not fitted on; negative log likelihoods likewise. InputError for fewer than two pairs."""
-    if len(pixels) < 2:
-        raise InputError(f"calibrate: {len(pixels)} pairs; expected at least 2, one to fit and one to score")
+def calibration(
+    pixels: Sequence[Pixels], offsets: Tensor | None = None, without: Sequence[Tensor] = ()
+) -> dict[str, Any]:
+    """Temperature of all pairs; ECE in percent and mean negative log likelihood at T = 1 and at the temperature of the
+    other blocks, each block used on those it was not fitted on. `offsets` (K) of all pairs, and `without`, those of all
+    but each block, are on the logits. InputError for fewer than two pairs."""
     before, after = CalibrationError(), CalibrationError()
-    count_error(pixels, 1.0, before)
-    first, second = ([pixels[i] for i in half] for half in halves(len(pixels), seed))
-    crossed, likelihood, n = [], 0.0, 0
-    for fitted, scored in ((first, second), (second, first)):
-        crossed.append(fit_temperature(fitted))
-        count_error(scored, crossed[-1], after)
+    crossed, likelihood, n = [], [0.0, 0.0], 0
+    none = torch.zeros(pixels[0].logits.shape[1]) if pixels else torch.zeros(0)
+    for number, block in enumerate(blocks(len(pixels))):
+        own = without[number] if without else none
+        crossed.append(fit_temperature(moved(but(pixels, block), own)))
+        scored = moved([pixels[place] for place in block], own)
         count = sum(len(part.label) for part in scored)
-        likelihood, n = likelihood + count * negative_log_likelihood(scored, crossed[-1]), n + count
+        n += count
+        for index, (temperature, error) in enumerate(((1.0, before), (crossed[-1], after))):
+            count_error(scored, temperature, error)
+            likelihood[index] += count * negative_log_likelihood(scored, temperature)
     return {
-        "temperature": fit_temperature(pixels),
-        "temperatures_of_halves": crossed,
+        "temperature": fit_temperature(moved(pixels, none if offsets is None else offsets)),
+        "temperatures_without_block": crossed,
         "unit": "percent",
         "ece_before": 100 * before.value(),
         "ece_after": 100 * after.value(),
-        "nll_before": negative_log_likelihood(pixels, 1.0),
-        "nll_after": likelihood / n,
+        "nll_before": likelihood[0] / n,
+        "nll_after": likelihood[1] / n,
         "pixels": n,
-        "seed": seed,
     }
 
 
@@ -128,13 +132,14 @@ def collect(model: FusionSAM, data: PairDataset) -> list[Pixels]:
 
 
 def store(source: str | Path, **values: Any) -> Path:
-    """Put `values` into the card of a checkpoint by their names; returns the card's path. InputError if it cannot be
-    read or written."""
+    """Put `values` into the card of a checkpoint by their names, None takes a name out of it; returns the card's path.
+    InputError if it cannot be read or written."""
     path = checkpoint.locate(source) / checkpoint.CARD
     try:
         card = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps({**card, **values}, indent=1), encoding="utf-8")
+        told = {name: value for name, value in {**card, **values}.items() if value is not None}
+        part.write_text(json.dumps(told, indent=1), encoding="utf-8")
         os.replace(part, path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be written ({error}); copy the checkpoint to a folder of your own") from None
@@ -150,10 +155,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", default="val", help="pairs that were not trained on, and will not be reported on (%(default)s)")
     add(
         "--class-offsets", action="store_true",
-        help="before that, add to each class's logits what gains mIoU on pairs it was not fitted on; changes the "
-        "weights and with them the class maps; nothing is changed if that gains nothing",
+        help="before that, fit what to add to each class's logits for the best mIoU, in the place of stored offsets; "
+        "changes the class maps; none are kept if those of other pairs gain nothing",
     )  # fmt: skip
-    add("--seed", type=int, default=0, help="of the halves (%(default)s)")
     add("--class-file", help="YAML with classes and palette, for pairs and manifest")
     add("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     add("--dry-run", action="store_true", help="print, and leave the checkpoint as it is")
@@ -161,43 +165,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """`fusionsam calibrate`."""
-    if args.seed < 0:
-        raise InputError(f"--seed: {args.seed}; expected at least 0")
-    model = FusionSAM.from_pretrained(args.weights, args.device)
+    model = FusionSAM.from_pretrained(args.weights, args.device, calibrated=not args.class_offsets)
     config = EvaluateConfig(args.dataset, args.root, args.split, [args.weights], class_file=args.class_file)
-    if args.class_offsets and "class_offsets" in model.card:
-        raise InputError(
-            f"--class-offsets: {args.weights} has offsets already (training.json), so what more would gain cannot be "
-            "told from pairs they were fitted on; give a copy without them (fusionsam.checkpoint.as_trained)"
-        )
     data = open_labelled(config)
     assert data.row is not None
-    check_classes(model, args.weights, data.row)
+    check_classes(model.config.classes, args.weights, data.row)
     leak_guard(config, data.entries, [model.card])  # confidence is always well placed on what was learnt by heart
     pixels = collect(model, data)
+    ids = [entry.id for entry in data.entries]
     pairs = {
         "dataset": args.dataset, "split": args.split, "pairs": len(data), "command": args.command_line,
-        "split_ids_sha256": reports.split_digest([entry.id for entry in data.entries]),
+        "split_ids_sha256": reports.split_digest(ids), "ids": ids,
     }  # fmt: skip
     stored: dict[str, Any] = {}
+    offsets, without = None, list[Tensor]()
     if args.class_offsets:
         found = class_offsets.class_offsets(pixels, data.row.classes)
         print("offsets " + ", ".join(f"{name} {offset:+.2f}" for name, offset in found["offsets"].items()))
         print(f"mIoU {found['miou_before']:.2f} -> {found['miou_after']:.2f} on pairs they were not fitted on")
+        stored["class_offsets"] = None
         if found["miou_after"] > found["miou_before"]:
             stored["class_offsets"] = found | pairs
             offsets = torch.tensor(list(found["offsets"].values()))
-            pixels = [Pixels(logits.float() + offsets, label) for logits, label in pixels]
+            without = [torch.tensor(list(each.values())) for each in found["offsets_without_block"]]
         else:
             print("that is no gain: no offset is used")
-    values = calibration(pixels, args.seed)
+    values = calibration(pixels, offsets, without)
     stored["calibration"] = values | pairs
-    first, second = values["temperatures_of_halves"]
-    print(f"temperature {values['temperature']:.3f} (of the halves: {first:.3f}, {second:.3f})")
+    others = ", ".join(f"{value:.3f}" for value in values["temperatures_without_block"])
+    print(f"temperature {values['temperature']:.3f} (without one block each: {others})")
     print(f"ECE {values['ece_before']:.2f} % -> {values['ece_after']:.2f} % on pairs it was not fitted on")
     print(f"negative log likelihood {values['nll_before']:.4f} -> {values['nll_after']:.4f}")
     if not args.dry_run:
-        if "class_offsets" in stored:
-            checkpoint.shift_classes(args.weights, offsets)
         print(f"stored in {store(args.weights, **stored)}")
     return 0

@@ -28,6 +28,8 @@ from fusionsam.structures import InputError
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "training.json"
 LAST_BIAS = "head.mlp.6.bias"
+CALIBRATED = ("calibration", "class_offsets")
+"""What `fusionsam calibrate` adds to the card; the weights stay as they were trained."""
 HALF_MAX = torch.finfo(torch.float16).max
 
 
@@ -158,9 +160,9 @@ def save_checkpoint(folder: str | Path, network: Configured, card: dict[str, Any
         _write_tensors(folder / WEIGHTS, tensors)
         _write_text(folder / CONFIG, yaml.safe_dump(_plain(asdict(network.config)), sort_keys=False))
         _write_text(folder / CARD, json.dumps({**card, "version": __version__}, indent=1))
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter for a full disk
         raise InputError(
-            f"{folder}: cannot write the checkpoint ({error.strerror}); choose a writable folder"
+            f"{folder}: cannot write the checkpoint ({error}); choose a writable folder with room"
         ) from None
     return folder
 
@@ -168,23 +170,12 @@ def save_checkpoint(folder: str | Path, network: Configured, card: dict[str, Any
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     fd, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
     os.close(fd)
-    save_file(tensors, temporary, metadata={"format": "fusionsam", "version": __version__})
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-
-
-def shift_classes(source: str | Path, offsets: Tensor) -> None:
-    """Add `offsets` (K) to every pixel's class logits for good: to the biases of the head's last layer, in the dtype
-    they are stored in. InputError if the checkpoint cannot be read or written."""
-    path = locate(source) / WEIGHTS
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        last = tensors[LAST_BIAS]
-        tensors[LAST_BIAS] = (last.float() + offsets).to(last.dtype)
-        _write_tensors(path, tensors)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: cannot be written ({error}); copy the checkpoint to a folder of your own") from None
+        save_file(tensors, temporary, metadata={"format": "fusionsam", "version": __version__})
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def read_checkpoint(source: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:
@@ -207,16 +198,23 @@ def read_checkpoint(source: str | Path) -> tuple[dict[str, Tensor], ModelConfig,
     return tensors, from_dict(ModelConfig, raw, str(folder / CONFIG)), card
 
 
-def load_network(source: str | Path) -> tuple[FusionSAMNetwork, dict[str, Any]]:
+def load_network(source: str | Path, calibrated: bool = True) -> tuple[FusionSAMNetwork, dict[str, Any]]:
     """The network of a checkpoint, in eval mode, and its card. Anything missing, extra or of a wrong shape is refused
-    by name (InputError)."""
+    by name (InputError). The offsets of `fusionsam calibrate` are in its class logits; without `calibrated` it is as it
+    was trained, and its card tells of no calibration."""
     tensors, config, card = read_checkpoint(source)
     # foreign files are history by now: everything is in the checkpoint
     config.sam_weights = config.start_from = config.tokenizer_weights = config.encoder.weights = None
     _require_whole(tensors, f"weights {source}")
     network = FusionSAMNetwork(config)
     foreign.load_exactly(network, tensors, f"weights {source}", own_names=True)
-    return network.eval(), {"name": Path(str(source)).name, **card}
+    card = {"name": Path(str(source)).name, **card}
+    if not calibrated:
+        return network.eval(), {key: value for key, value in card.items() if key not in CALIBRATED}
+    offsets = (card.get("class_offsets") or {}).get("offsets") or {}
+    with torch.no_grad():
+        network.get_parameter(LAST_BIAS).add_(torch.tensor([float(offsets.get(c, 0)) for c in config.classes]))
+    return network.eval(), card
 
 
 def _require_whole(tensors: dict[str, Tensor], what: str) -> None:
@@ -229,31 +227,22 @@ def _require_whole(tensors: dict[str, Tensor], what: str) -> None:
 
 def halfway(start: str | Path, end: str | Path, folder: str | Path) -> Path:
     """The mean of a fine-tuned checkpoint's weights and those it started from (WiSE-FT, arXiv 2109.01903, with a half):
-    often better than both, and on disturbed images as well. What `start` did not have counts as fine-tuning began it.
-    Fingerprints and card are those of `end`, less what was measured on it. InputError if `end` cannot
-    have started from `start`."""
-    network, card = load_network(end)
-    first = FusionSAMNetwork(network.config)
-    _start_from(first, replace(network.config, start_from=str(start)))
-    begun = first.state_dict()
-    middle = {n: t.lerp(begun[n], 0.5) if t.is_floating_point() else t for n, t in network.state_dict().items()}
+    often better than both, and on disturbed images as well. What `start` did not have counts as fine-tuning began it;
+    an LSTG that `end` had from elsewhere stays. Fingerprints and card are those of `end`, less what was measured on it.
+    InputError if `end` cannot have started from `start`, or has other classes."""
+    network, card = load_network(end, calibrated=False)
+    origin = read_checkpoint(end)[1]
+    begun = FusionSAMNetwork(network.config)
+    _start_from(begun, replace(network.config, start_from=str(start), tokenizer_weights=origin.tokenizer_weights))
+    if read_checkpoint(start)[1].classes != network.config.classes:
+        raise InputError(f"weights {end}: has other classes than {start}, so half of their mean would be random")
+    middle = begun.state_dict()
+    for name, tensor in network.state_dict().items():
+        kept = not tensor.is_floating_point() or (origin.tokenizer_weights and name.startswith("tokenizer."))
+        middle[name] = tensor if kept else tensor.lerp(middle[name], 0.5)
     network.load_state_dict(middle)
-    gone = ("name", "val", "calibration", "class_offsets")  # what was measured on `end` is not true of the mean
-    kept = {key: value for key, value in card.items() if key not in gone}
-    return _with_fingerprints(end, save_checkpoint(folder, network, {**kept, "halfway_from": str(start)}))
-
-
-def as_trained(source: str | Path, folder: str | Path) -> Path:
-    """A copy in float32 without what `fusionsam calibrate` added after training: the offsets are taken out of the
-    weights, temperature and offsets out of the card. InputError if `source` has none of them."""
-    network, card = load_network(source)
-    if not {"class_offsets", "calibration"} & card.keys():
-        raise InputError(f"weights {source}: were not calibrated, so they are as they were trained; use them directly")
-    offsets = card.get("class_offsets", {}).get("offsets", {})
-    with torch.no_grad():
-        network.get_parameter(LAST_BIAS).sub_(torch.tensor([offsets.get(c, 0.0) for c in network.config.classes]))
-    kept = {key: value for key, value in card.items() if key not in ("name", "class_offsets", "calibration")}
-    return _with_fingerprints(source, save_checkpoint(folder, network, kept))
+    told = {key: value for key, value in card.items() if key not in ("name", "val")}  # val is of `end`
+    return _with_fingerprints(end, save_checkpoint(folder, network, {**told, "halfway_from": str(start)}))
 
 
 def _with_fingerprints(source: str | Path, folder: Path) -> Path:
@@ -270,8 +259,8 @@ def ship(source: str | Path, folder: str | Path, **facts: Any) -> Path:
     Its card keeps the names of data set and training split; `facts` are added to it. The model card (README.md) is
     written by a person.
     """
-    network, card = load_network(source)
-    _, config, _ = read_checkpoint(source)
+    network, card = load_network(source, calibrated=False)
+    _, config, calibrated = read_checkpoint(source)
     data = card.get("config", {}).get("data", {})
     origin = {
         "encoder_weights": config.encoder.weights,
@@ -281,7 +270,7 @@ def ship(source: str | Path, folder: str | Path, **facts: Any) -> Path:
         "data": data.get("root"),
     }
     started_from = {key: Path(value).name for key, value in origin.items() if value}
-    kept = {key: value for key, value in card.items() if key not in ("config", "name")}
+    kept = {key: value for key, value in (card | calibrated).items() if key not in ("config", "name")}
     if data:
         kept["data"] = {key: data[key] for key in ("dataset", "train_split") if key in data}
         if data.get("extra_pairs"):

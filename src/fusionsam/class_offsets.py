@@ -25,7 +25,20 @@ ROUNDS = 2
 CAUTION = 0.1
 """Points of mIoU that a class must gain for an offset of 1 (four times as many for 2)."""
 FOLDS = 5
-"""Blocks of consecutive pairs, each scored with the offsets of the others."""
+"""Blocks of consecutive pairs, each scored with what was fitted on the others."""
+
+
+def blocks(count: int) -> list[list[int]]:
+    """The places 0..count-1 in FOLDS consecutive blocks (or fewer), as equal as they can be. InputError for fewer than
+    two places."""
+    if count < 2:
+        raise InputError(f"calibrate: {count} pairs; expected at least 2, one to fit and one to score")
+    return [block.tolist() for block in np.array_split(np.arange(count), min(FOLDS, count))]
+
+
+def but(pixels: Sequence[Pixels], block: Sequence[int]) -> list[Pixels]:
+    """The pairs that are not of `block`."""
+    return [part for place, part in enumerate(pixels) if place not in block]
 
 
 def confusion(pixels: Sequence[Pixels], offsets: Tensor) -> Tensor:
@@ -76,13 +89,10 @@ def _counts_by_offset(pixels: Sequence[Pixels], offsets: Tensor, which: int) -> 
 def class_offsets(pixels: Sequence[Pixels], names: Sequence[str]) -> dict[str, Any]:
     """Offsets of all pairs by class name; mIoU in percent without them and, cross-fitted, with those of the other
     blocks; which offsets each block's others gave. InputError for fewer than two pairs."""
-    if len(pixels) < 2:
-        raise InputError(f"calibrate: {len(pixels)} pairs; expected at least 2, one to fit and one to score")
     found, counts = [], torch.zeros(len(names), len(names), dtype=torch.float64)
-    for block in np.array_split(np.arange(len(pixels)), min(FOLDS, len(pixels))):
-        scored = set(block.tolist())
-        found.append(fit_offsets([part for i, part in enumerate(pixels) if i not in scored]))
-        counts += confusion([pixels[i] for i in sorted(scored)], found[-1])
+    for block in blocks(len(pixels)):
+        found.append(fit_offsets(but(pixels, block)))
+        counts += confusion([pixels[place] for place in block], found[-1])
     return {
         "offsets": dict(zip(names, fit_offsets(pixels).tolist(), strict=True)),
         "offsets_without_block": [dict(zip(names, offsets.tolist(), strict=True)) for offsets in found],

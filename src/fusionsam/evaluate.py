@@ -27,6 +27,13 @@ from fusionsam.predict import FusionSAM
 from fusionsam.predictors import FolderPredictor, NetworkPredictor
 from fusionsam.structures import InputError, Report
 
+FITTED = {
+    "calibration": "the temperature was fitted on: confidences (ECE) are too good here",
+    "class_offsets": "the class offsets were fitted on: IoUs are too good here; what they gain on other pairs is in "
+    "training.json",
+}
+"""What is fitted, by the names of checkpoint.CALIBRATED."""
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -41,6 +48,8 @@ class EvaluateConfig:
     """Folder for report.json; None = nothing is written."""
     prompts: Literal["self", "none", "oracle"] | None = None
     """None = as the weights were configured."""
+    as_trained: bool = False
+    """Without the class offsets and the temperature of `fusionsam calibrate`."""
     modality: Literal["both", "visible", "infrared"] = "both"
     flip: bool = False
     scales: Sequence[float] = (1.0,)
@@ -78,8 +87,8 @@ def evaluate(config: EvaluateConfig) -> Report:
     other = None if config.against is None else reports.read_comparable(config.against, config.dataset, split)
     model, cards = None, []
     for source in config.weights:  # one at a time: five of the largest would not fit
-        model = FusionSAM.from_pretrained(source, config.device)
-        check_classes(model, source, data.row)
+        model = FusionSAM.from_pretrained(source, config.device, calibrated=not config.as_trained)
+        check_classes(model.config.classes, source, data.row)
         cards.append(model.card)
     _check_seeds(config, cards)
     folder = None
@@ -101,7 +110,7 @@ def evaluate(config: EvaluateConfig) -> Report:
         out = None if config.out is None else Path(config.out)
         if len(config.weights) > 1:
             out = None if out is None else out / f"checkpoint_{number}"
-            model = FusionSAM.from_pretrained(source, config.device)
+            model = FusionSAM.from_pretrained(source, config.device, calibrated=not config.as_trained)
         assert model is not None
         options = (config.prompts, config.modality, config.flip, tuple(config.scales), config.seed)
         found.append(_run(config, data, NetworkPredictor(model, *options), guard, out, other, source))
@@ -174,14 +183,14 @@ def require_writable(out: str | Path) -> None:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
 
 
-def check_classes(model: FusionSAM, source: str | Path, row: DatasetRow) -> None:
+def check_classes(classes: Sequence[str], source: str | Path, row: DatasetRow) -> None:
     """InputError unless the weights know the data set's classes, in its order."""
-    if len(model.config.classes) != row.num_classes:
+    if len(classes) != row.num_classes:
         raise InputError(
-            f"weights {source}: {len(model.config.classes)} classes, data set {row.name} has {row.num_classes}; "
+            f"weights {source}: {len(classes)} classes, data set {row.name} has {row.num_classes}; "
             "give weights trained for these classes, or the class file they were trained with"
         )
-    for index, (ours, theirs) in enumerate(zip(model.config.classes, row.classes, strict=True)):
+    for index, (ours, theirs) in enumerate(zip(classes, row.classes, strict=True)):
         if ours != theirs:
             raise InputError(
                 f"weights {source}: class {index} is {ours!r}, in data set {row.name} it is {theirs!r}; "
@@ -195,8 +204,11 @@ def _check_seeds(config: EvaluateConfig, cards: list[dict[str, Any]]) -> None:
         raise InputError(f"seeds: the checkpoints record the seeds {seeds}; expected a different one each")
 
 
-def leak_guard(config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[str, Any]]) -> dict[str, Any]:
-    """Compare the split with what the weights were trained on: by the fingerprints that they carry, and by the lists
+def leak_guard(
+    config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[str, Any]], folders: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """Compare the split with what the weights were trained on: by the fingerprints that they carry (or that lie in
+    `folders`), and by the lists
     and pictures of the training split as far as those are here. Class offsets that were fitted on it are no leak, but
     noted (`fitted`)."""
     off = config.train_split == "none"
@@ -213,10 +225,11 @@ def leak_guard(config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[
     found: list[Leak] = []  # to refuse
     alike: list[Leak] = []
     known: list[tuple[str, Fingerprints, list[str]]] = []  # name, what was trained on, its ids
-    for source in [*config.weights, *([config.predicted_by] if config.predicted_by is not None else [])]:
-        if (seen := Fingerprints.read(checkpoint.locate(source))) is not None:
+    sources_seen = [*config.weights, *([config.predicted_by] if config.predicted_by is not None else [])]
+    for folder in [*map(checkpoint.locate, sources_seen), *folders]:
+        if (seen := Fingerprints.read(folder)) is not None:
             numbers = [f"pair {number}" for number in range(1, len(seen.content) + 1)]
-            known.append((f"{Path(source).name} (fingerprints)", seen, numbers))
+            known.append((f"{folder.name} (fingerprints)", seen, numbers))
     for (dataset, root, name), class_file in sources.items():
         try:
             training = entries(dataset, root, name, class_file)
@@ -249,15 +262,20 @@ def leak_guard(config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[
         notes.append(f"{len(alike)} look-alikes in the training split (not refused), for example {alike[0]}")
     kinds = {kind: sum(leak.kind == kind for leak in found) for kind in sorted({leak.kind for leak in found})}
     counts = {"leaks": len(pictures), "kinds": kinds, "look_alikes": len(alike)}
-    split_digest = reports.split_digest([entry.id for entry in evaluated])
-    offsets = [card["class_offsets"] for card in cards if "class_offsets" in card]
-    fitted = [each for each in offsets if each["split_ids_sha256"] == split_digest]
-    for each in fitted:
-        notes.append(
-            "the class offsets of these weights were fitted on these pairs; on pairs they were not fitted on they made "
-            f"{each['miou_before']:.2f} mIoU {each['miou_after']:.2f}"
-        )
-    return {"checked": checked, "off": off, **counts, "fitted": bool(fitted), "notes": notes}
+    fitted = {
+        key: sum(_fitted_here(card.get(key), config, evaluated) for card in cards) for key in checkpoint.CALIBRATED
+    }
+    for key, count in fitted.items():
+        if count:
+            notes.append(f"{count} of these {len(evaluated)} pairs are of those that {FITTED[key]}")
+    return {"checked": checked, "off": off, **counts, "fitted": fitted, "notes": notes}
+
+
+def _fitted_here(made: dict[str, Any] | None, config: EvaluateConfig, evaluated: list[Entry]) -> int:
+    """On how many of the pairs `fusionsam calibrate` fitted `made`, an entry of the card. Lists of one data set may
+    overlap (val, val_night), so it is the names that count."""
+    ids = set((made or {}).get("ids", ())) if (made or {}).get("dataset") == config.dataset else set()
+    return sum(entry.id in ids for entry in evaluated)
 
 
 def _run(
@@ -311,6 +329,7 @@ def _context(config: EvaluateConfig, data: PairDataset, guard: dict[str, Any]) -
         "split": config.split,
         "split_ids_sha256": reports.split_digest([entry.id for entry in data.entries]),
         "split_images": len(data.entries),
+        "as_trained": config.as_trained,
         "modality": config.modality,
         "flip": config.flip,
         "scales": list(config.scales),
@@ -341,7 +360,8 @@ def _title(config: EvaluateConfig, name: str, values: dict[str, Any], partial: t
     how += ["flip"] if config.flip else []
     alike = values["leak_guard"]["look_alikes"]
     how += [f"{alike} pictures look like training pictures"] if alike else []
-    how += ["class offsets fitted on these pairs"] if values["leak_guard"]["fitted"] else []
+    how += ["class offsets fitted on these pairs"] if values["leak_guard"]["fitted"]["class_offsets"] else []
+    how += ["as trained"] if config.as_trained else []
     score = "undefined" if values["miou"] is None else f"{values['miou']:.2f}"
     what = f"{name} on {config.dataset}/{config.split}: mIoU {score} ({values['protocol']})"
     return ": ".join([*marks, ", ".join([what, *how])])
@@ -373,6 +393,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--out", required=True, help="folder for report.json and per_image.json")
     add("--prompts", choices=("self", "none", "oracle"), help="as the weights were configured if left out")
+    add("--as-trained", action="store_true", help="without the offsets and temperature that calibrate stored")
     add("--modality", choices=("both", "visible", "infrared"), default=defaults["modality"], help="what the model sees")
     add("--flip", action="store_true", help="average with the mirrored pair; the report says so")
     add("--scales", nargs="+", type=float, default=(1.0,), help="average over resized copies; the report says so")

@@ -82,7 +82,8 @@ def segmentation_loss(logits: Tensor, label: Tensor, config: LossConfig, weights
 
 
 def prompt_loss(mask_prompt: Tensor, label: Tensor, foreground: list[int]) -> Tensor:
-    """Binary cross-entropy plus Dice of the mask prompt (B,1,h,w) to the share of foreground in each cell.
+    """Binary cross-entropy plus Dice of the mask prompt (B,1,h,w) to the share of foreground among the labelled pixels
+    of each cell; a cell counts as far as it is labelled.
 
     label int64 (B,4h,4w), or smaller where the network padded at right and bottom. Only a loss: the label never enters
     forward.
@@ -92,11 +93,14 @@ def prompt_loss(mask_prompt: Tensor, label: Tensor, foreground: list[int]) -> Te
     table = torch.zeros(256, device=label.device)
     table[torch.tensor(foreground, device=label.device, dtype=torch.long)] = 1
     cells = (mask_prompt.shape[2], mask_prompt.shape[3])
-    target = F.adaptive_avg_pool2d(table[label][:, None], cells)
+    found = F.adaptive_avg_pool2d(table[label][:, None], cells)
     valid = F.adaptive_avg_pool2d((label != IGNORE).float()[:, None], cells)
-    pixel = F.binary_cross_entropy_with_logits(mask_prompt, target, weight=valid * (1 + 4 * target))
+    target = found / valid.clamp(min=1e-6)
+    weight = valid * (1 + 4 * target)
+    pixel = F.binary_cross_entropy_with_logits(mask_prompt, target, weight=weight, reduction="sum")
+    pixel = pixel / valid.sum().clamp(min=1)
     probability = mask_prompt.sigmoid() * valid
-    dice = 1 - (2 * (probability * target).sum() + 1) / (probability.sum() + target.sum() + 1)
+    dice = 1 - (2 * (probability * target).sum() + 1) / (probability.sum() + found.sum() + 1)
     return pixel + dice
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fusionsam import backends
-from fusionsam.checkpoint import WEIGHTS, load_network, locate
+from fusionsam.checkpoint import CALIBRATED, CONFIG, WEIGHTS, load_network, locate
 from fusionsam.config import ModelConfig
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import read_infrared, read_visible, require_no_thermal, write_png
@@ -89,14 +89,17 @@ class FusionSAM:
         self.temperature = float((card.get("calibration") or {}).get("temperature", 1.0))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path = "tiny", device: str = "auto", backend: str = "torch") -> FusionSAM:
+    def from_pretrained(
+        cls, source: str | Path = "tiny", device: str = "auto", backend: str = "torch", calibrated: bool = True
+    ) -> FusionSAM:
         """A checkpoint that ships with the package (by name) or a checkpoint folder; with `backend` onnx a folder of
-        `fusionsam export`. `device` auto takes CUDA, Apple's MPS or the CPU. InputError if it cannot be used."""
+        `fusionsam export`. `device` auto takes CUDA, Apple's MPS or the CPU; without `calibrated` class offsets and
+        temperature of `fusionsam calibrate` are left out (not of an export). InputError if it cannot be used."""
         if backend not in ("torch", "onnx"):
             raise InputError(f"backend {backend!r}: expected torch or onnx")
         if backend == "onnx":
             return cls(*backends.load(source, device))
-        network, card = load_network(source)
+        network, card = load_network(source, calibrated)
         return cls(network, str(card["name"]), card, choose_device(device))
 
     # -- stages --------------------------------------------------------------------------------------------------
@@ -353,10 +356,11 @@ def run(
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     described = {"weights": model.name, "commit": model.card.get("commit", ""), "step": model.card.get("step")}
-    files = backends.files(weights) if backend == "onnx" else [locate(weights) / WEIGHTS]
+    files = backends.files(weights) if backend == "onnx" else [locate(weights) / name for name in (WEIGHTS, CONFIG)]
     fingerprint = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()  # names and steps may agree
     steered = prompts if prompts_file is None else hashlib.sha256(prompts_file.read_bytes()).hexdigest()
-    asked = {"weights": fingerprint, "prompts": steered + "+confidence" * with_confidence}
+    calibrated = hashlib.sha256(json.dumps([model.card.get(key) for key in CALIBRATED]).encode()).hexdigest()
+    asked = {"weights": fingerprint, "calibrated": calibrated, "prompts": steered + "+confidence" * with_confidence}
     todo = entries if overwrite else _todo(entries, out, asked, with_confidence)
     for entry in tqdm(todo, desc="predict", unit="pair", disable=len(entries) == 1):
         sources = _sources(entry)

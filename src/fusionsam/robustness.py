@@ -244,6 +244,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, help=f"folder for {NAME}.md and {NAME}.json")
     add("--conditions", nargs="+", default=tuple(CONDITIONS), metavar="NAME", help=f"of {', '.join(CONDITIONS)} (all)")
     add("--against", nargs="+", default=(), metavar="DIR", help="such folders of other models, as further columns")
+    add("--as-trained", action="store_true", help="without the offsets that calibrate stored")
     add("--prompts", choices=("self", "none"), help="as the weights were configured if left out")
     add("--seed", type=int, default=0, help="of the disturbances and of the bootstrap (%(default)s)")
     add("--bootstrap", type=int, default=1000, help="resamples of the images (%(default)s)")
@@ -255,16 +256,17 @@ def main(args: argparse.Namespace) -> int:
     """`fusionsam robustness`."""
     started = time.perf_counter()
     others = [read_table(path) for path in args.against]
-    model = FusionSAM.from_pretrained(args.weights, args.device)
+    model = FusionSAM.from_pretrained(args.weights, args.device, calibrated=not args.as_trained)
     config = EvaluateConfig(args.dataset, args.root, args.split, [args.weights], class_file=args.class_file)
     data = open_labelled(config)
     assert data.row is not None
-    check_classes(model, args.weights, data.row)
+    check_classes(model.config.classes, args.weights, data.row)
     require_usable(args.out, others, data, args.seed, args.bootstrap)
     guard = leak_guard(config, data.entries, [model.card])
     values = measure(network_predictor(model, args.prompts), data, args.conditions, args.seed, args.bootstrap)
+    title = f"{args.weights} as trained" if args.as_trained else str(args.weights)
     values = {
-        "title": str(args.weights), **values, "split": args.split, "weights": str(args.weights),
+        "title": title, **values, "split": args.split, "weights": str(args.weights),
         "weights_sha256": digest(checkpoint.locate(args.weights) / checkpoint.WEIGHTS),
         "prompts": args.prompts or model.config.prompts.mode, "notes": guard["notes"],
         "commit": checkpoint.commit(), "command": args.command_line, "seconds": time.perf_counter() - started,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from fusionsam import foreign
@@ -40,7 +42,7 @@ from fusionsam.tokenizer_task import TokenizerTask
 
 LAST, SETTINGS = "last.ckpt", "settings.yaml"
 # where and how often, not what: these may differ when a run is resumed
-_FREE_ON_RESUME = {
+FREE_ON_RESUME = {
     "data.root", "data.workers", "train.out", "train.validate_every", "train.checkpoint_minutes", "train.accelerator",
     "train.devices", "train.num_nodes", "train.strategy",
 }  # fmt: skip
@@ -76,10 +78,17 @@ class WholeFiles(TorchCheckpointIO):
     """Resumable checkpoints that are never half written: a kill leaves the one before."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write beside `path`, then rename."""
-        part = f"{path}.part"
-        super().save_checkpoint(checkpoint, part, storage_options)
-        os.replace(part, path)
+        """Write beside `path`, then rename. InputError where that fails."""
+        part = Path(f"{path}.part")
+        try:
+            super().save_checkpoint(checkpoint, part, storage_options)
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:  # the latter is torch's for a full disk
+            part.unlink(missing_ok=True)
+            reason = str(error).splitlines()[0][:100]
+            raise InputError(
+                f"{path}: cannot be written ({reason}); make room there, then go on with --resume"
+            ) from None
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """InputError for a file that is no checkpoint."""
@@ -95,9 +104,8 @@ class BestWeights(Callback):
     run has had over all its sessions; and last.ckpt, at every validation and every `minutes` between (Lightning's
     ModelCheckpoint does not look at the clock where a task steps its optimisers itself, as stage 1 does)."""
 
-    def __init__(self, folder: Path, card: dict[str, Any], seen: Fingerprints, pairs: int, minutes: float) -> None:
-        self.folder, self.card, self.seen, self.minutes = folder, card, seen, minutes
-        self.pairs = seen.digest(pairs)  # the run's own: what its start has seen is only passed on
+    def __init__(self, folder: Path, card: dict[str, Any], seen: Fingerprints, pairs: str, minutes: float) -> None:
+        self.folder, self.card, self.seen, self.pairs, self.minutes = folder, card, seen, pairs, minutes
         self.saved = time.monotonic()
         self.best = -math.inf
         self.validated = -1  # step of the latest validation
@@ -121,8 +129,9 @@ class BestWeights(Callback):
         """Continue from an interrupted run. InputError if the training pairs are no longer those it began with."""
         if state_dict.get("pairs", self.pairs) != self.pairs:
             raise InputError(
-                f"data.root: the training pairs (images, or their order in the list) are not those that {self.folder} "
-                "began with, so the run cannot go on to the same numbers; restore them, or give another train.out"
+                f"data.root: the pairs (images, labels, their order, or the validation list) are not those that "
+                f"{self.folder} began with, so the run cannot go on to the same numbers; restore them, or give another "
+                "train.out"
             )
         self.best, self.seconds = state_dict["best"], state_dict["seconds"]
         self.validated = state_dict.get("validated", -1)
@@ -190,6 +199,16 @@ class FrozenTokenizer(Callback):
         """Whatever a validation did to the modes, LSTG is in eval."""
         assert isinstance(pl_module, SegmentationTask)
         pl_module.network.tokenizer.eval()
+
+
+def pairs_digest(seen: Fingerprints, train: PairDataset, val: PairDataset) -> str:
+    """16 hex digits that change with the training images and labels, their order, and the validation list; `seen`
+    begins with the training pairs."""
+    found = hashlib.sha256(repr((seen.content[: len(train)], [entry.id for entry in val.entries])).encode())
+    for index, entry in enumerate(train.entries):
+        if entry.label is not None and (label := train.label(index)) is not None:
+            found.update(label.to(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def total_steps(config: Config, pairs: int) -> int:
@@ -344,9 +363,9 @@ def _keep_settings(out: Path, config: Config, resume: bool) -> None:
     file = out / SETTINGS
     if resume and file.exists():
         begun = read_settings(file)
-        changed = set(differences(to_dict(begun), to_dict(config))) - _FREE_ON_RESUME
-        if config.train.max_steps is None and _world(begun.train) != _world(config.train):
-            changed |= {"train.devices x train.num_nodes"}  # by epochs the number of steps hangs on them
+        changed = set(differences(to_dict(begun), to_dict(config))) - FREE_ON_RESUME
+        if _world(begun.train) != _world(config.train):
+            changed |= {"train.devices x train.num_nodes"}  # the pairs of a step hang on them
         if changed:
             raise InputError(
                 f"{', '.join(sorted(changed))}: differs from {file}, so the run cannot go on to the same numbers; "
@@ -366,6 +385,38 @@ def _session(logs: Path) -> str:
     """Name of this session's CSV folder: Lightning's logger deletes what an earlier session wrote under its name."""
     earlier = sum(1 for folder in logs.glob("csv*") if folder.is_dir())
     return f"csv-{earlier + 1}" if earlier else "csv"
+
+
+def open_trainer(train: TrainConfig, steps: int, **more: Any) -> L.Trainer:
+    """Lightning's trainer for `steps` optimiser steps, validated every train.validate_every of them. InputError for
+    devices that this machine does not have."""
+    # the stream starts at the step a run has reached, so Lightning's doubts about resuming do not apply
+    for noise in ("isinstance.treespec", "You have overridden .transfer_batch", "You're resuming", "Checkpoint dir"):
+        warnings.filterwarnings("ignore", f".*{noise}")
+    try:
+        return L.Trainer(
+            accelerator=train.accelerator,
+            devices=int(train.devices) if str(train.devices).isdigit() else train.devices,
+            num_nodes=train.num_nodes,
+            strategy=strategy(train),
+            precision=train.precision,
+            max_steps=steps,
+            max_epochs=-1,
+            val_check_interval=min(train.validate_every, steps),
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=min(10, steps),
+            use_distributed_sampler=False,
+            enable_checkpointing=False,  # BestWeights does it
+            plugins=[WholeFiles()],
+            **more,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        asked = f"accelerator {train.accelerator!r}, devices {train.devices!r}, strategy {train.strategy!r}"
+        raise InputError(
+            f"train: {asked} cannot be used ({str(error).splitlines()[0][:160]}); leave them out for what this machine "
+            "has"
+        ) from None
 
 
 def train(config: Config, resume: bool = False, command: str = "") -> Path:
@@ -393,14 +444,15 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
             "train.freeze_tokenizer: true, but LSTG would stay random; give model.tokenizer_weights (a checkpoint of "
             "stage 1, or tiny) or model.start_from, or set it to false"
         )
+    if config.data.extra_pairs and not stage_1 and not config.loss.fusion_weight:
+        raise InputError(
+            "data.extra_pairs: teach fusion alone in stage 2, and loss.fusion_weight is 0; leave one of them out"
+        )
     train_set, val_set = open_unlabelled(config) if stage_1 else open_data(config)
     _refuse_seen(config, val_set.entries)
     _keep_settings(out, config, resume)
     learnt = [entry for entry in train_set.entries if stage_1 or entry.label is not None]
     steps = total_steps(config, len(learnt))  # extra pairs of stage 2 are a share of the steps, they make none
-    # the stream starts at the step a run has reached, so Lightning's doubts about resuming do not apply
-    for noise in ("isinstance.treespec", "You have overridden .transfer_batch", "You're resuming", "Checkpoint dir"):
-        warnings.filterwarnings("ignore", f".*{noise}")
     L.seed_everything(config.train.seed, verbose=False)
     task: SegmentationTask | TokenizerTask
     if stage_1:
@@ -412,23 +464,12 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     card = {"command": command, "commit": commit(), "seed": config.train.seed, "config": to_dict(config)}
     earlier = [locate(source) for source in (config.model.tokenizer_weights, config.model.start_from) if source]
     seen = of_training(train_set, earlier)
-    best = BestWeights(out, card, seen, len(train_set), config.train.checkpoint_minutes)
-    trainer = L.Trainer(
-        accelerator=config.train.accelerator,
-        devices=int(config.train.devices) if str(config.train.devices).isdigit() else config.train.devices,
-        num_nodes=config.train.num_nodes,
-        strategy=strategy(config.train),
-        precision=config.train.precision,
-        max_steps=steps,
-        max_epochs=-1,
-        val_check_interval=min(config.train.validate_every, steps),
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
+    pairs = pairs_digest(seen, train_set, val_set)
+    best = BestWeights(out, card, seen, pairs, config.train.checkpoint_minutes)
+    trainer = open_trainer(
+        config.train,
+        steps,
         gradient_clip_val=None if stage_1 else config.train.gradient_clip or None,  # stage 1 clips each player itself
-        log_every_n_steps=min(10, steps),
-        use_distributed_sampler=False,
-        enable_checkpointing=False,  # BestWeights does it
-        plugins=[WholeFiles()],
         logger=[
             CSVLogger(out, name="logs", version=_session(out / "logs")),
             TensorBoardLogger(out, name="logs", version="tensorboard"),

@@ -19,8 +19,12 @@ Item = tuple[Tensor, Tensor, Tensor | None, Tensor, str]
 """visible float (3,H,W), infrared float (1,H,W), label int64 (H,W) or None, present bool (2,), id."""
 
 
+CACHE = 4 << 30
+"""Bytes of decoded pairs that a data set keeps; what does not fit is read from disk each time."""
+
+
 class PairDataset(Dataset[Sample]):
-    """Samples of a list of entries, read from disk at each access, or once with `cache`.
+    """Samples of a list of entries, read from disk at each access, or with `cache` once, up to CACHE bytes of them.
 
     With a `row` that names classes, label ids outside of 0..K-1 (and 255, ignore) raise InputError naming the file.
     So do arrays of one pair whose sizes differ."""
@@ -29,6 +33,7 @@ class PairDataset(Dataset[Sample]):
         self.entries = list(entries)
         self.row = row
         self._cache: dict[int, Sample] | None = {} if cache else None
+        self._room = CACHE
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -36,19 +41,22 @@ class PairDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         if self._cache is None:
             return read_sample(self.entries[index], self.row)
-        if index not in self._cache:
-            sample = read_sample(self.entries[index], self.row)
-            # Ids are kept in 8 bits: as int64 the label would take twice the room of both images together.
-            small = None if sample.label is None else sample.label.to(torch.uint8)
+        if (kept := self._cache.get(index)) is not None:
+            return replace(kept, label=None if kept.label is None else kept.label.long())
+        sample = read_sample(self.entries[index], self.row)
+        # Ids are kept in 8 bits: as int64 the label would take twice the room of both images together.
+        small = None if sample.label is None else sample.label.to(torch.uint8)
+        size = sum(array.nbytes for array in (sample.visible, sample.infrared, small) if array is not None)
+        if size <= self._room:
+            self._room -= size
             self._cache[index] = replace(sample, label=small)
-        kept = self._cache[index]
-        return replace(kept, label=None if kept.label is None else kept.label.long())
+        return sample
 
     def label(self, index: int) -> Tensor | None:
-        """int64 (H,W) of one pair without decoding its images (unless the cache will want them anyway)."""
-        if self._cache is not None:
-            return self[index].label
+        """int64 (H,W) of one pair without decoding its images (unless the cache has them or will want them)."""
         entry = self.entries[index]
+        if self._cache is not None and (index in self._cache or self._room > 0):
+            return self[index].label
         return None if entry.label is None else _read_label(entry, self.row)
 
     @property

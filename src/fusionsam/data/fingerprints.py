@@ -62,10 +62,6 @@ class Fingerprints:
         for each in fields(self):
             getattr(self, each.name).extend(getattr(other, each.name))
 
-    def digest(self, pairs: int) -> str:
-        """16 hex digits that change with the pixels or the order of the first `pairs` pairs."""
-        return hashlib.sha256(repr(self.content[:pairs]).encode()).hexdigest()[:16]
-
     def write(self, folder: str | Path) -> None:
         """Store FILE beside weights: of each pair and modality the content's digest and the perceptual hashes of its
         borders, from which no picture can be made. InputError if it cannot be written."""
