@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reconstruct": ("show what the tokenizer keeps of a pair", "reconstruct"),
     "data": ("look at a data set before hours are spent on it", "data_check"),
     "synth": ("draw paired street scenes with labels", "synth"),
-    "export": ("write the model as ONNX or a torch program and compare it with the original", "export"),
+    "export": ("write the model as ONNX and compare it with the original", "export"),
     "serve": ("answer pairs over HTTP", "serve"),
     "demo": ("try the model in a browser", "demo"),
 }

@@ -142,7 +142,7 @@ class FusionConfig(_Bounded):
 
 @dataclass
 class PromptConfig(_Bounded):
-    """How SAM is prompted (section "Prompts" of the documentation)."""
+    """How SAM is prompted: by the mask prompt of FMP, and by points and box that are drawn from it."""
 
     section: ClassVar[str] = "model.prompts"
 
@@ -155,7 +155,7 @@ class PromptConfig(_Bounded):
     mask: bool = True
     """Use the mask prompt; off = SAM's learned no-mask embedding."""
     threshold: float = 0.5
-    """Probability of the mask prompt above which a place belongs to the box."""
+    """Probability of the mask prompt above which a place belongs to the box, and a peak is a point on an object."""
     separation: int = 8
     """Two self points are farther apart than this, in latent cells (4 pixels each)."""
     dropout: float = 0.2
@@ -296,7 +296,7 @@ class LossConfig(_Bounded):
     fot_weight: float = 0.4
     """The same loss on the FOT logits."""
     prompt_weight: float = 0.3
-    """Binary cross-entropy of the mask prompt to foreground: only a loss, the label never enters forward."""
+    """Binary cross-entropy and Dice of the mask prompt to foreground: only a loss, the label never enters forward."""
     fusion_weight: float = 4.0
     """f_f as a whole; at 0.5 segmentation holds the picture near the plain average (results/README.md)."""
     intensity_weight: float = 0.2

@@ -204,7 +204,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="tiny", help="shipped name or checkpoint folder (default: tiny)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the ONNX files")
     parser.add_argument("--quantize", choices=["int8"], help="also write an int8 model; needs --calibrate")
-    parser.add_argument("--calibrate", type=Path, help="folder of pairs in MFNet's layout that sets int8's ranges")
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        help="folder of pairs that sets int8's ranges: images/ of four channels, or visible/ and infrared/",
+    )
     parser.add_argument("--calibration-pairs", type=int, default=32, help="how many of them (default: 32)")
 
 

@@ -79,7 +79,8 @@ def differences(first: Any, second: Any, prefix: str = "") -> list[str]:
 def _defaults(chosen: Mapping[str, Any]) -> Config:
     settings = Config()
     settings.model = preset(str(chosen.get("model.preset", settings.model.preset)))
-    row = find(str(chosen.get("data.dataset", settings.data.dataset)), chosen.get("data.class_file"))
+    file = chosen.get("data.class_file")
+    row = find(str(chosen.get("data.dataset", settings.data.dataset)), None if file is None else str(file))
     if row.classes:
         settings.model.classes, settings.model.palette = list(row.classes), list(row.palette)
         settings.model.foreground = list(row.foreground)
