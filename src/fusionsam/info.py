@@ -84,13 +84,23 @@ def _origin(card: dict[str, Any]) -> str:
             rows["data"] += f", chosen on {data['val_split']}"
     if card.get("started_from"):
         rows["started from"] = ", ".join(f"{key} {value}" for key, value in card["started_from"].items())
-    if moved := {name: by for name, by in (card.get("class_offsets") or {}).get("offsets", {}).items() if by}:
+    if card.get("then"):
+        rows["then"] = card["then"]
+    if card.get("lineage"):
+        hours = sum(float(earlier.get("hours", 0)) for earlier in card["lineage"])
+        rows["before that"] = f"{len(card['lineage'])} trainings, {hours:.1f} hours (training.json has their commands)"
+    offsets = card.get("class_offsets") or {}
+    if moved := {name: by for name, by in offsets.get("offsets", {}).items() if by}:
         rows["class offsets"] = ", ".join(f"{name} {by:+g}" for name, by in moved.items())
+        if {"miou_before", "miou_after"} <= offsets.keys():
+            gain = f"{offsets['miou_before']:.2f} -> {offsets['miou_after']:.2f}"
+            rows["class offsets"] += f" (mIoU {gain} on pairs they were not fitted on)"
     lines = [f"{key:<17}{value}" for key, value in rows.items()]
     scores = card.get("val") or {}
+    name = "val as trained" if moved else "val"
     if "miou" in scores:  # a shipped card says how and on what it was measured
         where = ", ".join(str(scores[key]) for key in ("protocol", "split") if key in scores)
-        lines.append(f"val: mIoU {scores['miou']}" + (f" ({where})" if where else ""))
+        lines.append(f"{name}: mIoU {scores['miou']}" + (f" ({where})" if where else ""))
     elif scores:
-        lines.append(f"{'val':<17}" + ", ".join(f"{k.removeprefix('val/')} {v}" for k, v in scores.items()))
+        lines.append(f"{name:<17}" + ", ".join(f"{k.removeprefix('val/')} {v}" for k, v in scores.items()))
     return "\n".join(lines)

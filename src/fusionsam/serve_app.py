@@ -292,7 +292,9 @@ def create_app(model: FusionSAM, config: ServeConfig | None = None, token: str |
 
 def _describe(service: Service) -> dict[str, Any]:
     model, limits = service.model, service.config
-    card = {key: model.card[key] for key in ("commit", "step", "seed", "val") if key in model.card}
+    card: dict[str, Any] = {key: model.card[key] for key in ("commit", "step", "seed", "val") if key in model.card}
+    if fitted := model.card.get("class_offsets"):  # val is of the weights without them
+        card["class_offsets"] = {key: fitted.get(key) for key in ("offsets", "miou_before", "miou_after")}
     classes = zip(model.config.classes, model.config.palette, strict=True)
     return {
         "name": model.name,
