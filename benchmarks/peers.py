@@ -234,7 +234,7 @@ def evaluate_peer(config: EvaluateConfig, folder: Path) -> Report:
     network, card = load_peer(folder)
     data, out = open_labelled(config), Path(str(config.out))
     check_classes(card["classes"], folder, data.row)
-    leak_guard(config, data.entries, [card], [folder])
+    guard = leak_guard(config, data.entries, [card], [folder])
     ece = CalibrationError()
     for index in tqdm(range(len(data)), desc=f"{card['peer']} on {config.dataset}/{config.split}"):
         sample = data[index]
@@ -255,6 +255,8 @@ def evaluate_peer(config: EvaluateConfig, folder: Path) -> Report:
         "modality": card["peer"] if single else "both", "command": config.command,
         "peer": {key: value for key, value in card.items() if key not in ("config", "classes")},
     }  # fmt: skip
+    values["leak_guard"] = {key: value for key, value in guard.items() if key not in ("notes", "content")}
+    values["notes"] = guard["notes"]
     title = f"peer {card['peer']} on {config.dataset}/{config.split}: mIoU {values['miou']:.2f} ({values['protocol']})"
     values.pop("title")
     final = Report(title, values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,12 @@ def test_blocks_are_consecutive_disjoint_and_complete(count):
     assert but([Pixels(torch.zeros(place, 1), torch.zeros(0)) for place in range(count)], found[0])[0].logits.shape[
         0
     ] == len(found[0])
+
+
+def test_a_block_without_a_label_counts_for_nothing():
+    blank = Pixels(torch.zeros(0, 5, dtype=torch.half), torch.zeros(0, dtype=torch.long))
+    with_it, without = (calibration([*drawn(2.0, 2), *more]) for more in ([blank], []))
+    assert with_it["nll_after"] == pytest.approx(without["nll_after"])
 
 
 def test_stride_keeps_the_limit():
@@ -231,6 +238,51 @@ def test_offsets_enter_the_weights_and_reports_on_their_pairs_say_so(tmp_path: P
     argv = ["robustness", *given, "--conditions", "full", "--bootstrap", "0", "--split", "some"]
     assert main([*argv, "--out", str(tmp_path / "robustness")]) == 0
     assert "1 of these 1 pairs are of those that the class offsets were fitted on" in capsys.readouterr().out
+    assert main([*argv, "--as-trained", "--out", str(tmp_path / "robustness_as_trained")]) == 0
+    out = capsys.readouterr().out
+    assert f"{weights} as trained" in out
+    assert "fitted on" not in out
+    tables = [
+        json.loads((tmp_path / name / "robustness.json").read_text())
+        for name in ("robustness", "robustness_as_trained")
+    ]
+    assert tables[0]["conditions"]["full"]["miou"] != tables[1]["conditions"]["full"]["miou"]
+
+    # other pairs of the same names are others
+    other = tmp_path / "other"
+    synthesize(other, 20, seed=12, size=(64, 96), progress=False)
+    argv = ["evaluate", "--weights", str(weights), "--dataset", "mfnet", "--root", str(other), "--bootstrap", "0"]
+    assert main([*argv, "--out", str(tmp_path / "elsewhere")]) == 0
+    assert json.loads((tmp_path / "elsewhere" / "report.json").read_text())["fitted"] == {
+        "calibration": 0,
+        "class_offsets": 0,
+    }
+
+    # of several checkpoints each report tells of its own, and label maps of who made them
+    plain = Path(shutil.copytree(weights, tmp_path / "uncalibrated"))
+    stored = json.loads((plain / "training.json").read_text())
+    (plain / "training.json").write_text(json.dumps({"step": stored["step"]}))
+    both = ["--weights", str(weights), str(plain), "--dataset", "mfnet", "--root", str(root), "--bootstrap", "0"]
+    assert main(["evaluate", *both, "--out", str(tmp_path / "both")]) == 0
+    several = [json.loads((tmp_path / "both" / f"checkpoint_{n}" / "report.json").read_text()) for n in (1, 2)]
+    assert [report["fitted"]["class_offsets"] for report in several] == [len((root / "val.txt").read_text().split()), 0]
+    assert (
+        main(["predict", "--rgbt", str(root / "images"), "--weights", str(weights), "--out", str(tmp_path / "maps")])
+        == 0
+    )
+    maps = ["--predictions", str(tmp_path / "maps"), "--predicted-by", str(weights), "--allow-partial"]
+    argv = ["evaluate", *given[2:], *maps, "--bootstrap", "0"]
+    assert main([*argv, "--out", str(tmp_path / "of_maps")]) == 0
+    report = json.loads((tmp_path / "of_maps" / "report.json").read_text())
+    assert ["fitted on" in note for note in report["notes"]] == [True]
+    assert main([*argv, "--as-trained", "--out", str(tmp_path / "of_maps")]) == 2
+    assert "--as-trained and --flip need --weights" in capsys.readouterr().err
+
+    # a temperature fitted later is measured with the offsets of the other blocks, too
+    before = card["calibration"]
+    assert main(["calibrate", *given]) == 0
+    again = json.loads((weights / "training.json").read_text())["calibration"]
+    assert {**again, "command": ""} == {**before, "command": ""}
 
     assert main(["calibrate", *given, "--class-offsets"]) == 0  # they take the place of those before
     assert (

@@ -130,7 +130,7 @@ def test_folders_that_cannot_be_looked_into_are_refused(tmp_path, monkeypatch):
 def test_a_data_set_keeps_no_more_than_fits_and_reads_the_rest_again(tmp_path, monkeypatch):
     synthesize(tmp_path / "s", 7, 7, size=(64, 96), progress=False)
     size = 64 * 96
-    monkeypatch.setattr(dataset, "CACHE", 2 * 5 * size)  # 3 + 1 channels and the label, of two pairs
+    monkeypatch.setattr(dataset, "CACHE", 2 * 5 * size + 100)  # 3 + 1 channels and the label, of two pairs
     kept, plain = (open_split("mfnet", tmp_path / "s", "train", cache=cache) for cache in (True, False))
     assert len(kept) > 2
     read = []
@@ -144,3 +144,5 @@ def test_a_data_set_keeps_no_more_than_fits_and_reads_the_rest_again(tmp_path, m
     by_kept = {name: read.count(name) - 6 for name in ids}  # the plain one read each of them three times, twice
     assert [by_kept[name] for name in ids[:2]] == [1, 1]
     assert by_kept[ids[2]] == 6
+    assert torch.equal(kept.label(2), plain.label(2))
+    assert read.count(ids[2]) == 12  # for a label alone no image is decoded

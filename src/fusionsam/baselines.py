@@ -30,7 +30,7 @@ from fusionsam.data.catalog import CATALOG, DatasetRow
 from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
-from fusionsam.evaluate import EvaluateConfig, check_classes, evaluate, leak_guard
+from fusionsam.evaluate import FITTED, EvaluateConfig, check_classes, evaluate, leak_guard
 from fusionsam.models.plain_sam import PlainSam
 from fusionsam.models.prompts import oracle_prompts
 from fusionsam.predict import FusionSAM, Prediction, choose_device
@@ -164,7 +164,9 @@ def _settings(config: BaselineConfig) -> dict[str, Any]:
     found: dict[str, Any] = {name: _text(getattr(config, name)) for name in kept}
     found["sam"] = [str(config.sam), *_stamps(Path(config.sam))]
     if _uses_network(config):
-        found["weights"] = [str(config.weights), *_stamps(checkpoint.locate(config.weights))]
+        card = checkpoint.read_checkpoint(config.weights)[2]
+        stamps = _stamps(checkpoint.locate(config.weights))
+        found["weights"] = [str(config.weights), *stamps, checkpoint.calibrated_digest(card)]
     return found
 
 
@@ -244,6 +246,9 @@ def _score(config: BaselineConfig, plain: EvaluateConfig) -> Report:
         mark = reports.file_mark(report.as_dict())
         values = {**report.as_dict(), "per_image": f"per_image{mark}.json"}
         images = reports.read_images(Path(scratch) / f"report{mark}.json", values)
+    if config.prompts == "oracle":  # of our network the picture alone was used, which no offset changes
+        values["fitted"] = dict.fromkeys(values["fitted"], 0)
+        values["notes"] = [note for note in values["notes"] if not note.endswith(FITTED["class_offsets"])]
     values.pop("published", None)  # those are trained methods; a prompted SAM is compared in a table of its own
     name = Path(config.sam).stem if Path(config.sam).exists() else str(config.sam)
     both = config.image == "fused" or config.prompts == "self"

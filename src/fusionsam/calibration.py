@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fusionsam import checkpoint, class_offsets, reports
+from fusionsam import checkpoint, class_offsets
 from fusionsam.class_offsets import blocks, but
 from fusionsam.data.catalog import CATALOG
 from fusionsam.data.dataset import PairDataset
@@ -90,6 +90,8 @@ def calibration(
         crossed.append(fit_temperature(moved(but(pixels, block), own)))
         scored = moved([pixels[place] for place in block], own)
         count = sum(len(part.label) for part in scored)
+        if not count:  # a block without a label tells nothing
+            continue
         n += count
         for index, (temperature, error) in enumerate(((1.0, before), (crossed[-1], after))):
             count_error(scored, temperature, error)
@@ -163,22 +165,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="print, and leave the checkpoint as it is")
 
 
+def _tensor(by_class: dict[str, float]) -> Tensor:
+    return torch.tensor(list(by_class.values()))
+
+
 def main(args: argparse.Namespace) -> int:
     """`fusionsam calibrate`."""
-    model = FusionSAM.from_pretrained(args.weights, args.device, calibrated=not args.class_offsets)
+    model = FusionSAM.from_pretrained(args.weights, args.device, calibrated=False)
     config = EvaluateConfig(args.dataset, args.root, args.split, [args.weights], class_file=args.class_file)
     data = open_labelled(config)
     assert data.row is not None
     check_classes(model.config.classes, args.weights, data.row)
-    leak_guard(config, data.entries, [model.card])  # confidence is always well placed on what was learnt by heart
+    guard = leak_guard(config, data.entries, [model.card])  # confidence is well placed on what was learnt by heart
     pixels = collect(model, data)
-    ids = [entry.id for entry in data.entries]
     pairs = {
         "dataset": args.dataset, "split": args.split, "pairs": len(data), "command": args.command_line,
-        "split_ids_sha256": reports.split_digest(ids), "ids": ids,
+        "content": guard["content"],
     }  # fmt: skip
     stored: dict[str, Any] = {}
     offsets, without = None, list[Tensor]()
+    if not args.class_offsets and (before := checkpoint.read_checkpoint(args.weights)[2].get("class_offsets")):
+        offsets = _tensor(before["offsets"])
+        if [tuple(pair) for pair in before.get("content", ())] == guard["content"]:
+            without = [_tensor(each) for each in before["offsets_without_block"]]
+        else:
+            without = [offsets] * len(blocks(len(pixels)))
     if args.class_offsets:
         found = class_offsets.class_offsets(pixels, data.row.classes)
         print("offsets " + ", ".join(f"{name} {offset:+.2f}" for name, offset in found["offsets"].items()))
@@ -186,8 +197,8 @@ def main(args: argparse.Namespace) -> int:
         stored["class_offsets"] = None
         if found["miou_after"] > found["miou_before"]:
             stored["class_offsets"] = found | pairs
-            offsets = torch.tensor(list(found["offsets"].values()))
-            without = [torch.tensor(list(each.values())) for each in found["offsets_without_block"]]
+            offsets = _tensor(found["offsets"])
+            without = [_tensor(each) for each in found["offsets_without_block"]]
         else:
             print("that is no gain: no offset is used")
     values = calibration(pixels, offsets, without)

@@ -5,6 +5,7 @@ Also the place where foreign Segment Anything weights (see `foreign`) enter a ne
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -215,6 +216,11 @@ def load_network(source: str | Path, calibrated: bool = True) -> tuple[FusionSAM
     with torch.no_grad():
         network.get_parameter(LAST_BIAS).add_(torch.tensor([float(offsets.get(c, 0)) for c in config.classes]))
     return network.eval(), card
+
+
+def calibrated_digest(card: dict[str, Any]) -> str:
+    """16 hex digits that change with what `fusionsam calibrate` put into the card: the weights' file does not."""
+    return hashlib.sha256(json.dumps([card.get(key) for key in CALIBRATED]).encode()).hexdigest()[:16]
 
 
 def _require_whole(tensors: dict[str, Tensor], what: str) -> None:

@@ -27,7 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train by a configuration file, or resume a run", "train"),
     "evaluate": ("score a model or a folder of predictions against labels", "evaluate"),
     "robustness": ("score a model on disturbed pairs: a camera missing, displaced, in fog", "robustness"),
-    "calibrate": ("fit the temperature that makes confidences honest, and store it in the checkpoint", "calibration"),
+    "calibrate": (
+        "fit a temperature that makes confidences honest, and class offsets",
+        "calibration",
+    ),
     "baselines": ("score an unmodified Segment Anything, prompted by points and boxes", "baselines"),
     "fusion-metrics": ("score fused pictures by the eleven fusion metrics", "fusion_quality"),
     "report": ("tables and panels from a folder of evaluations", "report"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import ipaddress
 import itertools
 import logging
 import shutil
@@ -318,7 +319,10 @@ def serve(model: FusionSAM, listener: socket.socket, folder: Path) -> None:
     page = build(model, folder)
     page.state_session_capacity = SESSIONS
     guards = [Middleware(OwnServerOnly)]
-    if host == "127.0.0.1":  # a page elsewhere whose name was made to point here (DNS rebinding) gets no answer
+    shown = f"[{host}]" if ":" in host else host
+    if ipaddress.ip_address(host).is_loopback and ":" not in host:
+        # a page elsewhere whose name was made to point here (DNS rebinding) gets no answer; older versions of the
+        # middleware cannot read an IPv6 address
         guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", host], www_redirect=False))
     # not page.launch(): it gives up on machines too busy to answer it within seconds
     app = gr.mount_gradio_app(
@@ -335,5 +339,5 @@ def serve(model: FusionSAM, listener: socket.socket, folder: Path) -> None:
     )
     logging.getLogger("uvicorn.error").addFilter(_failed)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-    print(f"The page is at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl+C ends it)", flush=True)
+    print(f"The page is at http://{shown}:{port} (Ctrl+C ends it)", flush=True)
     uvicorn.Server(config).run(sockets=[listener])

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from fusionsam import checkpoint, reports, worst_pairs
 from fusionsam.data.catalog import CATALOG, DatasetRow
 from fusionsam.data.dataset import PairDataset, open_split
-from fusionsam.data.fingerprints import Fingerprints, fingerprint
+from fusionsam.data.fingerprints import Digests, Fingerprints, fingerprint
 from fusionsam.data.leaks import Leak, compare, weigh
 from fusionsam.data.splits import Entry, entries
 from fusionsam.metrics import ImageMatrices
@@ -103,7 +103,7 @@ def evaluate(config: EvaluateConfig) -> Report:
             cards.append(checkpoint.read_checkpoint(config.predicted_by)[2])
     guard = leak_guard(config, data.entries, cards)
     if folder is not None:
-        return _run(config, data, folder, guard, config.out, other, None)
+        return _run(config, data, folder, guard, config.out, other, None, cards[0] if cards else {})
 
     found: list[Report] = []
     for number, source in enumerate(config.weights, 1):
@@ -113,7 +113,7 @@ def evaluate(config: EvaluateConfig) -> Report:
             model = FusionSAM.from_pretrained(source, config.device, calibrated=not config.as_trained)
         assert model is not None
         options = (config.prompts, config.modality, config.flip, tuple(config.scales), config.seed)
-        found.append(_run(config, data, NetworkPredictor(model, *options), guard, out, other, source))
+        found.append(_run(config, data, NetworkPredictor(model, *options), guard, out, other, source, model.card))
     if len(found) == 1:
         return found[0]
     values = reports.summarise([report.values for report in found])
@@ -143,8 +143,9 @@ def open_labelled(config: EvaluateConfig) -> PairDataset:
 def _check(config: EvaluateConfig) -> None:
     if bool(config.weights) == (config.predictions is not None):
         raise InputError("evaluate: give either --weights or --predictions, one of them")
-    if config.predictions is not None and (config.prompts or config.flip or config.modality != "both"):
-        raise InputError("predictions: --prompts, --modality and --flip need --weights; leave them out")
+    needing = config.prompts or config.flip or config.as_trained or config.modality != "both"
+    if config.predictions is not None and needing:
+        raise InputError("predictions: --prompts, --modality, --as-trained and --flip need --weights; leave them out")
     if not config.scales or min(config.scales) <= 0 or max(config.scales) > 4:
         raise InputError(f"scales: {list(config.scales)}; expected factors above 0 and up to 4")
     if not all(map(math.isfinite, config.scales)) or config.seed < 0:
@@ -208,9 +209,8 @@ def leak_guard(
     config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[str, Any]], folders: Sequence[Path] = ()
 ) -> dict[str, Any]:
     """Compare the split with what the weights were trained on: by the fingerprints that they carry (or that lie in
-    `folders`), and by the lists
-    and pictures of the training split as far as those are here. Class offsets that were fitted on it are no leak, but
-    noted (`fitted`)."""
+    `folders`), and by the lists and pictures of the training split as far as those are here. `content` of what is
+    returned has the digests of the evaluated pairs."""
     off = config.train_split == "none"
     sources: dict[tuple[str, str, str], str | Path | None] = {}
     for card in [] if off else cards or [{}]:
@@ -239,7 +239,7 @@ def leak_guard(
             continue
         split = f"{dataset}/{name}"
         known.insert(0, (split, fingerprint(split, training), [entry.id for entry in training]))
-    ours = fingerprint(config.split, evaluated) if known else Fingerprints()
+    ours = fingerprint(config.split, evaluated)
     for name, seen, ids in known:
         training_name = f"{name} (training)"
         prints = {training_name: seen, config.split: ours}
@@ -262,20 +262,22 @@ def leak_guard(
         notes.append(f"{len(alike)} look-alikes in the training split (not refused), for example {alike[0]}")
     kinds = {kind: sum(leak.kind == kind for leak in found) for kind in sorted({leak.kind for leak in found})}
     counts = {"leaks": len(pictures), "kinds": kinds, "look_alikes": len(alike)}
-    fitted = {
-        key: sum(_fitted_here(card.get(key), config, evaluated) for card in cards) for key in checkpoint.CALIBRATED
-    }
-    for key, count in fitted.items():
-        if count:
-            notes.append(f"{count} of these {len(evaluated)} pairs are of those that {FITTED[key]}")
-    return {"checked": checked, "off": off, **counts, "fitted": fitted, "notes": notes}
+    return {"checked": checked, "off": off, **counts, "notes": notes, "content": ours.content}
 
 
-def _fitted_here(made: dict[str, Any] | None, config: EvaluateConfig, evaluated: list[Entry]) -> int:
-    """On how many of the pairs `fusionsam calibrate` fitted `made`, an entry of the card. Lists of one data set may
-    overlap (val, val_night), so it is the names that count."""
-    ids = set((made or {}).get("ids", ())) if (made or {}).get("dataset") == config.dataset else set()
-    return sum(entry.id in ids for entry in evaluated)
+def fitted_on(card: dict[str, Any], content: Sequence[Digests]) -> dict[str, int]:
+    """To how many of the evaluated pairs, known by their pixels, `fusionsam calibrate` fitted each of
+    checkpoint.CALIBRATED."""
+    found = {}
+    for key in checkpoint.CALIBRATED:
+        known = {tuple(pair) for pair in (card.get(key) or {}).get("content", ())}
+        found[key] = sum(pair in known and any(pair) for pair in content)
+    return found
+
+
+def fitted_notes(fitted: dict[str, int], pairs: int) -> list[str]:
+    """What a reader of the figures must know of `fitted_on`."""
+    return [f"{count} of these {pairs} pairs are of those that {FITTED[key]}" for key, count in fitted.items() if count]
 
 
 def _run(
@@ -286,6 +288,7 @@ def _run(
     out: str | Path | None,
     other: tuple[dict[str, Any], ImageMatrices] | None,
     weights: str | Path | None,
+    card: dict[str, Any],
 ) -> Report:
     assert data.row is not None
     started, counting = time.perf_counter(), 0.0
@@ -304,6 +307,10 @@ def _run(
     values |= {"prompts": prompts, "weights": None if weights is None else str(weights)}
     if weights is not None:
         values["weights_sha256"] = digest(checkpoint.locate(weights) / checkpoint.WEIGHTS)
+    values["fitted"] = fitted_on(card, guard["content"])
+    if weights is None:  # there is no confidence in label maps
+        values["fitted"]["calibration"] = 0
+    values["notes"] += fitted_notes(values["fitted"], len(data.entries))
     values |= {"seconds": time.perf_counter() - started, "seconds_counting": counting}
     total, complete = len(data.entries), len(todo) == len(data.entries)
     if config.dataset in reports.PUBLISHED and config.split == "test" and complete and prompts != "oracle":
@@ -334,7 +341,7 @@ def _context(config: EvaluateConfig, data: PairDataset, guard: dict[str, Any]) -
         "flip": config.flip,
         "scales": list(config.scales),
         "multi_scale": len(config.scales) > 1,
-        "leak_guard": {key: value for key, value in guard.items() if key != "notes"},
+        "leak_guard": {key: value for key, value in guard.items() if key not in ("notes", "content")},
         "notes": list(guard["notes"]),
         "commit": checkpoint.commit(),
         "command": config.command,
@@ -360,7 +367,7 @@ def _title(config: EvaluateConfig, name: str, values: dict[str, Any], partial: t
     how += ["flip"] if config.flip else []
     alike = values["leak_guard"]["look_alikes"]
     how += [f"{alike} pictures look like training pictures"] if alike else []
-    how += ["class offsets fitted on these pairs"] if values["leak_guard"]["fitted"]["class_offsets"] else []
+    how += ["class offsets fitted on these pairs"] if values["fitted"]["class_offsets"] else []
     how += ["as trained"] if config.as_trained else []
     score = "undefined" if values["miou"] is None else f"{values['miou']:.2f}"
     what = f"{name} on {config.dataset}/{config.split}: mIoU {score} ({values['protocol']})"

@@ -31,7 +31,7 @@ from fusionsam.backends import (
     run_session,
     runtime,
 )
-from fusionsam.checkpoint import WEIGHTS, load_network, locate
+from fusionsam.checkpoint import WEIGHTS, calibrated_digest, load_network, locate
 from fusionsam.export_graphs import DecoderHalf, EncoderHalf, Whole, scenes, write_onnx
 from fusionsam.models.fusionsam import SMALLEST, FusionSAMNetwork
 from fusionsam.models.tokenizer import Quantizer
@@ -222,9 +222,12 @@ def main(args: argparse.Namespace) -> int:
 
         split_pairs(args.calibrate, args.calibration_pairs)  # what is wrong with them is told before the long export
     network, card = load_network(args.weights)
-    digest = hashlib.sha256((locate(args.weights) / WEIGHTS).read_bytes()).hexdigest()
-    kept = {key: card[key] for key in ("commit", "step", "calibration") if key in card}
-    facts = {"name": card["name"], "weights": digest, "card": kept}
+    identity = hashlib.sha256((locate(args.weights) / WEIGHTS).read_bytes())
+    if card.get("class_offsets"):
+        card["class_offsets"] = {"offsets": card["class_offsets"]["offsets"]}  # they are inside the files
+        identity.update(calibrated_digest({"class_offsets": card["class_offsets"]}).encode())
+    kept = {key: card[key] for key in ("commit", "step", "calibration", "class_offsets") if key in card}
+    facts = {"name": card["name"], "weights": identity.hexdigest(), "card": kept}
     for row in write(network, args.out, facts):
         print(
             f"{row['file']:<28} {row['size'][0]}x{row['size'][1]} batch {row['batch']}: logits within "

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fusionsam import backends
-from fusionsam.checkpoint import CALIBRATED, CONFIG, WEIGHTS, load_network, locate
+from fusionsam.checkpoint import CONFIG, WEIGHTS, calibrated_digest, load_network, locate
 from fusionsam.config import ModelConfig
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import read_infrared, read_visible, require_no_thermal, write_png
@@ -359,8 +359,11 @@ def run(
     files = backends.files(weights) if backend == "onnx" else [locate(weights) / name for name in (WEIGHTS, CONFIG)]
     fingerprint = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()  # names and steps may agree
     steered = prompts if prompts_file is None else hashlib.sha256(prompts_file.read_bytes()).hexdigest()
-    calibrated = hashlib.sha256(json.dumps([model.card.get(key) for key in CALIBRATED]).encode()).hexdigest()
-    asked = {"weights": fingerprint, "calibrated": calibrated, "prompts": steered + "+confidence" * with_confidence}
+    asked = {
+        "weights": fingerprint,
+        "calibrated": calibrated_digest(model.card),
+        "prompts": steered + "+confidence" * with_confidence,
+    }
     todo = entries if overwrite else _todo(entries, out, asked, with_confidence)
     for entry in tqdm(todo, desc="predict", unit="pair", disable=len(entries) == 1):
         sources = _sources(entry)

@@ -57,8 +57,7 @@ class Scored:
         marks = ["flip"] if values.get("flip") else []
         marks += ["scales " + " ".join(f"{scale:g}" for scale in scales)] if list(scales) != [1.0] else []
         marks += ["as trained"] if values.get("as_trained") else []
-        fitted = (values.get("leak_guard") or {}).get("fitted") or {}
-        marks += ["class offsets fitted on these pairs"] if fitted.get("class_offsets") else []
+        marks += ["class offsets fitted on these pairs"] if (values.get("fitted") or {}).get("class_offsets") else []
         return ", ".join([name, *marks])
 
     @property

@@ -26,7 +26,16 @@ from fusionsam.data.catalog import CATALOG
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.disturbances import blur, fog, noise
 from fusionsam.data.transforms import to_unit
-from fusionsam.evaluate import EvaluateConfig, check_classes, digest, leak_guard, open_labelled, require_writable
+from fusionsam.evaluate import (
+    EvaluateConfig,
+    check_classes,
+    digest,
+    fitted_notes,
+    fitted_on,
+    leak_guard,
+    open_labelled,
+    require_writable,
+)
 from fusionsam.metrics import PROTOCOLS, ConfusionMatrix, ImageMatrices, bootstrap_miou, headline, iou, plain
 from fusionsam.predict import FusionSAM
 from fusionsam.report_formats import Row, Table, to_markdown, write_table
@@ -265,10 +274,12 @@ def main(args: argparse.Namespace) -> int:
     guard = leak_guard(config, data.entries, [model.card])
     values = measure(network_predictor(model, args.prompts), data, args.conditions, args.seed, args.bootstrap)
     title = f"{args.weights} as trained" if args.as_trained else str(args.weights)
+    fitted = {**fitted_on(model.card, guard["content"]), "calibration": 0}  # there is no confidence in the table
     values = {
         "title": title, **values, "split": args.split, "weights": str(args.weights),
         "weights_sha256": digest(checkpoint.locate(args.weights) / checkpoint.WEIGHTS),
-        "prompts": args.prompts or model.config.prompts.mode, "notes": guard["notes"],
+        "prompts": args.prompts or model.config.prompts.mode, "as_trained": args.as_trained,
+        "notes": guard["notes"] + fitted_notes(fitted, len(data)),
         "commit": checkpoint.commit(), "command": args.command_line, "seconds": time.perf_counter() - started,
     }  # fmt: skip
     print(to_markdown(write(values, args.out, others)))

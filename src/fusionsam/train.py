@@ -44,7 +44,7 @@ LAST, SETTINGS = "last.ckpt", "settings.yaml"
 # where and how often, not what: these may differ when a run is resumed
 FREE_ON_RESUME = {
     "data.root", "data.workers", "train.out", "train.validate_every", "train.checkpoint_minutes", "train.accelerator",
-    "train.devices", "train.num_nodes", "train.strategy",
+    "train.devices", "train.num_nodes", "train.strategy",  # which devices; how many they are is compared apart
 }  # fmt: skip
 
 

@@ -47,9 +47,11 @@ class PairDataset(Dataset[Sample]):
         # Ids are kept in 8 bits: as int64 the label would take twice the room of both images together.
         small = None if sample.label is None else sample.label.to(torch.uint8)
         size = sum(array.nbytes for array in (sample.visible, sample.infrared, small) if array is not None)
-        if size <= self._room:
-            self._room -= size
-            self._cache[index] = replace(sample, label=small)
+        if size > self._room:
+            self._room = 0  # full: where labels alone are asked for, labels alone are read from now on
+            return sample
+        self._room -= size
+        self._cache[index] = replace(sample, label=small)
         return sample
 
     def label(self, index: int) -> Tensor | None:
