@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,13 @@ from fusionsam.calibration import (
 from fusionsam.checkpoint import load_network, save_checkpoint
 from fusionsam.class_offsets import GRID, PRESENT, _counts_by_offset, blocks, but, class_offsets, confusion, fit_offsets
 from fusionsam.cli import main
+from fusionsam.config import preset
 from fusionsam.data.dataset import open_split
 from fusionsam.data.synthetic import synthesize
 from fusionsam.metrics import CalibrationError
+from fusionsam.models.fusionsam import FusionSAMNetwork
 from fusionsam.predict import FusionSAM
+from fusionsam.report_sources import Scored
 from fusionsam.structures import InputError, Pixels
 
 
@@ -198,97 +202,109 @@ def test_a_class_that_no_pair_shows_keeps_its_logits():
         fit_offsets([Pixels(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))])
 
 
-def test_offsets_enter_the_weights_and_reports_on_their_pairs_say_so(tmp_path: Path, make_debug, capsys):
-    root = tmp_path / "scenes"
-    synthesize(root, 20, seed=11, size=(64, 96), progress=False)
-    network = make_debug()
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    """Weights whose bump is one offset ahead of unlabeled, calibrated with --class-offsets, and the scenes for it."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    synthesize(folder / "scenes", 20, seed=11, size=(64, 96), progress=False)
+    torch.manual_seed(3)
+    network = FusionSAMNetwork(preset("debug")).eval()
     with torch.no_grad():
-        network.head.mlp[-1].bias[8] += 100.0
-        network.head.mlp[-1].weight[0] = network.head.mlp[-1].weight[8]  # unlabeled is one offset behind bump
-        network.head.mlp[-1].bias[0] = network.head.mlp[-1].bias[8] - 0.3
-    weights = save_checkpoint(tmp_path / "weights", network, {"step": 7}, half=True)
+        last = network.head.mlp[-1]
+        last.bias[8] += 100.0
+        last.weight[0] = last.weight[8]
+        last.bias[0] = last.bias[8] - 0.3
+    weights = save_checkpoint(folder / "weights", network, {"step": 7}, half=True)
     before = (weights / "model.safetensors").read_bytes()
-    given = ["--weights", str(weights), "--dataset", "mfnet", "--root", str(root)]
+    given = ["--weights", str(weights), "--dataset", "mfnet", "--root", str(folder / "scenes")]
     assert main(["calibrate", *given, "--class-offsets", "--dry-run"]) == 0
-    assert "class_offsets" not in json.loads((weights / "training.json").read_text())
+    assert "class_offsets" not in card_of(weights)
     assert main(["calibrate", *given, "--class-offsets"]) == 0
     assert (weights / "model.safetensors").read_bytes() == before
-    card = json.loads((weights / "training.json").read_text())
+    return weights, given
+
+
+def card_of(weights: Path) -> dict[str, Any]:
+    return json.loads((weights / "training.json").read_text())
+
+
+def scored(out: Path, *argv: str) -> dict[str, Any]:
+    assert main(["evaluate", *argv, "--bootstrap", "0", "--out", str(out)]) == 0
+    return json.loads((out / "report.json").read_text())
+
+
+def test_offsets_are_in_the_logits_unless_left_out(calibrated):
+    weights, _ = calibrated
+    card = card_of(weights)
     offsets = torch.tensor(list(card["class_offsets"]["offsets"].values()))
     assert offsets[8] < 0
     assert (card["step"], "temperature" in card["calibration"]) == (7, True)
-    moved, plain = (load_network(weights, calibrated)[0].head.mlp[-1].bias for calibrated in (True, False))
+    moved, plain = (load_network(weights, with_them)[0].head.mlp[-1].bias for with_them in (True, False))
     torch.testing.assert_close(moved, plain + offsets)
     assert not {"class_offsets", "calibration"} & load_network(weights, calibrated=False)[1].keys()
 
-    reports = {}
-    for name, more in (("fitted", []), ("plain", ["--as-trained"])):
-        assert main(["evaluate", *given, "--out", str(tmp_path / name), "--bootstrap", "0", *more]) == 0
-        reports[name] = json.loads((tmp_path / name / "report.json").read_text())
-    assert reports["fitted"]["title"].endswith("class offsets fitted on these pairs")
-    assert ["fitted on" in note for note in reports["fitted"]["notes"]] == [True, True]
-    assert reports["fitted"]["miou"] > card["class_offsets"]["miou_before"] + 1
-    assert reports["plain"]["title"].endswith("as trained")
-    assert reports["plain"]["notes"] == []
-    assert reports["plain"]["miou"] == pytest.approx(card["class_offsets"]["miou_before"], abs=0.2)
 
-    # a list that shares pairs with the one they were fitted on
+def test_reports_on_the_pairs_of_a_calibration_say_so(calibrated, tmp_path, capsys):
+    weights, given = calibrated
+    before = card_of(weights)["class_offsets"]["miou_before"]
+    fitted, plain = scored(tmp_path / "fitted", *given), scored(tmp_path / "plain", *given, "--as-trained")
+    assert fitted["title"].endswith("class offsets fitted on these pairs")
+    assert ["fitted on" in note for note in fitted["notes"]] == [True, True]
+    assert fitted["miou"] > before + 1
+    assert plain["title"].endswith("as trained")
+    assert plain["notes"] == []
+    assert plain["miou"] == pytest.approx(before, abs=0.2)
+    labels = [Scored(tmp_path, report).label for report in (fitted, plain)]
+    assert labels[0].endswith("class offsets fitted on these pairs")
+    assert labels[1].endswith("as trained")
+
+    # a list that shares pairs with theirs
+    root = Path(given[-1])
     (root / "some.txt").write_text("\n".join((root / "val.txt").read_text().split()[:1]) + "\n")
     capsys.readouterr()
-    argv = ["robustness", *given, "--conditions", "full", "--bootstrap", "0", "--split", "some"]
-    assert main([*argv, "--out", str(tmp_path / "robustness")]) == 0
-    assert "1 of these 1 pairs are of those that the class offsets were fitted on" in capsys.readouterr().out
-    assert main([*argv, "--as-trained", "--out", str(tmp_path / "robustness_as_trained")]) == 0
-    out = capsys.readouterr().out
-    assert f"{weights} as trained" in out
-    assert "fitted on" not in out
-    tables = [
-        json.loads((tmp_path / name / "robustness.json").read_text())
-        for name in ("robustness", "robustness_as_trained")
-    ]
-    assert tables[0]["conditions"]["full"]["miou"] != tables[1]["conditions"]["full"]["miou"]
+    argv = ["robustness", *given, "--conditions", "full", "--bootstrap", "0", "--split", "some", "--out"]
+    tables = []
+    for name, more in (("fitted", []), ("plain", ["--as-trained"])):
+        assert main([*argv, str(tmp_path / name), *more]) == 0
+        out = capsys.readouterr().out
+        assert ("1 of these 1 pairs are of those that the class offsets were fitted on" in out) == (name == "fitted")
+        assert (f"{weights} as trained" in out) == (name == "plain")
+        tables.append(json.loads((tmp_path / name / "robustness.json").read_text())["conditions"]["full"]["miou"])
+    assert tables[0] != tables[1]
 
     # other pairs of the same names are others
     other = tmp_path / "other"
     synthesize(other, 20, seed=12, size=(64, 96), progress=False)
-    argv = ["evaluate", "--weights", str(weights), "--dataset", "mfnet", "--root", str(other), "--bootstrap", "0"]
-    assert main([*argv, "--out", str(tmp_path / "elsewhere")]) == 0
-    assert json.loads((tmp_path / "elsewhere" / "report.json").read_text())["fitted"] == {
-        "calibration": 0,
-        "class_offsets": 0,
-    }
+    assert set(scored(tmp_path / "else", *given[:-1], str(other))["fitted"].values()) == {0}
 
-    # of several checkpoints each report tells of its own, and label maps of who made them
-    plain = Path(shutil.copytree(weights, tmp_path / "uncalibrated"))
-    stored = json.loads((plain / "training.json").read_text())
-    (plain / "training.json").write_text(json.dumps({"step": stored["step"]}))
-    both = ["--weights", str(weights), str(plain), "--dataset", "mfnet", "--root", str(root), "--bootstrap", "0"]
-    assert main(["evaluate", *both, "--out", str(tmp_path / "both")]) == 0
-    several = [json.loads((tmp_path / "both" / f"checkpoint_{n}" / "report.json").read_text()) for n in (1, 2)]
-    assert [report["fitted"]["class_offsets"] for report in several] == [len((root / "val.txt").read_text().split()), 0]
-    assert (
-        main(["predict", "--rgbt", str(root / "images"), "--weights", str(weights), "--out", str(tmp_path / "maps")])
-        == 0
-    )
+
+def test_of_several_checkpoints_each_report_tells_of_its_own(calibrated, tmp_path):
+    weights, given = calibrated
+    plain = Path(shutil.copytree(weights, tmp_path / "plain"))
+    (plain / "training.json").write_text("{}")
+    scored(tmp_path / "both", *given[:2], str(plain), *given[2:])
+    reports = [json.loads((tmp_path / "both" / f"checkpoint_{n}" / "report.json").read_text()) for n in (1, 2)]
+    pairs = len((Path(given[-1]) / "val.txt").read_text().split())
+    assert [report["fitted"]["class_offsets"] for report in reports] == [pairs, 0]
+
+
+def test_label_maps_are_told_of_who_made_them(calibrated, tmp_path, capsys):
+    weights, given = calibrated
+    assert main(["predict", "--rgbt", f"{given[-1]}/images", *given[:2], "--out", str(tmp_path / "maps")]) == 0
     maps = ["--predictions", str(tmp_path / "maps"), "--predicted-by", str(weights), "--allow-partial"]
-    argv = ["evaluate", *given[2:], *maps, "--bootstrap", "0"]
-    assert main([*argv, "--out", str(tmp_path / "of_maps")]) == 0
-    report = json.loads((tmp_path / "of_maps" / "report.json").read_text())
-    assert ["fitted on" in note for note in report["notes"]] == [True]
-    assert main([*argv, "--as-trained", "--out", str(tmp_path / "of_maps")]) == 2
+    assert ["fitted on" in note for note in scored(tmp_path / "scored", *given[2:], *maps)["notes"]] == [True]
+    assert main(["evaluate", *given[2:], *maps, "--as-trained", "--out", str(tmp_path / "scored")]) == 2
     assert "--as-trained and --flip need --weights" in capsys.readouterr().err
 
-    # a temperature fitted later is measured with the offsets of the other blocks, too
-    before = card["calibration"]
-    assert main(["calibrate", *given]) == 0
-    again = json.loads((weights / "training.json").read_text())["calibration"]
-    assert {**again, "command": ""} == {**before, "command": ""}
 
-    assert main(["calibrate", *given, "--class-offsets"]) == 0  # they take the place of those before
-    assert (
-        json.loads((weights / "training.json").read_text())["class_offsets"]["offsets"]
-        == card["class_offsets"]["offsets"]
-    )
+def test_calibrating_again_measures_the_same(calibrated, tmp_path):
+    weights = Path(shutil.copytree(calibrated[0], tmp_path / "weights"))
+    given = ["--weights", str(weights), *calibrated[1][2:]]
+    before = card_of(weights)
+    for more in ([], ["--class-offsets"]):  # a temperature alone knows the offsets of the other blocks, too
+        assert main(["calibrate", *given, *more]) == 0
+        for key in ("calibration", "class_offsets"):
+            assert {**card_of(weights)[key], "command": ""} == {**before[key], "command": ""}
 
 
 def test_offsets_that_gain_nothing_are_not_kept(tmp_path: Path, make_debug, capsys, monkeypatch):
