@@ -122,6 +122,9 @@ def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
         tensors |= {n.replace(".backbone.", ".thermal.", 1): t for n, t in shared.items()}
     if config.fusion.picture_dilations and not stored.fusion.picture_dilations:
         anew += ("picture_head.context.",)
+    if stored.head != config.head:
+        other_head = [name for name in own.keys() ^ tensors.keys() if name.startswith("head.")]
+        anew += (*other_head, *_reshaped(own, tensors, ("head.",)))
     if stored.classes != config.classes:
         anew += _reshaped(own, tensors, ("mask_decoder.", "head."))
         gone = [name for name in tensors if name.startswith("mask_decoder.") and name not in own]  # of further classes

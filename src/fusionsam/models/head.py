@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import torch
+from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from torch import Tensor, nn
 
 from fusionsam.config import HeadConfig
 from fusionsam.models.layers import group_norm, resize
+from fusionsam.structures import InputError
 
 
 class ClassificationHead(nn.Module):
     """An MLP applied at every cell of the latent grid.
 
     Beside mask features, FOT logits and z_f it may see the image encoder's levels, summed top-down (FPN, arXiv
-    1612.03144): the class tokens see the whole image, the levels tell thin objects apart.
+    1612.03144) or by the whole decoder of an FPN (HeadConfig.pyramid), whose own logits are added: the class tokens see
+    the whole image, the levels tell thin objects apart. InputError for a pyramid on other than four levels.
     """
 
     def __init__(
@@ -22,10 +25,21 @@ class ClassificationHead(nn.Module):
         super().__init__()
         width = config.width
         self.lateral = nn.ModuleList()
-        if config.multi_level and level_channels:
+        self.pyramid: nn.Module | None = None
+        if config.multi_level and config.pyramid:
+            if len(level_channels) != 4:
+                raise InputError(
+                    f"model.head.pyramid: {config.pyramid}, but the image encoder has {len(level_channels)} levels, "
+                    "strides 4, 8, 16 and 32 are needed; set it to 0, or take an encoder of timm"
+                )
+            self.pyramid = FPNDecoder(
+                level_channels, 3, config.pyramid, segmentation_channels=width, dropout=config.dropout
+            )
+            self.direct = nn.Conv2d(width, classes, 1)
+        elif config.multi_level and level_channels:
             self.lateral.extend(nn.Conv2d(channels, width, 1) for channels in level_channels)
             self.smooth = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), group_norm(width), nn.GELU())
-        inputs = mask_channels + classes + latent_dim + (width if self.lateral else 0)
+        inputs = mask_channels + classes + latent_dim + (width if self.lateral or self.pyramid else 0)
         self.mlp = nn.Sequential(
             nn.Conv2d(inputs, width, 1),
             group_norm(width),
@@ -39,6 +53,10 @@ class ClassificationHead(nn.Module):
     def forward(self, mask_features: Tensor, fot_logits: Tensor, z_f: Tensor, levels: list[Tensor]) -> Tensor:
         """(B,E/8,h,w), (B,K,h,w), (B,d,h,w) and the levels cut to the image -> logits (B,K,h,w)."""
         parts = [mask_features, fot_logits, z_f]
+        if self.pyramid is not None:
+            features = resize(self.pyramid(levels), (z_f.shape[2], z_f.shape[3]))
+            logits: Tensor = self.mlp(torch.cat([*parts, features], dim=1)) + self.direct(features)
+            return logits
         if self.lateral:
             total = self.lateral[-1](levels[-1])
             for conv, level in zip(reversed(self.lateral[:-1]), reversed(levels[:-1]), strict=True):
