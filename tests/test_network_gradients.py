@@ -122,6 +122,11 @@ VARIANTS = {
     "thermal": lambda c: setattr(c, "encoder", EncoderConfig(thermal=True)),
     "no mask prompt": lambda c: setattr(c.prompts, "mask", False),
     "one level": lambda c: (setattr(c.head, "multi_level", False), setattr(c.decoder, "fine_features", False)),
+    "pyramid": lambda c: (
+        setattr(c, "encoder", EncoderConfig()),
+        setattr(c.head, "pyramid", 32),
+        setattr(c.head, "width", 32),
+    ),
     "letterboxed ViT": None,
 }
 

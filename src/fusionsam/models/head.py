@@ -5,10 +5,33 @@ from __future__ import annotations
 import torch
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fusionsam.config import HeadConfig
 from fusionsam.models.layers import group_norm, resize
 from fusionsam.structures import InputError
+
+
+class Pyramid(FPNDecoder):
+    """segmentation_models_pytorch's FPN decoder, resized to the levels' own sizes: its factors of two would tie the
+    sizes of the levels together, which are inputs of their own where the decoder is exported."""
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """Levels (B,C_i,h_i,w_i), finest first, each half the size of the one before -> (B,width,h_0,w_0)."""
+        down = levels[::-1]
+        maps = [self.p5(down[0])]
+        for block, level in zip((self.p4, self.p3, self.p2), down[1:], strict=True):
+            maps.append(F.interpolate(maps[-1], level.shape[-2:], mode="nearest") + block.skip_conv(level))
+        total = None
+        for start, (x, segment) in enumerate(zip(maps, self.seg_blocks, strict=True)):
+            for step, layer in enumerate(segment.block):
+                x = layer.block(x)
+                if layer.upsample:
+                    size = down[start + step + 1].shape[-2:]
+                    x = F.interpolate(x, size, mode="bilinear", align_corners=True)
+            total = x if total is None else total + x
+        found: Tensor = self.dropout(total)
+        return found
 
 
 class ClassificationHead(nn.Module):
@@ -32,7 +55,7 @@ class ClassificationHead(nn.Module):
                     f"model.head.pyramid: {config.pyramid}, but the image encoder has {len(level_channels)} levels, "
                     "strides 4, 8, 16 and 32 are needed; set it to 0, or take an encoder of timm"
                 )
-            self.pyramid = FPNDecoder(
+            self.pyramid = Pyramid(
                 level_channels, 3, config.pyramid, segmentation_channels=width, dropout=config.dropout
             )
             self.direct = nn.Conv2d(width, classes, 1)
