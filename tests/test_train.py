@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from fusionsam.cli import main
 from fusionsam.config import Config, ModelConfig, TrainConfig, from_dict, preset, to_dict
+from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.data.synthetic import synthesize
 from fusionsam.settings import read_settings
 from fusionsam.structures import Batch, InputError
@@ -388,6 +389,14 @@ def test_a_run_does_not_go_on_with_other_pairs(scenes: Path, unbroken: Path, tmp
             run(moved, tmp_path / "run", resume=True)
         file.write_bytes(kept)
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+
+
+def test_pairs_of_one_training_after_the_other_are_remembered_once(scenes: Path, tmp_path: Path) -> None:
+    first = run(scenes, tmp_path / "first", "--train.max_steps=1") / "final"
+    second = run(scenes, tmp_path / "second", "--train.max_steps=1", f"--model.start_from={first}") / "final"
+    for read in (Fingerprints.read(folder) for folder in (first, second)):
+        assert read is not None
+        assert len(read.content) == len((scenes / "train.txt").read_text().split())
 
 
 @pytest.mark.parametrize("asked", [{"devices": 0}, {"devices": "abc"}, {"accelerator": "gpuu"}, {"strategy": "ddq"}])

@@ -58,9 +58,17 @@ class Fingerprints:
         self.known.append(np.array([known for _, known in both]))
 
     def extend(self, other: Fingerprints) -> None:
-        """Take over what `other` remembers."""
+        """Take over what `other` remembers of further pairs."""
+        known = {pair for pair in self.content if any(pair)}
+        new = []
+        for place, pair in enumerate(other.content):
+            if pair not in known:
+                new.append(place)
+            if any(pair):
+                known.add(pair)
         for each in fields(self):
-            getattr(self, each.name).extend(getattr(other, each.name))
+            theirs = getattr(other, each.name)
+            getattr(self, each.name).extend(theirs[place] for place in new)
 
     def write(self, folder: str | Path) -> None:
         """Store FILE beside weights: of each pair and modality the content's digest and the perceptual hashes of its
