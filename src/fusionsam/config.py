@@ -222,7 +222,7 @@ class HeadConfig(_Bounded):
     """Also see the encoder's feature levels, top-down summed (FPN), beside mask features, FOT logits and z_f."""
     pyramid: int = 0
     """Channels of an FPN decoder (3x3 convolutions and normalisation at each of four levels) in the place of the plain
-    sum; 0 = the plain sum. Learns in half the steps."""
+    sum; 0 = the plain sum."""
     dropout: float = 0.1
     """Channel dropout before the last layer."""
 
