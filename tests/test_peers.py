@@ -4,6 +4,7 @@ and are scored by the same evaluator."""
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,26 @@ def test_reports_are_those_of_the_package(scenes, trained, tmp_path):
     # held against itself there is no difference
     assert peers.run(["evaluate", *given, "--out", str(tmp_path / "b"), "--against", str(out)]) == 0
     assert json.loads((tmp_path / "b" / "report.json").read_text())["against"]["difference"] == 0
+
+
+def test_a_peer_is_not_scored_on_what_it_saw_or_with_other_classes(scenes, trained, tmp_path):
+    # the same pairs elsewhere, where no list tells that they were trained on
+    moved = tmp_path / "moved"
+    shutil.copytree(scenes, moved)
+    (moved / "val.txt").write_text((moved / "train.txt").read_text())
+    (moved / "train.txt").unlink()
+    given = ["--weights", str(trained / "final"), "--out", str(tmp_path / "out"), "--root"]
+    for task in ("evaluate", "robustness"):
+        with pytest.raises(InputError, match=r"are in the training split"):
+            peers.run([task, *given, str(moved), "--dataset", "mfnet"])
+    other = Path(shutil.copytree(trained / "final", tmp_path / "other"))
+    card = json.loads((other / "peer.json").read_text())
+    card["classes"][1] = "tram"
+    (other / "peer.json").write_text(json.dumps(card))
+    given[1] = str(other)
+    for task in ("evaluate", "robustness"):
+        with pytest.raises(InputError, match=r"class 1 is 'tram', in data set mfnet it is 'car'"):
+            peers.run([task, *given, str(scenes), "--dataset", "mfnet"])
 
 
 def test_a_peer_of_one_image_has_nothing_to_say_without_it(scenes):

@@ -54,7 +54,8 @@ def form(visible: np.ndarray | None = None, infrared: np.ndarray | None = None) 
 
 @pytest.fixture(scope="module")
 def model() -> FusionSAM:
-    return FusionSAM(build_debug(), "debug", {"step": 7})
+    fitted = {"offsets": {"car": 1.0}, "miou_before": 57.0, "miou_after": 58.0, "content": [["a", "b"]]}
+    return FusionSAM(build_debug(), "debug", {"step": 7, "class_offsets": fitted})
 
 
 @pytest.fixture(scope="module")
@@ -396,6 +397,7 @@ def test_model_and_openapi_describe_what_is_there(client, model):
     assert [c["name"] for c in described["classes"]] == model.config.classes
     assert described["parameters"] == sum(p.numel() for p in model.network.parameters())
     assert described["limits"]["max_pixels"] == 300 * 300
+    assert described["card"]["class_offsets"] == {"offsets": {"car": 1.0}, "miou_before": 57.0, "miou_after": 58.0}
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) >= {"/v1/predict", "/v1/sessions", "/v1/sessions/{id}/prompts", "/v1/model"}
     fields = paths["/v1/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
