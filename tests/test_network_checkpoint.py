@@ -371,6 +371,30 @@ def test_halfway_keeps_a_tokenizer_from_elsewhere_and_refuses_other_classes(make
         halfway(tmp_path / "start", tmp_path / "other", tmp_path / "none")
 
 
+def test_a_head_of_another_kind_begins_anew_and_is_not_averaged(make_debug, tmp_path):
+    timm_kind = EncoderConfig(kind="timm")
+    start = make_debug(lambda config: setattr(config, "encoder", timm_kind))
+    save_checkpoint(tmp_path / "start", start, {})
+    config = replace(
+        start.config, start_from=str(tmp_path / "start"), head=replace(start.config.head, width=32, pyramid=32)
+    )
+    end = build_network(config)
+    begun, last = start.state_dict(), end.state_dict()
+    assert all(torch.equal(begun[n], last[n]) for n in begun if not n.startswith("head."))
+    with torch.no_grad():
+        for parameter in end.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    save_checkpoint(tmp_path / "end", end, {})
+    middle = load_network(halfway(tmp_path / "start", tmp_path / "end", tmp_path / "middle"))[0].state_dict()
+    last = end.state_dict()
+    assert any(name.startswith("head.pyramid.") for name in middle)
+    for name, tensor in middle.items():
+        expected = last[name] if name.startswith("head.") else (last[name] + begun[name]) / 2
+        torch.testing.assert_close(tensor, expected.to(tensor.dtype))
+    with pytest.raises(InputError, match=r"^model\.head\.pyramid: 32, but the image encoder has 3 levels"):
+        make_debug(lambda config: setattr(config.head, "pyramid", 32))
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(make_debug, tmp_path, monkeypatch):
     def full(tensors, path, metadata=None):
         Path(path).write_bytes(b"a part")

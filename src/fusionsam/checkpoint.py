@@ -237,17 +237,20 @@ def _require_whole(tensors: dict[str, Tensor], what: str) -> None:
 def halfway(start: str | Path, end: str | Path, folder: str | Path) -> Path:
     """The mean of a fine-tuned checkpoint's weights and those it started from (WiSE-FT, arXiv 2109.01903, with a half):
     often better than both, and on disturbed images as well. What `start` did not have counts as fine-tuning began it;
-    an LSTG that `end` had from elsewhere stays. Fingerprints and card are those of `end`, less what was measured on it.
-    InputError if `end` cannot have started from `start`, or has other classes."""
+    an LSTG that `end` had from elsewhere stays, and so does a head of another kind. Fingerprints and card are those of
+    `end`, less what was measured on it. InputError if `end` cannot have started from `start`, or has other classes."""
     network, card = load_network(end, calibrated=False)
     origin = read_checkpoint(end)[1]
     begun = FusionSAMNetwork(network.config)
     _start_from(begun, replace(network.config, start_from=str(start), tokenizer_weights=origin.tokenizer_weights))
-    if read_checkpoint(start)[1].classes != network.config.classes:
+    before = read_checkpoint(start)[1]
+    if before.classes != network.config.classes:
         raise InputError(f"weights {end}: has other classes than {start}, so half of their mean would be random")
+    stays = tuple(["tokenizer."] if origin.tokenizer_weights else [])
+    stays += ("head.",) if before.head != network.config.head else ()
     middle = begun.state_dict()
     for name, tensor in network.state_dict().items():
-        kept = not tensor.is_floating_point() or (origin.tokenizer_weights and name.startswith("tokenizer."))
+        kept = not tensor.is_floating_point() or (stays and name.startswith(stays))
         middle[name] = tensor if kept else tensor.lerp(middle[name], 0.5)
     network.load_state_dict(middle)
     told = {key: value for key, value in card.items() if key not in ("name", "val")}  # val is of `end`
