@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from fusionsam import checkpoint
 from fusionsam.checkpoint import CARD, CONFIG, WEIGHTS, build_network, halfway, load_network, save_checkpoint, ship
-from fusionsam.config import EncoderConfig, preset
+from fusionsam.config import EncoderConfig, HeadConfig, preset
 from fusionsam.info import describe
 from fusionsam.structures import InputError
 
@@ -393,6 +393,10 @@ def test_a_head_of_another_kind_begins_anew_and_is_not_averaged(make_debug, tmp_
         torch.testing.assert_close(tensor, expected.to(tensor.dtype))
     with pytest.raises(InputError, match=r"^model\.head\.pyramid: 32, but the image encoder has 3 levels"):
         make_debug(lambda config: setattr(config.head, "pyramid", 32))
+    with pytest.raises(InputError, match=r"^model\.head\.width: 24, .* give a multiple of 32"):
+        make_debug(
+            lambda config: (setattr(config, "encoder", timm_kind), setattr(config, "head", HeadConfig(24, pyramid=32)))
+        )
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(make_debug, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ def _numbers() -> dict[str, tuple[float, float]]:
         (0, math.inf): {
             "model.tokenizer": "blocks codebook_tokens dead_code_threshold commitment_beta",
             "model.prompts": "separation",
+            "model.head": "pyramid",
             "loss": "dice_weight fot_weight prompt_weight fusion_weight intensity_weight gradient_weight color_weight "
             "ssim_weight reconstruction_weight commitment_weight perceptual_weight adversarial_weight "
             "class_weight_power",
@@ -222,7 +223,7 @@ class HeadConfig(_Bounded):
     """Also see the encoder's feature levels, top-down summed (FPN), beside mask features, FOT logits and z_f."""
     pyramid: int = 0
     """Channels of an FPN decoder (3x3 convolutions and normalisation at each of four levels) in the place of the plain
-    sum; 0 = the plain sum."""
+    sum; 0 = the plain sum. With it `width` is a multiple of 32."""
     dropout: float = 0.1
     """Channel dropout before the last layer."""
 

@@ -39,7 +39,8 @@ class ClassificationHead(nn.Module):
 
     Beside mask features, FOT logits and z_f it may see the image encoder's levels, summed top-down (FPN, arXiv
     1612.03144) or by the whole decoder of an FPN (HeadConfig.pyramid), whose own logits are added: the class tokens see
-    the whole image, the levels tell thin objects apart. InputError for a pyramid on other than four levels.
+    the whole image, the levels tell thin objects apart. InputError for a pyramid on other than four levels, or of a
+    width that does not divide.
     """
 
     def __init__(
@@ -54,6 +55,10 @@ class ClassificationHead(nn.Module):
                 raise InputError(
                     f"model.head.pyramid: {config.pyramid}, but the image encoder has {len(level_channels)} levels, "
                     "strides 4, 8, 16 and 32 are needed; set it to 0, or take an encoder of timm"
+                )
+            if width % 32:
+                raise InputError(
+                    f"model.head.width: {width}, but model.head.pyramid normalises in 32 groups; give a multiple of 32"
                 )
             self.pyramid = Pyramid(
                 level_channels, 3, config.pyramid, segmentation_channels=width, dropout=config.dropout
