@@ -84,6 +84,8 @@ class NetworkPredictor:
         """What the report says of the weights, from their card."""
         keys = ("name", "version", "commit", "command", "seed", "step", "hours", "val", "class_offsets", "config")
         known = {key: self.model.card[key] for key in keys if key in self.model.card}
+        if offsets := known.get("class_offsets"):
+            known["class_offsets"] = {key: value for key, value in offsets.items() if key != "content"}
         return {"weights_card": {"preset": self.model.config.preset, **known}, "prediction_format": None}
 
 
