@@ -245,7 +245,8 @@ def test_a_row_of_the_study_changes_one_thing(row):
     assert changed.train.out == f"runs/study/{row.stem}"
     different = {name for name in peers.differences(peers.to_dict(base), peers.to_dict(changed)) if name != "train.out"}
     together = {
-        "encoder_tinyvit": {f"model.encoder.{name}" for name in ("kind", "source", "guided", "thermal")},
+        "encoder_tinyvit": {f"model.encoder.{name}" for name in ("kind", "source", "guided", "thermal")}
+        | {"model.head.pyramid"},
         "encoder_frozen": {"model.encoder.training", "model.encoder.thermal"},
         "encoder_lora": {"model.encoder.training", "model.encoder.thermal"},
         "prompts_nothing": {"model.prompts.mode", "model.prompts.mask"},
