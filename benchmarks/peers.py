@@ -42,7 +42,15 @@ from fusionsam.data.fingerprints import of_training
 from fusionsam.data.images import write_png
 from fusionsam.data.loader import class_shares, train_loader
 from fusionsam.data.transforms import to_unit
-from fusionsam.evaluate import EvaluateConfig, check_classes, digest, evaluate, leak_guard, open_labelled
+from fusionsam.evaluate import (
+    EvaluateConfig,
+    check_classes,
+    digest,
+    evaluate,
+    guard_findings,
+    leak_guard,
+    open_labelled,
+)
 from fusionsam.losses import segmentation_loss
 from fusionsam.metrics import CalibrationError
 from fusionsam.settings import differences, read_settings
@@ -255,8 +263,7 @@ def evaluate_peer(config: EvaluateConfig, folder: Path) -> Report:
         "modality": card["peer"] if single else "both", "command": config.command,
         "peer": {key: value for key, value in card.items() if key not in ("config", "classes")},
     }  # fmt: skip
-    values["leak_guard"] = {key: value for key, value in guard.items() if key not in ("notes", "content")}
-    values["notes"] = guard["notes"]
+    values |= {"leak_guard": guard_findings(guard), "notes": guard["notes"]}
     title = f"peer {card['peer']} on {config.dataset}/{config.split}: mIoU {values['miou']:.2f} ({values['protocol']})"
     values.pop("title")
     final = Report(title, values)

@@ -265,6 +265,11 @@ def leak_guard(
     return {"checked": checked, "off": off, **counts, "notes": notes, "content": ours.content}
 
 
+def guard_findings(guard: dict[str, Any]) -> dict[str, Any]:
+    """What a report keeps of `leak_guard` under that name; its notes stand among the report's."""
+    return {key: value for key, value in guard.items() if key not in ("notes", "content")}
+
+
 def fitted_on(card: dict[str, Any], content: Sequence[Digests]) -> dict[str, int]:
     """To how many of the evaluated pairs, known by their pixels, `fusionsam calibrate` fitted each of
     checkpoint.CALIBRATED."""
@@ -341,7 +346,7 @@ def _context(config: EvaluateConfig, data: PairDataset, guard: dict[str, Any]) -
         "flip": config.flip,
         "scales": list(config.scales),
         "multi_scale": len(config.scales) > 1,
-        "leak_guard": {key: value for key, value in guard.items() if key not in ("notes", "content")},
+        "leak_guard": guard_findings(guard),
         "notes": list(guard["notes"]),
         "commit": checkpoint.commit(),
         "command": config.command,
