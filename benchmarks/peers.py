@@ -116,7 +116,8 @@ def machine() -> dict[str, Any]:
 def settings_of(peer: str, files: list[str], flags: list[str]) -> Config:
     """The configuration, without dropping, displacing or destroying the only image where there is one."""
     config = read_settings(files[0], *(word for file in files[1:] for word in ("--config", file)), *flags)
-    config.data.extra_pairs = []  # they make no fused picture, so pairs without a label teach them nothing
+    if not config.data.extra_labels:
+        config.data.extra_pairs = []  # they make no fused picture, so pairs without a label teach them nothing
     if peer in ("visible", "infrared"):
         config.data.modality_dropout, config.data.shift, config.data.harsh = 0.0, 0, 0.0
     return config

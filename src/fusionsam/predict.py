@@ -31,7 +31,7 @@ from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
 from fusionsam.models.fusionsam import FusionSAMNetwork
 from fusionsam.prompt_files import prompts_from, prompts_to_json, read_prompts
 from fusionsam.render import confidence_map, overlay
-from fusionsam.structures import InputError, Output, Prompts
+from fusionsam.structures import IGNORE, InputError, Output, Prompts
 
 ImageLike = str | Path | Image.Image | NDArray[Any] | Tensor
 Mode = Literal["self", "none"]
@@ -334,10 +334,13 @@ def run(
     with_confidence: bool = False,
     rgbt: Path | None = None,
     backend: str = "torch",
+    as_trained: bool = False,
+    min_confidence: float = 0.0,
 ) -> int:
     """Predict files or folders into `out`; returns the number of pairs predicted (finished ones are skipped).
 
-    For each pair NAME_fused.png, NAME_labels.png (class ids), NAME_overlay.png and NAME.json. Every file is complete or
+    For each pair NAME_fused.png, NAME_labels.png (class ids; 255 where the model is less certain than
+    `min_confidence`), NAME_overlay.png and NAME.json. `as_trained` leaves out what `fusionsam calibrate` fitted. Every file is complete or
     absent, and a NAME.json is only there with the pictures it describes. Raises InputError as its parts do, for an
     `out` where a result would replace an input, and, without `overwrite`, for one that holds results of other pairs or
     files of these names that predict did not write.
@@ -348,7 +351,9 @@ def run(
     prompts_file = None if prompts in ("self", "none") else Path(prompts)
     if prompts_file is not None and not prompts_file.is_file():
         raise InputError(f"prompts {prompts}: neither self nor none nor a JSON file; see the README for its form")
-    model = FusionSAM.from_pretrained(weights, device, backend)
+    if not 0 <= min_confidence <= 1:
+        raise InputError(f"--min-confidence {min_confidence}: expected a probability from 0 to 1")
+    model = FusionSAM.from_pretrained(weights, device, backend, calibrated=not as_trained)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK):
@@ -363,6 +368,7 @@ def run(
         "weights": fingerprint,
         "calibrated": calibrated_digest(model.card),
         "prompts": steered + "+confidence" * with_confidence,
+        **({"min_confidence": min_confidence} if min_confidence else {}),
     }
     todo = entries if overwrite else _todo(entries, out, asked, with_confidence)
     for entry in tqdm(todo, desc="predict", unit="pair", disable=len(entries) == 1):
@@ -374,7 +380,7 @@ def run(
         except InputError as error:
             raise InputError(f"{entry.id}: {error}") from None
         head = {"name": entry.id, **described, "run": {**asked, **sources}}
-        _write(out, entry.id, prediction, with_confidence, head)
+        _write(out, entry.id, prediction, with_confidence, min_confidence, head)
     skipped = len(entries) - len(todo)
     if skipped:
         tqdm.write(f"{skipped} of {len(entries)} pairs were already done in {out}; --overwrite does them again")
@@ -396,12 +402,14 @@ def _sources(entry: Entry) -> dict[str, list[Any] | None]:
     return {key: identity(getattr(entry, key)) for key in ("visible", "infrared", "rgbt")}
 
 
-def _write(out: Path, name: str, prediction: Prediction, with_confidence: bool, head: dict[str, Any]) -> None:
+def _write(
+    out: Path, name: str, prediction: Prediction, with_confidence: bool, min_confidence: float, head: dict[str, Any]
+) -> None:
     # a person's own clicks belong in the picture; the model's own would only cover it (they are in the JSON)
     with_prompts = prediction.prompts.source == "user"
     pictures = {
         "fused.png": prediction.fused,
-        "labels.png": prediction.labels,
+        "labels.png": np.where(prediction.confidence < min_confidence, np.uint8(IGNORE), prediction.labels),
         "overlay.png": np.asarray(prediction.overlay(show_prompts=with_prompts)),
     }
     if with_confidence:
@@ -464,17 +472,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fps", type=float, help="with --video: frames a second (default: the film's, 25 for folders)")
     parser.add_argument("--confidence-map", action="store_true", help="also write NAME_confidence.png (0-255)")
+    parser.add_argument(
+        "--min-confidence",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="255 (unknown) in NAME_labels.png where the class is less probable: labels for data.extra_labels",
+    )
+    parser.add_argument("--as-trained", action="store_true", help="without what calibrate fitted")
 
 
 def main(args: argparse.Namespace) -> int:
     """`fusionsam predict`."""
+    if args.as_trained and args.backend == "onnx":
+        raise InputError(
+            "--as-trained: what calibrate fitted is inside an export; leave it out, or use --backend torch"
+        )
     if args.video:
         from fusionsam import video
 
-        return video.command(args, partial(FusionSAM.from_pretrained, backend=args.backend), read_prompts)
+        load = partial(FusionSAM.from_pretrained, backend=args.backend, calibrated=not args.as_trained)
+        return video.command(args, load, read_prompts)
     if args.fps is not None:
         raise InputError("--fps: is of films; give --video with it, or leave it out")
     kept = (args.weights, args.prompts, args.device, args.overwrite, args.confidence_map, args.rgbt, args.backend)
-    done = run(args.visible, args.infrared, args.out, *kept)
+    done = run(args.visible, args.infrared, args.out, *kept, args.as_trained, args.min_confidence)
     print(f"{done} pair{'s' * (done != 1)} -> {args.out}")
     return 0

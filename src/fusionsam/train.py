@@ -32,6 +32,7 @@ from fusionsam.data.dataset import PairDataset
 from fusionsam.data.fingerprints import Fingerprints, fingerprint, of_training
 from fusionsam.data.leaks import compare, require_no_leak, weigh
 from fusionsam.data.loader import class_shares, train_loader, val_loader
+from fusionsam.data.predictions import PredictionFolder
 from fusionsam.data.splits import Entry, entries
 from fusionsam.models.fusionsam import SMALLEST
 from fusionsam.perceptual import EncoderLevels, load_vgg16
@@ -271,23 +272,32 @@ def _refuse_leaks(data: DataConfig, lists: dict[str, list[Entry]]) -> None:
 def _lists(data: DataConfig) -> dict[str, list[Entry]]:
     """Entries of the training split, with the extra pairs behind them, and of the validation split; InputError for a
     leak between them or with the test split."""
+    if data.extra_labels and len(data.extra_labels) != len(data.extra_pairs):
+        raise InputError(
+            f"data.extra_labels: {len(data.extra_labels)} folders for {len(data.extra_pairs)} of data.extra_pairs; "
+            "give one for each, in the same order"
+        )
     if data.train_split == data.val_split and not data.allow_train_test_leak_and_know_that_scores_are_worthless:
         raise InputError(
             f"data.val_split: {data.val_split!r} is data.train_split, too; give two, for example by lists "
             "train.txt and val.txt with one id a line"
         )
     lists = {s: entries(data.dataset, data.root, s, data.class_file) for s in (data.train_split, data.val_split)}
-    for folder in data.extra_pairs:
+    for folder, labels in zip_longest(data.extra_pairs, data.extra_labels):
         # labels that lie beside them may be of other classes
-        extra = [replace(entry, label=None) for entry in entries("pairs", folder, "all")]
+        extra = [replace(entry, label=None, extra=True) for entry in entries("pairs", folder, "all")]
+        if labels is not None:
+            palette = find(data.dataset, data.class_file).palette
+            paths = PredictionFolder(labels, [entry.id for entry in extra], palette, "ids").paths
+            extra = [replace(entry, label=paths.get(entry.id)) for entry in extra]
         lists[data.train_split] = lists[data.train_split] + extra
     _refuse_leaks(data, lists)
     return lists
 
 
 def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
-    """Training split, data.extra_pairs without labels behind it, and validation split; InputError for a leak between
-    them or with the test split."""
+    """Training split, data.extra_pairs behind it, and validation split; InputError for a leak between them or with the
+    test split."""
     data = config.data
     row = find(data.dataset, data.class_file)
     lists = _lists(data)
@@ -444,14 +454,15 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
             "train.freeze_tokenizer: true, but LSTG would stay random; give model.tokenizer_weights (a checkpoint of "
             "stage 1, or tiny) or model.start_from, or set it to false"
         )
-    if config.data.extra_pairs and not stage_1 and not config.loss.fusion_weight:
+    if config.data.extra_pairs and not (stage_1 or config.loss.fusion_weight or config.data.extra_labels):
         raise InputError(
-            "data.extra_pairs: teach fusion alone in stage 2, and loss.fusion_weight is 0; leave one of them out"
+            "data.extra_pairs: teach fusion alone in stage 2, and loss.fusion_weight is 0; leave one of them out, or "
+            "give data.extra_labels"
         )
     train_set, val_set = open_unlabelled(config) if stage_1 else open_data(config)
     _refuse_seen(config, val_set.entries)
     _keep_settings(out, config, resume)
-    learnt = [entry for entry in train_set.entries if stage_1 or entry.label is not None]
+    learnt = [entry for entry in train_set.entries if stage_1 or (entry.label is not None and not entry.extra)]
     steps = total_steps(config, len(learnt))  # extra pairs of stage 2 are a share of the steps, they make none
     L.seed_everything(config.train.seed, verbose=False)
     task: SegmentationTask | TokenizerTask

@@ -19,11 +19,12 @@ _PROGRESS_FROM = 300  # labels; fewer are read in a few seconds
 
 
 def class_pixels(dataset: PairDataset, num_classes: int | None = None) -> Tensor:
-    """int64 (n,K): label pixels of each class in each pair; zeros for pairs without a label."""
+    """int64 (n,K): label pixels of each class in each pair; zeros for pairs without a label and for extra ones,
+    whose labels may be guesses."""
     classes = dataset.num_classes if num_classes is None else num_classes
     counts = torch.zeros(len(dataset), classes, dtype=torch.long)
     for index in tqdm(range(len(dataset)), desc="reading labels", disable=len(dataset) < _PROGRESS_FROM):
-        label = dataset.label(index)
+        label = None if dataset.entries[index].extra else dataset.label(index)
         if label is not None:
             counts[index] = torch.bincount(label.flatten(), minlength=256)[:classes]
     return counts
@@ -47,8 +48,8 @@ class TrainStream(Dataset[Item]):
     """steps * batch_size training items, the first of them number start_step * batch_size of the endless stream.
 
     An index is drawn by rare_sampling: a foreground class uniformly, then an image that holds it; else the images go
-    round in a new order each epoch. With extra_share, labelled pairs are drawn so; pairs without a label, drawn
-    uniformly, make that share of the items."""
+    round in a new order each epoch. With extra_share, labelled pairs are drawn so; extra pairs and those without a
+    label, drawn uniformly, make that share of the items."""
 
     def __init__(
         self,
@@ -67,9 +68,9 @@ class TrainStream(Dataset[Item]):
         self._order: tuple[int, list[int]] = (-1, [])
         self._with_class: list[list[int]] = []
         self._round, self._extra = list(range(len(dataset))), list[int]()
-        without = [index for index in self._round if dataset.entries[index].label is None]
-        if 0 < len(without) < len(dataset):
-            self._round, self._extra = sorted(set(self._round) - set(without)), without
+        extra = [index for index, entry in enumerate(dataset.entries) if entry.extra or entry.label is None]
+        if 0 < len(extra) < len(dataset):
+            self._round, self._extra = sorted(set(self._round) - set(extra)), extra
         if config.rare_sampling > 0 or config.paste > 0:
             foreground = transform.foreground.tolist()
             counts = class_pixels(dataset, max(foreground, default=0) + 1)

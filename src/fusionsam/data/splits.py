@@ -27,6 +27,8 @@ class Entry:
     rgbt: Path | None = None
     mirrored: bool = False
     """Read the files and mirror them left-right (an ID_flip of a list without a file of its own)."""
+    extra: bool = False
+    """Of data.extra_pairs: drawn by its share, counted nowhere."""
 
 
 def held_out(id: str) -> bool:
