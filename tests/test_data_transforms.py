@@ -223,6 +223,21 @@ def test_pairs_without_a_label_make_their_share_and_the_others_go_round(scenes):
             assert max(counts) - min(counts) < 20  # each of 80 rounds but for the quarter that others took
 
 
+def test_extra_pairs_with_labels_are_drawn_by_their_share_alone_and_counted_nowhere(scenes):
+    mixed = Scenes(7)
+    mixed.entries = [Entry(str(i), label=Path("there.png"), extra=i >= 5) for i in range(7)]
+    names = [sample.id for sample in mixed.samples]
+    config = replace(PLAIN, crop=(17, 19), rare_sampling=0.5, paste=0.5, extra_share=0.25)
+    stream = TrainStream(mixed, TrainTransform(config, mixed.row.foreground), config, 1, 0, 0, 400)
+    items = [stream[n] for n in range(400)]
+    extra = [item for item in items if names.index(item[4]) >= 5]
+    assert 0.19 < len(extra) / 400 < 0.31
+    assert all(item[2] is not None for item in extra)
+    assert all(index < 5 for images in stream._with_class for index in images)
+    own = torch.cat([sample.label.flatten() for sample in mixed.samples[:5]])
+    torch.testing.assert_close(class_shares(mixed), torch.bincount(own, minlength=9) / own.numel())
+
+
 def test_rare_sampling_draws_classes_evenly():
     blank = torch.zeros(3, 20, 20, dtype=torch.uint8)
 

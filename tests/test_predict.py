@@ -187,6 +187,50 @@ def test_no_result_replaces_an_input(pair, weights, tmp_path, capsys):
     assert {path: path.read_bytes() for path in (tmp_path / "d").iterdir()} == before
 
 
+def test_labels_to_train_with_leave_out_what_is_uncertain(pair, weights, tmp_path, capsys):
+    flags = ("--visible", tmp_path / "v.png", "--infrared", tmp_path / "i.png", "--weights", weights)
+    assert predict(*flags, "--out", tmp_path / "all", "--confidence-map") == 0
+    labels = np.asarray(Image.open(tmp_path / "all" / "v_labels.png"))
+    confidence = FusionSAM.from_pretrained(weights).predict(tmp_path / "v.png", tmp_path / "i.png").confidence
+    middle = float(np.median(confidence))
+    assert predict(*flags, "--out", tmp_path / "sure", "--min-confidence", middle) == 0
+    kept = np.asarray(Image.open(tmp_path / "sure" / "v_labels.png"))
+    np.testing.assert_array_equal(kept, np.where(confidence < middle, 255, labels))
+    assert 0.3 < (kept == 255).mean() < 0.7
+    # finished with another threshold is not finished
+    capsys.readouterr()
+    assert predict(*flags, "--out", tmp_path / "sure") == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "sure" / "v_labels.png")), labels)
+    assert predict(*flags, "--out", tmp_path / "sure", "--min-confidence", "1.5") == 2
+    assert "--min-confidence 1.5: expected a probability" in capsys.readouterr().err
+    assert predict(*flags, "--out", tmp_path / "film", "--video", "--min-confidence", "0.5") == 2
+    assert "--min-confidence; leave them out" in capsys.readouterr().err
+
+
+def test_as_trained_leaves_out_what_calibrate_fitted(pair, weights, tmp_path, capsys):
+    calibrated = tmp_path / "calibrated"
+    calibrated.mkdir()
+    for file in weights.iterdir():
+        (calibrated / file.name).write_bytes(file.read_bytes())
+    card = json.loads((calibrated / "training.json").read_text())
+    card["class_offsets"] = {"offsets": {"person": 50.0}}
+    (calibrated / "training.json").write_text(json.dumps(card))
+    flags = ("--visible", tmp_path / "v.png", "--infrared", tmp_path / "i.png")
+    maps = {}
+    for name, source, more in (
+        ("plain", weights, ()),
+        ("with", calibrated, ()),
+        ("without", calibrated, ("--as-trained",)),
+    ):
+        assert predict(*flags, "--weights", source, "--out", tmp_path / name, *more) == 0
+        maps[name] = np.asarray(Image.open(tmp_path / name / "v_labels.png"))
+    person = preset("debug").classes.index("person")
+    assert (maps["with"] == person).all()
+    np.testing.assert_array_equal(maps["without"], maps["plain"])
+    assert predict(*flags, "--out", tmp_path / "x", "--as-trained", "--backend", "onnx") == 2
+    assert "--as-trained: what calibrate fitted is inside an export" in capsys.readouterr().err
+
+
 def test_an_interrupted_rerun_leaves_the_earlier_results_and_nothing_else(pair, weights, tmp_path, monkeypatch):
     both = ("--visible", tmp_path / "v.png", "--infrared", tmp_path / "i.png")
     rest = ("--out", tmp_path / "o", "--weights", weights)

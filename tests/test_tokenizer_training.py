@@ -22,7 +22,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from fusionsam.checkpoint import build_network, save_checkpoint
 from fusionsam.config import Config, LossConfig, preset
 from fusionsam.data.images import write_png
-from fusionsam.data.loader import class_shares, train_loader
+from fusionsam.data.loader import class_pixels, class_shares, train_loader
 from fusionsam.data.synthetic import synthesize
 from fusionsam.models.discriminator import adaptive_weight, discriminator_loss, generator_loss
 from fusionsam.models.fusionsam import FusionSAMNetwork
@@ -453,6 +453,33 @@ def test_unlabelled_pairs_of_any_size_join_the_stream(scenes: Path, tmp_path: Pa
     terms = task.losses(task.network(alone.visible, alone.infrared), alone)
     assert "segmentation" not in terms
     assert terms["fusion"].item() > 0
+
+
+def test_label_maps_of_extra_pairs_teach_segmentation(scenes: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name in ("x", "y"):
+        write_png(tmp_path / "pairs" / "vi" / f"{name}.png", generator.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+        write_png(tmp_path / "pairs" / "ir" / f"{name}.png", generator.integers(0, 255, (64, 64), dtype=np.uint8))
+    guessed = np.full((64, 64), 2, np.uint8)
+    guessed[:32] = IGNORE
+    write_png(tmp_path / "guessed" / "x_labels.png", guessed)
+    config = settings()
+    config.data = replace(
+        config.data, root=str(scenes), extra_pairs=[str(tmp_path / "pairs")], extra_labels=[str(tmp_path / "guessed")]
+    )
+    train_set, _ = open_data(config)
+    known = {entry.id: (entry, train_set.label(index)) for index, entry in enumerate(train_set.entries)}
+    assert np.array_equal(known["x"][1], guessed)
+    assert known["y"][1] is None
+    assert [entry.id for entry, _ in known.values() if entry.extra] == ["x", "y"]
+    assert int(class_pixels(train_set)[-2:].sum()) == 0
+    config.data.extra_labels = [str(tmp_path / "guessed"), "another"]
+    with pytest.raises(InputError, match=r"^data\.extra_labels: 2 folders for 1 of data\.extra_pairs"):
+        open_data(config)
+    write_png(tmp_path / "guessed" / "x_labels.png", np.full((64, 64), 9, np.uint8))
+    config.data.extra_labels = [str(tmp_path / "guessed")]
+    with pytest.raises(InputError, match=r"x_labels\.png: label ids \[9\] are outside of 0\.\.8"):
+        open_data(config)[0].label(len(train_set) - 2)
 
 
 def test_a_validation_image_among_the_extra_pairs_is_refused(scenes: Path, tmp_path: Path) -> None:

@@ -340,10 +340,10 @@ def run(
     """Predict files or folders into `out`; returns the number of pairs predicted (finished ones are skipped).
 
     For each pair NAME_fused.png, NAME_labels.png (class ids; 255 where the model is less certain than
-    `min_confidence`), NAME_overlay.png and NAME.json. `as_trained` leaves out what `fusionsam calibrate` fitted. Every file is complete or
-    absent, and a NAME.json is only there with the pictures it describes. Raises InputError as its parts do, for an
-    `out` where a result would replace an input, and, without `overwrite`, for one that holds results of other pairs or
-    files of these names that predict did not write.
+    `min_confidence`), NAME_overlay.png and NAME.json. `as_trained` leaves out what `fusionsam calibrate` fitted. Every
+    file is complete or absent, and a NAME.json is only there with the pictures it describes. Raises InputError as its
+    parts do, for an `out` where a result would replace an input, and, without `overwrite`, for one that holds results
+    of other pairs or files of these names that predict did not write.
     """
     entries = pairs_to_predict(visible, infrared, rgbt)
     folders = any(path is not None and path.is_dir() for path in (visible, infrared, rgbt))
