@@ -20,7 +20,9 @@ from fusionsam.config import preset
 from fusionsam.data.images import write_png
 from fusionsam.data.synthetic import draw_scene
 from fusionsam.models.fusionsam import FusionSAMNetwork
-from fusionsam.predict import FusionSAM, pairs_to_predict, read_prompts
+from fusionsam.predict import FusionSAM
+from fusionsam.predict_files import pairs_to_predict
+from fusionsam.prompt_files import read_prompts
 from fusionsam.structures import InputError, Prompts
 
 H, W = 97, 131
@@ -204,7 +206,42 @@ def test_labels_to_train_with_leave_out_what_is_uncertain(pair, weights, tmp_pat
     assert predict(*flags, "--out", tmp_path / "sure", "--min-confidence", "1.5") == 2
     assert "--min-confidence 1.5: expected a probability" in capsys.readouterr().err
     assert predict(*flags, "--out", tmp_path / "film", "--video", "--min-confidence", "0.5") == 2
-    assert "--min-confidence; leave them out" in capsys.readouterr().err
+    assert "--min-confidence, --flip or --scales; leave them out" in capsys.readouterr().err
+
+
+def test_views_average_probabilities_and_keep_the_picture(pair, weights, tmp_path, capsys):
+    model = FusionSAM.from_pretrained(weights, device="cpu")
+    model.temperature = 1.7
+    images = model.preprocess(tmp_path / "v.png", tmp_path / "i.png")
+    larger = [torch.nn.functional.interpolate(x, (146, 196), mode="bilinear", antialias=True) for x in images]
+    parts = []
+    for one, two in (images, larger):
+        for mirrored in (False, True):
+            logits = model.infer(*((x.flip(-1) if mirrored else x) for x in (one, two))).logits
+            logits = torch.nn.functional.interpolate(logits, (H, W), mode="bilinear", align_corners=False)
+            parts.append(((logits.flip(-1) if mirrored else logits) / 1.7).softmax(1)[0])
+    mean = torch.stack(parts).mean(0)
+    plain = model.predict(tmp_path / "v.png", tmp_path / "i.png")
+    viewed = model.predict(tmp_path / "v.png", tmp_path / "i.png", scales=(1, 1.5), flip=True)
+    np.testing.assert_allclose(viewed.confidence, mean.max(0).values.numpy(), atol=1e-5)
+    sure = (mean.topk(2, 0).values.diff(dim=0)[0].abs() > 1e-4).numpy()
+    np.testing.assert_array_equal(viewed.labels[sure], mean.argmax(0).numpy()[sure])
+    np.testing.assert_array_equal(viewed.fused, plain.fused)
+    assert (viewed.confidence != plain.confidence).any()
+    flags = ("--visible", tmp_path / "v.png", "--infrared", tmp_path / "i.png", "--weights", weights)
+    assert predict(*flags, "--out", tmp_path / "o") == 0
+    assert predict(*flags, "--out", tmp_path / "o", "--scales", "1", "1.5", "--flip") == 0
+    viewed = FusionSAM.from_pretrained(weights).predict(tmp_path / "v.png", tmp_path / "i.png", None, (1, 1.5), True)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o" / "v_labels.png")), viewed.labels)
+    for wrong in (("1.5",), ("1", "nan"), ("1", "5")):
+        assert predict(*flags, "--out", tmp_path / "o", "--scales", *wrong) == 2
+        assert "expected 1, and behind it factors above 0 and up to 4" in capsys.readouterr().err
+    with pytest.raises(InputError, match="pixels of one view"):
+        model.predict(
+            tmp_path / "v.png", tmp_path / "i.png", Prompts(boxes=torch.tensor([[[1, 1, 9, 9.0]]])), flip=True
+        )
+    assert predict(*flags, "--out", tmp_path / "film", "--video", "--flip") == 2
+    assert "--flip or --scales; leave them out" in capsys.readouterr().err
 
 
 def test_as_trained_leaves_out_what_calibrate_fitted(pair, weights, tmp_path, capsys):
@@ -245,7 +282,7 @@ def test_an_interrupted_rerun_leaves_the_earlier_results_and_nothing_else(pair, 
         write_png(path, array)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fusionsam.predict.write_png", interrupted)
+        patch.setattr("fusionsam.predict_files.write_png", interrupted)
         assert predict(*both[:2], *rest) == 130
     assert {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()} == before
     assert predict(*both[:2], *rest) == 0

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (one line of help, module that owns the command)
-    "predict": ("fuse pairs of images and label every pixel", "predict"),
+    "predict": ("fuse pairs of images and label every pixel", "predict_files"),
     "info": ("show a model's parts, sizes, classes and where its weights came from", "info"),
     "train": ("train by a configuration file, or resume a run", "train"),
     "evaluate": ("score a model or a folder of predictions against labels", "evaluate"),

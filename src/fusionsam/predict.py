@@ -3,15 +3,9 @@ server all go through here."""
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
-import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,18 +14,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
+from torch.nn.functional import interpolate
 
 from fusionsam import backends
-from fusionsam.checkpoint import CONFIG, WEIGHTS, calibrated_digest, load_network, locate
+from fusionsam.checkpoint import load_network
 from fusionsam.config import ModelConfig
-from fusionsam.data.dataset import read_sample
-from fusionsam.data.images import read_infrared, read_visible, require_no_thermal, write_png
-from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
-from fusionsam.models.fusionsam import FusionSAMNetwork
-from fusionsam.prompt_files import prompts_from, prompts_to_json, read_prompts
-from fusionsam.render import confidence_map, overlay
-from fusionsam.structures import IGNORE, InputError, Output, Prompts
+from fusionsam.data.images import read_infrared, read_visible, require_no_thermal
+from fusionsam.models.fusionsam import SMALLEST, FusionSAMNetwork
+from fusionsam.models.layers import resize
+from fusionsam.prompt_files import prompts_from, prompts_to_json
+from fusionsam.render import overlay
+from fusionsam.structures import InputError, Output, Prompts
 
 ImageLike = str | Path | Image.Image | NDArray[Any] | Tensor
 Mode = Literal["self", "none"]
@@ -126,6 +119,33 @@ class FusionSAM:
         given = None if prompts is None else prompts.to(self.device)
         return self.network(images[0], images[1], given, mode=mode)
 
+    def infer_views(
+        self,
+        visible: Tensor | None,
+        infrared: Tensor | None,
+        prompts: Prompts | None = None,
+        mode: Mode | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+    ) -> Output:
+        """`infer` on resized and, with `flip`, mirrored copies too: logits whose softmax at the stored temperature is
+        the mean of the copies' probabilities, at the input's size; all else of the first view."""
+        images = (visible, infrared)
+        size = next(image.shape[2:] for image in images if image is not None)
+        views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+        first, total = None, None
+        for scale, mirrored in views:
+            one, two = (None if image is None else _view(image, scale, mirrored) for image in images)
+            output = self.infer(one, two, prompts, mode)
+            logits = resize(output.logits.float().flip(-1) if mirrored else output.logits.float(), (size[0], size[1]))
+            if len(views) == 1:
+                return replace(output, logits=logits)
+            share = (logits / self.temperature).softmax(1)
+            first, total = first or output, share if total is None else total + share
+        assert first is not None
+        assert total is not None
+        return replace(first, logits=(total / len(views)).clamp(min=1e-12).log() * self.temperature)
+
     def postprocess(self, output: Output, seconds: float = 0.0, row: int = 0) -> Prediction:
         """One image of an Output as plain arrays."""
         logits = output.logits[row]
@@ -149,12 +169,16 @@ class FusionSAM:
         visible: ImageLike | None,
         infrared: ImageLike | None,
         prompts: Prompts | Mapping[str, Any] | Mode | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
     ) -> Prediction:
         """A pair (either may be None) -> fused picture, class ids, confidence.
 
         `prompts`: "self" or "none", or points and boxes of your own in pixels: a structures.Prompts, or the object of a
-        prompt file, {"points": [[x, y]], "labels": [1], "boxes": [[x0, y0, x1, y1]]}.
+        prompt file, {"points": [[x, y]], "labels": [1], "boxes": [[x0, y0, x1, y1]]}. Class probabilities are means
+        over copies resized by `scales`, the first of them 1, and with `flip` over mirrored ones.
         """
+        views_fit(scales, flip, isinstance(prompts, Prompts | Mapping))
         ready = self.preprocess(visible, infrared)
         if isinstance(prompts, Mapping):
             size = next((image.shape[-2:] for image in ready if image is not None), (0, 0))
@@ -165,9 +189,27 @@ class FusionSAM:
             _require_one(prompts)
         started = time.perf_counter()
         own = prompts if isinstance(prompts, Prompts) else None
-        result = self.postprocess(self.infer(*ready, prompts=own, mode=prompts if isinstance(prompts, str) else None))
+        mode = prompts if isinstance(prompts, str) else None
+        result = self.postprocess(self.infer_views(*ready, own, mode, scales, flip))
         # with the arrays on the CPU an accelerator has really finished
         return replace(result, seconds=time.perf_counter() - started)
+
+
+def views_fit(scales: Sequence[float], flip: bool, given: bool) -> None:
+    """InputError for `scales` that no prediction can be averaged over, and for prompts that are `given` in pixels of
+    one view where there would be several."""
+    if not scales or not all(0 < scale <= 4 for scale in scales) or scales[0] != 1:  # NaN fails, too
+        raise InputError(f"scales {list(scales)}: expected 1, and behind it factors above 0 and up to 4")
+    if given and (flip or len(scales) > 1):
+        raise InputError("prompts: yours are pixels of one view; leave out scales and flip")
+
+
+def _view(image: Tensor, scale: float, mirrored: bool) -> Tensor:
+    """(1,C,H,W) resized by `scale`, to no less than what the network takes."""
+    if scale != 1:
+        size = tuple(max(SMALLEST, round(side * scale)) for side in image.shape[2:])
+        image = interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+    return image.flip(-1) if mirrored else image
 
 
 def _require_one(prompts: Prompts) -> None:
@@ -236,266 +278,3 @@ def _row(prompts: Prompts, row: int) -> Prompts:
     return Prompts(
         pick(prompts.points), pick(prompts.point_labels), pick(prompts.boxes), pick(prompts.mask), prompts.source
     )
-
-
-# -- files and folders -------------------------------------------------------------------------------------------
-
-
-RESULTS = ("fused.png", "labels.png", "overlay.png", "confidence.png")
-
-
-def pairs_to_predict(visible: Path | None, infrared: Path | None, rgbt: Path | None = None) -> list[Entry]:
-    """One entry for two files, or all of two folders paired by name; either side may be None. `rgbt` is one file or a
-    folder of files with four channels, RGB and thermal, as MFNet has them, instead. InputError if a file has no
-    partner, a file is given with a folder, or nothing is there."""
-    if rgbt is not None and (visible is not None or infrared is not None):
-        raise InputError(f"--rgbt {rgbt}: holds both images; leave --visible and --infrared out")
-    given = [path for path in (visible, infrared, rgbt) if path is not None]
-    if not given:
-        raise InputError("predict: neither --visible nor --infrared nor --rgbt was given; give at least one")
-    for path in given:
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder; check the path")
-    if len({path.is_dir() for path in given}) > 1:
-        raise InputError(f"{given[0]} and {given[1]}: one is a folder and one a file; give two of a kind")
-    if rgbt is not None:
-        found = pair_entries(rgbt, None) if rgbt.is_dir() else [Entry(rgbt.stem, visible=rgbt)]
-        found = [Entry(entry.id, rgbt=entry.visible) for entry in found]
-    elif given[0].is_dir():
-        found = pair_entries(visible, infrared)
-    else:
-        found = [Entry(given[0].stem, visible=visible, infrared=infrared)]
-    if not found:
-        raise InputError(f"{given[0]}: holds no image ({', '.join(SUFFIXES)}); give a folder of pictures, or one file")
-    return found
-
-
-def require_apart(entries: Sequence[Entry], out: Path, endings: Sequence[str], folders: bool) -> None:
-    """InputError if a result `out`/ID + ending would replace one of the inputs, or, with `folders`, if `out` is where
-    inputs are listed from: the next run would take the results for pictures."""
-    inputs = {path.resolve(): path for e in entries for path in (e.visible, e.infrared, e.rgbt) if path is not None}
-    if folders and out.resolve() in {path.parent for path in inputs}:
-        raise InputError(
-            f"{out}: is the folder of the inputs, whose next run would find the results; choose another --out"
-        )
-    for entry in entries:
-        for ending in endings:
-            if (target := (out / f"{entry.id}{ending}").resolve()) in inputs:
-                raise InputError(
-                    f"{inputs[target]}: would be overwritten by a result of that name; choose another --out"
-                )
-
-
-def _todo(entries: Sequence[Entry], out: Path, asked: dict[str, Any], with_confidence: bool) -> list[Entry]:
-    """Entries whose results are not there yet. InputError where files of their names are of another pair, or were
-    written by somebody else."""
-    expected = [*RESULTS[: 3 + with_confidence]]
-    found = []
-    for entry in entries:
-        there = [path for name in RESULTS if (path := out / f"{entry.id}_{name}").exists()]
-        stored, this = _stored(out / f"{entry.id}.json"), {**asked, **_sources(entry)}
-        if stored is None and there:
-            raise InputError(
-                f"{there[0]}: is there, and no {entry.id}.json of ours; choose another --out, or --overwrite"
-            )
-        if stored is not None and "run" not in stored:
-            raise InputError(f"{out / entry.id}.json: was not written by predict; choose another --out, or --overwrite")
-        run = (stored or {}).get("run") or {}
-        for key in ("visible", "infrared", "rgbt"):
-            if run.get(key) and this[key] and run[key][0] != this[key][0]:
-                raise InputError(
-                    f"{out / entry.id}.json: is of {run[key][0]}, not of {this[key][0]}; choose another --out, or "
-                    "--overwrite"
-                )
-        if run != this or not all((out / f"{entry.id}_{name}").exists() for name in expected):
-            found.append(entry)
-    return found
-
-
-def _stored(path: Path) -> dict[str, Any] | None:
-    """What a NAME.json holds; None if there is none, {"run": None} if it is damaged, as an older version left it."""
-    try:
-        stored = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError):
-        return {"run": None}
-    return stored if isinstance(stored, dict) else {}
-
-
-def run(
-    visible: Path | None,
-    infrared: Path | None,
-    out: Path,
-    weights: str = "tiny",
-    prompts: str = "self",
-    device: str = "auto",
-    overwrite: bool = False,
-    with_confidence: bool = False,
-    rgbt: Path | None = None,
-    backend: str = "torch",
-    as_trained: bool = False,
-    min_confidence: float = 0.0,
-) -> int:
-    """Predict files or folders into `out`; returns the number of pairs predicted (finished ones are skipped).
-
-    For each pair NAME_fused.png, NAME_labels.png (class ids; 255 where the model is less certain than
-    `min_confidence`), NAME_overlay.png and NAME.json. `as_trained` leaves out what `fusionsam calibrate` fitted. Every
-    file is complete or absent, and a NAME.json is only there with the pictures it describes. Raises InputError as its
-    parts do, for an `out` where a result would replace an input, and, without `overwrite`, for one that holds results
-    of other pairs or files of these names that predict did not write.
-    """
-    entries = pairs_to_predict(visible, infrared, rgbt)
-    folders = any(path is not None and path.is_dir() for path in (visible, infrared, rgbt))
-    require_apart(entries, out, [*(f"_{name}" for name in RESULTS), ".json"], folders)
-    prompts_file = None if prompts in ("self", "none") else Path(prompts)
-    if prompts_file is not None and not prompts_file.is_file():
-        raise InputError(f"prompts {prompts}: neither self nor none nor a JSON file; see the README for its form")
-    if not 0 <= min_confidence <= 1:
-        raise InputError(f"--min-confidence {min_confidence}: expected a probability from 0 to 1")
-    model = FusionSAM.from_pretrained(weights, device, backend, calibrated=not as_trained)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
-    described = {"weights": model.name, "commit": model.card.get("commit", ""), "step": model.card.get("step")}
-    files = backends.files(weights) if backend == "onnx" else [locate(weights) / name for name in (WEIGHTS, CONFIG)]
-    fingerprint = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()  # names and steps may agree
-    steered = prompts if prompts_file is None else hashlib.sha256(prompts_file.read_bytes()).hexdigest()
-    asked = {
-        "weights": fingerprint,
-        "calibrated": calibrated_digest(model.card),
-        "prompts": steered + "+confidence" * with_confidence,
-        **({"min_confidence": min_confidence} if min_confidence else {}),
-    }
-    todo = entries if overwrite else _todo(entries, out, asked, with_confidence)
-    for entry in tqdm(todo, desc="predict", unit="pair", disable=len(entries) == 1):
-        sources = _sources(entry)
-        sample = read_sample(entry)
-        own = None if prompts_file is None else read_prompts(prompts_file, entry.id, sample.size)
-        try:
-            prediction = model.predict(sample.visible, sample.infrared, own if own is not None else prompts)  # type: ignore[arg-type]
-        except InputError as error:
-            raise InputError(f"{entry.id}: {error}") from None
-        head = {"name": entry.id, **described, "run": {**asked, **sources}}
-        _write(out, entry.id, prediction, with_confidence, min_confidence, head)
-    skipped = len(entries) - len(todo)
-    if skipped:
-        tqdm.write(f"{skipped} of {len(entries)} pairs were already done in {out}; --overwrite does them again")
-    return len(todo)
-
-
-def _sources(entry: Entry) -> dict[str, list[Any] | None]:
-    """Path, size and time of each file: a replaced input is predicted again, an unchanged one is not read twice."""
-
-    def identity(path: Path | None) -> list[Any] | None:
-        if path is None:
-            return None
-        try:
-            facts = path.stat()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-        return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
-
-    return {key: identity(getattr(entry, key)) for key in ("visible", "infrared", "rgbt")}
-
-
-def _write(
-    out: Path, name: str, prediction: Prediction, with_confidence: bool, min_confidence: float, head: dict[str, Any]
-) -> None:
-    # a person's own clicks belong in the picture; the model's own would only cover it (they are in the JSON)
-    with_prompts = prediction.prompts.source == "user"
-    pictures = {
-        "fused.png": prediction.fused,
-        "labels.png": np.where(prediction.confidence < min_confidence, np.uint8(IGNORE), prediction.labels),
-        "overlay.png": np.asarray(prediction.overlay(show_prompts=with_prompts)),
-    }
-    if with_confidence:
-        pictures["confidence.png"] = confidence_map(prediction.confidence)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".predict-", dir=out) as scratch:
-            for ending, picture in pictures.items():
-                write_png(Path(scratch) / ending, picture)
-            part = Path(scratch) / "json"
-            part.write_text(json.dumps({**head, **prediction.summary()}, indent=1) + "\n")
-            # what an earlier run said must not stand beside these pictures
-            (out / f"{name}.json").unlink(missing_ok=True)
-            for ending in RESULTS:
-                if ending in pictures:
-                    os.replace(Path(scratch) / ending, out / f"{name}_{ending}")
-                else:
-                    (out / f"{name}_{ending}").unlink(missing_ok=True)
-            os.replace(part, out / f"{name}.json")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
-
-
-def given_path(text: str) -> Path:
-    """A path of the command line; an empty one, as of an unset shell variable, would mean the current folder."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("an empty path was given")
-    return Path(text)
-
-
-def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
-    """--visible and --infrared."""
-    parser.add_argument("--visible", type=given_path, help="visible image, or a folder of them; may be left out")
-    parser.add_argument(
-        "--infrared", type=given_path, help="infrared image, or a folder with the same names; may be left out"
-    )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `fusionsam predict`."""
-    add_pair_arguments(parser)
-    parser.add_argument(
-        "--rgbt", type=given_path, help="instead: a four-channel RGB + thermal PNG as MFNet's, or a folder"
-    )
-    parser.add_argument(
-        "--out", type=given_path, required=True, help="folder for the results; finished pairs are skipped"
-    )
-    parser.add_argument("--weights", default="tiny", help="shipped name or checkpoint folder (default: tiny)")
-    parser.add_argument(
-        "--prompts",
-        default="self",
-        help="self: the model's own points and box; none: its mask prompt only; FILE.json: yours (default: self)",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    parser.add_argument("--backend", choices=["torch", "onnx"], default="torch", help="onnx: --weights is an export")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="predict finished pairs again; replace files and films"
-    )
-    parser.add_argument(
-        "--video", action="store_true", help="the two are films, or folders of frames: write NAME_overlay.mp4"
-    )
-    parser.add_argument("--fps", type=float, help="with --video: frames a second (default: the film's, 25 for folders)")
-    parser.add_argument("--confidence-map", action="store_true", help="also write NAME_confidence.png (0-255)")
-    parser.add_argument(
-        "--min-confidence",
-        type=float,
-        default=0.0,
-        metavar="P",
-        help="255 (unknown) in NAME_labels.png where the class is less probable: labels for data.extra_labels",
-    )
-    parser.add_argument("--as-trained", action="store_true", help="without what calibrate fitted")
-
-
-def main(args: argparse.Namespace) -> int:
-    """`fusionsam predict`."""
-    if args.as_trained and args.backend == "onnx":
-        raise InputError(
-            "--as-trained: what calibrate fitted is inside an export; leave it out, or use --backend torch"
-        )
-    if args.video:
-        from fusionsam import video
-
-        load = partial(FusionSAM.from_pretrained, backend=args.backend, calibrated=not args.as_trained)
-        return video.command(args, load, read_prompts)
-    if args.fps is not None:
-        raise InputError("--fps: is of films; give --video with it, or leave it out")
-    kept = (args.weights, args.prompts, args.device, args.overwrite, args.confidence_map, args.rgbt, args.backend)
-    done = run(args.visible, args.infrared, args.out, *kept, args.as_trained, args.min_confidence)
-    print(f"{done} pair{'s' * (done != 1)} -> {args.out}")
-    return 0

@@ -11,14 +11,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.images import image_size
 from fusionsam.data.predictions import PredictionFolder
 from fusionsam.data.transforms import to_unit
-from fusionsam.models.fusionsam import SMALLEST
-from fusionsam.models.layers import resize
 from fusionsam.models.prompts import oracle_prompts
 from fusionsam.predict import FusionSAM
 from fusionsam.structures import InputError, PromptMode, Sample
@@ -59,18 +56,10 @@ class NetworkPredictor:
                 sample.label[None], data.row.num_classes, foreground, points, self.seed * 1_000_003 + index
             )
         mode = None if self.prompts == "oracle" else self.prompts
-        shares, source = [], None
-        for scale in self.scales:
-            for mirrored in (False, True) if self.flip else (False,):
-                visible, infrared = (None if image is None else _view(image, scale, mirrored) for image in images)
-                output = self.model.infer(visible, infrared, prompts=prompts, mode=mode)
-                logits = output.logits.float()
-                logits = resize(logits.flip(-1) if mirrored else logits, sample.size)
-                shares.append((logits / self.model.temperature).softmax(1))
-                source = output.prompts.source
-        total = shares[0] if len(shares) == 1 else sum(shares[1:], shares[0]) / len(shares)
+        output = self.model.infer_views(images[0], images[1], prompts, mode, self.scales, self.flip)
+        total = (output.logits.float() / self.model.temperature).softmax(1)
         confidence, ids = total[0].max(0)
-        return Predicted(sample.label, ids.cpu().numpy(), confidence.cpu().numpy(), source)
+        return Predicted(sample.label, ids.cpu().numpy(), confidence.cpu().numpy(), output.prompts.source)
 
     def images(self, sample: Sample) -> list[Tensor | None]:
         """Visible (1,3,H,W) and infrared (1,1,H,W) in [0,1] as the network sees them; InputError if neither is left."""
@@ -87,14 +76,6 @@ class NetworkPredictor:
         if offsets := known.get("class_offsets"):
             known["class_offsets"] = {key: value for key, value in offsets.items() if key != "content"}
         return {"weights_card": {"preset": self.model.config.preset, **known}, "prediction_format": None}
-
-
-def _view(image: Tensor, scale: float, mirrored: bool) -> Tensor:
-    """(1,C,H,W) resized by `scale`, to no less than what the network takes."""
-    if scale != 1:
-        size = tuple(max(SMALLEST, round(side * scale)) for side in image.shape[2:])
-        image = interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
-    return image.flip(-1) if mirrored else image
 
 
 class FolderPredictor:

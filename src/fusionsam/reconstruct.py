@@ -22,7 +22,8 @@ from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
-from fusionsam.predict import add_pair_arguments, choose_device, given_path, pairs_to_predict, require_apart
+from fusionsam.predict import choose_device
+from fusionsam.predict_files import add_pair_arguments, given_path, pairs_to_predict, require_apart
 from fusionsam.render import codes_picture
 from fusionsam.structures import InputError
 from fusionsam.tokenizer_metrics import (

@@ -248,10 +248,11 @@ def command(
     read_prompts: Callable[[Path, str, tuple[int, int]], Any],
 ) -> int:
     """`fusionsam predict --video`, with the parts of `predict` that stand above this file handed down."""
-    if args.rgbt is not None or args.confidence_map or args.min_confidence:
+    views = args.flip or len(args.scales) > 1
+    if args.rgbt is not None or args.confidence_map or args.min_confidence or views:
         raise InputError(
-            "--video: takes --visible and --infrared, and no --rgbt, --confidence-map or --min-confidence; leave "
-            "them out"
+            "--video: takes --visible and --infrared, and no --rgbt, --confidence-map, --min-confidence, --flip or "
+            "--scales; leave them out"
         )
     source = open_source(args.visible, args.infrared, args.fps)
     if args.prompts not in ("self", "none") and not Path(args.prompts).is_file():
