@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from fusionsam import cli, reports, robustness
 from fusionsam.checkpoint import commit
-from fusionsam.config import Config, to_dict
+from fusionsam.config import Config, from_dict, to_dict
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.images import write_png
 from fusionsam.data.loader import class_shares, train_loader
@@ -56,7 +56,9 @@ from fusionsam.metrics import CalibrationError
 from fusionsam.settings import differences, read_settings
 from fusionsam.structures import Batch, InputError, Report
 from fusionsam.tasks import SegmentationTask
-from fusionsam.train import FREE_ON_RESUME, LAST, BestWeights, PairData, open_data, open_trainer, pairs_digest
+from fusionsam.train import FREE_ON_RESUME, open_trainer
+from fusionsam.train_callbacks import LAST, BestWeights
+from fusionsam.train_data import PairData, open_data, pairs_digest
 
 WEIGHTS, CARD, BUDGET = "model.safetensors", "peer.json", "budget.json"
 WARM_UP, MEASURED = 3, 10
@@ -163,7 +165,8 @@ def budget_of(out: Path, peer: str, config: Config, minutes: float | None, steps
     if not (out / BUDGET).is_file() or not (out / LAST).is_file():
         raise InputError(f"{out}: has no run to resume; start without --resume")
     stored = json.loads((out / BUDGET).read_text())
-    other = [name for name in differences(stored["settings"], asked["settings"]) if name not in FREE_ON_RESUME]
+    begun = to_dict(from_dict(Config, stored["settings"], str(out / BUDGET)))  # with what has been added since
+    other = [name for name in differences(begun, asked["settings"]) if name not in FREE_ON_RESUME]
     if stored["peer"] != peer or other:
         raise InputError(f"{out}: the run differs in {', '.join(other) or 'peer'}; resume it as it was begun")
     return stored

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fusionsam import fusion_quality, predict
+from fusionsam import fusion_quality, predict_files
 from fusionsam.checkpoint import save_checkpoint
 from fusionsam.config import preset
 from fusionsam.data.dataset import PairDataset
@@ -97,7 +97,7 @@ def test_several_processes_score_as_one_does(pairs, tmp_path):
 def test_a_checkpoint_scores_as_the_pictures_that_predict_writes_from_it(pairs, tmp_path):
     torch.manual_seed(0)
     ours = str(save_checkpoint(tmp_path / "ours", FusionSAMNetwork(preset("debug")), {}))
-    predict.run(*folders(pairs), tmp_path / "written", ours, device="cpu")
+    predict_files.run(*folders(pairs), tmp_path / "written", ours, device="cpu")
     text = fusion_quality.run(
         *folders(pairs), tmp_path / "out", fused=[tmp_path / "written"], weights=[ours], baselines=False, device="cpu"
     )

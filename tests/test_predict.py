@@ -199,6 +199,13 @@ def test_labels_to_train_with_leave_out_what_is_uncertain(pair, weights, tmp_pat
     kept = np.asarray(Image.open(tmp_path / "sure" / "v_labels.png"))
     np.testing.assert_array_equal(kept, np.where(confidence < middle, 255, labels))
     assert 0.3 < (kept == 255).mean() < 0.7
+    told = json.loads((tmp_path / "sure" / "v.json").read_text())
+    assert told["unknown_share"] + sum(found["share"] for found in told["classes"].values()) == pytest.approx(
+        100, abs=0.01
+    )
+    assert told["unknown_share"] == pytest.approx(100 * (kept == 255).mean(), abs=0.01)
+    overlays = [np.asarray(Image.open(tmp_path / name / "v_overlay.png"))[:H, :W] for name in ("all", "sure")]
+    assert (overlays[0] != overlays[1]).any(-1)[kept == 255].any()  # nothing is drawn over what will not be taught
     # finished with another threshold is not finished
     capsys.readouterr()
     assert predict(*flags, "--out", tmp_path / "sure") == 0
@@ -233,14 +240,22 @@ def test_views_average_probabilities_and_keep_the_picture(pair, weights, tmp_pat
     assert predict(*flags, "--out", tmp_path / "o", "--scales", "1", "1.5", "--flip") == 0
     viewed = FusionSAM.from_pretrained(weights).predict(tmp_path / "v.png", tmp_path / "i.png", None, (1, 1.5), True)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o" / "v_labels.png")), viewed.labels)
-    for wrong in (("1.5",), ("1", "nan"), ("1", "5")):
-        assert predict(*flags, "--out", tmp_path / "o", "--scales", *wrong) == 2
-        assert "expected 1, and behind it factors above 0 and up to 4" in capsys.readouterr().err
+    turned = model.predict(tmp_path / "v.png", tmp_path / "i.png", scales=(1.5, 1), flip=True)
+    np.testing.assert_array_equal(turned.fused, plain.fused)
+    np.testing.assert_allclose(turned.confidence, mean.max(0).values.numpy(), atol=1e-5)
+    alone = model.predict(tmp_path / "v.png", None, flip=True).confidence
+    assert alone.shape == (H, W)
+    assert (alone != model.predict(tmp_path / "v.png", None).confidence).any()
+    for wrong, why in (("1 nan", "expected factors above 0"), ("1 5", "up to 4"), ("1.5", "give 1 with them")):
+        assert predict(*flags, "--out", tmp_path / "o", "--scales", *wrong.split()) == 2
+        assert why in capsys.readouterr().err
+    with pytest.raises(InputError, match="both None; give at least one"):
+        model.predict(None, None)
     with pytest.raises(InputError, match="pixels of one view"):
         model.predict(
             tmp_path / "v.png", tmp_path / "i.png", Prompts(boxes=torch.tensor([[[1, 1, 9, 9.0]]])), flip=True
         )
-    assert predict(*flags, "--out", tmp_path / "film", "--video", "--flip") == 2
+    assert predict(*flags, "--out", tmp_path / "film", "--video", "--scales", "1.5") == 2
     assert "--flip or --scales; leave them out" in capsys.readouterr().err
 
 

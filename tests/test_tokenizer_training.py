@@ -33,7 +33,8 @@ from fusionsam.structures import IGNORE, Batch, InputError
 from fusionsam.tasks import SegmentationTask
 from fusionsam.tokenizer_metrics import psnr, rebuild
 from fusionsam.tokenizer_task import TokenizerTask
-from fusionsam.train import open_data, open_unlabelled, tokenizer_task, train
+from fusionsam.train import tokenizer_task, train
+from fusionsam.train_data import open_data, open_unlabelled
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 6
@@ -455,7 +456,7 @@ def test_unlabelled_pairs_of_any_size_join_the_stream(scenes: Path, tmp_path: Pa
     assert terms["fusion"].item() > 0
 
 
-def test_label_maps_of_extra_pairs_teach_segmentation(scenes: Path, tmp_path: Path) -> None:
+def test_label_maps_of_extra_pairs_are_read(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generator = np.random.default_rng(0)
     for name in ("x", "y"):
         write_png(tmp_path / "pairs" / "vi" / f"{name}.png", generator.integers(0, 255, (64, 64, 3), dtype=np.uint8))
@@ -473,9 +474,17 @@ def test_label_maps_of_extra_pairs_teach_segmentation(scenes: Path, tmp_path: Pa
     assert known["y"][1] is None
     assert [entry.id for entry, _ in known.values() if entry.extra] == ["x", "y"]
     assert int(class_pixels(train_set)[-2:].sum()) == 0
+    assert f"1 of 2 pairs have a label map in {tmp_path / 'guessed'}" in capsys.readouterr().out
+    config.data.extra_labels = [""]
+    assert all(entry.label is None for entry in open_data(config)[0].entries if entry.extra)
     config.data.extra_labels = [str(tmp_path / "guessed"), "another"]
     with pytest.raises(InputError, match=r"^data\.extra_labels: 2 folders for 1 of data\.extra_pairs"):
         open_data(config)
+    told = tmp_path / "guessed" / "x.json"
+    told.write_text(json.dumps({"classes": {"unlabeled": {"id": 0}, "car": {"id": 2}}}))
+    with pytest.raises(InputError, match=r"x\.json has class 2 as 'car', in data set mfnet it is 'person'"):
+        open_data(config.__class__(config.model, replace(config.data, extra_labels=[str(tmp_path / "guessed")])))
+    told.write_text(json.dumps({"classes": {"unlabeled": {"id": 0}, "person": {"id": 2}}}))
     write_png(tmp_path / "guessed" / "x_labels.png", np.full((64, 64), 9, np.uint8))
     config.data.extra_labels = [str(tmp_path / "guessed")]
     with pytest.raises(InputError, match=r"x_labels\.png: label ids \[9\] are outside of 0\.\.8"):

@@ -25,11 +25,13 @@ from safetensors.torch import load_file
 from fusionsam.cli import main
 from fusionsam.config import Config, ModelConfig, TrainConfig, from_dict, preset, to_dict
 from fusionsam.data.fingerprints import Fingerprints
-from fusionsam.data.synthetic import synthesize
+from fusionsam.data.images import write_png
+from fusionsam.data.synthetic import draw_scene, synthesize
 from fusionsam.settings import read_settings
 from fusionsam.structures import Batch, InputError
 from fusionsam.tasks import SegmentationTask
-from fusionsam.train import WholeFiles, open_trainer, strategy, total_steps, train
+from fusionsam.train import open_trainer, strategy, total_steps, train
+from fusionsam.train_callbacks import WholeFiles
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 8
@@ -421,8 +423,29 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint_before(
 
 
 def test_extra_pairs_that_would_teach_nothing_are_refused(scenes: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^data\.extra_pairs: teach fusion alone"):
-        run(scenes, tmp_path / "run", f"--data.extra_pairs=[{tmp_path}]", "--loss.fusion_weight=0")
+    more = [draw_scene(9, number, (64, 64)) for number in range(2)]
+    for name, scene in zip("xy", more, strict=True):
+        write_png(tmp_path / "more" / "vi" / f"{name}.png", scene.visible)
+        write_png(tmp_path / "more" / "ir" / f"{name}.png", scene.infrared)
+    write_png(tmp_path / "guessed" / "x_labels.png", more[0].label.to(torch.uint8))
+    settings = (f"--data.extra_pairs=[{tmp_path / 'more'}]", "--data.extra_share=1", "--loss.fusion_weight=0")
+    for labels in ((), (f"--data.extra_labels=[{tmp_path / 'guessed'}]",)):
+        first = "y" if labels else "x"
+        with pytest.raises(InputError, match=rf"^data\.extra_pairs: {2 - len(labels)} pairs .* \(first: {first}\)"):
+            run(scenes, tmp_path / "run", *settings, *labels)
+    write_png(tmp_path / "guessed" / "y_labels.png", more[1].label.to(torch.uint8))
+    out = run(
+        scenes,
+        tmp_path / "run",
+        *settings,
+        *labels,
+        "--train.max_steps=null",
+        "--train.epochs=1",
+        "--train.batch_size=1",
+    )
+    line = json.loads((out / "history.jsonl").read_text().splitlines()[-1])
+    assert line["loss/segmentation"] > 0  # every pair that was seen is one of the two
+    assert line["step"] == len((scenes / "train.txt").read_text().split())  # and an epoch counts the others
 
 
 def test_a_damaged_checkpoint_is_one_sentence(scenes: Path, tmp_path: Path) -> None:

@@ -285,8 +285,9 @@ def ship(source: str | Path, folder: str | Path, **facts: Any) -> Path:
     kept = {key: value for key, value in (card | calibrated).items() if key not in ("config", "name")}
     if data:
         kept["data"] = {key: data[key] for key in ("dataset", "train_split") if key in data}
-        if data.get("extra_pairs"):
-            kept["data"]["extra_pairs"] = [Path(folder).name for folder in data["extra_pairs"]]
+        for key in ("extra_pairs", "extra_labels"):
+            if data.get(key):
+                kept["data"][key] = [Path(folder).name for folder in data[key]]
     card = {**kept, "started_from": started_from, **facts}
     return _with_fingerprints(source, save_checkpoint(folder, network, card, half=True))
 

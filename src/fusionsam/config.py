@@ -372,9 +372,9 @@ class DataConfig(_Bounded):
     """More folders of pairs (visible/ or vi/, infrared/ or ir/) to learn from; no labels are needed. Stage 2 learns
     fusion alone from them, unless extra_labels has label maps for them."""
     extra_labels: list[str] = field(default_factory=list)
-    """For each of extra_pairs, in their order, a folder of label maps ID.png or ID_labels.png: class ids, 255 =
-    unknown. `fusionsam predict --min-confidence` writes them (self-training, arXiv 1911.04252). A pair without one
-    teaches fusion alone."""
+    """For each of extra_pairs, in their order, a folder of label maps ID.png or ID_labels.png ('' for none): class ids,
+    255 = unknown. `fusionsam predict --min-confidence` writes them (self-training, arXiv 1911.04252). A pair without
+    one teaches fusion alone."""
     extra_share: float = 0.1
     """Stage 2: share of the training pairs that come from extra_pairs. Stage 1 draws all pairs alike."""
     allow_train_test_leak_and_know_that_scores_are_worthless: bool = False

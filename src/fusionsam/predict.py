@@ -128,15 +128,26 @@ class FusionSAM:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
     ) -> Output:
-        """`infer` on resized and, with `flip`, mirrored copies too: logits whose softmax at the stored temperature is
-        the mean of the copies' probabilities, at the input's size; all else of the first view."""
+        """`infer` on resized and, with `flip`, mirrored copies of (B,3,H,W) and (B,1,H,W): logits (B,K,H,W) whose
+        softmax at the stored temperature is the mean of the copies' probabilities. All else in the Output is of one
+        view, the pair as it is where 1 is among the `scales` (factors above 0 and up to 4).
+
+        InputError for other scales, for prompts that would be pixels of another view, and as `infer` raises it."""
+        if not scales or not all(0 < scale <= 4 for scale in scales):  # NaN fails, too
+            raise InputError(f"scales {list(scales)}: expected factors above 0 and up to 4")
+        if prompts is not None and (flip or len(scales) > 1):
+            raise InputError("prompts: yours are pixels of one view; leave out scales and flip")
         images = (visible, infrared)
-        size = next(image.shape[2:] for image in images if image is not None)
+        size = next((image.shape[2:] for image in images if image is not None), (0, 0))
         views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+        views.sort(key=lambda view: view[0] != 1)
         first, total = None, None
         for scale, mirrored in views:
             one, two = (None if image is None else _view(image, scale, mirrored) for image in images)
-            output = self.infer(one, two, prompts, mode)
+            try:
+                output = self.infer(one, two, prompts, mode)
+            except InputError as error:
+                raise InputError(f"{error}" if scale == 1 else f"at scale {scale:g}: {error}") from None
             logits = resize(output.logits.float().flip(-1) if mirrored else output.logits.float(), (size[0], size[1]))
             if len(views) == 1:
                 return replace(output, logits=logits)
@@ -176,9 +187,9 @@ class FusionSAM:
 
         `prompts`: "self" or "none", or points and boxes of your own in pixels: a structures.Prompts, or the object of a
         prompt file, {"points": [[x, y]], "labels": [1], "boxes": [[x0, y0, x1, y1]]}. Class probabilities are means
-        over copies resized by `scales`, the first of them 1, and with `flip` over mirrored ones.
+        over copies resized by `scales`, 1 among them, and with `flip` over mirrored ones (`infer_views`).
         """
-        views_fit(scales, flip, isinstance(prompts, Prompts | Mapping))
+        require_one_as_it_is(scales)
         ready = self.preprocess(visible, infrared)
         if isinstance(prompts, Mapping):
             size = next((image.shape[-2:] for image in ready if image is not None), (0, 0))
@@ -195,13 +206,13 @@ class FusionSAM:
         return replace(result, seconds=time.perf_counter() - started)
 
 
-def views_fit(scales: Sequence[float], flip: bool, given: bool) -> None:
-    """InputError for `scales` that no prediction can be averaged over, and for prompts that are `given` in pixels of
-    one view where there would be several."""
-    if not scales or not all(0 < scale <= 4 for scale in scales) or scales[0] != 1:  # NaN fails, too
-        raise InputError(f"scales {list(scales)}: expected 1, and behind it factors above 0 and up to 4")
-    if given and (flip or len(scales) > 1):
-        raise InputError("prompts: yours are pixels of one view; leave out scales and flip")
+def require_one_as_it_is(scales: Sequence[float]) -> None:
+    """InputError unless 1 is among the `scales`: the fused picture and the prompts are of that view."""
+    if 1 not in scales:
+        raise InputError(
+            f"scales {' '.join(f'{scale:g}' for scale in scales)}: the picture that is kept is that of scale 1; give 1 "
+            "with them"
+        )
 
 
 def _view(image: Tensor, scale: float, mirrored: bool) -> Tensor:

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from fusionsam.checkpoint import CONFIG, WEIGHTS, calibrated_digest, locate
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
 from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
-from fusionsam.predict import FusionSAM, Prediction, views_fit
+from fusionsam.predict import FusionSAM, Prediction, require_one_as_it_is
 from fusionsam.prompt_files import read_prompts
 from fusionsam.render import confidence_map
 from fusionsam.structures import IGNORE, InputError
@@ -138,9 +139,9 @@ def run(
     prompts_file = None if prompts in ("self", "none") else Path(prompts)
     if prompts_file is not None and not prompts_file.is_file():
         raise InputError(f"prompts {prompts}: neither self nor none nor a JSON file; see the README for its form")
-    views_fit(scales, flip, prompts_file is not None)
+    require_one_as_it_is(scales)
     if not 0 <= min_confidence <= 1:
-        raise InputError(f"--min-confidence {min_confidence}: expected a probability from 0 to 1")
+        raise InputError(f"--min-confidence {min_confidence}: expected a probability from 0 to 1, for instance 0.9")
     model = FusionSAM.from_pretrained(weights, device, backend, calibrated=not as_trained)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -195,11 +196,15 @@ def _sources(entry: Entry) -> dict[str, list[Any] | None]:
 def _write(
     out: Path, name: str, prediction: Prediction, with_confidence: bool, min_confidence: float, head: dict[str, Any]
 ) -> None:
+    if min_confidence:  # masked before it is drawn: the overlay shows what a training would be taught
+        unknown = prediction.confidence < min_confidence
+        prediction = replace(prediction, labels=np.where(unknown, np.uint8(IGNORE), prediction.labels))
+        head = {**head, "unknown_share": round(100 * float(unknown.mean()), 4)}
     # a person's own clicks belong in the picture; the model's own would only cover it (they are in the JSON)
     with_prompts = prediction.prompts.source == "user"
     pictures = {
         "fused.png": prediction.fused,
-        "labels.png": np.where(prediction.confidence < min_confidence, np.uint8(IGNORE), prediction.labels),
+        "labels.png": prediction.labels,
         "overlay.png": np.asarray(prediction.overlay(show_prompts=with_prompts)),
     }
     if with_confidence:
@@ -267,12 +272,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="P",
-        help="255 (unknown) in NAME_labels.png where the class is less probable: labels for data.extra_labels",
+        help="unknown (255) in labels and overlay where the class is less probable than P (0-1): for data.extra_labels",
     )
     parser.add_argument("--as-trained", action="store_true", help="without what calibrate fitted")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored pair: twice the time")
     parser.add_argument(
-        "--scales", nargs="+", type=float, default=(1.0,), help="average over resized copies, for instance 1 1.25"
+        "--scales", nargs="+", type=float, default=(1.0,), help="average over resized copies, 1 among them: 1 1.25"
     )
 
 
@@ -289,8 +294,21 @@ def main(args: argparse.Namespace) -> int:
         return video.command(args, load, read_prompts)
     if args.fps is not None:
         raise InputError("--fps: is of films; give --video with it, or leave it out")
-    kept = (args.weights, args.prompts, args.device, args.overwrite, args.confidence_map, args.rgbt, args.backend)
-    views = (tuple(args.scales), args.flip)
-    done = run(args.visible, args.infrared, args.out, *kept, args.as_trained, args.min_confidence, *views)
+    done = run(
+        args.visible,
+        args.infrared,
+        args.out,
+        weights=args.weights,
+        prompts=args.prompts,
+        device=args.device,
+        overwrite=args.overwrite,
+        with_confidence=args.confidence_map,
+        rgbt=args.rgbt,
+        backend=args.backend,
+        as_trained=args.as_trained,
+        min_confidence=args.min_confidence,
+        scales=tuple(args.scales),
+        flip=args.flip,
+    )
     print(f"{done} pair{'s' * (done != 1)} -> {args.out}")
     return 0

@@ -248,7 +248,7 @@ def command(
     read_prompts: Callable[[Path, str, tuple[int, int]], Any],
 ) -> int:
     """`fusionsam predict --video`, with the parts of `predict` that stand above this file handed down."""
-    views = args.flip or len(args.scales) > 1
+    views = args.flip or tuple(args.scales) != (1.0,)
     if args.rgbt is not None or args.confidence_map or args.min_confidence or views:
         raise InputError(
             "--video: takes --visible and --infrared, and no --rgbt, --confidence-map, --min-confidence, --flip or "
