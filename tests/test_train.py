@@ -387,7 +387,8 @@ def test_a_run_does_not_go_on_with_other_pairs(scenes: Path, unbroken: Path, tmp
     for file, content in ((moved / "train.txt", "\n".join(reversed(names)).encode()), (label, _png(changed))):
         kept = file.read_bytes()
         file.write_bytes(content)
-        with pytest.raises(InputError, match=r"^data\.root, data\.extra_pairs, data\.extra_labels: the pairs .* are not those"):
+        sources = r"data\.root, data\.extra_pairs, data\.extra_labels"
+        with pytest.raises(InputError, match=rf"^{sources}: the pairs .* are not those"):
             run(moved, tmp_path / "run", resume=True)
         file.write_bytes(kept)
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
