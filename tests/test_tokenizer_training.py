@@ -480,13 +480,13 @@ def test_label_maps_of_extra_pairs_are_read(scenes: Path, tmp_path: Path, capsys
     config.data.extra_labels = [str(tmp_path / "guessed"), "another"]
     with pytest.raises(InputError, match=r"^data\.extra_labels: 2 folders for 1 of data\.extra_pairs"):
         open_data(config)
+    config.data.extra_labels = [str(tmp_path / "guessed")]
     told = tmp_path / "guessed" / "x.json"
     told.write_text(json.dumps({"classes": {"unlabeled": {"id": 0}, "car": {"id": 2}}}))
     with pytest.raises(InputError, match=r"x\.json has class 2 as 'car', in data set mfnet it is 'person'"):
-        open_data(config.__class__(config.model, replace(config.data, extra_labels=[str(tmp_path / "guessed")])))
+        open_data(config)
     told.write_text(json.dumps({"classes": {"unlabeled": {"id": 0}, "person": {"id": 2}}}))
     write_png(tmp_path / "guessed" / "x_labels.png", np.full((64, 64), 9, np.uint8))
-    config.data.extra_labels = [str(tmp_path / "guessed")]
     with pytest.raises(InputError, match=r"x_labels\.png: label ids \[9\] are outside of 0\.\.8"):
         open_data(config)[0].label(len(train_set) - 2)
 

@@ -23,7 +23,7 @@ from fusionsam.data.fingerprints import Digests, Fingerprints, fingerprint
 from fusionsam.data.leaks import Leak, compare, weigh
 from fusionsam.data.splits import Entry, entries
 from fusionsam.metrics import ImageMatrices
-from fusionsam.predict import FusionSAM
+from fusionsam.predict import FusionSAM, require_scales
 from fusionsam.predictors import FolderPredictor, NetworkPredictor
 from fusionsam.structures import InputError, Report
 
@@ -146,12 +146,11 @@ def _check(config: EvaluateConfig) -> None:
     needing = config.prompts or config.flip or config.as_trained or config.modality != "both"
     if config.predictions is not None and needing:
         raise InputError("predictions: --prompts, --modality, --as-trained and --flip need --weights; leave them out")
-    if not config.scales or min(config.scales) <= 0 or max(config.scales) > 4:
-        raise InputError(f"scales: {list(config.scales)}; expected factors above 0 and up to 4")
     if not all(map(math.isfinite, config.scales)) or config.seed < 0:
         raise InputError(
             f"scales {list(config.scales)}, seed {config.seed}: expected finite factors and a seed of at least 0"
         )
+    require_scales(config.scales)
     if config.predicted_by is not None and config.predictions is None:
         raise InputError("predicted-by: says which weights made --predictions; leave it out without them")
     if config.predictions is not None and list(config.scales) != [1.0]:

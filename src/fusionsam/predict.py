@@ -133,9 +133,8 @@ class FusionSAM:
         view, the pair as it is where 1 is among the `scales` (factors above 0 and up to 4).
 
         InputError for other scales, for prompts that would be pixels of another view, and as `infer` raises it."""
-        if not scales or not all(0 < scale <= 4 for scale in scales):  # NaN fails, too
-            raise InputError(f"scales {list(scales)}: expected factors above 0 and up to 4")
-        if prompts is not None and (flip or len(scales) > 1):
+        require_scales(scales)
+        if prompts is not None and (flip or list(scales) != [1]):
             raise InputError("prompts: yours are pixels of one view; leave out scales and flip")
         images = (visible, infrared)
         size = next((image.shape[2:] for image in images if image is not None), (0, 0))
@@ -204,6 +203,12 @@ class FusionSAM:
         result = self.postprocess(self.infer_views(*ready, own, mode, scales, flip))
         # with the arrays on the CPU an accelerator has really finished
         return replace(result, seconds=time.perf_counter() - started)
+
+
+def require_scales(scales: Sequence[float]) -> None:
+    """InputError unless every one of at least one factor is above 0 and up to 4."""
+    if not scales or not all(0 < scale <= 4 for scale in scales):  # NaN fails, too
+        raise InputError(f"scales {list(scales)}: expected factors above 0 and up to 4")
 
 
 def require_one_as_it_is(scales: Sequence[float]) -> None:

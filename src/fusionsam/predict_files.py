@@ -22,7 +22,7 @@ from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
 from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
 from fusionsam.predict import FusionSAM, Prediction, require_one_as_it_is
-from fusionsam.prompt_files import read_prompts
+from fusionsam.prompt_files import prompts_file, read_prompts
 from fusionsam.render import confidence_map
 from fusionsam.structures import IGNORE, InputError
 
@@ -136,9 +136,7 @@ def run(
     entries = pairs_to_predict(visible, infrared, rgbt)
     folders = any(path is not None and path.is_dir() for path in (visible, infrared, rgbt))
     require_apart(entries, out, [*(f"_{name}" for name in RESULTS), ".json"], folders)
-    prompts_file = None if prompts in ("self", "none") else Path(prompts)
-    if prompts_file is not None and not prompts_file.is_file():
-        raise InputError(f"prompts {prompts}: neither self nor none nor a JSON file; see the README for its form")
+    clicks = prompts_file(prompts)
     require_one_as_it_is(scales)
     if not 0 <= min_confidence <= 1:
         raise InputError(f"--min-confidence {min_confidence}: expected a probability from 0 to 1, for instance 0.9")
@@ -152,7 +150,7 @@ def run(
     described = {"weights": model.name, "commit": model.card.get("commit", ""), "step": model.card.get("step")}
     files = backends.files(weights) if backend == "onnx" else [locate(weights) / name for name in (WEIGHTS, CONFIG)]
     fingerprint = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()  # names and steps may agree
-    steered = prompts if prompts_file is None else hashlib.sha256(prompts_file.read_bytes()).hexdigest()
+    steered = prompts if clicks is None else hashlib.sha256(clicks.read_bytes()).hexdigest()
     asked = {
         "weights": fingerprint,
         "calibrated": calibrated_digest(model.card),
@@ -164,9 +162,8 @@ def run(
     for entry in tqdm(todo, desc="predict", unit="pair", disable=len(entries) == 1):
         sources = _sources(entry)
         sample = read_sample(entry)
-        own = None if prompts_file is None else read_prompts(prompts_file, entry.id, sample.size)
+        steer: Any = prompts if clicks is None else read_prompts(clicks, entry.id, sample.size)
         try:
-            steer: Any = own if own is not None else prompts
             prediction = model.predict(sample.visible, sample.infrared, steer, scales, flip)
         except InputError as error:
             raise InputError(f"{entry.id}: {error}") from None
@@ -291,7 +288,7 @@ def main(args: argparse.Namespace) -> int:
         from fusionsam import video
 
         load = partial(FusionSAM.from_pretrained, backend=args.backend, calibrated=not args.as_trained)
-        return video.command(args, load, read_prompts)
+        return video.command(args, load)
     if args.fps is not None:
         raise InputError("--fps: is of films; give --video with it, or leave it out")
     done = run(

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import MAX_PIXELS
 from fusionsam.data.splits import pair_entries
+from fusionsam.prompt_files import prompts_file, read_prompts
 from fusionsam.render import Color, legend_strip, overlay
 from fusionsam.structures import InputError
 
@@ -242,12 +243,8 @@ def frame_picture(prediction: Labelled) -> NDArray[np.uint8]:
 # -- the command -------------------------------------------------------------------------------------------------
 
 
-def command(
-    args: argparse.Namespace,
-    load: Callable[[str, str], Predictor],
-    read_prompts: Callable[[Path, str, tuple[int, int]], Any],
-) -> int:
-    """`fusionsam predict --video`, with the parts of `predict` that stand above this file handed down."""
+def command(args: argparse.Namespace, load: Callable[[str, str], Predictor]) -> int:
+    """`fusionsam predict --video`; `load` (weights, device) comes from `predict`, which stands above this file."""
     views = args.flip or tuple(args.scales) != (1.0,)
     if args.rgbt is not None or args.confidence_map or args.min_confidence or views:
         raise InputError(
@@ -255,11 +252,10 @@ def command(
             "--scales; leave them out"
         )
     source = open_source(args.visible, args.infrared, args.fps)
-    if args.prompts not in ("self", "none") and not Path(args.prompts).is_file():
-        raise InputError(f"prompts {args.prompts}: neither self nor none nor a JSON file; see the README for its form")
+    clicks = prompts_file(args.prompts)
 
     def prompts(name: str, size: tuple[int, int]) -> Any:
-        return args.prompts if args.prompts in ("self", "none") else read_prompts(Path(args.prompts), name, size)
+        return args.prompts if clicks is None else read_prompts(clicks, name, size)
 
     given = args.visible or args.infrared
     out = args.out / f"{given.resolve().name if given.is_dir() else given.stem}_overlay.mp4"
