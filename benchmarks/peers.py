@@ -30,7 +30,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
-from peers_networks import PEERS, PeerNetwork
+from peers_networks import LITE0, PEERS, PeerNetwork
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -128,9 +128,15 @@ def settings_of(peer: str, files: list[str], flags: list[str]) -> Config:
 def new_task(peer: str, config: Config, steps: int, shares: Tensor, weights: str | None) -> PeerTask:
     """A network seeded as the configuration says, and its task."""
     L.seed_everything(config.train.seed, verbose=False)
-    network = PeerNetwork(peer, len(config.model.classes), weights)
+    network = PeerNetwork(peer, len(config.model.classes), source_of(to_dict(config)), weights)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # as FusionSAM is, for the same speed
     return PeerTask(network, config, steps, shares)
+
+
+def source_of(settings: dict[str, Any]) -> str:
+    """FusionSAM's own backbone where that is one of timm's, EfficientNet-Lite0 beside any other."""
+    encoder = settings["model"]["encoder"]
+    return str(encoder["source"]) if encoder["kind"] == "timm" else LITE0
 
 
 def seconds_a_step(peer: str, config: Config, train_set: Any, shares: Tensor) -> float:
@@ -220,7 +226,7 @@ def load_peer(folder: Path) -> tuple[PeerNetwork, dict[str, Any]]:
     """A trained peer in eval mode and its card; InputError for a folder that holds none."""
     try:
         card = json.loads((folder / CARD).read_text())
-        network = PeerNetwork(card["peer"], len(card["classes"]))
+        network = PeerNetwork(card["peer"], len(card["classes"]), source_of(card["config"]))
         network.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:120]
@@ -258,7 +264,7 @@ def evaluate_peer(config: EvaluateConfig, folder: Path) -> Report:
         write_png(out / "predictions" / f"{sample.id}.png", ids.to(torch.uint8))
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         known: dict[str, Any] = {"predictions": out / "predictions", "out": scratch, "prediction_format": "ids"}
-        known |= {"against": None, "train_split": _trained_on(card)}
+        known |= {"against": None, "train_split": "none"}  # `guard` knows more
         report = evaluate(EvaluateConfig(**{**vars(config), **known}))
         values, images = reports.read_comparable(scratch, config.dataset, report.values["split_ids_sha256"])
     single = card["peer"] in ("visible", "infrared")
@@ -276,10 +282,6 @@ def evaluate_peer(config: EvaluateConfig, folder: Path) -> Report:
         values["against"] = reports.compare(final.as_dict(), images, *other, config.bootstrap)
     reports.write(out, final, images)
     return final
-
-
-def _trained_on(card: dict[str, Any]) -> str | None:
-    return card.get("config", {}).get("data", {}).get("train_split")
 
 
 def robustness_of_peer(config: EvaluateConfig, folder: Path, others: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The obvious alternatives to FusionSAM on a small machine: EfficientNet-Lite0 (ImageNet) with an FPN.
+"""The obvious alternatives to FusionSAM on a small machine: the same EfficientNet (Lite0, ImageNet) with an FPN.
 
 `early`: one stream of four channels. `two_stream`: two streams, the infrared features added to the visible stream after
 every stage, the sums going on (RTFNet, Sun et al., RA-L 2019). `two_stream_late`: both streams run to their end, the
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
+from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,25 +21,27 @@ from fusionsam.models.image_encoder import TimmEncoder, build_image_encoder
 from fusionsam.structures import InputError
 
 PEERS = ("early", "two_stream", "two_stream_late", "visible", "infrared")
+LITE0 = "tf_efficientnet_lite0"
 PYRAMID, SEGMENTATION, DROPOUT = 128, 96, 0.1
 """Widths of the FPN, below the library's defaults 256 and 128, so that the same minutes hold more steps."""
 
 
 class PeerNetwork(nn.Module):
-    """Pair -> logits (B,K,H,W) of any size; absent images are zeros. `weights` as config.EncoderConfig.weights."""
+    """Pair -> logits (B,K,H,W) of any size; absent images are zeros. `source` and `weights` as config.EncoderConfig's;
+    InputError for a source that is no EfficientNet of timm (MobileNetV2 counts as one)."""
 
-    def __init__(self, peer: str, classes: int, weights: str | None = None) -> None:
+    def __init__(self, peer: str, classes: int, source: str = LITE0, weights: str | None = None) -> None:
         super().__init__()
         if peer not in PEERS:
             raise InputError(f"--peer {peer!r}: not known; choose one of {', '.join(PEERS)}")
         self.peer = peer
-        encoder = _encoder(weights)
+        encoder = _encoder(source, weights)
         self.register_buffer("mean", encoder.mean, persistent=False)
         self.register_buffer("std", encoder.std, persistent=False)
         self.backbone = encoder.backbone
         self.infrared_backbone: Any = None
         if peer.startswith("two_stream"):
-            self.infrared_backbone = one_channel(_encoder(weights).backbone)
+            self.infrared_backbone = one_channel(_encoder(source, weights).backbone)
         elif peer == "infrared":
             one_channel(self.backbone)
         elif peer == "early":
@@ -96,9 +99,11 @@ class PeerNetwork(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
-def _encoder(weights: str | None) -> TimmEncoder:
-    encoder = build_image_encoder(EncoderConfig(kind="timm", source="tf_efficientnet_lite0", weights=weights))
+def _encoder(source: str, weights: str | None) -> TimmEncoder:
+    encoder = build_image_encoder(EncoderConfig(kind="timm", source=source, weights=weights))
     assert isinstance(encoder, TimmEncoder)
+    if not isinstance(encoder.backbone, EfficientNetFeatures):
+        raise InputError(f"model.encoder.source: {source} is no EfficientNet of timm; take {LITE0}")
     return encoder
 
 

@@ -23,7 +23,7 @@ from fusionsam.structures import InputError
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import peers  # noqa: E402
-from peers_networks import PEERS, PeerNetwork, fourth_channel, one_channel  # noqa: E402
+from peers_networks import LITE0, PEERS, PeerNetwork, fourth_channel, one_channel  # noqa: E402
 
 STEPS = 4
 
@@ -69,6 +69,16 @@ def test_new_stems_answer_grey_as_the_old_one_did():
         changed = change(network("visible").backbone)
         for ours, theirs in zip(changed(grey.expand(-1, channels, -1, -1)), expected, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_the_backbone_is_that_of_the_configuration_where_it_is_one_of_timm():
+    assert peers.source_of({"model": {"encoder": {"kind": "timm", "source": "mobilenetv2_100"}}}) == "mobilenetv2_100"
+    assert peers.source_of({"model": {"encoder": {"kind": "tinyvit", "source": "mobilesam"}}}) == LITE0
+    net = PeerNetwork("two_stream", 5, "mobilenetv2_100").eval()
+    assert net(torch.rand(1, 3, 40, 70), torch.rand(1, 1, 40, 70)).shape == (1, 5, 40, 70)
+    assert [b.conv_stem.in_channels for b in (net.backbone, net.infrared_backbone)] == [3, 1]
+    with pytest.raises(InputError, match="resnet18 is no EfficientNet of timm; take tf_efficientnet_lite0"):
+        PeerNetwork("two_stream", 5, "resnet18")
 
 
 @pytest.mark.parametrize("peer", PEERS)
@@ -118,8 +128,8 @@ def test_every_parameter_learns_and_the_backbones_more_slowly(scenes):
 
 
 def test_image_net_weights_fill_both_streams(weights_file):
-    whole = PeerNetwork("two_stream", 9, str(weights_file))
-    three = PeerNetwork("visible", 9, str(weights_file)).backbone.conv_stem.weight
+    whole = PeerNetwork("two_stream", 9, weights=str(weights_file))
+    three = PeerNetwork("visible", 9, weights=str(weights_file)).backbone.conv_stem.weight
     assert torch.allclose(whole.infrared_backbone.conv_stem.weight, three.sum(1, keepdim=True))
     streams = (whole.backbone.blocks.parameters(), whole.infrared_backbone.blocks.parameters())
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*streams, strict=True))
