@@ -25,6 +25,7 @@ from fusionsam.data.images import write_png
 from fusionsam.data.predictions import PredictionFolder
 from fusionsam.data.synthetic import synthesize
 from fusionsam.evaluate import EvaluateConfig, add_arguments, evaluate, main
+from fusionsam.metrics import PROTOCOLS
 from fusionsam.predict import FusionSAM
 from fusionsam.structures import InputError
 
@@ -231,6 +232,8 @@ def test_against_itself_nothing_is_real_and_against_the_truth_everything(home, s
     against = run(home, against=home / "scored").values["against"]
     assert (against["difference"], against["interval"], against["real"], against["n_common"]) == (0, [0, 0], False, 6)
     assert "not real" in against["words"]
+    images = against["images"]
+    assert (images["difference"], images["better"], images["worse"]) == (0, 0, 0)
     truth = {id: (label.astype(np.uint8), label) for id, (_, label) in direct.items()}
     values = run(home, predictions=write_predictions(tmp_path / "p", truth), against=home / "scored").values
     against = values["against"]
@@ -239,6 +242,14 @@ def test_against_itself_nothing_is_real_and_against_the_truth_everything(home, s
     assert against["difference"] == pytest.approx(100 - scored["miou"])
     assert against["per_class_iou"]["car"]["theirs"] == scored["per_class_iou"]["car"]
     assert "is real at 95 %" in reports.table({"title": "", **values})
+    alone = reports.read_comparable(home / "scored", values["dataset"], values["split_ids_sha256"])[1].dense()
+    own = [PROTOCOLS["present"](matrix).miou for matrix in alone]
+    images = against["images"]
+    assert images["miou"] == pytest.approx([100, np.mean(own)])
+    assert images["better"] == sum(score < 100 for score in own)
+    low, high = images["interval"]
+    assert low < images["difference"] < high
+    assert f"better on {images['better']} and worse on 0 of 6" in reports.table({"title": "", **values})
     one = dict(list(truth.items())[:1])
     lone = run(
         home, predictions=write_predictions(tmp_path / "q", one), against=home / "scored", allow_partial=True
