@@ -287,6 +287,19 @@ def test_validation_sees_an_absent_image_as_prediction_does(make_debug: Any) -> 
     assert set(task.used) == {"visible"} or int(task.used["infrared"].sum()) == 0
 
 
+def test_a_large_gradient_of_one_part_leaves_the_others_theirs(make_debug: Any) -> None:
+    network = make_debug()
+    task = SegmentationTask(network, Config(model=network.config), 7, torch.full((9,), 1 / 9))
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    next(network.picture_head.parameters()).grad.view(-1)[0] = 200.0
+    next(network.image_encoder.parameters()).grad.view(-1)[0] = 0.5
+    next(network.head.parameters()).grad.view(-1)[:2] = torch.tensor([3.0, 4.0])
+    task.configure_gradient_clipping(None, 1.0)
+    norms = {name: sum(float(p.grad.pow(2).sum()) for p in part.parameters()) for name, part in network.parts().items()}
+    assert norms == pytest.approx(dict.fromkeys(norms, 0) | {"picture_head": 1, "image_encoder": 0.25, "head": 1}, 1e-4)
+
+
 def test_one_batch_is_learned_by_heart(tmp_path: Path) -> None:
     synthesize(tmp_path / "scenes", 6, seed=5, size=(64, 96), progress=False)
     (tmp_path / "scenes" / "one.txt").write_text("00001D\n00002N\n")

@@ -418,7 +418,7 @@ class TrainConfig(_Bounded):
     schedule: Literal["cosine", "poly", "constant"] = "poly"
     """Shape of the decay to zero at the last step; poly has power 0.9."""
     gradient_clip: float = 1.0
-    """Largest gradient norm."""
+    """Largest norm of the gradients of one part (LSTG, FMP, image encoder, ...); 0 = any."""
     ema_decay: float = 0.998
     """Moving average of the weights that is evaluated and shipped; 0 = off."""
     validate_every: int = 200

@@ -142,6 +142,15 @@ class SegmentationTask(L.LightningModule):
         """Every step has a random state of its own, so that a resumed run draws what an unbroken one would have."""
         torch.manual_seed(self.settings.train.seed * 1_000_003 + self.global_step)
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Every part's gradients by their own norm: on a dark or flat pair that of the fused picture's loss is up to a
+        hundred times the encoder's, and one norm over all would leave the other parts no step to learn from it."""
+        if gradient_clip_val:
+            for part in self.network.children():
+                nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The moving average follows here, not in on_train_batch_end: checkpoints are written before that hook."""
         super().optimizer_step(*args, **kwargs)
