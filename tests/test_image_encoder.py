@@ -179,6 +179,16 @@ def test_infrared_enters_behind_each_stride():
         assert not torch.allclose(encoder(image, heat=heat).levels[2], plain.levels[2], atol=1e-3)
 
 
+def test_infrared_counts_from_the_beginning_where_it_is_asked_to():
+    torch.manual_seed(6)
+    encoder = build_image_encoder(EncoderConfig(thermal=True, thermal_share=0.5), 8).eval()
+    image, heat = torch.rand(1, 3, 64, 96), torch.rand(1, 1, 64, 96)
+    with torch.no_grad():
+        own = encoder.thermal(encoder.place(heat.expand(-1, 3, -1, -1), encoder.frame(64, 96)))[encoder.picked[0]]
+        found, plain = encoder(image, heat=heat).levels[0], encoder(image).levels[0]
+        torch.testing.assert_close(found, plain + 0.5 * own)
+
+
 @pytest.mark.parametrize("name", ["guided", "thermal"])
 @pytest.mark.parametrize("options", [TINYVIT, {"source": "resnet18"}], ids=["tinyvit", "resnet18"])
 def test_an_encoder_that_cannot_see_more_than_the_picture_says_so(options, name):

@@ -40,6 +40,7 @@ def _numbers() -> dict[str, tuple[float, float]]:
         (0, 1): {
             "model.tokenizer": "ema_decay",
             "model.prompts": "threshold dropout",
+            "model.encoder": "thermal_share",
             "model.head": "dropout",
             "loss": "reconstruction_share perceptual_share",
             "data": "flip photometric harsh rare_crop rare_sampling paste extra_share",
@@ -184,7 +185,10 @@ class EncoderConfig(_Bounded):
     encoder sees both modalities and not their picture alone."""
     thermal: bool = False
     """timm's EfficientNets only: a second backbone of the same kind sees the infrared image, and its features enter the
-    first one's at strides 4, 8, 16 and 32 through 1x1 convolutions that begin at zero."""
+    first one's at strides 4, 8, 16 and 32 through 1x1 convolutions."""
+    thermal_share: float = 0.0
+    """thermal only: share of the second backbone's features that is added at the beginning. 0 leaves a finished
+    checkpoint what it was; with 1, RTFNet's sum (RA-L 4(3), 2019), infrared counts from the first step."""
     dims: tuple[int, ...] | None = None
     """tinyvit only: widths of the four stages; None = MobileSAM's 64, 128, 160, 320."""
     depths: tuple[int, ...] | None = None

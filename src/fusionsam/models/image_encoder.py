@@ -134,12 +134,15 @@ class TimmEncoder(ImageEncoder):
                     f"model.encoder.{name}: {config.source} is no EfficientNet of timm; set it to false, or take "
                     "tf_efficientnet_lite0"
                 )
-        # both begin as the encoder that sees the picture alone
+        # without a thermal_share both begin as the encoder that sees the picture alone
         self.guide = _zero(nn.Conv2d(latent_dim, self.level_channels[0], 3, padding=1)) if config.guided else None
         self.thermal: nn.Module | None = None
         if config.thermal:
             self.thermal = timm.create_model(config.source, pretrained=False, features_only=True)
-            self.inject = nn.ModuleList(_zero(nn.Conv2d(channels, channels, 1)) for channels in self.level_channels)
+            added = [_zero(nn.Conv2d(channels, channels, 1)) for channels in self.level_channels]
+            for layer in added:
+                layer.weight.data[:, :, 0, 0].fill_diagonal_(config.thermal_share)
+            self.inject = nn.ModuleList(added)
 
     def encode(self, placed: Tensor, z_f: Tensor | None, heat: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Normalised frame -> embedding and levels at strides 4, 8, 16, 32."""
