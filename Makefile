@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?= ../shared/data
-# of `make ablation`: ImageNet weights of EfficientNet-Lite0 (a file, or hub for timm's) and a Segment Anything model
+# weights of the image encoder (a file, or hub for timm's, of ImageNet): MobileNetV2's of `make ablation`, `peers` and `study`,
+# EfficientNet-Lite0's of the study's row with that name and of `make tokenizer-study`, Lite2's of its row
 ENCODER_WEIGHTS ?= hub
+LITE0_WEIGHTS ?= hub
 LITE2_WEIGHTS ?= hub
 SAM_WEIGHTS ?= ../shared/weights/mobilesam.safetensors
 MFNET ?= $(DATA)/mfnet156
@@ -89,7 +91,7 @@ study: $(STAMP) $(STUDY:%=runs/study/%/evaluation/report.json)
 runs/study/%/final/training.json: | $(STAMP)
 	$(BIN)/fusionsam train --config configs/mfnet_tiny.yaml --config configs/study/base.yaml \
 		--config configs/study/$*.yaml --data.root $(MFNET) --model.sam_weights $(SAM_WEIGHTS) \
-		$(if $(filter encoder_tinyvit,$*),,--model.encoder.weights $(if $(filter encoder_lite2,$*),$(LITE2_WEIGHTS),$(ENCODER_WEIGHTS))) \
+		$(if $(filter encoder_tinyvit,$*),,--model.encoder.weights $(if $(filter encoder_lite2,$*),$(LITE2_WEIGHTS),$(if $(filter encoder_lite0,$*),$(LITE0_WEIGHTS),$(ENCODER_WEIGHTS)))) \
 		$(if $(filter tokenizer_joint,$*),,--model.tokenizer_weights $(TOKENIZER_WEIGHTS)) \
 		$$(test ! -e runs/study/$*/last.ckpt || echo --resume)
 
@@ -110,7 +112,7 @@ tokenizer-study: $(STAMP) $(TOKENIZER_STUDY:%=runs/tokenizer_study/%/final/train
 runs/tokenizer_study/%/final/training.json: | $(STAMP)
 	$(BIN)/fusionsam train --config configs/tokenizer_tiny.yaml --config configs/tokenizer_study/base.yaml \
 		--config configs/tokenizer_study/$*.yaml --data.root $(MFNET) --data.extra_pairs '$(EXTRA_PAIRS)' \
-		--model.encoder.weights $(ENCODER_WEIGHTS) $$(test ! -e runs/tokenizer_study/$*/last.ckpt || echo --resume)
+		--model.encoder.weights $(LITE0_WEIGHTS) $$(test ! -e runs/tokenizer_study/$*/last.ckpt || echo --resume)
 
 .PRECIOUS: runs/tokenizer_stage_2/%/final/training.json
 runs/tokenizer_stage_2/%/final/training.json: runs/tokenizer_study/%/final/training.json
