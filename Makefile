@@ -87,11 +87,13 @@ STUDY ?= $(basename $(notdir $(wildcard configs/study/*.yaml)))
 study: $(STAMP) $(STUDY:%=runs/study/%/evaluation/report.json)
 	$(BIN)/fusionsam report --reports $(STUDY:%=runs/study/%/evaluation) --out out/study
 
+runs/study/encoder_lite0/final/training.json: override ENCODER_WEIGHTS = $(LITE0_WEIGHTS)
+runs/study/encoder_lite2/final/training.json: override ENCODER_WEIGHTS = $(LITE2_WEIGHTS)
 .PRECIOUS: runs/study/%/final/training.json
 runs/study/%/final/training.json: | $(STAMP)
 	$(BIN)/fusionsam train --config configs/mfnet_tiny.yaml --config configs/study/base.yaml \
 		--config configs/study/$*.yaml --data.root $(MFNET) --model.sam_weights $(SAM_WEIGHTS) \
-		$(if $(filter encoder_tinyvit,$*),,--model.encoder.weights $(if $(filter encoder_lite2,$*),$(LITE2_WEIGHTS),$(if $(filter encoder_lite0,$*),$(LITE0_WEIGHTS),$(ENCODER_WEIGHTS)))) \
+		$(if $(filter encoder_tinyvit,$*),,--model.encoder.weights $(ENCODER_WEIGHTS)) \
 		$(if $(filter tokenizer_joint,$*),,--model.tokenizer_weights $(TOKENIZER_WEIGHTS)) \
 		$$(test ! -e runs/study/$*/last.ckpt || echo --resume)
 

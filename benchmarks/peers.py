@@ -152,7 +152,7 @@ def seconds_a_step(peer: str, config: Config, train_set: Any, shares: Tensor) ->
     for number, batch in enumerate(tqdm(loader, desc="measuring steps")):
         optimizer.zero_grad()
         task.training_step(batch, number).backward()
-        torch.nn.utils.clip_grad_norm_(task.network.parameters(), train.gradient_clip or float("inf"))
+        task.configure_gradient_clipping(optimizer, train.gradient_clip)
         optimizer.step()
         if task.average is not None:
             task.average.update_parameters(task.network)

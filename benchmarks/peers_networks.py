@@ -1,4 +1,4 @@
-"""The obvious alternatives to FusionSAM on a small machine: the same EfficientNet (Lite0, ImageNet) with an FPN.
+"""The obvious alternatives to FusionSAM on a small machine: its own backbone, from the same weights, with an FPN.
 
 `early`: one stream of four channels. `two_stream`: two streams, the infrared features added to the visible stream after
 every stage, the sums going on (RTFNet, Sun et al., RA-L 2019). `two_stream_late`: both streams run to their end, the
