@@ -6,9 +6,9 @@
     python benchmarks/peers.py robustness --weights runs/peer_early/final --dataset mfnet --root data/mfnet --out DIR
 
 Data lists, augmentation, class weights, loss, optimiser, schedule, moving average and seeds are the package's own, by
-the same configuration file; --train.lr and any other setting may follow. `--minutes` measures a few steps, derives the
-number of steps from them and runs the whole schedule over these; `--steps` gives their number. A killed run goes on
-with --resume. Reports have the format of `fusionsam evaluate`.
+the same configuration file; --train.lr and any other setting may follow; --model.start_from is a peer's folder here.
+`--minutes` measures a few steps, derives the number of steps from them and runs the whole schedule over these;
+`--steps` gives their number. A killed run goes on with --resume. Reports have the format of `fusionsam evaluate`.
 """
 
 from __future__ import annotations
@@ -125,10 +125,20 @@ def settings_of(peer: str, files: list[str], flags: list[str]) -> Config:
     return config
 
 
-def new_task(peer: str, config: Config, steps: int, shares: Tensor, weights: str | None) -> PeerTask:
-    """A network seeded as the configuration says, and its task."""
+def new_task(
+    peer: str,
+    config: Config,
+    steps: int,
+    shares: Tensor,
+    weights: str | None = None,
+    start: dict[str, Tensor] | None = None,
+) -> PeerTask:
+    """A network seeded as the configuration says, with a backbone's file or all weights of a trained peer, and its
+    task."""
     L.seed_everything(config.train.seed, verbose=False)
     network = PeerNetwork(peer, len(config.model.classes), source_of(to_dict(config)), weights)
+    if start is not None:
+        network.load_state_dict(start)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # as FusionSAM is, for the same speed
     return PeerTask(network, config, steps, shares)
 
@@ -141,7 +151,7 @@ def source_of(settings: dict[str, Any]) -> str:
 
 def seconds_a_step(peer: str, config: Config, train_set: Any, shares: Tensor) -> float:
     """Measured on a network that is thrown away: loader, forward, backward, optimiser and average."""
-    task = new_task(peer, config, 1000, shares, None).train()
+    task = new_task(peer, config, 1000, shares).train()
     optimizer = task.configure_optimizers()["optimizer"]
     train = config.train
     loader = train_loader(
@@ -184,6 +194,7 @@ def train_peer(
     """Train into `config.train.out` (best, final, last.ckpt, logs); InputError for bad settings or data."""
     out = Path(config.train.out)
     budget = budget_of(out, peer, config, minutes, steps, resume)
+    start = None if config.model.start_from is None else start_of(Path(config.model.start_from), peer, config)
     train_set, val_set = open_data(config)
     train_set.entries = [entry for entry in train_set.entries if entry.label is not None]  # nothing else teaches
     shares = class_shares(train_set)
@@ -194,8 +205,9 @@ def train_peer(
     out.mkdir(parents=True, exist_ok=True)
     _write(out / BUDGET, budget)
     steps = budget["steps"]
-    # random weights are enough where a checkpoint follows
-    task = new_task(peer, config, steps, shares, None if resume else config.model.encoder.weights)
+    # random weights are enough where a checkpoint or a trained peer follows
+    weights = None if resume or start else config.model.encoder.weights
+    task = new_task(peer, config, steps, shares, weights, None if resume else start)
     known = {"peer": peer, "minutes": budget["minutes"], "planned_seconds_a_step": budget.get("seconds_a_step")}
     card = {
         **known, "steps": steps, "parameters": task.network.parameters_learned(), "seed": config.train.seed,
@@ -222,6 +234,16 @@ def train_peer(
     return out / "final"
 
 
+def start_of(folder: Path, peer: str, config: Config) -> dict[str, Tensor]:
+    """The weights of a trained peer that this run continues from; InputError if it is another network."""
+    network, card = load_peer(folder)
+    is_there = card["peer"], card["classes"], source_of(card["config"])
+    asked = peer, config.model.classes, source_of(to_dict(config))
+    if is_there != asked:
+        raise InputError(f"--model.start_from {folder}: is a {is_there}; expected a {asked}")
+    return network.state_dict()
+
+
 def load_peer(folder: Path) -> tuple[PeerNetwork, dict[str, Any]]:
     """A trained peer in eval mode and its card; InputError for a folder that holds none."""
     try:
@@ -230,7 +252,7 @@ def load_peer(folder: Path) -> tuple[PeerNetwork, dict[str, Any]]:
         network.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:120]
-        raise InputError(f"--weights {folder}: holds no trained peer ({reason}); give RUN/final") from None
+        raise InputError(f"{folder}: holds no trained peer ({reason}); give RUN/final") from None
     return network.eval(), card
 
 

@@ -177,7 +177,7 @@ def test_turns_come_in_the_order_of_asking_and_no_more_wait_than_may():
     with turns():
         for number, thread in enumerate(threads):
             thread.start()
-            while turns._next != number + 2:  # it has asked
+            while thread.is_alive() and turns._next != number + 2:  # it has asked
                 time.sleep(0.001)
         with pytest.raises(InputError, match="waiting for the model already"), turns():
             pass
@@ -197,16 +197,16 @@ def test_a_pair_that_was_replaced_meanwhile_changes_nothing(model, tmp_path):
     opened = []
 
     def open_pair(*files):
-        opened.append(ask.open_pair(*files, "both", [], True, page))
+        opened.append(ask.open_pair(*files, "both", [], page))
 
     with ask.turn():
         first = threading.Thread(target=open_pair, args=(visible, None))
         first.start()
-        while ask.turn._next - ask.turn._now != 2:
+        while first.is_alive() and ask.turn._next - ask.turn._now != 2:
             time.sleep(0.001)
         second = threading.Thread(target=open_pair, args=(visible, infrared))
         second.start()
-        while ask.turn._next - ask.turn._now != 3:
+        while second.is_alive() and ask.turn._next - ask.turn._now != 3:
             time.sleep(0.001)
     for thread in (first, second):
         thread.join(120)

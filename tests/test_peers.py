@@ -178,6 +178,17 @@ def test_a_resumed_run_is_the_unbroken_one(scenes, trained, tmp_path, monkeypatc
     assert card["parameters"] == sum(p.numel() for p in PeerNetwork("early", 9).parameters())
 
 
+def test_a_run_can_continue_from_a_trained_peer(scenes, trained, tmp_path):
+    start, out = f"--model.start_from={trained / 'final'}", tmp_path / "continued"
+    peers.run(arguments(scenes, out, "--steps=1", "--train.lr=1e-12", "--train.ema_decay=0", start))
+    ours, theirs = (load_file(run / "final" / "model.safetensors") for run in (out, trained))
+    weights = [name for name in theirs if name.endswith("weight")]
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-9) for name in weights)
+    assert json.loads((out / "final" / "peer.json").read_text())["config"]["model"]["start_from"] is not None
+    with pytest.raises(InputError, match=r"is a \('early'.*expected a \('visible'"):
+        peers.run(arguments(scenes, tmp_path / "other", "--steps=1", start, peer="visible"))
+
+
 def test_minutes_become_steps_once_and_the_schedule_ends_there(scenes, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "seconds_a_step", lambda *args: 2.0)
     out = tmp_path / "timed"

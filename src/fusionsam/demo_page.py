@@ -115,7 +115,7 @@ class Turns:
 
 class Handlers:
     """What the controls ask. Every answer is [status, fused, segmentation]; one that opens a pair has [session,
-    visible, infrared, slider] before. `on` are the classes shown, `marked` whether prompts are."""
+    visible, infrared, slider] before. `on` are the classes shown."""
 
     def __init__(self, model: FusionSAM, folder: Path) -> None:
         self.model, self.folder = model, folder
@@ -129,7 +129,7 @@ class Handlers:
             return built_in(int(np.random.default_rng().choice(OTHERS)) if index is None else index, self.folder)
 
     def open_pair(
-        self, visible: str | None, infrared: str | None, use: str, on: list[str], marked: bool, request: gr.Request
+        self, visible: str | None, infrared: str | None, use: str, on: list[str], request: gr.Request
     ) -> list[Any]:
         """Read and predict what lies in the two drop areas; no change if the page opened another pair meanwhile."""
         page, number = str(request.session_hash), next(self.numbers)
@@ -143,7 +143,7 @@ class Handlers:
                 if self.newest.get(page) != number:
                     return [gr.skip()] * 7
                 session = PairSession(self.model, *images, use="both" if None in images else USES[use])
-                answer = self._answer(session, on, marked)
+                answer = self._answer(session, on)
         except InputError as error:
             return [*nothing, complaint(error), waiting(), None]
         if self.newest.get(page) != number:
@@ -153,54 +153,50 @@ class Handlers:
         return [session, *pictures, slides, *answer]
 
     @staticmethod
-    def _answer(session: PairSession, on: list[str], marked: bool) -> list[Any]:
+    def _answer(session: PairSession, on: list[str]) -> list[Any]:
         """The answer as it stands; to be asked for in one's turn, lest half of it is of the prompts before."""
-        drawn = marks(session.now.prompts, session.size) if marked else ""
+        drawn = marks(session.now.prompts, session.size)
         return [describe(session), stage(session.masked(), session.size, drawn), preview(session.segmentation(on))]
 
-    def redraw(self, session: PairSession | None, on: list[str], marked: bool) -> list[Any]:
-        """The answer with other classes or without marks."""
-        return [gr.skip()] * 3 if session is None else self.change(lambda _: None, session, on, marked)
+    def redraw(self, session: PairSession | None, on: list[str]) -> list[Any]:
+        """The answer with other classes."""
+        return [gr.skip()] * 3 if session is None else self.change(lambda _: None, session, on)
 
-    def change(
-        self, act: Callable[[PairSession], None], session: PairSession | None, on: list[str], marked: bool
-    ) -> list[Any]:
+    def change(self, act: Callable[[PairSession], None], session: PairSession | None, on: list[str]) -> list[Any]:
         """The answer after `act`, or its complaint beside the old pictures."""
         try:
             if session is None:
                 raise InputError("there is no pair yet; drop two images or take a built-in pair")
             with self.turn():
                 act(session)
-                return self._answer(session, on, marked)
+                return self._answer(session, on)
         except InputError as error:
             return [complaint(error), gr.skip(), gr.skip()]
 
-    def press(
-        self, session: PairSession | None, tool: str, on: list[str], marked: bool, event: gr.EventData
-    ) -> list[Any]:
+    def press(self, session: PairSession | None, tool: str, on: list[str], event: gr.EventData) -> list[Any]:
         """A point or box from the script of the fused picture."""
         sent = event._data if isinstance(event._data, dict) else {}
         x, y, *corner = [float(value) for value in sent.get("box") or sent.get("point") or [0, 0, 0]]
         if len(corner) == 2:
-            return self.change(lambda s: s.drag(x, y, *corner), session, on, marked)
+            return self.change(lambda s: s.drag(x, y, *corner), session, on)
         if not corner:
             off = bool(sent.get("off")) or tool == TOOLS[1]
-            return self.change(lambda s: s.click(x, y, not off), session, on, marked)
+            return self.change(lambda s: s.click(x, y, not off), session, on)
         return [gr.skip()] * 3
 
-    def undo(self, session: PairSession | None, on: list[str], marked: bool) -> list[Any]:
+    def undo(self, session: PairSession | None, on: list[str]) -> list[Any]:
         """Without the last prompt."""
-        return self.change(PairSession.undo, session, on, marked)
+        return self.change(PairSession.undo, session, on)
 
-    def clear(self, session: PairSession | None, on: list[str], marked: bool) -> list[Any]:
+    def clear(self, session: PairSession | None, on: list[str]) -> list[Any]:
         """With the model's own prompts again."""
-        return self.change(lambda s: s.undo(all=True), session, on, marked)
+        return self.change(lambda s: s.undo(all=True), session, on)
 
-    def take(self, session: PairSession | None, use: str, on: list[str], marked: bool) -> list[Any]:
+    def take(self, session: PairSession | None, use: str, on: list[str]) -> list[Any]:
         """With both images, or one."""
         if session is None:
             return [gr.skip()] * 3
-        return self.change(lambda s: s.take(USES[use]), session, on, marked)
+        return self.change(lambda s: s.take(USES[use]), session, on)
 
     def files(self, session: PairSession | None, request: gr.Request) -> list[str] | None:
         """The downloads of this page."""
@@ -269,7 +265,10 @@ def build(model: FusionSAM, folder: Path) -> gr.Blocks:
                 tool = gr.Radio(TOOLS, value=TOOLS[0], label="A click or tap is", info=HELP, elem_id="tool")
                 with gr.Row():
                     undo, clear = small("Undo", "undo"), small("Clear my prompts", "clear")
-                show = gr.Checkbox(True, label="Show prompts (dashed: the model's own)", elem_id="show-prompts")
+                # the style sheet obeys it: a question to the server could be overtaken by an older answer
+                gr.Checkbox(
+                    True, label="Show prompts (dashed: the model's own)", elem_id="show-prompts", interactive=True
+                )
             with gr.Column(min_width=280):
                 on = gr.CheckboxGroup(classes[1:], value=classes[1:], label="Classes", elem_id="classes")
             files = gr.File(label="Download", interactive=False, file_count="multiple", elem_id="files", min_width=280)
@@ -282,7 +281,7 @@ def build(model: FusionSAM, folder: Path) -> gr.Blocks:
             max_height=420,
         )
 
-        answer, look = [status, fused, segmentation], [on, show]
+        answer = [status, fused, segmentation]
         pair, opened = [visible_file, infrared_file], [session, visible, infrared, slider, *answer]
         # no queue: its stream closes when all is answered, and what is asked in that moment hears its answer only when
         # the next question opens the stream again (seen with gradio 6.31)
@@ -290,18 +289,17 @@ def build(model: FusionSAM, folder: Path) -> gr.Blocks:
         many = {**shared, "trigger_mode": "multiple"}
         latest = {**shared, "trigger_mode": "always_last"}
         events = [
-            listen(ask.open_pair, [*pair, use, *look], opened, **latest)
+            listen(ask.open_pair, [*pair, use, on], opened, **latest)
             for listen in (visible_file.upload, visible_file.clear, infrared_file.upload, infrared_file.clear)
         ]
         for button, index in built:
             drawn = button.click(functools.partial(ask.scene, index), None, pair, **shared)
-            events.append(drawn.then(ask.open_pair, [*pair, use, *look], opened, **shared))
-        events.append(fused.click(ask.press, [session, tool, *look], answer, **many))
-        events.append(undo.click(ask.undo, [session, *look], answer, **many))
-        events.append(clear.click(ask.clear, [session, *look], answer, **shared))
-        events.append(use.input(ask.take, [session, use, *look], answer, **latest))
-        on.input(ask.redraw, [session, *look], answer, **latest)
-        show.input(ask.redraw, [session, *look], answer, **latest)
+            events.append(drawn.then(ask.open_pair, [*pair, use, on], opened, **shared))
+        events.append(fused.click(ask.press, [session, tool, on], answer, **many))
+        events.append(undo.click(ask.undo, [session, on], answer, **many))
+        events.append(clear.click(ask.clear, [session, on], answer, **shared))
+        events.append(use.input(ask.take, [session, use, on], answer, **latest))
+        on.input(ask.redraw, [session, on], answer, **latest)
         for event in events:  # after the answer, so that nobody waits for files
             event.then(ask.files, session, files, queue=False, show_progress="hidden", trigger_mode="always_last")
         page.unload(ask.leave)

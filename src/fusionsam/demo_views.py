@@ -57,6 +57,7 @@ element.addEventListener('pointerup', (e) => {
 CSS = """
 .stage {position: relative; line-height: 0; touch-action: manipulation; cursor: crosshair; user-select: none}
 body:has(#tool label:nth-of-type(3) input:checked) .stage {touch-action: none}
+body:has(#show-prompts input:not(:checked)) .stage :is(circle, .box) {display: none}
 .stage img {width: 100%; height: auto; display: block}
 .stage svg {position: absolute; inset: 0; width: 100%; height: 100%}
 .stage .rubber {fill: none; stroke: #ffe600; stroke-width: 2; vector-effect: non-scaling-stroke}
