@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
@@ -187,6 +188,34 @@ def test_infrared_counts_from_the_beginning_where_it_is_asked_to():
         own = encoder.thermal(encoder.place(heat.expand(-1, 3, -1, -1), encoder.frame(64, 96)))[encoder.picked[0]]
         found, plain = encoder(image, heat=heat).levels[0], encoder(image).levels[0]
         torch.testing.assert_close(found, plain + 0.5 * own)
+
+
+def test_a_frozen_tinyvit_adds_to_levels_and_embedding_and_stays_as_it_is():
+    torch.manual_seed(6)
+    encoder = build_image_encoder(EncoderConfig(sam=True, dims=TINYVIT["dims"], depths=TINYVIT["depths"]), 8)
+    image = torch.rand(2, 3, 64, 96, requires_grad=True)
+    own = {name for name, p in encoder.named_parameters() if not p.requires_grad}
+    assert own == {f"sam.{name}" for name, _ in encoder.sam.named_parameters()}
+    encoder.eval()
+    with torch.no_grad():
+        plain = encoder(image)
+        embedding, levels = encoder.sam(normalised(image))  # as MobileSAM was trained
+        for layer in (*encoder.sam_levels, encoder.sam_embedding):
+            nn.init.normal_(layer.weight, std=0.1)
+        found = encoder(image)
+        for i in range(3):
+            torch.testing.assert_close(found.levels[i], plain.levels[i] + encoder.sam_levels[i](levels[i]))
+        torch.testing.assert_close(found.levels[3], plain.levels[3])
+        added = encoder.sam_levels[2](levels[2])
+        coarse = F.interpolate(encoder.lateral32(plain.levels[3]), (4, 6), mode="bilinear", align_corners=False)
+        joined = encoder.neck(encoder.lateral16(plain.levels[2] + added) + coarse)
+        torch.testing.assert_close(found.embedding, joined + encoder.sam_embedding(embedding))
+    seen = encoder(image)
+    sum(map(torch.sum, [seen.embedding.square(), *seen.levels])).backward()
+    assert bool(image.grad.abs().sum() > 0)
+    reached = {name.split(".")[0] for name, p in encoder.named_parameters() if p.grad is not None}
+    assert {"sam_levels", "sam_embedding", "backbone"} <= reached
+    assert "sam" not in reached
 
 
 @pytest.mark.parametrize("name", ["guided", "thermal"])

@@ -14,10 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fusionsam import checkpoint
+from fusionsam import checkpoint, foreign
 from fusionsam.checkpoint import CARD, CONFIG, WEIGHTS, build_network, halfway, load_network, save_checkpoint, ship
 from fusionsam.config import EncoderConfig, HeadConfig, preset
 from fusionsam.info import describe
+from fusionsam.models.mask_decoder import FullFledgedMaskDecoder
+from fusionsam.models.tinyvit import TinyViT
 from fusionsam.structures import InputError
 
 
@@ -243,6 +245,37 @@ def test_fine_tuning_may_add_what_begins_as_if_it_were_not_there(make_debug, pai
         torch.testing.assert_close(found.fused, wanted.fused, rtol=1e-4, atol=1e-5)
         grown.image_encoder.guide.weight.normal_(std=0.1)
         assert not torch.allclose(grown(*pair).logits, wanted.logits, rtol=1e-2, atol=1e-3)
+
+
+def test_a_tinyvit_beside_the_backbone_comes_from_sam_weights_or_a_checkpoint(make_debug, tmp_path, monkeypatch):
+    small = {"dims": (8, 16, 16, 32), "depths": (1, 1, 1, 1)}
+    torch.manual_seed(4)
+    tiny = TinyViT(small["dims"], small["depths"], 32).state_dict()
+    plain = make_debug(lambda c: setattr(c, "encoder", EncoderConfig()))
+    prompts, decoder = plain.prompt_encoder.sam.state_dict(), plain.mask_decoder.sam.state_dict()
+    monkeypatch.setattr(FullFledgedMaskDecoder, "start_from_sam", lambda self, tensors: tensors)
+    kinds = {kind: foreign.SamParts(kind, tiny, prompts, decoder) for kind in ("sam", "tinyvit")}
+    monkeypatch.setattr(foreign, "sam_parts", kinds.get)
+    config = preset("debug")
+    config.encoder = EncoderConfig(sam=True, **small)
+    for config.sam_weights in (None, "sam"):
+        with pytest.raises(InputError, match=r"model\.encoder\.sam: true, but no TinyViT .* give MobileSAM's file"):
+            build_network(config, to_train=True)
+    config.sam_weights = "tinyvit"
+    first = build_network(config, to_train=True)
+    assert all(torch.equal(first.image_encoder.sam.state_dict()[name], value) for name, value in tiny.items())
+
+    save_checkpoint(tmp_path / "with", first, {})
+    save_checkpoint(tmp_path / "without", plain, {})
+    config.start_from = str(tmp_path / "without")
+    grown = build_network(config, to_train=True)
+    assert all(torch.equal(grown.image_encoder.sam.state_dict()[name], value) for name, value in tiny.items())
+    config.sam_weights = None
+    with pytest.raises(InputError, match=r"no TinyViT is in model\.sam_weights"):
+        build_network(config, to_train=True)
+    config.start_from = str(tmp_path / "with")
+    again = build_network(config, to_train=True)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in first.state_dict().items())
 
 
 def test_fine_tuning_with_another_image_encoder_keeps_all_that_its_widths_do_not_shape(make_debug, tmp_path):

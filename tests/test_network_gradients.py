@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import SamConfig, SamModel
 
-from fusionsam.config import Config, EncoderConfig
+from fusionsam.config import Config, EncoderConfig, TrainConfig
 from fusionsam.structures import Batch
-from fusionsam.tasks import SegmentationTask
+from fusionsam.tasks import SegmentationTask, parameter_groups
 
 # what no step of joint training can reach, and why: it must not ask for gradients either
 UNREACHED = {
@@ -79,6 +79,20 @@ def test_joint_losses_reach_what_is_trainable_and_nothing_else(make_debug, train
     assert bool(frozen) is (training != "full")
 
 
+def test_backbones_learn_more_slowly_than_what_joins_them_to_the_rest(make_debug):
+    options = {"guided": True, "thermal": True, "sam": True, "dims": (8, 16, 16, 32), "depths": (1, 1, 1, 1)}
+    network = make_debug(lambda c: setattr(c, "encoder", EncoderConfig(**options)))
+    train = TrainConfig(lr=1.0, encoder_lr_factor=0.25, sam_lr_factor=0.5)
+    rates = {id(p): group["lr"] for group in parameter_groups(network, train) for p in group["params"]}
+    found = {name: rates[id(p)] for name, p in network.named_parameters() if p.requires_grad}
+    encoder = {name.split(".")[1]: rate for name, rate in found.items() if name.startswith("image_encoder.")}
+    assert {name for name, rate in encoder.items() if rate == 0.25} == {"backbone", "thermal"}
+    new = {"lateral16", "lateral32", "neck", "guide", "inject", "sam_levels", "sam_embedding"}
+    assert {name for name, rate in encoder.items() if rate == 1.0} == new
+    assert {rate for name, rate in found.items() if name.startswith(("prompt_encoder.", "mask_decoder."))} == {0.5}
+    assert {rate for name, rate in found.items() if name.startswith(("tokenizer.", "fusion.", "head."))} == {1.0}
+
+
 def test_a_frozen_encoder_passes_gradients_on_to_lstg_and_fmp(make_debug):
     network = make_debug(lambda config: setattr(config.encoder, "training", "frozen"))
     wake(network)
@@ -120,6 +134,7 @@ VARIANTS = {
     "farther sight": lambda c: setattr(c.fusion, "picture_dilations", (1, 2)),
     "guided": lambda c: setattr(c, "encoder", EncoderConfig(guided=True)),
     "thermal": lambda c: setattr(c, "encoder", EncoderConfig(thermal=True)),
+    "sam beside": lambda c: setattr(c, "encoder", EncoderConfig(sam=True, dims=(8, 16, 16, 32), depths=(1, 1, 1, 1))),
     "no mask prompt": lambda c: setattr(c.prompts, "mask", False),
     "one level": lambda c: (setattr(c.head, "multi_level", False), setattr(c.decoder, "fine_features", False)),
     "pyramid": lambda c: (

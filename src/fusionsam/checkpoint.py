@@ -56,6 +56,7 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
         raise _random_encoder(config, "model.sam_weights are given")
     network = FusionSAMNetwork(config)
     network.to(memory_format=torch.channels_last)  # a third less time a training step on CPUs
+    beside_is_filled = not config.encoder.sam
     if config.sam_weights:
         parts = foreign.sam_parts(config.sam_weights)
         if needed and parts.encoder_kind != config.encoder.kind:
@@ -70,8 +71,16 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
                 foreign.load_exactly(network.mask_decoder.fine[stride], skip, what)
         if parts.encoder_kind == config.encoder.kind and config.encoder.weights is None:
             foreign.load_exactly(network.image_encoder.backbone, parts.image_encoder, what)
+        if config.encoder.sam and parts.encoder_kind == "tinyvit":
+            foreign.load_exactly(network.image_encoder.get_submodule("sam"), parts.image_encoder, what)
+            beside_is_filled = True
     if config.start_from:
-        _start_from(network, config)
+        beside_is_filled |= _start_from(network, config).encoder.sam
+    if to_train and not beside_is_filled:
+        raise InputError(
+            "model.encoder.sam: true, but no TinyViT is in model.sam_weights (or in a checkpoint of model.start_from), "
+            "so it would stay random; give MobileSAM's file as model.sam_weights"
+        )
     if config.tokenizer_weights:
         tensors, stored, _ = read_checkpoint(config.tokenizer_weights)
         unquantised = stored.tokenizer.tokens == "quantized" and config.tokenizer.tokens == "continuous"
@@ -91,17 +100,19 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
     return network
 
 
-def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
-    """Fine-tuning: what the checkpoint named by `start_from` has for this network. Left as they are: class-sized
-    tensors if the classes differ, another architecture of image encoder with what its widths shape (`encoder.weights`
-    must fill it), LSTG if `tokenizer_weights` will fill it, and what begins as if it were not there (encoder.guided,
-    encoder.thermal, fusion.picture_dilations). InputError for any other difference."""
+def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> ModelConfig:
+    """Fine-tuning: what the checkpoint named by `start_from` has for this network; returns its configuration. Left as
+    they are: class-sized tensors if the classes differ, another architecture of image encoder with what its widths
+    shape (`encoder.weights` must fill it), LSTG if `tokenizer_weights` will fill it, and what begins as if it were not
+    there (encoder.guided, encoder.thermal, encoder.sam with the TinyViT of `sam_weights`, fusion.picture_dilations).
+    InputError for any other difference."""
     assert config.start_from is not None
     tensors, stored, _ = read_checkpoint(config.start_from)
     _require_whole(tensors, f"model.start_from {config.start_from}")
     own = network.state_dict()
     anew = tuple(["tokenizer."] if config.tokenizer_weights else [])
-    architecture = ("kind", "source", "dims", "depths")
+    shaped = ("dims", "depths") if stored.encoder.sam or stored.encoder.kind == "tinyvit" else ()
+    architecture = ("kind", "source", *shaped)
     other = [name for name in architecture if getattr(config.encoder, name) != getattr(stored.encoder, name)]
     if other:
         if config.encoder.weights is None:
@@ -120,6 +131,8 @@ def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
         anew += ("image_encoder.inject.",)
         shared = {n: t for n, t in tensors.items() if n.startswith("image_encoder.backbone.")}
         tensors |= {n.replace(".backbone.", ".thermal.", 1): t for n, t in shared.items()}
+    if config.encoder.sam and not stored.encoder.sam:
+        anew += ("image_encoder.sam",)
     if config.fusion.picture_dilations and not stored.fusion.picture_dilations:
         anew += ("picture_head.context.",)
     if stored.head != config.head:
@@ -132,6 +145,7 @@ def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
         anew += (*gone, *new)
     kept = {name: t for name, t in tensors.items() if not (anew and name.startswith(anew))}
     foreign.load_exactly(network, kept, f"model.start_from {config.start_from}", allow_missing=anew, own_names=True)
+    return stored
 
 
 def _reshaped(own: dict[str, Tensor], tensors: dict[str, Tensor], parts: tuple[str, ...]) -> tuple[str, ...]:

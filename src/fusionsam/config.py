@@ -189,10 +189,14 @@ class EncoderConfig(_Bounded):
     thermal_share: float = 0.0
     """thermal only: share of the second backbone's features that is added at the beginning. 0 leaves a finished
     checkpoint what it was; with 1, RTFNet's sum (RA-L 4(3), 2019), infrared counts from the first step."""
+    sam: bool = False
+    """timm only: MobileSAM's TinyViT, frozen, sees the picture as well, for the boundaries that a backbone of classes
+    does not know; its stages enter the levels of strides 4, 8 and 16, and its embedding SAM's embedding, through 1x1
+    convolutions that begin at zero. Its weights are those of model.sam_weights."""
     dims: tuple[int, ...] | None = None
-    """tinyvit only: widths of the four stages; None = MobileSAM's 64, 128, 160, 320."""
+    """tinyvit or sam only: widths of the four stages; None = MobileSAM's 64, 128, 160, 320."""
     depths: tuple[int, ...] | None = None
-    """tinyvit only: blocks a stage; None = 2, 2, 6, 2."""
+    """tinyvit or sam only: blocks a stage; None = 2, 2, 6, 2."""
 
 
 @dataclass
@@ -412,7 +416,7 @@ class TrainConfig(_Bounded):
     lr: float = 1e-4
     """Peak learning rate of new parts."""
     encoder_lr_factor: float = 0.5
-    """Factor on the image encoder's rate."""
+    """Factor on the rate of the image encoder's backbones; what joins them to the rest is new."""
     sam_lr_factor: float = 1.0
     """Factor on the rate of SAM's prompt encoder and mask decoder."""
     weight_decay: float = 1e-3

@@ -33,9 +33,14 @@ def schedule_factor(step: int, total: int, config: TrainConfig) -> float:
     return (1 - done) ** 0.9 if config.schedule == "poly" else 1.0
 
 
+NEW = ("lateral", "neck.", "guide.", "inject.", "sam_")
+"""What an image encoder has beside foreign weights: it learns at the rate of new parts."""
+
+
 def parameter_groups(network: FusionSAMNetwork, config: TrainConfig) -> list[dict[str, Any]]:
-    """Trainable parameters with their rate and decay: image encoder, SAM's pretrained parts, everything else; no
-    weight decay on vectors (norms, biases) and tables (embeddings, tokens of a missing modality)."""
+    """Trainable parameters with their rate and decay: the image encoder's backbones, SAM's pretrained parts,
+    everything else; no weight decay on vectors (norms, biases) and tables (embeddings, tokens of a missing
+    modality)."""
     factors = {
         "image_encoder": config.encoder_lr_factor,
         "prompt_encoder": config.sam_lr_factor,
@@ -45,11 +50,12 @@ def parameter_groups(network: FusionSAMNetwork, config: TrainConfig) -> list[dic
     tables |= {id(p) for name, p in network.named_parameters() if name == "tokenizer.missing"}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for part, module in network.parts().items():
-        for parameter in module.parameters():
+        for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
             plain = parameter.ndim < 2 or id(parameter) in tables
-            key = (config.lr * factors.get(part, 1.0), 0.0 if plain else config.weight_decay)
+            new = part == "image_encoder" and name.startswith(NEW)
+            key = (config.lr * (1.0 if new else factors.get(part, 1.0)), 0.0 if plain else config.weight_decay)
             groups.setdefault(key, []).append(parameter)
     return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 

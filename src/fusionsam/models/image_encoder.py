@@ -143,6 +143,13 @@ class TimmEncoder(ImageEncoder):
             for layer in added:
                 layer.weight.data[:, :, 0, 0].fill_diagonal_(config.thermal_share)
             self.inject = nn.ModuleList(added)
+        self.sam: nn.Module | None = None
+        if config.sam:
+            dims = tuple(config.dims or tinyvit.DIMS)
+            self.sam = tinyvit.TinyViT(dims, tuple(config.depths or tinyvit.DEPTHS), embed_dim).requires_grad_(False)
+            pairs = zip((dims[0], dims[1], dims[3]), self.level_channels[:3], strict=True)
+            self.sam_levels = nn.ModuleList([_zero(nn.Conv2d(sam, own, 1)) for sam, own in pairs])
+            self.sam_embedding = _zero(nn.Conv2d(embed_dim, embed_dim, 1))
 
     def encode(self, placed: Tensor, z_f: Tensor | None, heat: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Normalised frame -> embedding and levels at strides 4, 8, 16, 32."""
@@ -156,8 +163,21 @@ class TimmEncoder(ImageEncoder):
             levels = [features[i] for i in self.picked]
         else:
             levels = self._joined(placed, guidance, injected)
+        boundaries, sam_levels = self._boundaries(placed)
+        levels = [level + more for level, more in zip(levels, sam_levels, strict=False)] + levels[len(sam_levels) :]
         coarse = F.interpolate(self.lateral32(levels[3]), levels[2].shape[-2:], mode="bilinear", align_corners=False)
-        return self.neck(self.lateral16(levels[2]) + coarse), levels
+        embedding = self.neck(self.lateral16(levels[2]) + coarse)
+        return embedding if boundaries is None else embedding + boundaries, levels
+
+    def _boundaries(self, placed: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """What frozen TinyViT adds to the embedding and to the levels of strides 4, 8 and 16; nothing without it."""
+        if self.sam is None:
+            return None, []
+        mean, std = (placed.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        # it does not learn and the picture learns from the backbone: no gradient spares half of its time
+        with torch.no_grad():
+            embedding, levels = self.sam((placed * self.std + self.mean - mean) / std)
+        return self.sam_embedding(embedding), [layer(x) for layer, x in zip(self.sam_levels, levels, strict=True)]
 
     def _joined(self, placed: Tensor, guidance: Tensor | None, injected: list[Tensor]) -> list[Tensor]:
         """timm's EfficientNetFeatures.forward with `guidance` (B,C,h,w) added after the first stage of stride 4 and
@@ -245,7 +265,7 @@ def build_image_encoder(config: EncoderConfig, embed_dim: int = 256, latent_dim:
     InputError for an unknown kind, source or weights, and for an encoder that cannot be guided or see infrared."""
     if config.kind not in KINDS:
         raise InputError(f"model.encoder.kind: {config.kind!r} is not known; choose one of {', '.join(KINDS)}")
-    for name in ("guided", "thermal"):
+    for name in ("guided", "thermal", "sam"):
         if getattr(config, name) and config.kind != "timm":
             raise InputError(f"model.encoder.{name}: not for {config.kind}; set it to false, or kind to timm")
     if config.thermal and config.training != "full":
