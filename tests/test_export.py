@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -247,12 +248,21 @@ def test_a_compiled_network_computes_the_same(made: Made) -> None:
 
 
 @pytest.mark.slow
-def test_an_encoder_on_a_square_frame_exports(sam: tuple[torch.nn.Module, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["on a square frame", "of two backbones and TinyViT"])
+def test_another_encoder_exports(sam: tuple[torch.nn.Module, Path], tmp_path: Path, kind: str) -> None:
+    small: dict[str, Any] = {"dims": (8, 16, 16, 32), "depths": (1, 1, 1, 1)}
+    square = EncoderConfig(kind="sam", source=str(sam[1]), training="full")
+    several = EncoderConfig(guided=True, thermal=True, thermal_share=0.5, sam=True, **small)
+
     def change(config: ModelConfig) -> None:
-        config.encoder = EncoderConfig(kind="sam", source=str(sam[1]), training="full")
+        config.encoder = square if kind == "on a square frame" else several
         config.prompts.points = 2
 
     network = build_debug(change)
+    if network.config.encoder.sam:
+        with torch.no_grad():  # they begin at zero
+            for layer in (*network.image_encoder.sam_levels, network.image_encoder.sam_embedding):
+                layer.weight.normal_(std=0.1)
     export.write(network, tmp_path)
     halves = OnnxNetwork(tmp_path)
     for size in ((131, 67), (64, 173)):  # upright and lying, both with a rest
