@@ -194,7 +194,8 @@ def train_peer(
     """Train into `config.train.out` (best, final, last.ckpt, logs); InputError for bad settings or data."""
     out = Path(config.train.out)
     budget = budget_of(out, peer, config, minutes, steps, resume)
-    start = None if config.model.start_from is None else start_of(Path(config.model.start_from), peer, config)
+    origin = None if resume else config.model.start_from
+    start = None if origin is None else start_of(Path(origin), peer, config)
     train_set, val_set = open_data(config)
     train_set.entries = [entry for entry in train_set.entries if entry.label is not None]  # nothing else teaches
     shares = class_shares(train_set)
@@ -207,7 +208,7 @@ def train_peer(
     steps = budget["steps"]
     # random weights are enough where a checkpoint or a trained peer follows
     weights = None if resume or start else config.model.encoder.weights
-    task = new_task(peer, config, steps, shares, weights, None if resume else start)
+    task = new_task(peer, config, steps, shares, weights, start)
     known = {"peer": peer, "minutes": budget["minutes"], "planned_seconds_a_step": budget.get("seconds_a_step")}
     card = {
         **known, "steps": steps, "parameters": task.network.parameters_learned(), "seed": config.train.seed,

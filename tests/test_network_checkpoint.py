@@ -270,6 +270,10 @@ def test_a_tinyvit_beside_the_backbone_comes_from_sam_weights_or_a_checkpoint(ma
     config.start_from = str(tmp_path / "without")
     grown = build_network(config, to_train=True)
     assert all(torch.equal(grown.image_encoder.sam.state_dict()[name], value) for name, value in tiny.items())
+    save_checkpoint(tmp_path / "grown", grown, {})
+    halfway(tmp_path / "without", tmp_path / "grown", tmp_path / "middle")
+    kept = load_file(tmp_path / "middle" / WEIGHTS)
+    assert all(torch.equal(kept[f"image_encoder.sam.{name}"], value) for name, value in tiny.items())
     config.sam_weights = None
     with pytest.raises(InputError, match=r"no TinyViT is in model\.sam_weights"):
         build_network(config, to_train=True)

@@ -262,6 +262,7 @@ def halfway(start: str | Path, end: str | Path, folder: str | Path) -> Path:
         raise InputError(f"weights {end}: has other classes than {start}, so half of their mean would be random")
     stays = tuple(["tokenizer."] if origin.tokenizer_weights else [])
     stays += ("head.",) if before.head != network.config.head else ()
+    stays += ("image_encoder.sam.",)  # frozen, and random in `begun` where `start` had none
     middle = begun.state_dict()
     for name, tensor in network.state_dict().items():
         kept = not tensor.is_floating_point() or (stays and name.startswith(stays))
