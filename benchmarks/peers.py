@@ -58,7 +58,7 @@ from fusionsam.structures import Batch, InputError, Report
 from fusionsam.tasks import SegmentationTask
 from fusionsam.train import FREE_ON_RESUME, open_trainer
 from fusionsam.train_callbacks import LAST, BestWeights
-from fusionsam.train_data import PairData, open_data, pairs_digest
+from fusionsam.train_data import PairData, open_data, pairs_digest, refuse_seen
 
 WEIGHTS, CARD, BUDGET = "model.safetensors", "peer.json", "budget.json"
 WARM_UP, MEASURED = 3, 10
@@ -198,12 +198,17 @@ def train_peer(
     start = None if origin is None else start_of(Path(origin), peer, config)
     train_set, val_set = open_data(config)
     train_set.entries = [entry for entry in train_set.entries if entry.label is not None]  # nothing else teaches
+    # a resumed run no longer reads what it began from, so what that had seen lies beside its budget
+    earlier = [out] if resume else [Path(origin)] if origin else []
+    refuse_seen(config, val_set.entries, earlier)
     shares = class_shares(train_set)
     if budget["steps"] is None:
         budget["seconds_a_step"] = seconds_a_step(peer, config, train_set, shares)
         budget["steps"] = max(1, round(60 * minutes / budget["seconds_a_step"]))
         print(f"{budget['seconds_a_step']:.2f} s a step: {budget['steps']} steps in {minutes:g} minutes")
+    seen = of_training(train_set, earlier)
     out.mkdir(parents=True, exist_ok=True)
+    seen.write(out)
     _write(out / BUDGET, budget)
     steps = budget["steps"]
     # random weights are enough where a checkpoint or a trained peer follows
@@ -215,7 +220,6 @@ def train_peer(
         "classes": config.model.classes, "encoder_weights": config.model.encoder.weights, "commit": commit(),
         "command": command, "machine": machine(), "config": to_dict(config),
     }  # fmt: skip
-    seen = of_training(train_set)
     pairs = pairs_digest(seen, train_set, val_set)
     best = PeerWeights(out, card, seen, pairs, config.train.checkpoint_minutes)
     trainer = open_trainer(
@@ -275,6 +279,9 @@ def evaluate_peer(config: EvaluateConfig, folder: Path) -> Report:
     network, card = load_peer(folder)
     data, out = open_labelled(config), Path(str(config.out))
     check_classes(card["classes"], folder, data.row)
+    ours = {f"{entry.id}.png" for entry in data.entries}
+    if other := sorted({path.name for path in (out / "predictions").glob("*.png")} - ours):
+        raise InputError(f"{out}/predictions: holds {other[0]}, which is not in {config.split}; choose another --out")
     guard = leak_guard(config, data.entries, [card], [folder])
     ece = CalibrationError()
     for index in tqdm(range(len(data)), desc=f"{card['peer']} on {config.dataset}/{config.split}"):

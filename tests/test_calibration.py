@@ -282,10 +282,14 @@ def test_of_several_checkpoints_each_report_tells_of_its_own(calibrated, tmp_pat
     weights, given = calibrated
     plain = Path(shutil.copytree(weights, tmp_path / "plain"))
     (plain / "training.json").write_text("{}")
-    scored(tmp_path / "both", *given[:2], str(plain), *given[2:])
+    both = scored(tmp_path / "both", given[0], str(plain), *given[1:])
     reports = [json.loads((tmp_path / "both" / f"checkpoint_{n}" / "report.json").read_text()) for n in (1, 2)]
     pairs = len((Path(given[-1]) / "val.txt").read_text().split())
-    assert [report["fitted"]["class_offsets"] for report in reports] == [pairs, 0]
+    assert [report["fitted"]["class_offsets"] for report in reports] == [0, pairs]
+    # and the mean, whichever comes first
+    assert both["fitted"]["class_offsets"] == pairs
+    assert any("class offsets were fitted on" in note for note in both["notes"])
+    assert "class offsets fitted on these pairs" in both["title"]
 
 
 def test_label_maps_are_told_of_who_made_them(calibrated, tmp_path, capsys):

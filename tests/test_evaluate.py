@@ -5,6 +5,7 @@ import copy
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -417,6 +418,14 @@ def test_several_checkpoints_give_mean_and_sample_deviation(home, scored, tmp_pa
         run(home, against=tmp_path)
     with pytest.raises(InputError, match=r"seeds \[1, 1\]"):
         run(home, weights=[home / "a", home / "a"], seeds=True)
+
+
+def test_a_setting_that_json_cannot_say_is_spelt(home, tmp_path):
+    weights = Path(shutil.copytree(home / "a", tmp_path / "endless"))
+    (weights / "training.json").write_text('{"config": {"train": {"gradient_clip": Infinity}}}')
+    run(home, weights=[weights], out=tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "report.json").read_text())["weights_card"]
+    assert card["config"]["train"]["gradient_clip"] == "Infinity"
 
 
 def test_published_rows_stand_only_beside_the_whole_official_test_split(home, monkeypatch):

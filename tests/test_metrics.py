@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from fusionsam import boundary, metrics
 from fusionsam.boundary import BoundaryScore
-from fusionsam.metrics import PROTOCOLS, CalibrationError, ConfusionMatrix, ImageMatrices
+from fusionsam.metrics import PROTOCOLS, CalibrationError, ConfusionMatrix, ImageMatrices, id_pair
 from fusionsam.structures import InputError
 
 
@@ -111,6 +111,11 @@ def test_protocols_on_a_worked_case():
     without_stray = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
     assert PROTOCOLS["nan"](without_stray) == (pytest.approx(100 * (3 / 4 + 4 / 5) / 2), (0, 1))
     assert PROTOCOLS["zero"](without_stray) == (pytest.approx(100 * (3 / 4 + 4 / 5) / 3), (0, 1, 2))
+
+
+def test_negative_ids_of_one_byte_are_not_taken_for_255():
+    label = np.array([[1, -1], [0, 2]], np.int8)
+    assert id_pair(np.zeros((2, 2), np.uint8), label)[1].min() == -1
 
 
 def test_ignored_truth_is_no_false_positive_but_an_ignored_prediction_is_a_miss():

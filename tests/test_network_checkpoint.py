@@ -70,6 +70,20 @@ def test_every_way_of_training_the_encoder_comes_back(make_debug, pair, tmp_path
             load_network(tmp_path / "run")
 
 
+def test_adapters_begin_on_a_checkpoint_trained_without_them_and_not_the_other_way_round(make_debug, pair, tmp_path):
+    start = make_debug()
+    save_checkpoint(tmp_path / "full", start, {})
+    config = preset("debug")
+    config.encoder.training, config.start_from = "lora", str(tmp_path / "full")
+    adapted = build_network(config, to_train=True).eval()
+    assert any(".lora_" in name for name in adapted.state_dict())
+    torch.testing.assert_close(adapted(*pair).logits, start(*pair).logits)  # adapters begin at no effect
+    save_checkpoint(tmp_path / "lora", adapted, {})
+    config.encoder.training, config.start_from = "full", str(tmp_path / "lora")
+    with pytest.raises(InputError, match=r"^model\.encoder\.training: full, but .*lora of .* has LoRA adapters; give"):
+        build_network(config)
+
+
 @pytest.mark.parametrize("training", ["frozen", "lora"])
 def test_an_encoder_to_train_behind_has_weights(training):
     config = preset("debug")
@@ -280,6 +294,11 @@ def test_a_tinyvit_beside_the_backbone_comes_from_sam_weights_or_a_checkpoint(ma
     config.start_from = str(tmp_path / "with")
     again = build_network(config, to_train=True)
     assert all(torch.equal(again.state_dict()[name], value) for name, value in first.state_dict().items())
+    # beside another backbone it is the same TinyViT
+    config.encoder = replace(config.encoder, source="mobilenetv2_050", weights=str(tmp_path / "imagenet.safetensors"))
+    save_file(timm.create_model("mobilenetv2_050", pretrained=False).state_dict(), tmp_path / "imagenet.safetensors")
+    other = build_network(config, to_train=True)
+    assert all(torch.equal(other.image_encoder.sam.state_dict()[name], value) for name, value in tiny.items())
 
 
 def test_fine_tuning_with_another_image_encoder_keeps_all_that_its_widths_do_not_shape(make_debug, tmp_path):
@@ -368,6 +387,12 @@ def test_halfway_is_the_mean_of_start_and_end_and_new_parts_count_as_they_began(
         mean[stem.format("thermal")], (first[stem.format("backbone")] + last[stem.format("thermal")]) / 2
     )
     torch.testing.assert_close(mean["image_encoder.inject.0.weight"], last["image_encoder.inject.0.weight"] / 2)
+    far = make_debug(lambda c: (setattr(c, "encoder", timm_kind), setattr(c.fusion, "picture_dilations", (2, 4))))
+    last = far.picture_head.context[-1].weight.detach().normal_()
+    save_checkpoint(tmp_path / "far", far, {})
+    middle, _ = load_network(halfway(tmp_path / "start", tmp_path / "far", tmp_path / "farther"))
+    assert torch.equal(middle.picture_head.context[1].weight, far.picture_head.context[1].weight)  # began at random
+    torch.testing.assert_close(middle.picture_head.context[-1].weight, last / 2)  # began at zero
     other = make_debug(lambda config: setattr(config.head, "width", 24))
     save_checkpoint(tmp_path / "other", other, {})
     with pytest.raises(InputError, match=r"model\.start_from"):

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from fusionsam.data.dataset import open_split
+from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.data.synthetic import synthesize
 from fusionsam.evaluate import EvaluateConfig, evaluate
 from fusionsam.report_sources import collect
+from fusionsam.report_tables import against_sam
 from fusionsam.robustness import measure, read_table
 from fusionsam.structures import InputError
 
@@ -189,6 +191,22 @@ def test_a_run_can_continue_from_a_trained_peer(scenes, trained, tmp_path):
         peers.run(arguments(scenes, tmp_path / "other", "--steps=1", start, peer="visible"))
 
 
+def test_a_peer_remembers_what_the_one_it_continues_from_saw(scenes, trained, tmp_path):
+    first, second = (scenes / "train.txt").read_text(), (scenes / "val.txt").read_text()
+    root = Path(shutil.copytree(scenes, tmp_path / "others"))
+    (root / "train.txt").write_text(second)
+    (root / "val.txt").write_text(first)
+    start, out = f"--model.start_from={trained / 'final'}", tmp_path / "second"
+    with pytest.raises(InputError, match=r"pictures were seen by .*final"):
+        peers.run(arguments(root, out, "--steps=1", start))
+    more = ["--steps=1", start, "--data.allow_train_test_leak_and_know_that_scores_are_worthless=true"]
+    peers.run(arguments(root, out, *more))
+    peers.run([*arguments(root, out, *more), "--resume"])
+    seen = Fingerprints.read(out / "final")
+    assert len(seen.content) == len((first + second).split())
+    assert set(Fingerprints.read(trained / "final").content) < set(seen.content)
+
+
 def test_minutes_become_steps_once_and_the_schedule_ends_there(scenes, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "seconds_a_step", lambda *args: 2.0)
     out = tmp_path / "timed"
@@ -213,6 +231,9 @@ def test_reports_are_those_of_the_package(scenes, trained, tmp_path):
     scored = collect([out])[0]
     assert scored.label == "early/final"
     values = scored.values
+    assert "this evaluation" not in str(against_sam([scored]).rows)  # SAM is not in it
+    with pytest.raises(InputError, match=r"predictions: holds .* is not in train; choose another --out"):
+        peers.run(["evaluate", *given, "--out", str(out), "--split", "train"])
     again = evaluate(EvaluateConfig("mfnet", scenes, predictions=out / "predictions", bootstrap=0))
     assert values["confusion_matrix"] == again.values["confusion_matrix"]
     assert 0 <= values["ece"] <= 100

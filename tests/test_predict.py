@@ -159,6 +159,8 @@ def test_folders_are_resumed_and_redone_only_when_asked(pair, weights, tmp_path,
     [
         ({"v.json": b'{"shapes": []}'}, "v.json: was not written by predict"),
         ({"v.json": b"[1]"}, "v.json: was not written by predict"),
+        ({"v.json": b'{"run": "abc"}'}, "v.json: was not written by predict"),
+        ({"v.json": b'{"run": {"visible": 5}}'}, "v.json: was not written by predict"),
         ({"v_labels.png": b"somebody's labels"}, "v_labels.png: is there, and no v.json of ours"),
     ],
 )
@@ -305,6 +307,35 @@ def test_an_interrupted_rerun_leaves_the_earlier_results_and_nothing_else(pair, 
     # the confidence map of the earlier run would not be of these pictures
     assert sorted(after) == ["v.json", "v_fused.png", "v_labels.png", "v_overlay.png"]
     assert json.loads(after["v.json"])["run"]["infrared"] is None
+
+
+def test_a_run_killed_while_it_puts_results_in_their_places_goes_on(pair, weights, tmp_path, monkeypatch):
+    flags = ("--visible", tmp_path / "v.png", "--out", tmp_path / "o", "--weights", weights)
+    replace, moved = os.replace, []
+
+    def killed(source, target):
+        if target.parent == tmp_path / "o":
+            if len(moved) == 2:
+                raise KeyboardInterrupt
+            moved.append(target)
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fusionsam.predict_files.os.replace", killed)
+        assert predict(*flags) == 130
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["v.json", "v_fused.png"]
+    assert predict(*flags) == 0
+    assert json.loads((tmp_path / "o" / "v.json").read_text())["classes"]
+
+
+def test_prompts_are_as_the_weights_were_configured_unless_asked(pair, tmp_path):
+    config = preset("debug")
+    config.prompts.mode = "none"
+    save_checkpoint(tmp_path / "mute", FusionSAMNetwork(config), {})
+    flags = ("--visible", tmp_path / "v.png", "--out", tmp_path / "o", "--weights", tmp_path / "mute")
+    for more, source in (([], "none"), (["--prompts", "self"], "self")):
+        assert predict(*flags, *more) == 0
+        assert json.loads((tmp_path / "o" / "v.json").read_text())["prompts"]["source"] == source
 
 
 def test_only_what_is_whole_and_of_these_files_counts_as_done(pair, weights, tmp_path, capsys):

@@ -147,9 +147,10 @@ def test_tables_stand_beside_one_another_only_for_the_same_pictures(scenes, tmp_
     assert beside.rows[0].cells[1] == beside.rows[0].cells[-1]
     with pytest.raises(InputError, match="--against rival: its seed is 1, here it is 0; measure it on this split"):
         table(values, [{**values, "title": "rival", "seed": 1}])
-    (tmp_path / "robustness.json").write_text('{"conditions": {"full": 3}}')
-    with pytest.raises(InputError, match="no table of fusionsam robustness"):
-        read_table(tmp_path)
+    for row in ("3", '{"miou": "abc"}', "{}"):
+        (tmp_path / "robustness.json").write_text(f'{{"title": "t", "conditions": {{"full": {row}}}}}')
+        with pytest.raises(InputError, match="no table of fusionsam robustness"):
+            read_table(tmp_path)
 
 
 def test_the_full_row_is_what_evaluate_says(root, tmp_path, make_debug):

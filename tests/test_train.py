@@ -242,6 +242,11 @@ def test_lstg_that_would_stay_random_is_refused(scenes: Path, unbroken: Path, tm
     assert (run(scenes, tmp_path / "given", *once) / "final").is_dir()
 
 
+def test_crops_that_the_network_does_not_take_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^data\.crop: \(32, 64\), expected at least 64 a side in stage 2"):
+        run(tmp_path / "nowhere", tmp_path / "out", "--data.crop=[32, 64]")
+
+
 def test_a_pair_without_label_in_a_validation_split_is_named(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split, kinds in (("train", ("visible", "infrared", "label")), ("val", ("visible", "infrared"))):

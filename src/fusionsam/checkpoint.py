@@ -75,7 +75,7 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
             foreign.load_exactly(network.image_encoder.get_submodule("sam"), parts.image_encoder, what)
             beside_is_filled = True
     if config.start_from:
-        beside_is_filled |= _start_from(network, config).encoder.sam
+        beside_is_filled |= _start_from(network, config)
     if to_train and not beside_is_filled:
         raise InputError(
             "model.encoder.sam: true, but no TinyViT is in model.sam_weights (or in a checkpoint of model.start_from), "
@@ -100,12 +100,12 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
     return network
 
 
-def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> ModelConfig:
-    """Fine-tuning: what the checkpoint named by `start_from` has for this network; returns its configuration. Left as
-    they are: class-sized tensors if the classes differ, another architecture of image encoder with what its widths
-    shape (`encoder.weights` must fill it), LSTG if `tokenizer_weights` will fill it, and what begins as if it were not
-    there (encoder.guided, encoder.thermal, encoder.sam with the TinyViT of `sam_weights`, fusion.picture_dilations).
-    InputError for any other difference."""
+def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> bool:
+    """Fine-tuning: what the checkpoint named by `start_from` has for this network; returns whether a frozen TinyViT
+    beside the backbone was among it. Left as they are: class-sized tensors if the classes differ, another architecture
+    of image encoder with what its widths shape (`encoder.weights` must fill it), LSTG if `tokenizer_weights` will fill
+    it, and what begins as if it were not there (encoder.guided, encoder.thermal, encoder.sam with the TinyViT of
+    `sam_weights`, LoRA's adapters, fusion.picture_dilations). InputError for any other difference."""
     assert config.start_from is not None
     tensors, stored, _ = read_checkpoint(config.start_from)
     _require_whole(tensors, f"model.start_from {config.start_from}")
@@ -124,6 +124,15 @@ def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> ModelConfig:
         follows = ("mask_decoder.fine.", "head.")  # their widths follow the encoder's levels
         levels = [name for name in own.keys() ^ tensors.keys() if name.startswith(follows)]
         anew += ("image_encoder.", *levels, *_reshaped(own, tensors, follows))
+    if (stored.encoder.training == "lora") > (config.encoder.training == "lora"):
+        raise InputError(
+            f"model.encoder.training: {config.encoder.training}, but {config.start_from} of model.start_from has LoRA "
+            "adapters; give lora"
+        )
+    if config.encoder.training == "lora" and stored.encoder.training != "lora":
+        anew += tuple(name for name in own if ".lora_" in name)
+        within = {name.replace(".base_layer.", "."): name for name in own if ".base_layer." in name}
+        tensors = {within.get(name, name): tensor for name, tensor in tensors.items()}
     if config.encoder.guided and not stored.encoder.guided:
         anew += ("image_encoder.guide.",)
     if config.encoder.thermal and not stored.encoder.thermal and not other:
@@ -143,9 +152,12 @@ def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> ModelConfig:
         gone = [name for name in tensors if name.startswith("mask_decoder.") and name not in own]  # of further classes
         new = [name for name in own if name.startswith("mask_decoder.") and name not in tensors]
         anew += (*gone, *new)
-    kept = {name: t for name, t in tensors.items() if not (anew and name.startswith(anew))}
+    # a TinyViT beside another backbone is the same
+    both = config.encoder.sam and stored.encoder.sam and not {"dims", "depths"} & {*other}
+    beside = ("image_encoder.sam.",) if both else ()
+    kept = {name: t for name, t in tensors.items() if name.startswith(beside) or not name.startswith(anew)}
     foreign.load_exactly(network, kept, f"model.start_from {config.start_from}", allow_missing=anew, own_names=True)
-    return stored
+    return bool(beside)
 
 
 def _reshaped(own: dict[str, Tensor], tensors: dict[str, Tensor], parts: tuple[str, ...]) -> tuple[str, ...]:
@@ -262,7 +274,9 @@ def halfway(start: str | Path, end: str | Path, folder: str | Path) -> Path:
         raise InputError(f"weights {end}: has other classes than {start}, so half of their mean would be random")
     stays = tuple(["tokenizer."] if origin.tokenizer_weights else [])
     stays += ("head.",) if before.head != network.config.head else ()
-    stays += ("image_encoder.sam.",)  # frozen, and random in `begun` where `start` had none
+    # random in `begun` where `start` had none: the frozen TinyViT, and the dilated convolutions before the last
+    farther = 0 if before.fusion.picture_dilations else len(network.config.fusion.picture_dilations) - 1
+    stays += ("image_encoder.sam.", *(f"picture_head.context.{2 * i + 1}." for i in range(farther)))
     middle = begun.state_dict()
     for name, tensor in network.state_dict().items():
         kept = not tensor.is_floating_point() or (stays and name.startswith(stays))

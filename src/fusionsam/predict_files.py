@@ -27,6 +27,9 @@ from fusionsam.render import confidence_map
 from fusionsam.structures import IGNORE, InputError
 
 RESULTS = ("fused.png", "labels.png", "overlay.png", "confidence.png")
+SOURCES = ("visible", "infrared", "rgbt")
+UNFINISHED: dict[str, Any] = {"run": None}
+"""What a NAME.json says while its pictures are put in their places."""
 
 
 def pairs_to_predict(visible: Path | None, infrared: Path | None, rgbt: Path | None = None) -> list[Entry]:
@@ -83,10 +86,10 @@ def _todo(entries: Sequence[Entry], out: Path, asked: dict[str, Any], with_confi
             raise InputError(
                 f"{there[0]}: is there, and no {entry.id}.json of ours; choose another --out, or --overwrite"
             )
-        if stored is not None and "run" not in stored:
+        if stored is not None and not _is_ours(stored):
             raise InputError(f"{out / entry.id}.json: was not written by predict; choose another --out, or --overwrite")
         run = (stored or {}).get("run") or {}
-        for key in ("visible", "infrared", "rgbt"):
+        for key in SOURCES:
             if run.get(key) and this[key] and run[key][0] != this[key][0]:
                 raise InputError(
                     f"{out / entry.id}.json: is of {run[key][0]}, not of {this[key][0]}; choose another --out, or "
@@ -97,14 +100,19 @@ def _todo(entries: Sequence[Entry], out: Path, asked: dict[str, Any], with_confi
     return found
 
 
+def _is_ours(stored: dict[str, Any]) -> bool:
+    run = stored.get("run", 0)
+    return run is None or (isinstance(run, dict) and all(isinstance(run.get(key) or [], list) for key in SOURCES))
+
+
 def _stored(path: Path) -> dict[str, Any] | None:
-    """What a NAME.json holds; None if there is none, {"run": None} if it is damaged, as an older version left it."""
+    """What a NAME.json holds; None if there is none, UNFINISHED if it is damaged, as an older version left it."""
     try:
         stored = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):
-        return {"run": None}
+        return UNFINISHED
     return stored if isinstance(stored, dict) else {}
 
 
@@ -113,7 +121,7 @@ def run(
     infrared: Path | None,
     out: Path,
     weights: str = "tiny",
-    prompts: str = "self",
+    prompts: str | None = None,
     device: str = "auto",
     overwrite: bool = False,
     with_confidence: bool = False,
@@ -129,9 +137,9 @@ def run(
     For each pair NAME_fused.png, NAME_labels.png (class ids; 255 where the model is less certain than
     `min_confidence`), NAME_overlay.png and NAME.json. `as_trained` leaves out what `fusionsam calibrate` fitted;
     `scales` and `flip` are those of FusionSAM.predict. Every file is complete or absent, and a NAME.json is only there
-    with the pictures it describes. Raises InputError as its parts do, for an `out` where a result would replace an
-    input, and, without `overwrite`, for one that holds results of other pairs or files of these names that predict did
-    not write.
+    with the pictures it describes, or UNFINISHED. Raises InputError as its parts do, for an `out` where a result would
+    replace an input, and, without `overwrite`, for one that holds results of other pairs or files of these names that
+    predict did not write.
     """
     entries = pairs_to_predict(visible, infrared, rgbt)
     folders = any(path is not None and path.is_dir() for path in (visible, infrared, rgbt))
@@ -150,7 +158,8 @@ def run(
     described = {"weights": model.name, "commit": model.card.get("commit", ""), "step": model.card.get("step")}
     files = backends.files(weights) if backend == "onnx" else [locate(weights) / name for name in (WEIGHTS, CONFIG)]
     fingerprint = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()  # names and steps may agree
-    steered = prompts if clicks is None else hashlib.sha256(clicks.read_bytes()).hexdigest()
+    mode = prompts or model.config.prompts.mode
+    steered = mode if clicks is None else hashlib.sha256(clicks.read_bytes()).hexdigest()
     asked = {
         "weights": fingerprint,
         "calibrated": calibrated_digest(model.card),
@@ -187,7 +196,7 @@ def _sources(entry: Entry) -> dict[str, list[Any] | None]:
             raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
         return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
 
-    return {key: identity(getattr(entry, key)) for key in ("visible", "infrared", "rgbt")}
+    return {key: identity(getattr(entry, key)) for key in SOURCES}
 
 
 def _write(
@@ -212,8 +221,10 @@ def _write(
                 write_png(Path(scratch) / ending, picture)
             part = Path(scratch) / "json"
             part.write_text(json.dumps({**head, **prediction.summary()}, indent=1) + "\n")
-            # what an earlier run said must not stand beside these pictures
-            (out / f"{name}.json").unlink(missing_ok=True)
+            # what an earlier run said must not stand beside these pictures, and a run that ends here goes on later
+            begun = Path(scratch) / "begun"
+            begun.write_text(json.dumps(UNFINISHED) + "\n")
+            os.replace(begun, out / f"{name}.json")
             for ending in RESULTS:
                 if ending in pictures:
                     os.replace(Path(scratch) / ending, out / f"{name}_{ending}")
@@ -251,8 +262,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="tiny", help="shipped name or checkpoint folder (default: tiny)")
     parser.add_argument(
         "--prompts",
-        default="self",
-        help="self: the model's own points and box; none: its mask prompt only; FILE.json: yours (default: self)",
+        help="self: the model's own points and box; none: its mask prompt only; FILE.json: yours (default: as the "
+        "weights were configured)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--backend", choices=["torch", "onnx"], default="torch", help="onnx: --weights is an export")

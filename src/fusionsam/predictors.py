@@ -75,6 +75,8 @@ class NetworkPredictor:
         known = {key: self.model.card[key] for key in keys if key in self.model.card}
         if offsets := known.get("class_offsets"):
             known["class_offsets"] = {key: value for key, value in offsets.items() if key != "content"}
+        # JSON has no infinity, which some settings may be
+        known = json.loads(json.dumps(known), parse_constant=str)
         return {"weights_card": {"preset": self.model.config.preset, **known}, "prediction_format": None}
 
 

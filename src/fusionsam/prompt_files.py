@@ -25,9 +25,9 @@ def prompts_to_json(prompts: Prompts) -> dict[str, Any]:
     return {"source": prompts.source, "points": points, "labels": labels, "boxes": boxes}
 
 
-def prompts_file(prompts: str) -> Path | None:
-    """The JSON file that --prompts names; None for self and none. InputError where there is no such file."""
-    if prompts in ("self", "none"):
+def prompts_file(prompts: str | None) -> Path | None:
+    """The JSON file that --prompts names; None for self, none and nothing. InputError where there is no such file."""
+    if prompts is None or prompts in ("self", "none"):
         return None
     if not Path(prompts).is_file():
         raise InputError(f"prompts {prompts}: neither self nor none nor a JSON file; see the README for its form")

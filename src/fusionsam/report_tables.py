@@ -113,7 +113,13 @@ def _mious(by_set: Mapping[str, float], sets: Sequence[str], digits: int) -> lis
 def _plain(one: Scored) -> bool:
     """One of our networks, seeing both images once at full size."""
     v = one.values
-    marks = (v.get("flip"), v.get("baseline"), (v.get("scales") or [1.0]) != [1.0], v.get("modality") != "both")
+    marks = (
+        v.get("flip"),
+        v.get("baseline"),
+        v.get("peer"),
+        (v.get("scales") or [1.0]) != [1.0],
+        v.get("modality") != "both",
+    )
     return bool(v.get("weights")) and not any(marks)
 
 

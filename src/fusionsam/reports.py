@@ -180,10 +180,13 @@ def summarise(many: Sequence[dict[str, Any]]) -> dict[str, Any]:
     values["confusion_matrix"] = np.sum([one["confusion_matrix"] for one in many], axis=0).tolist()
     for key in ("seconds", "seconds_counting"):
         values[key] = sum(one[key] for one in many)
+    # what holds for one of them holds for the mean
+    values["notes"] = list(dict.fromkeys(note for one in many for note in one["notes"]))
+    values["fitted"] = {key: max(one["fitted"][key] for one in many) for key in many[0]["fitted"]}
     prompts = {one["prompts"] for one in many}
     values |= {"interval": None, "weights": [one["weights"] for one in many]}
     values["prompts"] = prompts.pop() if len(prompts) == 1 else "mixed"
-    keys = ("weights", "weights_card", "weights_sha256", "prompts", "miou", "interval", "per_class_iou")
+    keys = ("weights", "weights_card", "weights_sha256", "prompts", "miou", "interval", "per_class_iou", "fitted")
     values["checkpoints"] = [{key: one[key] for key in keys} for one in many]
     return values
 
@@ -199,16 +202,17 @@ def write(out: Path, report: Report, images: ImageMatrices | None) -> Path:
     values = report.as_dict()
     mark = file_mark(values)
     values["per_image"] = None if images is None else f"per_image{mark}.json"
-    if images is not None:
-        digest = values["split_ids_sha256"]
-        _write_json(out / f"per_image{mark}.json", {"split_ids_sha256": digest, **images.as_dict()}, indent=None)
     path = out / f"report{mark}.json"
-    _write_json(path, values, indent=1)
+    texts = {path: json.dumps(values, indent=1, allow_nan=False)}
+    if images is not None:
+        matrices = {"split_ids_sha256": values["split_ids_sha256"], **images.as_dict()}
+        texts = {out / f"per_image{mark}.json": json.dumps(matrices, allow_nan=False), **texts}
+    for file, text in texts.items():
+        _write_text(file, text)
     return path
 
 
-def _write_json(path: Path, values: dict[str, Any], indent: int | None) -> None:
-    text = json.dumps(values, indent=indent, allow_nan=False)
+def _write_text(path: Path, text: str) -> None:
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

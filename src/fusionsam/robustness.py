@@ -194,7 +194,8 @@ def read_table(path: str | Path) -> dict[str, Any]:
     path = Path(path) / f"{NAME}.json" if Path(path).is_dir() else Path(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if all(isinstance(row, dict) and "miou" in row for row in values["conditions"].values()) and values["title"]:
+        scores = [row["miou"] for row in values["conditions"].values()]
+        if all(score is None or isinstance(score, float | int) for score in scores) and values["title"]:
             return dict(values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: no table of fusionsam robustness ({error}); give its folder") from None

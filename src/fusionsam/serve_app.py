@@ -174,14 +174,19 @@ def _prompts(raw: Any, size: tuple[int, int]) -> Prompts | Mode:
     return prompts_from(raw, "prompts", "this pair", size)
 
 
-def _form_prompts(form: FormData, size: tuple[int, int]) -> Prompts | Mode:
-    raw = str(form.get("prompts", "self"))
+def _form_prompts(form: FormData, size: tuple[int, int]) -> Prompts | Mode | None:
+    if "prompts" not in form:
+        return None
+    raw = str(form["prompts"])
     return _prompts({"mode": raw} if raw in MODES else parse_json(raw, "prompts"), size)
 
 
 def _schema(*files: str) -> dict[str, Any]:
     properties: dict[str, Any] = {name: {"type": "string", "format": "binary"} for name in files}
-    properties["prompts"] = {"type": "string", "description": "self, none, or JSON: points, labels, boxes"}
+    properties["prompts"] = {
+        "type": "string",
+        "description": "self, none (default: as the weights were configured), or JSON: points, labels, boxes",
+    }
     return {"requestBody": {"content": {"multipart/form-data": {"schema": {"properties": properties}}}}}
 
 

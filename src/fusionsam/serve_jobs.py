@@ -35,7 +35,7 @@ class Predict:
     """Pair -> Prediction."""
 
     images: Images
-    prompts: Prompts | Mode
+    prompts: Prompts | Mode | None
 
     @property
     def key(self) -> Hashable:

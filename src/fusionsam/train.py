@@ -21,6 +21,7 @@ from fusionsam.checkpoint import build_network, commit, locate
 from fusionsam.config import Config, TrainConfig, to_dict
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.loader import class_shares
+from fusionsam.models.fusionsam import SMALLEST
 from fusionsam.perceptual import EncoderLevels, load_vgg16
 from fusionsam.settings import as_yaml, differences, parse_settings, read_settings
 from fusionsam.structures import InputError
@@ -176,6 +177,8 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     stage_1 = config.train.stage == "tokenizer"
     if config.train.freeze_tokenizer and stage_1:
         raise InputError("train.freeze_tokenizer: there is nothing else to train in stage tokenizer; set it to false")
+    if not stage_1 and min(config.data.crop) < SMALLEST:
+        raise InputError(f"data.crop: {tuple(config.data.crop)}, expected at least {SMALLEST} a side in stage 2")
     model = config.model
     if (
         config.train.freeze_tokenizer
@@ -193,7 +196,8 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
             f"data.extra_pairs: {len(alone)} pairs without a label map (first: {alone[0]}) teach fusion alone in stage "
             "2, and loss.fusion_weight is 0; take them away, or give data.extra_labels for all"
         )
-    refuse_seen(config, val_set.entries)
+    earlier = [locate(source) for source in (config.model.start_from, config.model.tokenizer_weights) if source]
+    refuse_seen(config, val_set.entries, earlier)
     _keep_settings(out, config, resume)
     learnt = [entry for entry in train_set.entries if stage_1 or (entry.label is not None and not entry.extra)]
     steps = total_steps(config, len(learnt))  # extra pairs of stage 2 are a share of the steps, they make none
@@ -206,7 +210,6 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
             build_network(config.model, to_train=not resume), config, steps, class_shares(train_set)
         )
     card = {"command": command, "commit": commit(), "seed": config.train.seed, "config": to_dict(config)}
-    earlier = [locate(source) for source in (config.model.tokenizer_weights, config.model.start_from) if source]
     seen = of_training(train_set, earlier)
     pairs = pairs_digest(seen, train_set, val_set)
     best = BestWeights(out, card, seen, pairs, config.train.checkpoint_minutes)

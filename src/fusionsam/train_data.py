@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
@@ -14,7 +15,6 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fusionsam.checkpoint import locate
 from fusionsam.config import Config, DataConfig
 from fusionsam.data.catalog import DatasetRow, find
 from fusionsam.data.dataset import PairDataset
@@ -150,13 +150,14 @@ def open_unlabelled(config: Config) -> tuple[PairDataset, PairDataset]:
     return opened[0], opened[1]
 
 
-def refuse_seen(config: Config, val: list[Entry]) -> None:
-    """InputError if a validation picture is among those that a checkpoint this run starts from was trained on."""
-    for source in (config.model.start_from, config.model.tokenizer_weights):
-        seen = None if source is None else Fingerprints.read(locate(source))
+def refuse_seen(config: Config, val: list[Entry], earlier: Sequence[Path]) -> None:
+    """InputError if a validation picture is among those that `earlier`, folders of weights this run starts from, were
+    trained on."""
+    for source in earlier:
+        seen = Fingerprints.read(source)
         if seen is None or config.data.allow_train_test_leak_and_know_that_scores_are_worthless:
             continue
-        split, name = config.data.val_split, f"{Path(str(source)).name} (what it was trained on)"
+        split, name = config.data.val_split, f"{source.name} (what it was trained on)"
         numbers = [f"pair {number}" for number in range(1, len(seen.content) + 1)]
         prints = {name: seen, split: fingerprint(split, val)}
         found, _ = weigh(compare(prints, {name: numbers, split: [e.id for e in val]}), {name: numbers, split: val})

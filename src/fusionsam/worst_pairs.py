@@ -46,7 +46,7 @@ def draw(
     written = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for stale in out.glob("[0-9][0-9]_*.png"):
+        for stale in out.glob("[0-9][0-9]*_*.png"):
             stale.unlink()
         for number, (image_id, score) in enumerate(found, 1):
             sheet = _sheet(predictor, data, place[image_id], f"{image_id}, mIoU {score:.1f}")
