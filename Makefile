@@ -97,9 +97,10 @@ runs/study/%/final/training.json: | $(STAMP)
 		$(if $(filter tokenizer_joint,$*),,--model.tokenizer_weights $(TOKENIZER_WEIGHTS)) \
 		$$(test ! -e runs/study/$*/last.ckpt || echo --resume)
 
+$(patsubst %,runs/study/%/evaluation/report.json,$(filter-out base,$(STUDY))): | runs/study/base/evaluation/report.json
 runs/study/%/evaluation/report.json: runs/study/%/final/training.json
-	$(BIN)/fusionsam evaluate --dataset mfnet --root $(MFNET) --split val \
-		--weights runs/study/$*/final --out runs/study/$*/evaluation
+	$(BIN)/fusionsam evaluate --dataset mfnet --root $(MFNET) --split val --weights runs/study/$*/final \
+		--out runs/study/$*/evaluation $(if $(filter-out base,$*),--against runs/study/base/evaluation)
 
 # Loss terms, codebook sizes and kinds of quantiser in stage 1, and the mIoU of a short stage 2 after each; EXTRA_PAIRS
 # are folders of unlabelled pairs. `make tokenizer-study STAGE_2_STEPS=0` leaves stage 2 out.
