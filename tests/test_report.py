@@ -195,6 +195,7 @@ class TestAblationAndSam:
             pixels = card["config"]["model"]["tokenizer"]["tokens"] == "pixels"
             card["config"]["model"]["tokenizer_weights"] = None if pixels else "tiny"
             card["config"]["train"]["freeze_tokenizer"] = not pixels
+        del cards["concat"]["config"]["model"]["encoder"]["thermal_share"]  # a run from before that setting
         cards["joint"] = config(model__fusion__kind="concat")  # LSTG from nowhere: not the budget of the others
         for number, (name, card) in enumerate(cards.items()):
             write_report(tmp_path / name, seed=number, weights_card=card)

@@ -7,14 +7,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from fusionsam import reports
+from fusionsam.config import Config, from_dict, to_dict
 from fusionsam.fusion_metrics import LOWER_IS_BETTER, METRICS
 from fusionsam.report_formats import Row, Table, drop_empty
 from fusionsam.report_sources import VARIANTS, Scored
+from fusionsam.structures import InputError
 
 NONE = "-"
 PUBLISHED_GROUP = "published: as printed in the paper, official test split"
@@ -125,6 +128,8 @@ def _plain(one: Scored) -> bool:
 
 def _budget(config: Mapping[str, Any]) -> tuple[str, str, str]:
     """What all runs of one ablation share: a key, where their LSTG came from (of which (A) has none), and in words."""
+    with suppress(InputError):  # settings that are newer than a run count as they were then
+        config = to_dict(from_dict(Config, dict(config), "report"))
     kept: dict[str, Any] = json.loads(json.dumps(config))
     for section, names in _PART_OF_BUDGET.items():
         for name in names:

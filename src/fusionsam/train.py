@@ -178,7 +178,9 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     if config.train.freeze_tokenizer and stage_1:
         raise InputError("train.freeze_tokenizer: there is nothing else to train in stage tokenizer; set it to false")
     if not stage_1 and min(config.data.crop) < SMALLEST:
-        raise InputError(f"data.crop: {tuple(config.data.crop)}, expected at least {SMALLEST} a side in stage 2")
+        raise InputError(
+            f"data.crop: {tuple(config.data.crop)}, expected at least {SMALLEST} a side in stage 2; enlarge it"
+        )
     model = config.model
     if (
         config.train.freeze_tokenizer
