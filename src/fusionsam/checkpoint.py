@@ -124,15 +124,12 @@ def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> bool:
         follows = ("mask_decoder.fine.", "head.")  # their widths follow the encoder's levels
         levels = [name for name in own.keys() ^ tensors.keys() if name.startswith(follows)]
         anew += ("image_encoder.", *levels, *_reshaped(own, tensors, follows))
-    if (stored.encoder.training == "lora") > (config.encoder.training == "lora"):
+    adapted = stored.encoder.training == "lora"
+    if adapted and config.encoder.training != "lora":
         raise InputError(
             f"model.encoder.training: {config.encoder.training}, but {config.start_from} of model.start_from has LoRA "
             "adapters; give lora"
         )
-    if config.encoder.training == "lora" and stored.encoder.training != "lora":
-        anew += tuple(name for name in own if ".lora_" in name)
-        within = {name.replace(".base_layer.", "."): name for name in own if ".base_layer." in name}
-        tensors = {within.get(name, name): tensor for name, tensor in tensors.items()}
     if config.encoder.guided and not stored.encoder.guided:
         anew += ("image_encoder.guide.",)
     if config.encoder.thermal and not stored.encoder.thermal and not other:
@@ -156,7 +153,8 @@ def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> bool:
     both = config.encoder.sam and stored.encoder.sam and not {"dims", "depths"} & {*other}
     beside = ("image_encoder.sam.",) if both else ()
     kept = {name: t for name, t in tensors.items() if name.startswith(beside) or not name.startswith(anew)}
-    foreign.load_exactly(network, kept, f"model.start_from {config.start_from}", allow_missing=anew, own_names=True)
+    what = f"model.start_from {config.start_from}"
+    foreign.load_exactly(network, kept, what, allow_missing=anew, own_names=adapted)
     return bool(beside)
 
 

@@ -32,10 +32,9 @@ def narrow(ids: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
     again and again was most of the time that counting took."""
     if ids.dtype == np.uint8 or not ids.size:
         return ids
-    if ids.dtype == np.int8:
-        return ids.astype(np.uint8) if ids.min() >= 0 else ids
-    # read as unsigned, negative ids are the largest
-    return ids.astype(np.uint8) if ids.view(f"u{ids.itemsize}").max() <= 255 else ids
+    # read as unsigned, negative ids are the largest, above all that the type can hold
+    largest = min(255, np.iinfo(ids.dtype).max)
+    return ids.astype(np.uint8) if ids.view(f"u{ids.itemsize}").max() <= largest else ids
 
 
 def id_pair(prediction: ArrayLike, label: ArrayLike) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:

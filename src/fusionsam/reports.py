@@ -203,6 +203,7 @@ def write(out: Path, report: Report, images: ImageMatrices | None) -> Path:
     mark = file_mark(values)
     values["per_image"] = None if images is None else f"per_image{mark}.json"
     path = out / f"report{mark}.json"
+    # both are spelt before either is written: what cannot be spelt leaves an older pair as it was
     texts = {path: json.dumps(values, indent=1, allow_nan=False)}
     if images is not None:
         matrices = {"split_ids_sha256": values["split_ids_sha256"], **images.as_dict()}
