@@ -82,6 +82,11 @@ def test_adapters_begin_on_a_checkpoint_trained_without_them_and_not_the_other_w
     config.encoder.training, config.start_from = "full", str(tmp_path / "lora")
     with pytest.raises(InputError, match=r"^model\.encoder\.training: full, but .*lora of .* has LoRA adapters; give"):
         build_network(config)
+    # another image encoder takes nothing over from the adapted one
+    save_file(timm.create_model("mobilenetv2_050", pretrained=False).state_dict(), tmp_path / "imagenet.safetensors")
+    config.encoder = EncoderConfig(source="mobilenetv2_050", weights=str(tmp_path / "imagenet.safetensors"))
+    new = build_network(config, to_train=True).state_dict()
+    assert torch.equal(new["prompt_encoder.sam.no_mask_embed.weight"], adapted.prompt_encoder.sam.no_mask_embed.weight)
 
 
 @pytest.mark.parametrize("training", ["frozen", "lora"])

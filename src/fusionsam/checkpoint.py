@@ -125,7 +125,7 @@ def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> bool:
         levels = [name for name in own.keys() ^ tensors.keys() if name.startswith(follows)]
         anew += ("image_encoder.", *levels, *_reshaped(own, tensors, follows))
     adapted = stored.encoder.training == "lora"
-    if adapted and config.encoder.training != "lora":
+    if adapted and config.encoder.training != "lora" and not other:
         raise InputError(
             f"model.encoder.training: {config.encoder.training}, but {config.start_from} of model.start_from has LoRA "
             "adapters; give lora"
