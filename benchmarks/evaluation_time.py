@@ -25,6 +25,7 @@ from fusionsam.checkpoint import commit
 from fusionsam.data import fingerprints, images, leaks, predictions
 from fusionsam.data.synthetic import draw_scene, scene_id
 from fusionsam.evaluate import EvaluateConfig, evaluate
+from fusionsam.files import write_json
 
 TIMED = {
     "decoding": [(images, "_load"), (predictors, "image_size"), (predictions, "image_size")],
@@ -116,7 +117,7 @@ def main() -> None:
         "machine": platform.machine(),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(args.out, record)
     print(json.dumps(record, indent=1))
 
 

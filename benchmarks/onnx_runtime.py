@@ -33,6 +33,7 @@ from fusionsam.checkpoint import commit, load_network, save_checkpoint
 from fusionsam.config import preset
 from fusionsam.export import compare, difference, write
 from fusionsam.export_graphs import scenes
+from fusionsam.files import write_json
 from fusionsam.models.fusionsam import FusionSAMNetwork
 from fusionsam.quantize import feed, quantize, split_pairs
 from fusionsam.structures import InputError
@@ -149,12 +150,6 @@ def parity_of_random(kind: str, folder: Path) -> list[dict[str, Any]] | str:
     return parity(str(folder / kind), folder / f"{kind}-files", exported=False)
 
 
-def store(out: Path, result: dict[str, Any]) -> None:
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, out)
-
-
 def on_pairs(weights: str, folder: Path, pairs: Path) -> dict[str, Any]:
     """Real pairs at their own size, val.txt's where there is such a list: what rounding does to codes shows here."""
     network, _ = load_network(weights)
@@ -208,7 +203,7 @@ def main() -> None:
         facts = {**about, "versions": versions, "peak_gb": round(resident() / 1024, 2)}
         result.setdefault("parity_alone", {})[kind] = facts
         shown[f"{kind} (random weights)"] = rows
-        store(args.out, result)
+        write_json(args.out, result)
         print(json.dumps({**facts, "rows": rows}, indent=1))
         return
     result |= {**about, "versions": versions}
@@ -225,7 +220,7 @@ def main() -> None:
             result["openvino"] = openvino_time(files, args.size, args.rounds)
         for kind in args.random:
             shown[f"{kind} (random weights)"] = parity_of_random(kind, folder)
-    store(args.out, result)
+    write_json(args.out, result)
     print(json.dumps({key: value for key, value in result.items() if key != "parity"}, indent=1))
 
 

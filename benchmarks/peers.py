@@ -51,6 +51,7 @@ from fusionsam.evaluate import (
     leak_guard,
     open_labelled,
 )
+from fusionsam.files import whole, write_json
 from fusionsam.losses import segmentation_loss
 from fusionsam.metrics import CalibrationError
 from fusionsam.settings import differences, read_settings
@@ -93,20 +94,12 @@ class PeerWeights(BestWeights):
         hours = self.elapsed() / 3600
         rate = {"steps_per_second": trainer.global_step / max(1e-9, self.elapsed())}
         scores = {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f".{WEIGHTS}.part"
-        save_file({name: value.contiguous() for name, value in task.evaluated().state_dict().items()}, part)
-        os.replace(part, folder / WEIGHTS)
-        _write(
+        with whole(folder / WEIGHTS) as part:
+            save_file({name: value.contiguous() for name, value in task.evaluated().state_dict().items()}, part)
+        write_json(
             folder / CARD, {**self.card, "step": trainer.global_step, "hours": round(hours, 3), **rate, "val": scores}
         )
         self.seen.write(folder)
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(part, path)
 
 
 def machine() -> dict[str, Any]:
@@ -209,7 +202,7 @@ def train_peer(
     seen = of_training(train_set, earlier)
     out.mkdir(parents=True, exist_ok=True)
     seen.write(out)
-    _write(out / BUDGET, budget)
+    write_json(out / BUDGET, budget)
     steps = budget["steps"]
     # random weights are enough where a checkpoint or a trained peer follows
     weights = None if resume or start else config.model.encoder.weights

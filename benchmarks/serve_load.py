@@ -29,6 +29,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fusionsam.files import write_json
+
 LATE = "503, accepted but not in time"
 REFUSED, IDLE = "refused after SIGTERM", "kept connection closed after SIGTERM, before the next request"
 SIZES = [(64, 64), (64, 96), (96, 96), (96, 128), (128, 128)]
@@ -208,9 +210,7 @@ def machine() -> dict:
 def record(path: Path, key: str, values: dict) -> None:
     """Put `values` under `key` of a JSON file, keeping the rest."""
     kept = json.loads(path.read_text()) if path.exists() else {}
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({**kept, key: values}, indent=1) + "\n")
-    os.replace(part, path)
+    write_json(path, {**kept, key: values})
 
 
 def main() -> int:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from fusionsam.files import write_json, write_text
 from fusionsam.reconstruct import load_tokenizer
 from fusionsam.tokenizer_metrics import bits_per_pixel
 
@@ -66,11 +66,8 @@ def main() -> int:
         print(f"{args.runs}: no finished run in it; `make tokenizer-study` makes them", file=sys.stderr)
         return 2
     rows = sorted((read_row(run) for run in finished), key=lambda row: (row["row"] != "base", row["row"]))
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("table.json", json.dumps(rows, indent=1) + "\n"), ("table.md", as_markdown(rows))):
-        part = args.out / f"{name}.part"
-        part.write_text(text)
-        os.replace(part, args.out / name)
+    write_json(args.out / "table.json", rows)
+    write_text(args.out / "table.md", as_markdown(rows))
     print(as_markdown(rows), end="")
     return 0
 

@@ -15,6 +15,7 @@ import torch
 
 from fusionsam.checkpoint import build_network, commit
 from fusionsam.config import preset
+from fusionsam.files import write_json
 from fusionsam.models.fusionsam import parameter_table
 
 
@@ -47,7 +48,7 @@ def main() -> None:
         "machine": platform.machine(),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(args.out, record)
     print(json.dumps(record, indent=1))
 
 

@@ -472,7 +472,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(make_debug, tmp_path, mo
         raise SafetensorError("No space left on device (os error 28)")
 
     monkeypatch.setattr("fusionsam.checkpoint.save_file", full)
-    with pytest.raises(InputError, match=r"out: cannot write the checkpoint \(No space left"):
+    with pytest.raises(InputError, match=r"out/model\.safetensors: cannot be written \(No space left"):
         save_checkpoint(tmp_path / "out", make_debug(), {})
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluate import FITTED, EvaluateConfig, check_classes, evaluate, leak_guard
+from fusionsam.files import write_json
 from fusionsam.models.plain_sam import PlainSam
 from fusionsam.models.prompts import oracle_prompts
 from fusionsam.predict import FusionSAM, Prediction, choose_device
@@ -193,9 +193,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
                     "choose another --out, or remove it"
                 )
             return
-        part = out / ".settings.json.part"
-        part.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        os.replace(part, path)
+        write_json(path, settings)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
     except (json.JSONDecodeError, AttributeError):

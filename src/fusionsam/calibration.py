@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from fusionsam.data.catalog import CATALOG
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluate import EvaluateConfig, check_classes, leak_guard, open_labelled
+from fusionsam.files import write_json
 from fusionsam.metrics import CalibrationError
 from fusionsam.predict import FusionSAM
 from fusionsam.structures import IGNORE, InputError, Pixels
@@ -139,13 +139,10 @@ def store(source: str | Path, **values: Any) -> Path:
     path = checkpoint.locate(source) / checkpoint.CARD
     try:
         card = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        part = path.with_name(f".{path.name}.part")
-        told = {name: value for name, value in {**card, **values}.items() if value is not None}
-        part.write_text(json.dumps(told, indent=1), encoding="utf-8")
-        os.replace(part, path)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be written ({error}); copy the checkpoint to a folder of your own") from None
-    return path
+        raise InputError(f"{path}: cannot be read ({error}); fetch the checkpoint again") from None
+    told = {name: value for name, value in {**card, **values}.items() if value is not None}
+    return write_json(path, told, "copy the checkpoint to a folder of your own")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

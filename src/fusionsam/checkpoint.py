@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
-import tempfile
 from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
@@ -24,6 +22,7 @@ from torch import Tensor
 from fusionsam import __version__, foreign
 from fusionsam.config import ModelConfig, from_dict
 from fusionsam.data.fingerprints import Fingerprints
+from fusionsam.files import whole, write_json, write_text
 from fusionsam.models.fusionsam import FusionSAMNetwork
 from fusionsam.structures import InputError
 
@@ -175,35 +174,19 @@ def save_checkpoint(folder: str | Path, network: Configured, card: dict[str, Any
 
     `half` stores floats as float16. Raises InputError when the folder cannot be written.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors: dict[str, Tensor] = {}
-        for name, value in network.state_dict().items():
-            kept = value.detach().cpu().contiguous().clone()
-            if half and kept.is_floating_point():
-                # counters of a codebook may lie beyond float16
-                kept = kept.clamp(-HALF_MAX, HALF_MAX).half()
-            tensors[name] = kept
-        _write_tensors(folder / WEIGHTS, tensors)
-        _write_text(folder / CONFIG, yaml.safe_dump(_plain(asdict(network.config)), sort_keys=False))
-        _write_text(folder / CARD, json.dumps({**card, "version": __version__}, indent=1))
-    except (OSError, SafetensorError) as error:  # the latter for a full disk
-        raise InputError(
-            f"{folder}: cannot write the checkpoint ({error}); choose a writable folder with room"
-        ) from None
+    folder, remedy = Path(folder), "choose a writable folder with room"
+    tensors: dict[str, Tensor] = {}
+    for name, value in network.state_dict().items():
+        kept = value.detach().cpu().contiguous().clone()
+        if half and kept.is_floating_point():
+            # counters of a codebook may lie beyond float16
+            kept = kept.clamp(-HALF_MAX, HALF_MAX).half()
+        tensors[name] = kept
+    with whole(folder / WEIGHTS, remedy, also=(SafetensorError,)) as part:  # SafetensorError is its for a full disk
+        save_file(tensors, part, metadata={"format": "fusionsam", "version": __version__})
+    write_text(folder / CONFIG, yaml.safe_dump(_plain(asdict(network.config)), sort_keys=False), remedy)
+    write_json(folder / CARD, {**card, "version": __version__}, remedy)
     return folder
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    fd, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(fd)
-    try:
-        save_file(tensors, temporary, metadata={"format": "fusionsam", "version": __version__})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def read_checkpoint(source: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:
@@ -357,12 +340,6 @@ def _git(*arguments: str) -> str:
         check=True,
     )
     return answer.stdout.strip()
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 def _plain(value: Any) -> Any:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from fusionsam.data.catalog import CATALOG
 from fusionsam.data.check import check
-from fusionsam.structures import InputError
+from fusionsam.files import write_json
 
 _SHOWN = 20  # problems of a kind; the rest is counted, and all are in --json
 
@@ -36,13 +34,7 @@ def main(args: argparse.Namespace) -> int:
     report = check(args.dataset, args.root, args.splits, args.class_file)
     print(table(report))
     if args.json:
-        try:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            part = args.json.with_name(args.json.name + ".part")
-            part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            os.replace(part, args.json)
-        except OSError as error:
-            raise InputError(f"--json: {args.json} cannot be written ({error.strerror}); give another path") from None
+        write_json(args.json, report, "choose another --json")
     return 0 if report["ok"] else 1
 
 

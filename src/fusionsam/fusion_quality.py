@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
 import multiprocessing
 import os
@@ -24,6 +23,7 @@ from fusionsam.data.fingerprints import Fingerprints, fingerprint
 from fusionsam.data.images import image_size, read_infrared, read_visible
 from fusionsam.data.leaks import compare
 from fusionsam.data.splits import Entry, pair_entries
+from fusionsam.files import whole, write_json
 from fusionsam.fusion_baselines import FUSIONS
 from fusionsam.fusion_metrics import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, luma
 from fusionsam.structures import InputError
@@ -175,20 +175,12 @@ def write(out: Path, table: Table) -> dict[str, Scores]:
         method: {"images": len(table[method]), **{m: v if math.isfinite(v) else None for m, v in scores.items()}}
         for method, scores in found.items()
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        part = out / ".fusion_metrics.csv.part"
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["method", "image", *METRICS])
-            for method, rows in table.items():
-                writer.writerows([method, id, *(row[metric] for metric in METRICS)] for id, row in rows.items())
-        os.replace(part, out / "fusion_metrics.csv")
-        part = out / ".fusion_metrics.json.part"
-        part.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(part, out / "fusion_metrics.json")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
+    with whole(out / "fusion_metrics.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "image", *METRICS])
+        for method, rows in table.items():
+            writer.writerows([method, id, *(row[metric] for metric in METRICS)] for id, row in rows.items())
+    write_json(out / "fusion_metrics.json", plain)
     return found
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from fusionsam.backends import WHOLE, WHOLE_INT8, metadata, open_session, run_se
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.splits import Entry, entries, pair_entries
 from fusionsam.data.transforms import eval_transform
+from fusionsam.files import whole
 from fusionsam.metrics import PROTOCOLS, ConfusionMatrix
 from fusionsam.structures import InputError
 
@@ -37,12 +37,8 @@ def quantize(folder: Path, pairs: Path, count: int = 32) -> dict[str, Any]:
     facts = metadata(session)
     seen, held = split_pairs(pairs, count)
     nodes = encoder_nodes(folder / WHOLE)
-    part = folder / f".{WHOLE_INT8}.part"
-    try:
+    with whole(folder / WHOLE_INT8) as part:
         _quantize(folder / WHOLE, part, nodes, seen)
-        os.replace(part, folder / WHOLE_INT8)
-    finally:
-        part.unlink(missing_ok=True)
     result: dict[str, Any] = {"calibrated_on": len(seen), "measured_on": len(held), "nodes": len(nodes)}
     result["same_pairs"] = held is seen
     for name, path in (("float", WHOLE), ("int8", WHOLE_INT8)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from fusionsam.checkpoint import load_network, read_checkpoint
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
+from fusionsam.files import write_json
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
 from fusionsam.predict import choose_device
@@ -153,7 +153,7 @@ def run(
         if size is not None:
             summary[name] |= {"bits_per_pixel": bits, **usage[name].as_dict()}
     summary["images"] = images
-    _write_json(out / "summary.json", summary)
+    write_json(out / "summary.json", summary)
     return summary
 
 
@@ -167,15 +167,6 @@ def _require_ours(out: Path) -> None:
             found = None
         if not isinstance(found, dict) or "images" not in found or "pairs" not in found:
             raise InputError(f"{path}: was not written by reconstruct; choose another --out")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_suffix(".json.part")
-    try:
-        part.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another --out") from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

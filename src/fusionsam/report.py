@@ -15,8 +15,9 @@ from fusionsam.data.catalog import CATALOG, Color, DatasetRow, find
 from fusionsam.data.dataset import PairDataset, open_split, read_sample
 from fusionsam.data.images import read_visible
 from fusionsam.data.predictions import PredictionFolder
+from fusionsam.files import write_text
 from fusionsam.report_figures import PanelRow
-from fusionsam.report_formats import to_markdown, write_table, write_text
+from fusionsam.report_formats import to_markdown, write_table
 from fusionsam.report_sources import Scored, collect, collect_fusion
 from fusionsam.structures import InputError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fusionsam.files import whole
 from fusionsam.render import IGNORED, colorize
 from fusionsam.structures import InputError
 
@@ -60,14 +60,8 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     written = []
     for kind, dates in (("png", {}), ("pdf", {"CreationDate": None})):
         path = stem.with_name(f"{stem.name}.{kind}")
-        part = path.with_name(f".{path.name}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with rc_context(_STYLE):
-                figure.savefig(part, format=kind, dpi=DPI, metadata=dates)
-            os.replace(part, path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another --out") from None
+        with whole(path) as part, rc_context(_STYLE):
+            figure.savefig(part, format=kind, dpi=DPI, metadata=dates)
         written.append(path)
     return written
 

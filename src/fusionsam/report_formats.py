@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from fusionsam.structures import InputError
+from fusionsam.files import write_text
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -119,18 +118,6 @@ def to_csv(table: Table) -> str:
     writer.writerow(["group", *table.columns, "note"])
     writer.writerows([row.group, *row.cells, " ".join(row.notes)] for row in table.rows)
     return file.getvalue()
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write the file whole or not at all; InputError if it cannot be written."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another --out") from None
-    return path
 
 
 def write_table(table: Table, out: Path) -> list[Path]:

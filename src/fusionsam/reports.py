@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fusionsam.boundary import BoundaryScore
+from fusionsam.files import write_text
 from fusionsam.metrics import (
     PROTOCOLS,
     CalibrationError,
@@ -209,25 +208,8 @@ def write(out: Path, report: Report, images: ImageMatrices | None) -> Path:
         matrices = {"split_ids_sha256": values["split_ids_sha256"], **images.as_dict()}
         texts = {out / f"per_image{mark}.json": json.dumps(matrices, allow_nan=False), **texts}
     for file, text in texts.items():
-        _write_text(file, text)
+        write_text(file, text)
     return path
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = ""
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to") from error
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def file_mark(values: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ from fusionsam.evaluate import (
     open_labelled,
     require_writable,
 )
+from fusionsam.files import write_json
 from fusionsam.metrics import PROTOCOLS, ConfusionMatrix, ImageMatrices, bootstrap_miou, headline, iou, plain
 from fusionsam.predict import FusionSAM
 from fusionsam.report_formats import Row, Table, to_markdown, write_table
@@ -223,13 +223,7 @@ def write(values: dict[str, Any], out: Path, others: Sequence[Mapping[str, Any]]
     """robustness.json, .md, .tex and .csv in `out`, each whole or not at all; returns the table. InputError if they
     cannot be written."""
     made = table(values, others)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        part = out / f".{NAME}.json.part"
-        part.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(part, out / f"{NAME}.json")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    write_json(out / f"{NAME}.json", values)
     write_table(made, out)
     return made
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from fusionsam.checkpoint import build_network, commit, locate
 from fusionsam.config import Config, TrainConfig, to_dict
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.loader import class_shares
+from fusionsam.files import write_text
 from fusionsam.models.fusionsam import SMALLEST
 from fusionsam.perceptual import EncoderLevels, load_vgg16
 from fusionsam.settings import as_yaml, differences, parse_settings, read_settings
@@ -115,13 +115,7 @@ def _keep_settings(out: Path, config: Config, resume: bool) -> None:
                 f"use --config {file} --resume, or another train.out"
             )
         return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")  # every device's process writes the same
-        part.write_text(as_yaml(config))
-        os.replace(part, file)
-    except OSError as error:
-        raise InputError(f"train.out: {out} cannot be written ({error.strerror}); choose another folder") from None
+    write_text(file, as_yaml(config), "choose another train.out")
 
 
 def _session(logs: Path) -> str:

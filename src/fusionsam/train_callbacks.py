@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fusionsam.checkpoint import save_checkpoint
 from fusionsam.data.fingerprints import Fingerprints
+from fusionsam.files import whole, write_text
 from fusionsam.structures import InputError
 from fusionsam.tasks import SegmentationTask
 from fusionsam.tokenizer_task import TokenizerTask
@@ -28,16 +28,9 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write beside `path`, then rename. InputError where that fails."""
-        part = Path(f"{path}.part")
-        try:
+        # RuntimeError is torch's for a full disk
+        with whole(path, "make room there, then go on with --resume", also=(RuntimeError,)) as part:
             super().save_checkpoint(checkpoint, part, storage_options)
-            os.replace(part, path)
-        except (OSError, RuntimeError) as error:  # the latter is torch's for a full disk
-            part.unlink(missing_ok=True)
-            reason = str(error).splitlines()[0][:100]
-            raise InputError(
-                f"{path}: cannot be written ({reason}); make room there, then go on with --resume"
-            ) from None
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """InputError for a file that is no checkpoint."""
@@ -128,9 +121,7 @@ class BestWeights(Callback):
         line |= {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if not k.startswith("lr")}
         lines = file.read_text().splitlines() if file.exists() else []
         lines = [kept for kept in lines if json.loads(kept)["step"] < trainer.global_step]
-        part = file.with_suffix(".part")
-        part.write_text("\n".join([*lines, json.dumps(line)]) + "\n")
-        os.replace(part, file)
+        write_text(file, "\n".join([*lines, json.dumps(line)]) + "\n", "make room there, then go on with --resume")
 
 
 class FrozenTokenizer(Callback):

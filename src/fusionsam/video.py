@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +20,7 @@ from tqdm import tqdm
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import MAX_PIXELS
 from fusionsam.data.splits import pair_entries
+from fusionsam.files import whole
 from fusionsam.prompt_files import prompts_file, read_prompts
 from fusionsam.render import Color, legend_strip, overlay
 from fusionsam.structures import InputError
@@ -188,35 +187,28 @@ def overlay_video(
     below, so that the size stays the same. Returns frames and frames per second; `out` is complete or absent.
     """
     av = _av()
-    part = out.with_name(f".{out.stem}.{os.getpid()}.part{out.suffix}")
     done, started = 0, time.perf_counter()
-    try:
-        with av.open(str(part), "w") as container:
-            stream = None
-            frames = tqdm(source.frames, total=source.count, desc="video", unit="frame")
-            for name, size, visible, infrared in frames:
-                try:
-                    prediction = model.predict(visible, infrared, prompts(name, size))
-                except InputError as error:
-                    raise InputError(f"frame {done + 1} of {name}: {error}") from None
-                picture = frame_picture(prediction)
-                if stream is None:
-                    stream = _stream(av, container, source.rate, picture.shape)
-                if (stream.height, stream.width) != picture.shape[:2]:
-                    raise InputError(f"frame {done + 1} ({name}): not the size of the first; give one size a film")
-                for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
-                    container.mux(packet)
-                done += 1
+    # the format is named, since the temporary name does not tell it
+    with whole(out, also=(av.FFmpegError,)) as part, av.open(str(part), "w", format="mp4") as container:
+        stream = None
+        frames = tqdm(source.frames, total=source.count, desc="video", unit="frame")
+        for name, size, visible, infrared in frames:
+            try:
+                prediction = model.predict(visible, infrared, prompts(name, size))
+            except InputError as error:
+                raise InputError(f"frame {done + 1} of {name}: {error}") from None
+            picture = frame_picture(prediction)
             if stream is None:
-                raise InputError("--video: the films hold no frame; give others")
-            for packet in stream.encode(None):
+                stream = _stream(av, container, source.rate, picture.shape)
+            if (stream.height, stream.width) != picture.shape[:2]:
+                raise InputError(f"frame {done + 1} ({name}): not the size of the first; give one size a film")
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
                 container.mux(packet)
-        os.replace(part, out)
-    except (OSError, av.FFmpegError) as error:
-        raise InputError(f"{out}: cannot be written ({getattr(error, 'strerror', error)}); choose another") from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+            done += 1
+        if stream is None:
+            raise InputError("--video: the films hold no frame; give others")
+        for packet in stream.encode(None):
+            container.mux(packet)
     return done, done / max(time.perf_counter() - started, 1e-9)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from PIL import Image
 
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.images import write_png
+from fusionsam.files import write_json
 from fusionsam.metrics import PROTOCOLS, ImageMatrices
 from fusionsam.predictors import FolderPredictor, NetworkPredictor
 from fusionsam.render import overlay, side_by_side
@@ -53,9 +52,7 @@ def draw(
             written.append(out / f"{number:02d}_{image_id.replace('/', '_')}.png")
             write_png(written[-1], np.asarray(sheet))
         values = [{"id": image_id, "miou": score, "protocol": protocol} for image_id, score in found]
-        part = out / ".worst.json.part"
-        part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, out / "worst.json")
+        write_json(out / "worst.json", values)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
     return written

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from fusionsam.data.dataset import PairDataset, read_sample
 from fusionsam.data.splits import FLIP, Entry
+from fusionsam.files import write_text
 from fusionsam.structures import InputError, Sample
 
 FILE = "training_fingerprints.json"
@@ -80,13 +80,8 @@ class Fingerprints:
             }
             for content, hashes, known in zip(self.content, self.hashes, self.known, strict=True)
         ]
-        path = Path(folder) / FILE
-        part = path.with_name(f".{FILE}.{os.getpid()}.part")
-        try:
-            part.write_text("\n".join(["[", ",\n".join(json.dumps(row) for row in rows), "]"]) + "\n")
-            os.replace(part, path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from None
+        text = "\n".join(["[", ",\n".join(json.dumps(row) for row in rows), "]"]) + "\n"
+        write_text(Path(folder) / FILE, text, "choose a writable folder")
 
     @classmethod
     def read(cls, folder: str | Path) -> Fingerprints | None:

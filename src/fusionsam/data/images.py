@@ -3,12 +3,11 @@ InputError with one line; the size in the header is judged before any pixel is d
 
 from __future__ import annotations
 
-import os
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from fusionsam.files import whole
 from fusionsam.structures import InputError
 
 MAX_PIXELS = 4096 * 4096 * 2
@@ -406,14 +406,5 @@ def write_png(path: str | Path, array: Tensor | NDArray[np.uint8]) -> None:
     array = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     if array.dtype != np.uint8:
         raise TypeError(f"write_png takes uint8, got {array.dtype}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.ascontiguousarray(array)).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    except BaseException as error:  # an interrupt too may leave half a picture
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        raise InputError(f"{path}: cannot be written ({_one_line(error)}); choose a folder you may write to") from error
+    with whole(path, "choose a folder you may write to") as part:
+        Image.fromarray(np.ascontiguousarray(array)).save(part, format="PNG")

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from fusionsam.data import scene_objects as objects
 from fusionsam.data.images import write_png
 from fusionsam.data.scene_objects import Canvas, Rng
+from fusionsam.files import write_json, write_text
 from fusionsam.structures import InputError, Sample
 
 _CARD = "synthetic.json"
@@ -212,7 +213,7 @@ def synthesize(
         assert sample.infrared is not None
         assert sample.label is not None
         if index == 0:
-            _write_text(out / _CARD, json.dumps({"pairs": pairs, "seed": seed, "size": list(size)}) + "\n")
+            write_json(out / _CARD, {"pairs": pairs, "seed": seed, "size": list(size)})
         write_png(out / "images" / f"{sample.id}.png", torch.cat([sample.visible, sample.infrared]))
         write_png(out / "labels" / f"{sample.id}.png", sample.label.to(torch.uint8))
         ids.append(sample.id)
@@ -223,7 +224,7 @@ def synthesize(
         lists[f"{name}_day"] = [id for id in lists[name] if id.endswith("D")]
         lists[f"{name}_night"] = [id for id in lists[name] if id.endswith("N")]
     for name, members in lists.items():
-        _write_text(out / f"{name}.txt", "".join(f"{id}\n" for id in members))
+        write_text(out / f"{name}.txt", "".join(f"{id}\n" for id in members))
     return lists
 
 
@@ -246,13 +247,3 @@ def _require_same(out: Path, pairs: int, seed: int, size: tuple[int, int]) -> No
             f"{out}: holds {held!r} pairs of seed {card.get('seed')!r} and size {card.get('size')!r}, asked for "
             f"{pairs} of seed {seed} and size {list(size)}; choose a new folder, so that no scenes are mixed"
         )
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to") from error

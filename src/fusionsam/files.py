@@ -1,0 +1,49 @@
+"""Files that appear whole or not at all: each is written under a temporary name beside its own, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fusionsam.structures import InputError
+
+OTHER_OUT = "choose another --out"
+
+
+@contextmanager
+def whole(path: str | Path, remedy: str = OTHER_OUT, also: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
+    """The temporary name to write to; it becomes `path` when the block ends, and goes when the block is left by an
+    exception, an interrupt included: what stood at `path` stays. Folders are made.
+
+    InputError, which ends in `remedy`, for an OSError or one of `also`: what else a writer raises for a full disk.
+    """
+    path = Path(path)
+    # processes that share a folder must not write into each other's file
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if not isinstance(error, (OSError, *also)):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:100]
+        raise InputError(f"{path}: cannot be written ({reason}); {remedy}") from error
+
+
+def write_text(path: str | Path, text: str, remedy: str = OTHER_OUT) -> Path:
+    """`text` as UTF-8; returns the path. Raises as `whole`."""
+    with whole(path, remedy) as part:
+        part.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | Path, values: Any, remedy: str = OTHER_OUT) -> Path:
+    """`values` as JSON; returns the path. Raises as `whole`."""
+    return write_text(path, json.dumps(values, indent=1) + "\n", remedy)

@@ -1,0 +1,39 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fusionsam.files import whole, write_json, write_text
+from fusionsam.structures import InputError
+
+
+def write_half(path, error, **options):
+    with whole(path, **options) as part:
+        part.write_text("half")
+        raise error
+
+
+def test_what_stood_there_stays_until_the_new_file_is_whole(tmp_path):
+    path = write_json(tmp_path / "deep" / "a.json", {"old": 1})
+    with pytest.raises(KeyboardInterrupt):
+        write_half(path, KeyboardInterrupt())
+    assert json.loads(path.read_text()) == {"old": 1}
+    with whole(path) as part:
+        part.write_text("new")
+        assert json.loads(path.read_text()) == {"old": 1}
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_by_any_name_is_one_line_that_says_what_to_do(tmp_path):
+    with pytest.raises(InputError, match=r"^.*a: cannot be written \(no room left\); make room$"):
+        write_half(tmp_path / "a", RuntimeError("no room\nleft"), remedy="make room", also=(RuntimeError,))
+    with pytest.raises(RuntimeError, match="another matter"):
+        write_half(tmp_path / "a", RuntimeError("another matter"))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"file/x: cannot be written \(.+\); choose another --out"):
+        write_text(tmp_path / "file" / "x", "")
