@@ -15,7 +15,7 @@ TOKENIZER_WEIGHTS ?= tiny
 EXTRAS := dev
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check browser ablation peers study tokenizer-study clean
+.PHONY: demo test test-slow check browser ablation peers study study-peers tokenizer-study clean
 
 # installed again only when what is to be installed has changed
 $(STAMP): pyproject.toml
@@ -101,6 +101,21 @@ $(patsubst %,runs/study/%/evaluation/report.json,$(filter-out base,$(STUDY))): |
 runs/study/%/evaluation/report.json: runs/study/%/final/training.json
 	$(BIN)/fusionsam evaluate --dataset mfnet --root $(MFNET) --split val --weights runs/study/$*/final \
 		--out runs/study/$*/evaluation $(if $(filter-out base,$*),--against runs/study/base/evaluation)
+
+# How far seeds spread at this length, beside base, seed1 and seed2: two streams in the same settings, with the steps that
+# fit into the same time (they take two fifths of the time a step).
+study-peers: $(STAMP) $(foreach seed,0 1 2,runs/study/two_stream_$(seed)/evaluation/report.json)
+	$(BIN)/fusionsam report --reports runs/study/two_stream_[012]/evaluation --out out/study-peers
+
+.PRECIOUS: runs/study/two_stream_%/final/peer.json
+runs/study/two_stream_%/final/peer.json: | $(STAMP)
+	$(BIN)/python benchmarks/peers.py train --peer two_stream --config configs/mfnet_tiny.yaml --config \
+		configs/study/base.yaml --steps 500 --seed $* --out runs/study/two_stream_$* --data.root $(MFNET) \
+		--model.encoder.weights $(ENCODER_WEIGHTS) $$(test ! -e runs/study/two_stream_$*/last.ckpt || echo --resume)
+
+runs/study/two_stream_%/evaluation/report.json: runs/study/two_stream_%/final/peer.json
+	$(BIN)/python benchmarks/peers.py evaluate --weights runs/study/two_stream_$*/final --dataset mfnet --root $(MFNET) \
+		--split val --out runs/study/two_stream_$*/evaluation
 
 # Loss terms, codebook sizes and kinds of quantiser in stage 1, and the mIoU of a short stage 2 after each; EXTRA_PAIRS
 # are folders of unlabelled pairs. `make tokenizer-study STAGE_2_STEPS=0` leaves stage 2 out.
