@@ -89,10 +89,16 @@ study: $(STAMP) $(STUDY:%=runs/study/%/evaluation/report.json)
 
 runs/study/encoder_lite0/final/training.json: override ENCODER_WEIGHTS = $(LITE0_WEIGHTS)
 runs/study/encoder_lite2/final/training.json: override ENCODER_WEIGHTS = $(LITE2_WEIGHTS)
+runs/study/synthetic/train.txt: | $(STAMP)
+	$(BIN)/fusionsam synth --out runs/study/synthetic --pairs 400
+runs/study/synth/final/training.json: runs/study/synthetic/train.txt
+runs/study/synth_first/final/training.json: runs/study/synth/final/training.json
+
 .PRECIOUS: runs/study/%/final/training.json
 runs/study/%/final/training.json: | $(STAMP)
 	$(BIN)/fusionsam train --config configs/mfnet_tiny.yaml --config configs/study/base.yaml \
-		--config configs/study/$*.yaml --data.root $(MFNET) --model.sam_weights $(SAM_WEIGHTS) \
+		--config configs/study/$*.yaml --model.sam_weights $(SAM_WEIGHTS) \
+		$(if $(filter synth,$*),,--data.root $(MFNET)) \
 		$(if $(filter encoder_tinyvit,$*),,--model.encoder.weights $(ENCODER_WEIGHTS)) \
 		$(if $(filter tokenizer_joint,$*),,--model.tokenizer_weights $(TOKENIZER_WEIGHTS)) \
 		$$(test ! -e runs/study/$*/last.ckpt || echo --resume)
