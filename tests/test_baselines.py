@@ -187,6 +187,10 @@ def test_an_oracle_run_scores_its_own_pictures_is_marked_resumes_and_is_never_co
     assert np.sum(again.values["confusion_matrix"]) == matrix.sum()
     with pytest.raises(InputError, match="made with another image, seed"):
         baseline(replace(config, image="visible", seed=1))
+    for foreign in (b'[{"a": 1}]', b"null", b"\xff"):
+        (tmp_path / "settings.json").write_bytes(foreign)
+        with pytest.raises(InputError, match=r"settings\.json: is not ours to read"):
+            baseline(config)
 
 
 def test_a_self_run_on_the_fused_picture_names_its_prompts_and_classes(sam2, street, tmp_path, make_debug):

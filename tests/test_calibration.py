@@ -104,6 +104,18 @@ def test_stride_keeps_the_limit():
     assert stride([(480, 640)] * 26, 100_000) == 9  # 7,987,200 / 81 = 98,607
 
 
+def test_pictures_of_several_sizes_are_thinned_together(tmp_path, make_debug, monkeypatch):
+    for side, count in ((64, 5), (256, 9)):
+        synthesize(tmp_path / str(side), count, seed=1, size=(side, side), progress=False)
+    first, others = (open_split("mfnet", tmp_path / name, "train") for name in ("64", "256"))
+    first.entries = [first.entries[0], *others.entries]
+    monkeypatch.setattr("fusionsam.calibration.stride", lambda sizes: stride(sizes, 20_000))
+    weights = save_checkpoint(tmp_path / "weights", make_debug(), {})
+    pixels = collect(FusionSAM.from_pretrained(weights, "cpu"), first)
+    assert len(pixels) == 6
+    assert sum(len(one.label) for one in pixels) <= 20_000
+
+
 def test_fewer_than_two_pairs_are_refused():
     with pytest.raises(InputError, match="1 pairs; expected at least 2"):
         calibration(drawn(1.0, 1))

@@ -186,6 +186,31 @@ def test_a_manifest_whose_words_would_be_passed_over_is_refused(text, said, tmp_
         entries("manifest", tmp_path / "m.csv", "train")
 
 
+@pytest.mark.parametrize("id", ["seq/one", "../one", ".."])
+def test_an_id_of_a_manifest_that_is_no_file_name_is_refused(id, tmp_path):
+    _write_pair(tmp_path, ("v", "i", "l"), "one", 0)
+    (tmp_path / "m.csv").write_text(f"visible,id\nv/one.png,{id}\n")
+    with pytest.raises(InputError, match=rf"m\.csv: id '{id}' is no file name"):
+        entries("manifest", tmp_path / "m.csv", "all")
+
+
+def test_a_table_with_pictures_in_the_place_of_paths_is_refused_in_a_short_line(tmp_path):
+    rows = [{"visible": {"bytes": b"\x89PNG" * 5000, "path": None}}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "hub.parquet")
+    (tmp_path / "long.csv").write_text("visible\n" + "x" * 5000)
+    for name, said in (("hub.parquet", "column 'visible' holds struct"), ("long.csv", "does not exist")):
+        with pytest.raises(InputError, match=said) as caught:
+            entries("manifest", tmp_path / name, "all")
+        assert len(str(caught.value)) < 500
+
+
+def test_a_file_name_that_no_report_can_hold_is_refused_where_it_is_read(tmp_path):
+    _write_pair(tmp_path, ("visible", "infrared", "labels"), "n", 0)
+    (tmp_path / "visible" / "n.png").rename(tmp_path / "visible" / os.fsdecode(b"f\xfc.png"))
+    with pytest.raises(InputError, match=r"visible: the file name 'f.udcfc\.png' is not UTF-8; rename it"):
+        entries("pairs", tmp_path, "all")
+
+
 def test_folders_are_known_in_any_case_and_lists_may_name_files(tmp_path):
     for index in range(2):
         _write_pair(tmp_path, ("RGB", "Thermal", "LABELS"), f"n{index}", index)
@@ -231,6 +256,8 @@ def test_a_list_may_begin_with_a_byte_order_mark(mfnet):
         ("classes: [a]\npalette: [[0, 0, 256]]", "must hold 1 colours"),
         ("classes: [a, a]\npalette: [[0, 0, 0], [1, 1, 1]]", "each once"),
         ("classes: [a]\npalette: [[0, 0, 0]]\nforeground: [z]", "foreground"),
+        ("classes: [a]\npalette: [[0, 0, 0]]\nforeground: [.inf]", "foreground"),
+        ("classes: [2020-99-99]\npalette: [[0, 0, 0]]", "not readable as YAML"),
     ],
 )
 def test_bad_class_files(content, said, tmp_path):
@@ -313,14 +340,18 @@ def test_disguised_copies_are_found(kind, found_as, tmp_path):
 
 
 def test_one_look_alike_in_a_long_split_is_mentioned_and_a_copied_split_refused(tmp_path, capsys):
-    synthesize(tmp_path / "a", 10, 1, size=(240, 320), progress=False)
+    synthesize(tmp_path / "a", 11, 1, size=(240, 320), progress=False)
     everything = [entry for split in ("train", "val", "test") for entry in entries("mfnet", tmp_path / "a", split)]
-    train, others = everything[:4], everything[4:]
+    train, others = everything[:5], everything[5:]
     copies = [replace(_disguised("border crop", e, tmp_path / e.id), id=f"copy {e.id}") for e in train[:2]]
-    require_no_leak({"train": train, "val": [*others, copies[0]]})  # 1 of 7 is below a fifth
+    require_no_leak({"train": train, "val": [*others, copies[0]]})  # 1 of 7 is below a fifth, and 1 of 5 is not above
     assert "1 look-alikes" in capsys.readouterr().err
     with pytest.raises(InputError, match="share 2 images"):
         require_no_leak({"train": train, "val": [*others, *copies]})  # 2 of 8 is not
+    for names in (("test", "train"), ("train", "test")):  # the smaller one is a copy, in whatever order they come
+        splits = {"test": copies[:1], "train": [*others, train[0]]}
+        with pytest.raises(InputError, match="share 1 images"):
+            require_no_leak({name: splits[name] for name in names})
 
 
 def test_leaks_by_id_and_by_flipped_id(mfnet):
@@ -368,14 +399,14 @@ def test_the_only_modality_known_of_both_decides_alone(mfnet, tmp_path):
 
 
 def test_check_notes_stray_look_alikes_and_complains_of_many(tmp_path):
-    synthesize(tmp_path / "a", 10, 1, size=(240, 320), progress=False)
+    synthesize(tmp_path / "a", 11, 1, size=(240, 320), progress=False)
     everything = [entry for split in ("train", "val", "test") for entry in entries("mfnet", tmp_path / "a", split)]
     copies = [replace(_disguised("jpeg", e, tmp_path / e.id), id=f"copy {e.id}") for e in everything[:2]]
     for entry in (*everything, *copies):
         sample = read_sample(entry)
         write_png(tmp_path / "p/visible" / f"{entry.id}.png", sample.visible)
         write_png(tmp_path / "p/infrared" / f"{entry.id}.png", sample.infrared)
-    lists = {"train": everything[:4], "one": [*everything[4:], copies[0]], "two": [*everything[4:], *copies]}
+    lists = {"train": everything[:5], "one": [*everything[5:], copies[0]], "two": [*everything[5:], *copies]}
     for name, members in lists.items():
         (tmp_path / "p" / f"{name}.txt").write_text("\n".join(entry.id for entry in members))
     stray = check("pairs", tmp_path / "p", ("train", "one"), progress=False)

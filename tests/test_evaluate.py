@@ -188,6 +188,9 @@ def test_form_is_decided_over_the_folder_and_asked_for_where_nothing_tells(direc
     Image.fromarray(both).save(tmp_path / "5.png")
     with pytest.raises(InputError, match=r"5\.png: holds neither ids 0 to 4 nor"):
         PredictionFolder(tmp_path, ["5"], palette)
+    shutil.copy(tmp_path / "1.png", tmp_path / "1.PNG")
+    with pytest.raises(InputError, match=r"1\.png: has the same stem as 1\.PNG; keep one"):
+        PredictionFolder(tmp_path, ["1"], palette)
 
 
 def test_missing_and_extra_predictions_are_listed_and_refused(home, direct, tmp_path):

@@ -150,6 +150,15 @@ def test_small_pictures_are_refused_by_name(tmp_path, side, baselines, advice):
         fusion_quality.run(*folders(tmp_path), tmp_path / "out", fused=[tmp_path / "fused"], baselines=baselines)
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path, monkeypatch):
+    for part in ("visible", "infrared", "fused"):
+        save(tmp_path / part / "a.png", np.full((67, 73), 9, np.uint8))
+    (tmp_path / "out").write_text("in the way")
+    monkeypatch.setattr(fusion_quality, "measure_all", lambda *_: pytest.fail("measured"))
+    with pytest.raises(InputError, match=r"out: cannot be written \(File exists\)"):
+        fusion_quality.run(*folders(tmp_path), tmp_path / "out", fused=[tmp_path / "fused"])
+
+
 @pytest.mark.parametrize("part", ["infrared", "fused"])
 def test_a_picture_of_another_size_is_refused_by_name(tmp_path, part):
     for other in ("visible", "infrared", "fused"):

@@ -560,6 +560,8 @@ def test_sixteen_bit_and_palette_images_work(pair, weights, tmp_path):
         (lambda f: ["--visible", f / "empty"], ["empty: holds no image (.png"]),
         (lambda f: ["--rgbt", f / "empty"], ["empty: holds no image (.png"]),
         (lambda f: ["--visible", f / "broken"], ["gone.png: cannot be read (No such file"]),
+        (lambda f: ["--visible", f / "loop"], ["loop.png: cannot be read (Too many levels"]),
+        (lambda f: ["--visible", f / "linked", "--out", f / "linked"], ["linked: is the folder of the inputs"]),
     ],
 )
 def test_impossible_requests_get_one_line_and_exit_code_2(pair, weights, tmp_path, capsys, arrange, said):
@@ -570,6 +572,10 @@ def test_impossible_requests_get_one_line_and_exit_code_2(pair, weights, tmp_pat
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "loop").mkdir()
+    (tmp_path / "loop" / "loop.png").symlink_to("loop.png")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "l.png").symlink_to(tmp_path / "a" / "lone.png")
     flags = arrange(tmp_path)
     for flag, value in (("--out", tmp_path / "o"), ("--weights", weights)):
         if flag not in flags:

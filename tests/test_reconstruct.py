@@ -80,9 +80,31 @@ def test_neither_inputs_nor_files_of_other_people_are_overwritten(pairs: Path) -
     with pytest.raises(InputError, match=r"summary.json: was not written by reconstruct"):
         run(pairs / "vi", None, pairs / "out", weights, "cpu")
     assert [path.name for path in (pairs / "out").iterdir()] == ["summary.json"]
+    (pairs / "theirs").mkdir()
+    (pairs / "theirs" / "a_visible.png").write_bytes(before)
+    with pytest.raises(InputError, match=r"a_visible.png: is there, and no summary.json of ours tells of it"):
+        run(pairs / "vi", None, pairs / "theirs", weights, "cpu")
+    assert (pairs / "theirs" / "a_visible.png").read_bytes() == before
     (pairs / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: holds no image"):
         run(pairs / "empty", None, pairs / "new", weights, "cpu")
+
+
+def test_a_run_that_was_killed_is_started_again_over_its_own_pictures(pairs: Path, monkeypatch) -> None:
+    weights = str(stage_1(pairs / "weights"))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fusionsam.reconstruct.error_map", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(pairs / "vi", None, pairs / "out", weights, "cpu")
+    monkeypatch.undo()
+    assert list((pairs / "out").glob("*_reconstruction.png"))
+    assert json.loads((pairs / "out" / "summary.json").read_text())["unfinished"] is True
+    summary = run(pairs / "vi", None, pairs / "out", weights, "cpu")
+    assert json.loads((pairs / "out" / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert "unfinished" not in summary
 
 
 def test_codes_picture_lies_over_the_image_and_usage_is_counted_over_all_images(pairs: Path) -> None:
@@ -166,5 +188,8 @@ def test_refusals_are_one_line(pairs: Path) -> None:
     with pytest.raises(InputError, match="has no decoder"):
         run(pairs / "vi", None, pairs / "out", str(folder), "cpu")
     write_png(pairs / "thin.png", np.zeros((5, 40), np.uint8))
-    with pytest.raises(InputError, match="5x40, expected at least 7"):
+    with pytest.raises(InputError, match="5x40, expected 7 to 4096 a side"):
         run(None, pairs / "thin.png", pairs / "out", str(stage_1(pairs / "other")), "cpu")
+    write_png(pairs / "long.png", np.zeros((8, 4097), np.uint8))
+    with pytest.raises(InputError, match="8x4097, expected 7 to 4096 a side"):
+        run(None, pairs / "long.png", pairs / "out", str(pairs / "other"), "cpu")

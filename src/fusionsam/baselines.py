@@ -30,7 +30,7 @@ from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluate import FITTED, EvaluateConfig, check_classes, evaluate, leak_guard
-from fusionsam.files import write_json
+from fusionsam.files import given_path, write_json
 from fusionsam.models.plain_sam import PlainSam
 from fusionsam.models.prompts import oracle_prompts
 from fusionsam.predict import FusionSAM, Prediction, choose_device
@@ -185,7 +185,12 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     try:
         (out / "predictions").mkdir(parents=True, exist_ok=True)
         if path.is_file():
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError):
+                stored = None
+            if not isinstance(stored, dict):
+                raise InputError(f"{path}: is not ours to read; choose another --out, or remove it")
             differing = sorted(name for name in {*stored, *settings} if stored.get(name) != settings.get(name))
             if differing:
                 raise InputError(
@@ -196,8 +201,6 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         write_json(path, settings)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
-    except (json.JSONDecodeError, AttributeError):
-        raise InputError(f"{path}: is not ours to read; choose another --out, or remove it") from None
 
 
 def _paint(config: BaselineConfig, data: PairDataset, folder: Path) -> None:
@@ -285,7 +288,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="self: our network's points, box and classes; oracle: from the ground truth, an upper bound (%(default)s)",
     )
     add("--weights", default=defaults["weights"], help="our checkpoint, for the fused image and self (%(default)s)")
-    add("--out", required=True, help="folder for predictions and report; finished label maps are kept")
+    add("--out", type=given_path, required=True, help="folder for predictions and report; finished label maps are kept")
     add("--points", type=int, default=defaults["points"], help="drawn of each class with oracle (%(default)s)")
     add("--seed", type=int, default=defaults["seed"], help="of drawn points and bootstrap (%(default)s)")
     add("--bootstrap", type=int, default=defaults["bootstrap"], help="resamples of the images (%(default)s)")

@@ -26,6 +26,7 @@ from fusionsam import checkpoint, class_offsets
 from fusionsam.class_offsets import blocks, but
 from fusionsam.data.catalog import CATALOG
 from fusionsam.data.dataset import PairDataset
+from fusionsam.data.images import image_size
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluate import EvaluateConfig, check_classes, leak_guard, open_labelled
 from fusionsam.files import write_json
@@ -118,12 +119,11 @@ def stride(sizes: Sequence[tuple[int, int]], limit: int = PIXELS) -> int:
 def collect(model: FusionSAM, data: PairDataset) -> list[Pixels]:
     """The network's logits (as they are, no temperature) and labels of each pair, in float16, thinned to PIXELS."""
     found: list[Pixels] = []
-    step = 1
+    sizes = [image_size(entry.label) for entry in data.entries if entry.label is not None]  # of the headers
+    step = stride(sizes)
     for index in tqdm(range(len(data)), desc="calibrate", unit="pair"):
         sample = data[index]
         assert sample.label is not None
-        if index == 0:
-            step = stride([sample.size] * len(data))
         visible, infrared = (
             None if image is None else to_unit(image)[None] for image in (sample.visible, sample.infrared)
         )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from fusionsam.data.catalog import CATALOG
 from fusionsam.data.check import check
-from fusionsam.files import write_json
+from fusionsam.files import given_path, write_json
 
 _SHOWN = 20  # problems of a kind; the rest is counted, and all are in --json
 
@@ -23,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images shared between splits (also mirrored). Exit code 1 if there is a problem.",
     )
     flags.add_argument("--dataset", required=True, help=f"row of the catalogue: {', '.join(CATALOG)}")
-    flags.add_argument("--root", type=Path, required=True, help="folder of the data set, or the manifest file")
+    flags.add_argument("--root", type=given_path, required=True, help="folder of the data set, or the manifest file")
     flags.add_argument("--splits", nargs="+", metavar="NAME", help="splits to look at (all that can be found)")
-    flags.add_argument("--class-file", type=Path, metavar="F", help="YAML with classes and palette")
-    flags.add_argument("--json", type=Path, metavar="FILE", help="also write everything that was found to FILE")
+    flags.add_argument("--class-file", type=given_path, metavar="F", help="YAML with classes and palette")
+    flags.add_argument("--json", type=given_path, metavar="FILE", help="also write everything that was found to FILE")
 
 
 def main(args: argparse.Namespace) -> int:

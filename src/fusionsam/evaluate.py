@@ -7,7 +7,6 @@ import hashlib
 import math
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -22,6 +21,7 @@ from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.fingerprints import Digests, Fingerprints, fingerprint
 from fusionsam.data.leaks import Leak, compare, weigh
 from fusionsam.data.splits import Entry, entries
+from fusionsam.files import given_path, require_writable
 from fusionsam.metrics import ImageMatrices
 from fusionsam.predict import FusionSAM, require_scales
 from fusionsam.predictors import FolderPredictor, NetworkPredictor
@@ -171,16 +171,6 @@ def _check(config: EvaluateConfig) -> None:
         )
     if config.out is not None:
         require_writable(config.out)
-
-
-def require_writable(out: str | Path) -> None:
-    """Make the folder `out`; InputError where nothing can be written into it."""
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def check_classes(classes: Sequence[str], source: str | Path, row: DatasetRow) -> None:
@@ -402,7 +392,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--predictions", help="folder of ID.png or ID_labels.png: class ids, or palette colours, RGB or BGR"
     )
-    add("--out", required=True, help="folder for report.json and per_image.json")
+    add("--out", type=given_path, required=True, help="folder for report.json and per_image.json")
     add("--prompts", choices=("self", "none", "oracle"), help="as the weights were configured if left out")
     add("--as-trained", action="store_true", help="without the offsets and temperature that calibrate stored")
     add("--modality", choices=("both", "visible", "infrared"), default=defaults["modality"], help="what the model sees")

@@ -33,6 +33,7 @@ from fusionsam.backends import (
 )
 from fusionsam.checkpoint import WEIGHTS, calibrated_digest, load_network, locate
 from fusionsam.export_graphs import DecoderHalf, EncoderHalf, Whole, scenes, write_onnx
+from fusionsam.files import given_path
 from fusionsam.models.fusionsam import SMALLEST, FusionSAMNetwork
 from fusionsam.models.tokenizer import Quantizer
 from fusionsam.structures import InputError
@@ -202,11 +203,11 @@ def _refuse_beyond_limits(row: dict[str, Any]) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `fusionsam export`."""
     parser.add_argument("--weights", default="tiny", help="shipped name or checkpoint folder (default: tiny)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the ONNX files")
+    parser.add_argument("--out", type=given_path, required=True, help="folder for the ONNX files")
     parser.add_argument("--quantize", choices=["int8"], help="also write an int8 model; needs --calibrate")
     parser.add_argument(
         "--calibrate",
-        type=Path,
+        type=given_path,
         help="folder of pairs that sets int8's ranges: images/ of four channels, or visible/ and infrared/",
     )
     parser.add_argument("--calibration-pairs", type=int, default=32, help="how many of them (default: 32)")

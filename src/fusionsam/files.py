@@ -1,9 +1,12 @@
-"""Files that appear whole or not at all: each is written under a temporary name beside its own, then renamed."""
+"""Where results go. Files appear whole or not at all: each is written under a temporary name beside its own, then
+renamed."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +15,23 @@ from typing import Any
 from fusionsam.structures import InputError
 
 OTHER_OUT = "choose another --out"
+
+
+def given_path(text: str) -> Path:
+    """A path of the command line; an empty one, as of an unset shell variable, would mean the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty path was given")
+    return Path(text)
+
+
+def require_writable(out: str | Path) -> None:
+    """Make the folder `out`; InputError where nothing can be written into it."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); {OTHER_OUT}") from error
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from fusionsam.data.fingerprints import Fingerprints, fingerprint
 from fusionsam.data.images import image_size, read_infrared, read_visible
 from fusionsam.data.leaks import compare
 from fusionsam.data.splits import Entry, pair_entries
-from fusionsam.files import whole, write_json
+from fusionsam.files import given_path, require_writable, whole, write_json
 from fusionsam.fusion_baselines import FUSIONS
 from fusionsam.fusion_metrics import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, luma
 from fusionsam.structures import InputError
@@ -222,6 +222,7 @@ def run(
     ids = [entry.id for entry in entries]
     folders = {name: fused_files(path, ids) for name, path in zip(names[len(weights) :], fused, strict=True)}
     check_sizes(entries, folders, fusion_baselines.SMALLEST_SIDE if baselines else SMALLEST_SIDE)
+    require_writable(out)
     models: list[Any] = []
     notes: list[str] = []
     if weights:
@@ -266,9 +267,9 @@ def _trained_on(weights: Mapping[str, str | Path], entries: Sequence[Entry]) -> 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fusionsam fusion-metrics`."""
     add = parser.add_argument
-    add("--visible", type=Path, required=True, help="folder of visible images")
-    add("--infrared", type=Path, required=True, help="folder of infrared images of the same names")
-    add("--fused", type=Path, nargs="+", default=[], help="folders of fused pictures, NAME.png or NAME_fused.png")
+    add("--visible", type=given_path, required=True, help="folder of visible images")
+    add("--infrared", type=given_path, required=True, help="folder of infrared images of the same names")
+    add("--fused", type=given_path, nargs="+", default=[], help="folders of fused pictures, NAME.png or NAME_fused.png")
     add("--weights", nargs="+", default=[], help="checkpoint folders or shipped names whose fusion is measured")
     add(
         "--baselines",
@@ -276,7 +277,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help=f"the built-in fusions beside them: {', '.join(FUSIONS)}",
     )
-    add("--out", type=Path, required=True, help="folder for fusion_metrics.csv and fusion_metrics.json")
+    add("--out", type=given_path, required=True, help="folder for fusion_metrics.csv and fusion_metrics.json")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add("--workers", type=int, default=cores, help="processes that measure; networks run in the parent (%(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fusionsam.checkpoint import CONFIG, WEIGHTS, calibrated_digest, locate
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
 from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
+from fusionsam.files import given_path
 from fusionsam.predict import FusionSAM, Prediction, require_one_as_it_is
 from fusionsam.prompt_files import prompts_file, read_prompts
 from fusionsam.render import confidence_map
@@ -61,14 +63,15 @@ def pairs_to_predict(visible: Path | None, infrared: Path | None, rgbt: Path | N
 def require_apart(entries: Sequence[Entry], out: Path, endings: Sequence[str], folders: bool) -> None:
     """InputError if a result `out`/ID + ending would replace one of the inputs, or, with `folders`, if `out` is where
     inputs are listed from: the next run would take the results for pictures."""
-    inputs = {path.resolve(): path for e in entries for path in (e.visible, e.infrared, e.rgbt) if path is not None}
-    if folders and out.resolve() in {path.parent for path in inputs}:
+    paths = [path for e in entries for path in (e.visible, e.infrared, e.rgbt) if path is not None]
+    inputs = {realpath(path): path for path in paths}  # Path.resolve raises for a link to itself
+    if folders and realpath(out) in {realpath(path.parent) for path in paths}:
         raise InputError(
             f"{out}: is the folder of the inputs, whose next run would find the results; choose another --out"
         )
     for entry in entries:
         for ending in endings:
-            if (target := (out / f"{entry.id}{ending}").resolve()) in inputs:
+            if (target := realpath(out / f"{entry.id}{ending}")) in inputs:
                 raise InputError(
                     f"{inputs[target]}: would be overwritten by a result of that name; choose another --out"
                 )
@@ -233,13 +236,6 @@ def _write(
             os.replace(part, out / f"{name}.json")
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
-
-
-def given_path(text: str) -> Path:
-    """A path of the command line; an empty one, as of an unset shell variable, would mean the current folder."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("an empty path was given")
-    return Path(text)
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from fusionsam.checkpoint import load_network, read_checkpoint
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
-from fusionsam.files import write_json
+from fusionsam.files import given_path, write_json
+from fusionsam.models.fusionsam import LARGEST
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
 from fusionsam.predict import choose_device
-from fusionsam.predict_files import add_pair_arguments, given_path, pairs_to_predict, require_apart
+from fusionsam.predict_files import add_pair_arguments, pairs_to_predict, require_apart
 from fusionsam.render import codes_picture
 from fusionsam.structures import InputError
 from fusionsam.tokenizer_metrics import (
@@ -37,6 +39,8 @@ from fusionsam.tokenizer_metrics import (
     structural_similarity,
 )
 
+SMALLEST = 7
+"""Pixels a side: the window of SSIM."""
 ERROR_GAIN = 4
 """Error maps show |I - I^| times this, cut at white: at 30 dB the mean error is 8 of 255."""
 
@@ -98,13 +102,16 @@ def run(
     endings = [f"_{name}{kind}.png" for name in MODALITIES for kind in ("", "_reconstruction", "_error", "_codes")]
     folders = any(path is not None and path.is_dir() for path in (visible, infrared))
     require_apart(entries, out, endings, folders)
-    _require_ours(out)
+    earlier = _require_ours(out, [entry.id for entry in entries], endings)
     tokenizer, card = load_tokenizer(weights)
     where = choose_device(device)
     tokenizer = tokenizer.to(where)
     phi = _phi(weights, vgg16, vgg16_input)
     phi = None if phi is None else phi.to(where)
     size, bits = codebook_size(tokenizer), bits_per_pixel(tokenizer)
+    # told before the first picture, so that a run that is killed can be started again over its own pictures
+    begun = {**earlier, **{entry.id: {} for entry in entries}}
+    write_json(out / "summary.json", {"unfinished": True, "pairs": len(entries), "images": begun})
     images: dict[str, dict[str, Any]] = {}
     usage = {name: CodeUsage(size or 1) for name in MODALITIES}
     for entry in tqdm(entries, desc="reconstruct", unit="pair", disable=len(entries) == 1):
@@ -113,8 +120,11 @@ def run(
         for index, (name, array) in enumerate(zip(MODALITIES, (sample.visible, sample.infrared), strict=True)):
             if array is None:
                 continue
-            if min(array.shape[1:]) < 7:
-                raise InputError(f"{entry.id}: {name} is {array.shape[1]}x{array.shape[2]}, expected at least 7 a side")
+            height, width = array.shape[1:]
+            if not all(SMALLEST <= side <= LARGEST for side in (height, width)):
+                raise InputError(
+                    f"{entry.id}: {name} is {height}x{width}, expected {SMALLEST} to {LARGEST} a side; resize it"
+                )
             image = to_unit(array)[None].to(where)
             rebuilt, codes = rebuild(tokenizer, index, image)
             figures: dict[str, Any] = {
@@ -157,16 +167,23 @@ def run(
     return summary
 
 
-def _require_ours(out: Path) -> None:
-    """InputError for a summary.json that somebody else wrote."""
+def _require_ours(out: Path, ids: Sequence[str], endings: Sequence[str]) -> dict[str, Any]:
+    """What an earlier summary.json tells of images. InputError for one that somebody else wrote, and for a picture of
+    these names that it does not tell of."""
     path = out / "summary.json"
+    found: Any = {"images": {}, "pairs": 0}
     with suppress(FileNotFoundError, NotADirectoryError):
         try:
             found = json.loads(path.read_text())
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
-        if not isinstance(found, dict) or "images" not in found or "pairs" not in found:
-            raise InputError(f"{path}: was not written by reconstruct; choose another --out")
+    if not isinstance(found, dict) or not isinstance(found.get("images"), dict) or "pairs" not in found:
+        raise InputError(f"{path}: was not written by reconstruct; choose another --out")
+    for id in ids:
+        for ending in endings:
+            if id not in found["images"] and (there := out / f"{id}{ending}").exists():
+                raise InputError(f"{there}: is there, and no summary.json of ours tells of it; choose another --out")
+    return dict(found["images"])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -178,7 +195,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--vgg16",
-        type=Path,
+        type=given_path,
         help="VGG16 features (.safetensors) for the perceptual distance (default: the checkpoint's image encoder)",
     )
     parser.add_argument(

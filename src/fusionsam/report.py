@@ -15,7 +15,7 @@ from fusionsam.data.catalog import CATALOG, Color, DatasetRow, find
 from fusionsam.data.dataset import PairDataset, open_split, read_sample
 from fusionsam.data.images import read_visible
 from fusionsam.data.predictions import PredictionFolder
-from fusionsam.files import write_text
+from fusionsam.files import given_path, write_text
 from fusionsam.report_figures import PanelRow
 from fusionsam.report_formats import to_markdown, write_table
 from fusionsam.report_sources import Scored, collect, collect_fusion
@@ -175,15 +175,17 @@ def run(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `fusionsam report`."""
     add = parser.add_argument
-    add("--reports", type=Path, nargs="+", required=True, help="folders that hold reports of evaluations, at any depth")
-    add("--out", type=Path, required=True, help="folder for tables (Markdown, LaTeX, CSV) and figures (PNG, PDF)")
+    add(
+        "--reports", type=given_path, nargs="+", required=True, help="folders with reports of evaluations, at any depth"
+    )
+    add("--out", type=given_path, required=True, help="folder for tables (Markdown, LaTeX, CSV) and figures (PNG, PDF)")
     add("--figures", action=argparse.BooleanOptionalAction, default=True, help="draw figures; needs matplotlib")
     add("--panels", nargs="+", metavar="RUN=FOLDER", help="runs and their predictions for the qualitative panels")
     add("--dataset", help=f"of the panels: one of {', '.join(CATALOG)}")
-    add("--root", type=Path, help="of the panels: folder of the data set (or the manifest file)")
+    add("--root", type=given_path, help="of the panels: folder of the data set (or the manifest file)")
     add("--split", default="val", help="of the panels (%(default)s)")
     add("--ids", nargs="+", default=(), help="of the panels: their rows (four of the split)")
-    add("--class-file", type=Path, help="YAML with classes and palette, for pairs and manifest")
+    add("--class-file", type=given_path, help="YAML with classes and palette, for pairs and manifest")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -33,9 +33,8 @@ from fusionsam.evaluate import (
     fitted_on,
     leak_guard,
     open_labelled,
-    require_writable,
 )
-from fusionsam.files import write_json
+from fusionsam.files import given_path, require_writable, write_json
 from fusionsam.metrics import PROTOCOLS, ConfusionMatrix, ImageMatrices, bootstrap_miou, headline, iou, plain
 from fusionsam.predict import FusionSAM
 from fusionsam.report_formats import Row, Table, to_markdown, write_table
@@ -197,7 +196,7 @@ def read_table(path: str | Path) -> dict[str, Any]:
         scores = [row["miou"] for row in values["conditions"].values()]
         if all(score is None or isinstance(score, float | int) for score in scores) and values["title"]:
             return dict(values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: no table of fusionsam robustness ({error}); give its folder") from None
     raise InputError(f"{path}: no table of fusionsam robustness; give its folder")
 
@@ -245,7 +244,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
     add("--root", required=True, help="folder of the data set (or the manifest file)")
     add("--split", default="val", help="official split, or NAME of a list NAME.txt (%(default)s)")
-    add("--out", type=Path, required=True, help=f"folder for {NAME}.md and {NAME}.json")
+    add("--out", type=given_path, required=True, help=f"folder for {NAME}.md and {NAME}.json")
     add("--conditions", nargs="+", default=tuple(CONDITIONS), metavar="NAME", help=f"of {', '.join(CONDITIONS)} (all)")
     add("--against", nargs="+", default=(), metavar="DIR", help="such folders of other models, as further columns")
     add("--as-trained", action="store_true", help="without the offsets that calibrate stored")

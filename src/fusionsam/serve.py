@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionsam.checkpoint import locate
+from fusionsam.files import given_path
 from fusionsam.predict import FusionSAM
 from fusionsam.serve_config import ServeConfig, flag
 from fusionsam.structures import InputError
@@ -73,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: 8000)")
-    parser.add_argument("--token-file", type=Path, help=f"file with a bearer token to ask for; or set {TOKEN}")
+    parser.add_argument("--token-file", type=given_path, help=f"file with a bearer token to ask for; or set {TOKEN}")
     parser.add_argument("--access-log", action="store_true", help="a line for every request on stderr")
     for limit in fields(ServeConfig):
         shown = f"{limit.metadata['help']} (default: {limit.default:g})"

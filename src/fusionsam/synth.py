@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 
 from fusionsam.data.synthetic import synthesize
+from fusionsam.files import given_path
 from fusionsam.structures import InputError
 
 
@@ -21,7 +21,7 @@ def image_size(text: str) -> tuple[int, int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `fusionsam synth`."""
     told = "folder to write to, in MFNet's layout: new, or of the same seed and size and no more pairs"
-    parser.add_argument("--out", type=Path, required=True, help=told)
+    parser.add_argument("--out", type=given_path, required=True, help=told)
     parser.add_argument("--pairs", type=int, required=True, metavar="N", help="number of scenes; every second at night")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed draws the same scenes (0)")
     parser.add_argument("--size", default="480x640", metavar="HxW", help="pixels a side, 32 to 4096 (480x640)")

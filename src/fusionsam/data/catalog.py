@@ -1,6 +1,6 @@
-"""Every data set is a row of one table: its classes, colours, where its files lie and how it is scored.
+"""Every data set is a row of one table: its classes, colours, and where its files lie.
 
-A new data set is a new row; no other file names one."""
+A new data set is a new row. `metrics` names those that are scored in a way of their own."""
 
 from __future__ import annotations
 
@@ -31,8 +31,6 @@ class DatasetRow:
     layout: Literal["lists", "split_folders", "pairs", "manifest"]
     """lists: NAME.txt beside images; split_folders: train/, test/; pairs: a folder a modality; manifest: a table."""
     folders: Mapping[str, tuple[str, ...]]
-    protocols: tuple[str, ...]
-    """Names of the scoring protocols that fit, headline first."""
     splits: tuple[str, ...]
     """Official splits; `val` of split_folders is held out of train by us."""
 
@@ -61,7 +59,6 @@ _ANY_FOLDERS = {
     "infrared": ("infrared", "ir", "thermal", "Infrared"),
     "label": ("labels", "label", "Label", "Segmentation_labels"),
 }
-_THREE = ("present", "nan", "zero")
 
 CATALOG: dict[str, DatasetRow] = {
     "mfnet": DatasetRow(
@@ -71,7 +68,6 @@ CATALOG: dict[str, DatasetRow] = {
         foreground=tuple(range(1, 9)),
         layout="lists",
         folders={"rgbt": ("images",), "label": ("labels",)},
-        protocols=_THREE,
         splits=("train", "val", "test", "test_day", "test_night"),
     ),
     "msrs": DatasetRow(
@@ -81,7 +77,6 @@ CATALOG: dict[str, DatasetRow] = {
         foreground=tuple(range(1, 9)),
         layout="split_folders",
         folders={"visible": ("vi",), "infrared": ("ir",), "label": ("Segmentation_labels",)},
-        protocols=_THREE,
         splits=("train", "val", "test", "trainval"),
     ),
     "fmb": DatasetRow(
@@ -91,7 +86,6 @@ CATALOG: dict[str, DatasetRow] = {
         foreground=(4, 5, 8, 9, 10, 11, 12, 13, 14),
         layout="split_folders",
         folders={"visible": ("Visible",), "infrared": ("Infrared",), "label": ("Label",)},
-        protocols=("15-nan", "15-zero", "14-zero", "13", "14-present"),
         splits=("train", "val", "test", "trainval"),
     ),
     "pst900": DatasetRow(
@@ -101,7 +95,6 @@ CATALOG: dict[str, DatasetRow] = {
         foreground=(1, 2, 3, 4),
         layout="split_folders",
         folders={"visible": ("rgb",), "infrared": ("thermal",), "label": ("labels",)},
-        protocols=_THREE,
         splits=("train", "val", "test", "trainval"),
     ),
     "pairs": DatasetRow(
@@ -111,7 +104,6 @@ CATALOG: dict[str, DatasetRow] = {
         foreground=(),
         layout="pairs",
         folders=_ANY_FOLDERS,
-        protocols=_THREE,
         splits=("all",),
     ),
     "manifest": DatasetRow(
@@ -121,7 +113,6 @@ CATALOG: dict[str, DatasetRow] = {
         foreground=(),
         layout="manifest",
         folders={},
-        protocols=_THREE,
         splits=("all",),
     ),
 }
@@ -143,7 +134,7 @@ def _read_class_file(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such class file; expected a YAML with classes and palette")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: a date that is none
         detail = " ".join(str(error).split())
         raise InputError(f"{path}: not readable as YAML ({detail}); expected the keys classes and palette") from error
     keys = {"classes", "palette", "foreground"}
@@ -168,7 +159,7 @@ def _read_class_file(path: Path) -> dict[str, Any]:
     foreground = content.get("foreground", list(range(1, len(classes))))
     try:
         ids = [classes.index(item) if isinstance(item, str) else int(item) for item in foreground]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: foreground: {error}; expected names from classes, or their ids") from error
     if any(not 0 <= index < len(classes) for index in ids):
         raise InputError(f"{path}: foreground ids {ids} go beyond the {len(classes)} classes")

@@ -117,13 +117,19 @@ def weigh(found: Sequence[Leak], splits: Mapping[str, Sized]) -> tuple[list[Leak
 
     A perceptual hit alone cannot tell a re-encoded copy from the next frame of a parked camera, nor can one equal
     modality of two from a thermal camera that froze; official splits of video may hold such frames on both sides. So
-    stray ones are mentioned, and refused where they concern more than LOOK_ALIKES of a split: then it is a copy of the
-    other."""
-    hits: dict[tuple[str, str], set[str]] = {}
+    stray ones are mentioned, and refused where they concern more than LOOK_ALIKES of either split: then it is a copy
+    from the other."""
+    hits: dict[tuple[str, str], tuple[set[str], set[str]]] = {}
     for leak in found:
         if leak.kind in _WEIGHED:
-            hits.setdefault((leak.first, leak.second), set()).add(leak.second_id)
-    copied = {names for names, ids in hits.items() if len(ids) > LOOK_ALIKES * len(splits[names[1]])}
+            both = hits.setdefault((leak.first, leak.second), (set(), set()))
+            for ids, id in zip(both, (leak.first_id, leak.second_id), strict=True):
+                ids.add(id)
+    copied = {
+        names
+        for names, both in hits.items()
+        if any(len(ids) > LOOK_ALIKES * len(splits[name]) for name, ids in zip(names, both, strict=True))
+    }
     stray = [leak.kind in _WEIGHED and (leak.first, leak.second) not in copied for leak in found]
     refused = [leak for leak, alike in zip(found, stray, strict=True) if not alike]
     return refused, [leak for leak, alike in zip(found, stray, strict=True) if alike]

@@ -40,7 +40,12 @@ class PredictionFolder:
             raise InputError(f"{self.folder}: no such folder; expected predictions named ID.png or ID_labels.png")
         if format != "auto" and format not in get_args(Format):
             raise InputError(f"prediction format {format!r} is not known; choose auto, {', '.join(get_args(Format))}")
-        names = {p.stem: p for p in sorted(self.folder.iterdir()) if p.suffix.lower() == ".png" and p.name[0] != "."}
+        names: dict[str, Path] = {}
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix.lower() == ".png" and path.name[0] != ".":
+                if path.stem in names:
+                    raise InputError(f"{path}: has the same stem as {names[path.stem].name}; keep one of them")
+                names[path.stem] = path
         self.paths: dict[str, Path] = {}
         used: set[str] = set()
         for id in ids:

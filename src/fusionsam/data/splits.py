@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,10 @@ def _index(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
+        try:  # reports, tables and hashes of ids are UTF-8
+            path.name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{folder}: the file name {path.name!r} is not UTF-8; rename it") from None
         if path.stem in files:
             raise InputError(f"{path}: has the same stem as {files[path.stem].name}; keep one of them")
         files[path.stem] = path
@@ -205,8 +210,10 @@ def _from_manifest(path: Path, split: str) -> list[Entry]:
     for number, row in enumerate(rows):
         paths = {part: path.parent / row[part] for part in ("visible", "infrared", "label") if row.get(part)}
         for part, file in paths.items():
-            if not file.is_file():
-                raise InputError(f"{path}: {part} file {file} does not exist; mend the manifest or fetch the file")
+            if not os.path.isfile(file):  # unlike Path.is_file, false for what cannot be a name
+                raise InputError(
+                    f"{path}: {part} file {str(file)[:300]} does not exist; mend the manifest or fetch the file"
+                )
         first = paths.get("visible") or paths.get("infrared")
         if first is None:
             raise InputError(f"{path}: row {number + 1} of split {split!r} names neither visible nor infrared")
@@ -218,6 +225,8 @@ def _from_manifest(path: Path, split: str) -> list[Entry]:
                 f"{path}: id {id!r} occurs more than once in split {split!r}; list each pair once, "
                 "or tell them apart by a column id"
             )
+        if Path(id).name != id or id == "..":  # results of a pair are files of its name
+            raise InputError(f"{path}: id {id!r} is no file name; leave out / and ..")
         seen.add(id)
         found.append(Entry(id, paths.get("visible"), paths.get("infrared"), paths.get("label")))
     return found
@@ -244,8 +253,13 @@ def _table(path: Path) -> tuple[set[str], list[dict[str, str]]]:
             table = pyarrow.parquet.read_table(path)
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{path}: not readable as Parquet ({' '.join(str(error).split())})") from error
+        foreign = (pyarrow.types.is_nested, pyarrow.types.is_binary, pyarrow.types.is_large_binary)
+        for name in table.column_names:
+            kind = table.schema.field(name).type
+            if name.strip() in COLUMNS and any(is_a(kind) for is_a in foreign):
+                raise InputError(f"{path}: column {name!r} holds {kind}; expected text, with the paths of files")
         rows = [
-            {key.strip(): "" if value is None else str(value) for key, value in row.items()}
+            {key.strip(): "" if value is None else str(value) for key, value in row.items() if key.strip() in COLUMNS}
             for row in table.to_pylist()
         ]
         return {name.strip() for name in table.column_names}, rows
