@@ -176,6 +176,8 @@ def budget_of(out: Path, peer: str, config: Config, minutes: float | None, steps
     stored = json.loads((out / BUDGET).read_text())
     begun = to_dict(from_dict(Config, stored["settings"], str(out / BUDGET)))  # with what has been added since
     other = [name for name in differences(begun, asked["settings"]) if name not in FREE_ON_RESUME]
+    asked_again = {"minutes": minutes, "steps": steps if minutes is None else stored["steps"]}
+    other += [name for name, value in asked_again.items() if stored[name] != value]
     if stored["peer"] != peer or other:
         raise InputError(f"{out}: the run differs in {', '.join(other) or 'peer'}; resume it as it was begun")
     return stored

@@ -89,6 +89,21 @@ def test_lovasz_is_the_extension_of_the_jaccard_loss():
     assert lovasz_loss(hard, torch.tensor([[[0, 0, 1]]])).item() == pytest.approx((2 / 3 + 1) / 2, abs=1e-5)
 
 
+@pytest.mark.parametrize("loss", [dice_loss, lovasz_loss])
+def test_sums_over_many_pixels_survive_half_precision(loss):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, 300, 300, generator=generator)
+    label = torch.randint(0, 3, (1, 300, 300), generator=generator)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        given = logits.clone().requires_grad_()
+        value = loss(given.to(dtype), label)
+        value.backward()
+        found.append((value.item(), given.grad.flatten()))
+    assert found[1][0] == pytest.approx(found[0][0], abs=5e-3)
+    assert torch.cosine_similarity(found[0][1], found[1][1], dim=0) > 0.99
+
+
 def test_focal_loss():
     torch.manual_seed(1)
     logits, label = torch.randn(2, 5, 3, 7), torch.randint(0, 5, (2, 3, 7))

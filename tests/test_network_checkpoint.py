@@ -102,12 +102,18 @@ def test_an_encoder_to_train_behind_has_weights(training):
 
 def test_a_shipped_card_names_data_and_origin_without_folders(debug, tmp_path):
     data = {"dataset": "mfnet", "train_split": "train", "root": "/somewhere/mfnet156", "val_split": "val"}
-    save_checkpoint(tmp_path / "run", debug, {"seed": 3, "config": {"data": data}})
+    told = (
+        "train --data.root /somewhere/mfnet156 --data.extra_pairs '[/somewhere/a,/somewhere/b]' --see https://x.org/y"
+    )
+    card = {"seed": 3, "config": {"data": data}, "command": told, "halfway_from": ["/somewhere/runs/x", "tiny"]}
+    save_checkpoint(tmp_path / "run", debug, card)
     shown = {"split": "mfnet156/val", "protocol": "present", "miou": 41.5, "per_class_iou": {"car": 12.0}}
     ship(tmp_path / "run", tmp_path / "small", val=shown)
     assert "somewhere" not in (tmp_path / "small" / CARD).read_text()
     network, card = load_network(tmp_path / "small")
     assert card["data"] == {"dataset": "mfnet", "train_split": "train"}
+    assert card["command"] == "train --data.root mfnet156 --data.extra_pairs '[a,b]' --see https://x.org/y"
+    assert card["halfway_from"] == ["x", "tiny"]
     lines = describe(network, card, "small").splitlines()
     assert "data             mfnet, trained on train" in lines
     assert "started from     data mfnet156" in lines

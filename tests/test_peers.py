@@ -169,6 +169,8 @@ def test_a_resumed_run_is_the_unbroken_one(scenes, trained, tmp_path, monkeypatc
             peers.run(given)
     with pytest.raises(InputError, match=r"the run differs in train\.lr; resume it as it was begun"):
         peers.run([*given, "--resume", "--train.lr=0.5"])
+    with pytest.raises(InputError, match=r"the run differs in steps; resume it as it was begun"):
+        peers.run([*arguments(scenes, tmp_path / "broken", f"--steps={STEPS + 1}"), "--resume"])
     with pytest.raises(InputError, match="holds a run; give --resume"):
         peers.run(given)
     torch.manual_seed(99)

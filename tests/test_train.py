@@ -23,15 +23,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fusionsam.cli import main
-from fusionsam.config import Config, ModelConfig, TrainConfig, from_dict, preset, to_dict
+from fusionsam.config import Config, DataConfig, ModelConfig, TrainConfig, from_dict, preset, to_dict
 from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.data.images import write_png
+from fusionsam.data.splits import Entry
 from fusionsam.data.synthetic import draw_scene, synthesize
 from fusionsam.settings import read_settings
 from fusionsam.structures import Batch, InputError
 from fusionsam.tasks import SegmentationTask
 from fusionsam.train import open_trainer, strategy, total_steps, train
-from fusionsam.train_callbacks import WholeFiles
+from fusionsam.train_callbacks import BestWeights, WholeFiles
+from fusionsam.train_data import _refuse_leaks
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 8
@@ -237,6 +239,8 @@ def test_an_encoder_that_would_stay_random_is_refused(training: str, scenes: Pat
 def test_lstg_that_would_stay_random_is_refused(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^train\.freeze_tokenizer: true, but LSTG would stay random; give"):
         run(scenes, tmp_path / "random", "--train.freeze_tokenizer=true")
+    with pytest.raises(InputError, match=r"^train\.freeze_tokenizer: true"):  # the embedding of pixels is learned, too
+        run(scenes, tmp_path / "random", "--train.freeze_tokenizer=true", "--model.tokenizer.tokens=pixels")
     assert not (tmp_path / "random").exists()
     once = ["--train.freeze_tokenizer=true", "--train.max_steps=1", f"--model.start_from={unbroken / 'final'}"]
     assert (run(scenes, tmp_path / "given", *once) / "final").is_dir()
@@ -245,6 +249,58 @@ def test_lstg_that_would_stay_random_is_refused(scenes: Path, unbroken: Path, tm
 def test_crops_that_the_network_does_not_take_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^data\.crop: \(32, 64\), expected at least 64 a side in stage 2"):
         run(tmp_path / "nowhere", tmp_path / "out", "--data.crop=[32, 64]")
+    stage_1 = ("--train.stage=tokenizer", "--loss.perceptual_weight=0")
+    with pytest.raises(InputError, match=r"^data\.crop: \(32, 30\), expected multiples of 4 in stage tokenizer"):
+        run(tmp_path / "nowhere", tmp_path / "out", *stage_1, "--data.crop=[32, 30]")
+    judged = ("--loss.adversarial_weight=1", "--train.discriminator_stages=4")
+    with pytest.raises(InputError, match=r"^data\.crop: \(16, 16\), expected at least 32 a side with train\.discrim"):
+        run(tmp_path / "nowhere", tmp_path / "out", *stage_1, *judged, "--data.crop=[16, 16]")
+
+
+def test_weights_of_a_perceptual_loss_that_is_not_taken_are_refused(scenes: Path, tmp_path: Path) -> None:
+    given = ("--train.stage=tokenizer", f"--train.perceptual_weights={tmp_path / 'vgg16.pth'}")
+    with pytest.raises(InputError, match=r"^train\.perceptual_weights: .*vgg16\.pth, but train\.perceptual is encoder"):
+        run(scenes, tmp_path / "out", *given)
+
+
+TWO_DEVICES = """
+import sys, torch, fusionsam.train as t
+from fusionsam.settings import read_settings
+config, out, *flags = sys.argv[1:]
+torch.set_num_threads(1)
+fit = t.L.Trainer.fit
+def fit_and_keep(trainer, task, *args, **more):
+    fit(trainer, task, *args, **more)
+    torch.save(task.network.state_dict(), f"{out}-{trainer.global_rank}.pt")
+t.L.Trainer.fit = fit_and_keep
+t.train(read_settings(config, f"--train.out={out}", "--train.accelerator=cpu", "--train.devices=2",
+    "--train.max_steps=3", "--train.validate_every=3", "--train.batch_size=2", *flags))
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "quantizer"), [("tokenizer_debug.yaml", "vq"), ("debug.yaml", "fsq")], ids=["stage 1", "stage 2, fsq"]
+)
+def test_two_devices_end_with_the_same_network(config: str, quantizer: str, scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    more = [str(CONFIGS / config), str(out), f"--data.root={scenes}", f"--model.tokenizer.quantizer={quantizer}"]
+    (tmp_path / "two.py").write_text(TWO_DEVICES)  # a file, which Lightning starts for the other device
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "two.py"), *more], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours, theirs = (torch.load(f"{out}-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert [name for name, value in ours.items() if not torch.equal(value, theirs[name])] == []
+
+
+def test_a_run_that_began_on_more_devices_is_not_gone_on_with(tmp_path: Path) -> None:
+    best = BestWeights(tmp_path / "run", {}, Fingerprints(), "pairs", 5)
+    best.devices = 2  # as train.devices auto may find
+    state = best.state_dict()
+    best.load_state_dict(state)
+    best.devices = 1
+    with pytest.raises(InputError, match=r"^train\.devices: 1 in all, but .*run began with 2"):
+        best.load_state_dict(state)
 
 
 def test_a_pair_without_label_in_a_validation_split_is_named(tmp_path: Path) -> None:
@@ -370,6 +426,19 @@ def test_training_on_a_test_picture_is_refused_too(
     argv = [*config, *flags(scenes, tmp_path / "run", "--data.train_split=greedy", "--train.max_steps=1")]
     assert main(argv) == 2
     assert f"test/{tested}" in capsys.readouterr().err
+    # a label tells nothing of a leak, and a picture that is elsewhere has still a name
+    half = shutil.copytree(scenes, tmp_path / "half")
+    (half / "labels" / f"{tested}.png").unlink()
+    (half / "train.txt").write_text((half / "greedy.txt").read_text())
+    (half / "images" / f"{tested}.png").unlink()
+    lists = {split: [Entry(id) for id in (half / f"{split}.txt").read_text().split()] for split in ("train", "val")}
+    with pytest.raises(InputError, match=rf"'{tested}' is of the test split and of 'train'"):
+        _refuse_leaks(DataConfig(root=str(half)), lists)
+    assert "1 test pairs have no image here" in capsys.readouterr().err
+    shutil.copy(scenes / "images" / f"{tested}.png", half / "images")
+    lists = {"train": [Entry(tested, rgbt=half / "images" / f"{tested}.png")]}
+    with pytest.raises(InputError, match=rf"test/{tested} = train/{tested}"):
+        _refuse_leaks(DataConfig(root=str(half)), lists)
 
 
 def test_a_run_is_not_overwritten_and_its_settings_hold(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
@@ -450,7 +519,9 @@ def test_extra_pairs_that_would_teach_nothing_are_refused(scenes: Path, tmp_path
     settings = (f"--data.extra_pairs=[{tmp_path / 'more'}]", "--data.extra_share=1", "--loss.fusion_weight=0")
     for labels in ((), (f"--data.extra_labels=[{tmp_path / 'guessed'}]",)):
         first = "y" if labels else "x"
-        with pytest.raises(InputError, match=rf"^data\.extra_pairs: {2 - len(labels)} pairs .* \(first: {first}\)"):
+        with pytest.raises(
+            InputError, match=rf"^data\.train_split, data\.extra_pairs: {2 - len(labels)} pairs .* \(first: {first}\)"
+        ):
             run(scenes, tmp_path / "run", *settings, *labels)
     write_png(tmp_path / "guessed" / "y_labels.png", more[1].label.to(torch.uint8))
     out = run(

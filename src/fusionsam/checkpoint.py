@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from dataclasses import asdict, replace
 from importlib import resources
@@ -101,10 +102,11 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
 
 def _start_from(network: FusionSAMNetwork, config: ModelConfig) -> bool:
     """Fine-tuning: what the checkpoint named by `start_from` has for this network; returns whether a frozen TinyViT
-    beside the backbone was among it. Left as they are: class-sized tensors if the classes differ, another architecture
-    of image encoder with what its widths shape (`encoder.weights` must fill it), LSTG if `tokenizer_weights` will fill
-    it, and what begins as if it were not there (encoder.guided, encoder.thermal, encoder.sam with the TinyViT of
-    `sam_weights`, LoRA's adapters, fusion.picture_dilations). InputError for any other difference."""
+    beside the backbone was among it. Left as they are: class-sized tensors if the number of classes differs, another
+    architecture of image encoder with what its widths shape (`encoder.weights` must fill it), LSTG if
+    `tokenizer_weights` will fill it, and what begins as if it were not there (encoder.guided, encoder.thermal,
+    encoder.sam with the TinyViT of `sam_weights`, LoRA's adapters, fusion.picture_dilations). InputError for any other
+    difference."""
     assert config.start_from is not None
     tensors, stored, _ = read_checkpoint(config.start_from)
     _require_whole(tensors, f"model.start_from {config.start_from}")
@@ -298,8 +300,17 @@ def ship(source: str | Path, folder: str | Path, **facts: Any) -> Path:
         for key in ("extra_pairs", "extra_labels"):
             if data.get(key):
                 kept["data"][key] = [Path(folder).name for folder in data[key]]
-    card = {**kept, "started_from": started_from, **facts}
+    card = {**_without_folders(kept), "started_from": started_from, **facts}
     return _with_fingerprints(source, save_checkpoint(folder, network, card, half=True))
+
+
+def _without_folders(value: Any) -> Any:
+    """Absolute paths in a card's texts (commands) cut to their last part; addresses of the web are none."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return re.sub(r"""(?<![\w.~:/-])/(?:[^/\s'",\[\]]+/)+""", "", value) if isinstance(value, str) else value
 
 
 def shipped() -> list[str]:

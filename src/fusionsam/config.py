@@ -30,13 +30,14 @@ def _numbers() -> dict[str, tuple[float, float]]:
             "checkpoint_minutes adversarial_start",
         },
         (1, math.inf): {
-            "model.tokenizer": "dim width codebook_size codebook_dim codebooks",
-            "model.fusion": "heads kv_stride picture_width picture_dilations",
+            "model.tokenizer": "dim codebook_size codebook_dim codebooks",
+            "model.fusion": "heads kv_stride picture_dilations",
             "model.encoder": "lora_rank dims depths",
             "model.decoder": "hidden mlp_dim heads layers",
             "model.head": "width",
             "train": "max_steps batch_size validate_every num_nodes discriminator_width discriminator_stages",
         },
+        (2, math.inf): {"model.tokenizer": "width", "model.fusion": "picture_width"},
         (0, 1): {
             "model.tokenizer": "ema_decay",
             "model.prompts": "threshold dropout",
@@ -290,6 +291,12 @@ class ModelConfig(_Bounded):
         if self.tokenizer.dim % self.fusion.heads:
             raise InputError(
                 f"model.fusion.heads: {self.fusion.heads} does not divide model.tokenizer.dim {self.tokenizer.dim}"
+            )
+        if len(self.classes) == 1:
+            raise InputError("model.classes: 1 class; expected at least 2, the background among them")
+        if self.decoder.hidden % self.decoder.heads:
+            raise InputError(
+                f"model.decoder.heads: {self.decoder.heads} does not divide model.decoder.hidden {self.decoder.hidden}"
             )
         if self.tokenizer.dim % 4:
             raise InputError(f"model.tokenizer.dim: {self.tokenizer.dim} must be a multiple of 4 (2-D positions)")

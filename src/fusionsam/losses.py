@@ -25,6 +25,7 @@ def dice_loss(logits: Tensor, label: Tensor, ignore: int = IGNORE) -> Tensor:
     logits (B,K,H,W), label int64 (B,H,W). Sums run over the whole batch, so that a class too small for one image
     still counts once.
     """
+    logits = logits.float()  # sums over all pixels saturate in half precision
     probabilities = logits.softmax(1)
     valid = label != ignore
     ids = torch.where(valid, label, 0)
@@ -44,6 +45,7 @@ def lovasz_loss(logits: Tensor, label: Tensor, ignore: int = IGNORE) -> Tensor:
 
     logits (B,K,H,W), label int64 (B,H,W).
     """
+    logits = logits.float()  # sums over all pixels saturate in half precision
     valid = label.flatten() != ignore
     probabilities = logits.softmax(1).permute(0, 2, 3, 1).reshape(-1, logits.shape[1])[valid]
     target = label.flatten()[valid]

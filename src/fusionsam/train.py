@@ -22,12 +22,13 @@ from fusionsam.data.fingerprints import of_training
 from fusionsam.data.loader import class_shares
 from fusionsam.files import write_text
 from fusionsam.models.fusionsam import SMALLEST
+from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.perceptual import EncoderLevels, load_vgg16
 from fusionsam.settings import as_yaml, differences, parse_settings, read_settings
 from fusionsam.structures import InputError
 from fusionsam.tasks import SegmentationTask, schedule_factor
 from fusionsam.tokenizer_task import TokenizerTask
-from fusionsam.train_callbacks import LAST, BestWeights, FrozenTokenizer, WholeFiles
+from fusionsam.train_callbacks import LAST, BestWeights, FrozenTokenizer, SameOnAllDevices, WholeFiles
 from fusionsam.train_data import PairData, open_data, open_unlabelled, pairs_digest, refuse_seen
 
 SETTINGS = "settings.yaml"
@@ -77,6 +78,11 @@ def tokenizer_task(config: Config, steps: int) -> TokenizerTask:
     """
     network = build_network(config.model)
     phi: EncoderLevels | torch.nn.Module | None = None
+    if config.train.perceptual_weights and config.train.perceptual != "vgg16":
+        raise InputError(
+            f"train.perceptual_weights: {config.train.perceptual_weights}, but train.perceptual is "
+            f"{config.train.perceptual}, which reads no file; set it to vgg16 or leave the file out"
+        )
     if config.loss.perceptual_weight > 0 and config.train.perceptual == "vgg16":
         phi = load_vgg16(config.train.perceptual_weights, config.train.perceptual_input)
     elif config.loss.perceptual_weight > 0:
@@ -93,6 +99,18 @@ def tokenizer_task(config: Config, steps: int) -> TokenizerTask:
     if phi is not None:
         phi = phi.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TokenizerTask(network.tokenizer, config, lambda step: schedule_factor(step, steps, config.train), phi)
+
+
+def _require_crop_of_stage_1(config: Config) -> None:
+    """InputError for crops that LSTG's stride does not divide, or that leave D nothing to judge."""
+    crop, stages = config.data.crop, config.train.discriminator_stages
+    if any(side % Tokenizer.STRIDE for side in crop):
+        raise InputError(f"data.crop: {tuple(crop)}, expected multiples of {Tokenizer.STRIDE} in stage tokenizer")
+    smallest = 2 ** (stages + 1)
+    if config.loss.adversarial_weight > 0 and min(crop) < smallest:
+        raise InputError(
+            f"data.crop: {tuple(crop)}, expected at least {smallest} a side with train.discriminator_stages {stages}"
+        )
 
 
 def _without_labels(config: Config) -> Config:
@@ -148,7 +166,7 @@ def open_trainer(train: TrainConfig, steps: int, **more: Any) -> L.Trainer:
             plugins=[WholeFiles()],
             **more,
         )
-    except (MisconfigurationException, TypeError, ValueError) as error:
+    except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
         asked = f"accelerator {train.accelerator!r}, devices {train.devices!r}, strategy {train.strategy!r}"
         raise InputError(
             f"train: {asked} cannot be used ({str(error).splitlines()[0][:160]}); leave them out for what this machine "
@@ -171,26 +189,24 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     stage_1 = config.train.stage == "tokenizer"
     if config.train.freeze_tokenizer and stage_1:
         raise InputError("train.freeze_tokenizer: there is nothing else to train in stage tokenizer; set it to false")
-    if not stage_1 and min(config.data.crop) < SMALLEST:
+    if stage_1:
+        _require_crop_of_stage_1(config)
+    elif min(config.data.crop) < SMALLEST:
         raise InputError(
             f"data.crop: {tuple(config.data.crop)}, expected at least {SMALLEST} a side in stage 2; enlarge it"
         )
     model = config.model
-    if (
-        config.train.freeze_tokenizer
-        and model.tokenizer.tokens != "pixels"
-        and not (model.tokenizer_weights or model.start_from)
-    ):
+    if config.train.freeze_tokenizer and not (model.tokenizer_weights or model.start_from):
         raise InputError(
             "train.freeze_tokenizer: true, but LSTG would stay random; give model.tokenizer_weights (a checkpoint of "
             "stage 1, or tiny) or model.start_from, or set it to false"
         )
     train_set, val_set = open_unlabelled(config) if stage_1 else open_data(config)
-    alone = [entry.id for entry in train_set.entries if entry.extra and entry.label is None]
+    alone = [entry.id for entry in train_set.entries if entry.label is None]
     if alone and not stage_1 and not config.loss.fusion_weight:
         raise InputError(
-            f"data.extra_pairs: {len(alone)} pairs without a label map (first: {alone[0]}) teach fusion alone in stage "
-            "2, and loss.fusion_weight is 0; take them away, or give data.extra_labels for all"
+            f"data.train_split, data.extra_pairs: {len(alone)} pairs without a label map (first: {alone[0]}) teach "
+            "fusion alone in stage 2, and loss.fusion_weight is 0; take them away, or give labels (data.extra_labels)"
         )
     earlier = [locate(source) for source in (config.model.start_from, config.model.tokenizer_weights) if source]
     refuse_seen(config, val_set.entries, earlier)
@@ -219,6 +235,7 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
         ],
         callbacks=[
             best,
+            SameOnAllDevices(),
             *([] if stage_1 else [LearningRateMonitor("step")]),
             *([FrozenTokenizer()] if config.train.freeze_tokenizer else []),
             TQDMProgressBar(refresh_rate=1 if steps < 200 else 10),

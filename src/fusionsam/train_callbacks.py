@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -53,6 +54,7 @@ class BestWeights(Callback):
         self.validated = -1  # step of the latest validation
         self.seconds = 0.0
         self.started = time.monotonic()
+        self.devices = 1
 
     def elapsed(self) -> float:
         """Seconds of this run, earlier sessions included."""
@@ -65,7 +67,12 @@ class BestWeights(Callback):
             "validated": self.validated,
             "seconds": self.elapsed(),
             "pairs": self.pairs,
+            "devices": self.devices,
         }
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """How many devices there are, which `auto` does not tell."""
+        self.devices = trainer.world_size
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from an interrupted run. InputError if the training pairs are no longer those it began with."""
@@ -74,6 +81,12 @@ class BestWeights(Callback):
                 "data.root, data.extra_pairs, data.extra_labels: the pairs (images, labels, their order, or the "
                 f"validation list) are not those that {self.folder} began with, so the run cannot go on to the same "
                 "numbers; restore them, or give another train.out"
+            )
+        begun = state_dict.get("devices", self.devices)
+        if begun != self.devices:  # the pairs of a step hang on them
+            raise InputError(
+                f"train.devices: {self.devices} in all, but {self.folder} began with {begun}, so the run cannot go on "
+                "to the same numbers; give as many, or another train.out"
             )
         self.best, self.seconds = state_dict["best"], state_dict["seconds"]
         self.validated = state_dict.get("validated", -1)
@@ -122,6 +135,23 @@ class BestWeights(Callback):
         lines = file.read_text().splitlines() if file.exists() else []
         lines = [kept for kept in lines if json.loads(kept)["step"] < trainer.global_step]
         write_text(file, "\n".join([*lines, json.dumps(line)]) + "\n", "make room there, then go on with --resume")
+
+
+class SameOnAllDevices(Callback):
+    """The first device's codebooks for all. Each learns from its own pairs and outside of autograd, so that Lightning's
+    averaging of gradients leaves them apart; in stage 1, whose optimisers the task steps itself, it sends no buffers,
+    either. What is spread over the first batch (k-means, fsq) are parameters, so these follow once."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Send the first device's tensors to the others."""
+        if trainer.world_size == 1:
+            return
+        learnt = [*pl_module.parameters()] if batch_idx == 0 else []
+        with torch.no_grad():
+            for tensor in (*pl_module.buffers(), *learnt):
+                torch.distributed.broadcast(tensor, 0)
 
 
 class FrozenTokenizer(Callback):

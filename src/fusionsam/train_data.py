@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -57,8 +58,18 @@ def _refuse_leaks(data: DataConfig, lists: dict[str, list[Entry]]) -> None:
     """InputError if the splits share pictures with one another, or with the test split where that is beside them."""
     if data.allow_train_test_leak_and_know_that_scores_are_worthless:
         return
-    with suppress(InputError):  # no list of test pictures, or not all of them, on this machine
-        lists = {"test": entries(data.dataset, data.root, "test", data.class_file), **lists}
+    absent: list[str] = []
+    learnt = {entry.id: split for split, found in lists.items() for entry in found if not entry.extra}
+    with suppress(InputError):  # no test pictures on this machine
+        lists = {"test": entries(data.dataset, data.root, "test", data.class_file, absent), **lists}
+    if absent:
+        told = f"leak guard: {len(absent)} test pairs have no image here, so they are known by name alone"
+        tqdm.write(told, file=sys.stderr)
+    if shared := [id for id in absent if id in learnt]:
+        raise InputError(
+            f"{data.root}: {shared[0]!r} is of the test split and of {learnt[shared[0]]!r} ({len(shared)} such ids); "
+            "expected none in common; remove them from one list"
+        )
     require_no_leak(lists)
 
 

@@ -37,18 +37,25 @@ def held_out(id: str) -> bool:
     return int(hashlib.sha256(id.encode()).hexdigest(), 16) % HELD_OUT == 0
 
 
-def entries(dataset: str, root: str | Path, split: str, class_file: str | Path | None = None) -> list[Entry]:
+def entries(
+    dataset: str,
+    root: str | Path,
+    split: str,
+    class_file: str | Path | None = None,
+    absent: list[str] | None = None,
+) -> list[Entry]:
     """The pairs of a split, in the order of its list (or by name where folders make the split).
 
     `split` is an official one, or NAME where NAME.txt with one id a line lies beside the data. Raises InputError for a
-    missing folder, list, partner or column, and for a split without pairs."""
+    missing folder, list, partner or column, and for a split without pairs. With `absent`, ids of a list without an
+    image are added to it and left out, and labels may be missing: enough to compare pictures."""
     row, root = find(dataset, class_file), Path(root)
     if row.layout == "manifest":
         found = _from_manifest(root, split)
     else:
         if not root.is_dir():
             raise InputError(f"{root}: no such folder; expected the root of the data set {dataset!r}")
-        found = _from_folders(row, root, split)
+        found = _from_folders(row, root, split, absent)
     if not found:
         raise InputError(f"{root}: split {split!r} of {dataset!r} is empty; expected at least one pair")
     return found
@@ -123,7 +130,7 @@ def _part_entries(row: DatasetRow, root: Path) -> dict[str, Entry]:
     return {stem: Entry(stem, rgbt=path, label=labels.get(stem)) for stem, path in images.items()}
 
 
-def _from_folders(row: DatasetRow, root: Path, split: str) -> list[Entry]:
+def _from_folders(row: DatasetRow, root: Path, split: str, absent: list[str] | None = None) -> list[Entry]:
     listing = root / f"{split}.txt"
     if row.layout == "split_folders":
         if not listing.is_file() and split in ("train", "val", "trainval", "test"):
@@ -149,7 +156,11 @@ def _from_folders(row: DatasetRow, root: Path, split: str) -> list[Entry]:
             "expected a text file with one id a line"
         )
     available = {id: entry for part in parts for id, entry in _part_entries(row, part).items()}
-    return [_listed(id, available, listing) for id in _ids(listing)]
+    ids = _ids(listing)
+    if absent is None:
+        return [_with_label(_listed(id, available, listing), listing) for id in ids]
+    absent += [id for id in ids if id not in available and id.removesuffix(FLIP) not in available]
+    return [_listed(id, available, listing) for id in ids if id not in absent]
 
 
 def _ids(listing: Path) -> list[str]:
@@ -171,8 +182,12 @@ def _listed(id: str, available: dict[str, Entry], listing: Path) -> Entry:
         entry = Entry(id, source.visible, source.infrared, source.label, source.rgbt, mirrored=True)
     if entry is None:
         raise InputError(f"{listing}: lists {id!r}, but there is no image of that name; fetch it or mend the list")
+    return entry
+
+
+def _with_label(entry: Entry, listing: Path) -> Entry:
     if entry.rgbt is not None and entry.label is None:
-        raise InputError(f"{listing}: {id!r} has no label file beside {entry.rgbt}; fetch it or mend the list")
+        raise InputError(f"{listing}: {entry.id!r} has no label file beside {entry.rgbt}; fetch it or mend the list")
     return entry
 
 

@@ -216,7 +216,7 @@ class Tokenizer(nn.Module):
                 latent, code, term = token.expand(grid), None, given.new_zeros(())
                 if len(rows):
                     part, code, term = self.encode(index, image[rows])
-                    latent = latent.index_copy(0, rows, part)
+                    latent = latent.index_copy(0, rows, part.to(latent.dtype))  # under autocast they may differ
                     if code is not None:
                         code = code.new_full((batch, *code.shape[1:]), -1).index_copy(0, rows, code)
             latents.append(latent)
