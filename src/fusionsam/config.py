@@ -338,7 +338,7 @@ class LossConfig(_Bounded):
     perceptual_share: float = 0.25
     """Stage 1: share of each batch that Phi of eq. 7 sees (it costs more than LSTG itself); at least one image."""
     adversarial_weight: float = 0.1
-    """The second beta of eq. 9, on L_adv, eq. 8 (stage 1)."""
+    """The second beta of eq. 9, on L_adv, eq. 8 (stage 1), before VQ-GAN's adaptive weight."""
     class_weight_power: float = 0.5
     """Class weights of the cross-entropy: (1 / log(1.02 + share)) ** power, mean 1 (ENet, arXiv 1606.02147, has 1);
     0 = none. Shares are counted on the training labels."""
