@@ -105,6 +105,11 @@ def test_a_run_that_was_killed_is_started_again_over_its_own_pictures(pairs: Pat
     summary = run(pairs / "vi", None, pairs / "out", weights, "cpu")
     assert json.loads((pairs / "out" / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert "unfinished" not in summary
+    monkeypatch.setattr("fusionsam.reconstruct.error_map", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(pairs / "vi", None, pairs / "out", weights, "cpu")
+    kept = json.loads((pairs / "out" / "summary.json").read_text())  # what the run before found is not lost
+    assert {**kept, "unfinished": None} == {**json.loads(json.dumps(summary)), "unfinished": None}
 
 
 def test_codes_picture_lies_over_the_image_and_usage_is_counted_over_all_images(pairs: Path) -> None:

@@ -110,8 +110,8 @@ def run(
     phi = None if phi is None else phi.to(where)
     size, bits = codebook_size(tokenizer), bits_per_pixel(tokenizer)
     # told before the first picture, so that a run that is killed can be started again over its own pictures
-    begun = {**earlier, **{entry.id: {} for entry in entries}}
-    write_json(out / "summary.json", {"unfinished": True, "pairs": len(entries), "images": begun})
+    begun = {**{entry.id: {} for entry in entries}, **earlier["images"]}
+    write_json(out / "summary.json", {**earlier, "unfinished": True, "images": begun})
     images: dict[str, dict[str, Any]] = {}
     usage = {name: CodeUsage(size or 1) for name in MODALITIES}
     for entry in tqdm(entries, desc="reconstruct", unit="pair", disable=len(entries) == 1):
@@ -168,7 +168,7 @@ def run(
 
 
 def _require_ours(out: Path, ids: Sequence[str], endings: Sequence[str]) -> dict[str, Any]:
-    """What an earlier summary.json tells of images. InputError for one that somebody else wrote, and for a picture of
+    """An earlier run's summary.json. InputError for one that somebody else wrote, and for a picture of
     these names that it does not tell of."""
     path = out / "summary.json"
     found: Any = {"images": {}, "pairs": 0}
@@ -183,7 +183,7 @@ def _require_ours(out: Path, ids: Sequence[str], endings: Sequence[str]) -> dict
         for ending in endings:
             if id not in found["images"] and (there := out / f"{id}{ending}").exists():
                 raise InputError(f"{there}: is there, and no summary.json of ours tells of it; choose another --out")
-    return dict(found["images"])
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
