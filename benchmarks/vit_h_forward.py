@@ -47,7 +47,6 @@ def main() -> None:
         "torch": torch.__version__,
         "machine": platform.machine(),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(args.out, record)
     print(json.dumps(record, indent=1))
 

@@ -64,6 +64,7 @@ def write_text(path: str | Path, text: str, remedy: str = OTHER_OUT) -> Path:
     return Path(path)
 
 
-def write_json(path: str | Path, values: Any, remedy: str = OTHER_OUT) -> Path:
-    """`values` as JSON; returns the path. Raises as `whole`."""
-    return write_text(path, json.dumps(values, indent=1) + "\n", remedy)
+def write_json(path: str | Path, values: Any, remedy: str = OTHER_OUT, allow_nan: bool = True) -> Path:
+    """`values` as JSON; returns the path. Raises as `whole`, and ValueError for nan and infinity, which JSON lacks,
+    without `allow_nan`."""
+    return write_text(path, json.dumps(values, indent=1, allow_nan=allow_nan) + "\n", remedy)

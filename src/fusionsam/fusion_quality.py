@@ -180,7 +180,7 @@ def write(out: Path, table: Table) -> dict[str, Scores]:
         writer.writerow(["method", "image", *METRICS])
         for method, rows in table.items():
             writer.writerows([method, id, *(row[metric] for metric in METRICS)] for id, row in rows.items())
-    write_json(out / "fusion_metrics.json", plain)
+    write_json(out / "fusion_metrics.json", plain, allow_nan=False)
     return found
 
 

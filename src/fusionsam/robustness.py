@@ -222,7 +222,7 @@ def write(values: dict[str, Any], out: Path, others: Sequence[Mapping[str, Any]]
     """robustness.json, .md, .tex and .csv in `out`, each whole or not at all; returns the table. InputError if they
     cannot be written."""
     made = table(values, others)
-    write_json(out / f"{NAME}.json", values)
+    write_json(out / f"{NAME}.json", values, allow_nan=False)
     write_table(made, out)
     return made
 

@@ -399,7 +399,6 @@ def write_png(path: str | Path, array: Tensor | NDArray[np.uint8]) -> None:
 
     numpy arrays are (H,W), (H,W,3) or (H,W,4); tensors (H,W) or (C,H,W) with C 1, 3 or 4. Folders are made. Raises
     InputError if the folder cannot be written to."""
-    path = Path(path)
     if isinstance(array, Tensor):
         array = array.detach().cpu().numpy()
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array

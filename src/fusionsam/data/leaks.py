@@ -119,16 +119,13 @@ def weigh(found: Sequence[Leak], splits: Mapping[str, Sized]) -> tuple[list[Leak
     modality of two from a thermal camera that froze; official splits of video may hold such frames on both sides. So
     stray ones are mentioned, and refused where they concern more than LOOK_ALIKES of either split: then it is a copy
     from the other."""
-    hits: dict[tuple[str, str], tuple[set[str], set[str]]] = {}
+    hits: dict[tuple[str, str, str], set[str]] = {}  # both splits, and of which of them these ids are
     for leak in found:
         if leak.kind in _WEIGHED:
-            both = hits.setdefault((leak.first, leak.second), (set(), set()))
-            for ids, id in zip(both, (leak.first_id, leak.second_id), strict=True):
-                ids.add(id)
+            for split, id in ((leak.first, leak.first_id), (leak.second, leak.second_id)):
+                hits.setdefault((leak.first, leak.second, split), set()).add(id)
     copied = {
-        names
-        for names, both in hits.items()
-        if any(len(ids) > LOOK_ALIKES * len(splits[name]) for name, ids in zip(names, both, strict=True))
+        (first, second) for (first, second, split), ids in hits.items() if len(ids) > LOOK_ALIKES * len(splits[split])
     }
     stray = [leak.kind in _WEIGHED and (leak.first, leak.second) not in copied for leak in found]
     refused = [leak for leak, alike in zip(found, stray, strict=True) if not alike]

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fusionsam.data.images import image_size, read_label, read_visible
+from fusionsam.data.splits import by_stem
 from fusionsam.structures import InputError
 
 Format = Literal["ids", "rgb", "bgr"]
@@ -40,12 +41,7 @@ class PredictionFolder:
             raise InputError(f"{self.folder}: no such folder; expected predictions named ID.png or ID_labels.png")
         if format != "auto" and format not in get_args(Format):
             raise InputError(f"prediction format {format!r} is not known; choose auto, {', '.join(get_args(Format))}")
-        names: dict[str, Path] = {}
-        for path in sorted(self.folder.iterdir()):
-            if path.suffix.lower() == ".png" and path.name[0] != ".":
-                if path.stem in names:
-                    raise InputError(f"{path}: has the same stem as {names[path.stem].name}; keep one of them")
-                names[path.stem] = path
+        names = by_stem(self.folder, (".png",))
         self.paths: dict[str, Path] = {}
         used: set[str] = set()
         for id in ids:

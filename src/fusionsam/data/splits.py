@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +69,9 @@ def pair_entries(visible: Path | None, infrared: Path | None, label: Path | None
     given = {name: folder for name, folder in (("visible", visible), ("infrared", infrared)) if folder is not None}
     if not given:
         raise InputError("neither a visible nor an infrared folder was given; give at least one")
-    parts = {name: _index(folder) for name, folder in given.items()}
+    parts = {name: by_stem(folder) for name, folder in given.items()}
     if label is not None:
-        parts["label"] = _index(label)
+        parts["label"] = by_stem(label)
     folders = {**given, **({"label": label} if label is not None else {})}
     stems = sorted(set.union(*(set(part) for part in parts.values())))
     for name, part in parts.items():
@@ -84,13 +85,14 @@ def pair_entries(visible: Path | None, infrared: Path | None, label: Path | None
     return [Entry(stem, visible_files.get(stem), infrared_files.get(stem), labels.get(stem)) for stem in stems]
 
 
-def _index(folder: Path) -> dict[str, Path]:
-    """Stem -> image file of a folder; two files of one stem are refused."""
+def by_stem(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
+    """Stem -> file of a folder, of those that end in `suffixes` in any case; hidden ones are left out. InputError for
+    two files of one stem, a name that is not UTF-8, and where there is no such folder."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected images in it")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
         try:  # reports, tables and hashes of ids are UTF-8
             path.name.encode()
@@ -126,7 +128,7 @@ def _part_entries(row: DatasetRow, root: Path) -> dict[str, Entry]:
     if "rgbt" not in found:
         pairs = pair_entries(found.get("visible"), found.get("infrared"), found.get("label"))
         return {entry.id: entry for entry in pairs}
-    images, labels = _index(found["rgbt"]), _index(found["label"])
+    images, labels = by_stem(found["rgbt"]), by_stem(found["label"])
     return {stem: Entry(stem, rgbt=path, label=labels.get(stem)) for stem, path in images.items()}
 
 
