@@ -286,6 +286,9 @@ def test_wrong_pairs_are_refused(sam, sam2, tmp_path):
         build_image_encoder(EncoderConfig(kind="sam", source=sam[1]))
     with pytest.raises(InputError, match=r"model\.encoder\.source: 'no_such_net'"):
         build_image_encoder(EncoderConfig(source="no_such_net"))
+    for one_size in ("swin_tiny_patch4_window7_224", "maxvit_tiny_tf_224"):
+        with pytest.raises(InputError, match=rf"model\.encoder\.source: {one_size} gives .* convolutional backbone"):
+            build_image_encoder(EncoderConfig(source=one_size, thermal=False))
     with pytest.raises(InputError, match=r"model\.encoder\.dims: \[33\]"):
         build_image_encoder(EncoderConfig(**{**TINYVIT, "dims": (8, 33, 16, 32)}), 8)
     torch.save({"conv_stem.weight": torch.ones(32, 3, 3, 3)}, tmp_path / "part.pth")

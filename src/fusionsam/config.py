@@ -31,12 +31,13 @@ def _numbers() -> dict[str, tuple[float, float]]:
         },
         (1, math.inf): {
             "model.tokenizer": "dim codebook_size codebook_dim codebooks",
-            "model.fusion": "heads kv_stride picture_dilations",
+            "model.fusion": "heads picture_dilations",
             "model.encoder": "lora_rank dims depths",
             "model.decoder": "hidden mlp_dim heads layers",
             "model.head": "width",
             "train": "max_steps batch_size validate_every num_nodes discriminator_width discriminator_stages",
         },
+        (1, 64): {"model.fusion": "kv_stride"},
         (2, math.inf): {"model.tokenizer": "width", "model.fusion": "picture_width"},
         (0, 1): {
             "model.tokenizer": "ema_decay",

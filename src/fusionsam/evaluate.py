@@ -228,7 +228,8 @@ def leak_guard(
             continue
         split = f"{dataset}/{name}"
         known.insert(0, (split, fingerprint(split, training), [entry.id for entry in training]))
-    ours = fingerprint(config.split, evaluated)
+    # of predictions that nobody knows the training of, with no list to compare, nothing is to be looked up
+    ours = fingerprint(config.split, evaluated) if known or cards else Fingerprints()
     for name, seen, ids in known:
         training_name = f"{name} (training)"
         prints = {training_name: seen, config.split: ours}

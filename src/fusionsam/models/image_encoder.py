@@ -93,6 +93,24 @@ class ImageEncoder(nn.Module):
         return self
 
 
+def _require_any_size(backbone: nn.Module, info: Any, picked: list[int], source: str) -> None:
+    """InputError for a timm model of one input size (swin), or whose features are not (B,C,H,W)."""
+    height, width = 64, 96
+    wanted = [(info.channels()[i], height // info.reduction()[i], width // info.reduction()[i]) for i in picked]
+    try:
+        with torch.no_grad():
+            levels = backbone.eval()(torch.zeros(1, 3, height, width))
+        backbone.train()
+        found = [tuple(levels[i].shape[1:]) for i in picked]
+    except (AssertionError, RuntimeError, ValueError) as error:
+        found = str(error)[:120]  # type: ignore[assignment]
+    if found != wanted:
+        raise InputError(
+            f"model.encoder.source: {source} gives {found} for a picture of {height}x{width}, expected {wanted} (C,H,W);"
+            " choose a convolutional backbone, for example tf_efficientnet_lite0"
+        )
+
+
 class TimmEncoder(ImageEncoder):
     """A convolutional backbone of timm with features at strides 4, 8, 16 and 32, and a new neck: stride 16 plus
     upsampled stride 32, then SAM's conv-LN-conv-LN form."""
@@ -118,6 +136,8 @@ class TimmEncoder(ImageEncoder):
             )
         self.backbone = backbone
         self.picked = [strides.index(s) for s in (4, 8, 16, 32)]
+        if not isinstance(backbone, EfficientNetFeatures):
+            _require_any_size(backbone, info, self.picked, config.source)
         self.stride = 32
         self.level_strides = [4, 8, 16, 32]
         self.level_channels = [info.channels()[i] for i in self.picked]
