@@ -316,6 +316,28 @@ def test_palette_labels_whose_colours_are_those_of_other_classes_are_refused(tmp
     image.putpalette([channel for color in palette for channel in color])
     image.save(tmp_path / "own.png")
     assert read_label(tmp_path / "own.png", palette).tolist() == [[0, 1], [1, 2]]
+    image.putpalette([0] * 9)  # no colours at all
+    image.save(tmp_path / "black.png")
+    assert read_label(tmp_path / "black.png", palette).tolist() == [[0, 1], [1, 2]]
+
+
+def test_grey_ids_that_became_a_palette_file_are_refused(tmp_path):
+    palette = [(40 * i, 0, 0) for i in range(5)]
+    Image.fromarray(np.array([[0, 2], [4, 2]], np.uint8)).quantize(3).save(tmp_path / "quantized.png")
+    with pytest.raises(InputError, match="has the colour of class"):
+        read_label(tmp_path / "quantized.png", palette)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_ids_of_few_bits_are_the_stored_ones(tmp_path, bits):
+    ids = np.arange(2 ** min(bits, 4), dtype=np.uint8).reshape(2, -1)
+    packed = np.packbits(np.unpackbits(ids[..., None], axis=2)[..., 8 - bits :].reshape(2, -1), axis=1)
+    rows = b"".join(b"\0" + row.tobytes() for row in packed)
+    header = struct.pack(">IIBBBBB", ids.shape[1], 2, bits, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    data = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    (tmp_path / "few.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    assert read_label(tmp_path / "few.png").tolist() == ids.tolist()
 
 
 def test_colour_labels_need_their_palette(tmp_path):

@@ -26,7 +26,7 @@ from fusionsam.data.images import write_png
 from fusionsam.data.predictions import PredictionFolder
 from fusionsam.data.synthetic import synthesize
 from fusionsam.evaluate import EvaluateConfig, add_arguments, evaluate, main
-from fusionsam.metrics import PROTOCOLS
+from fusionsam.metrics import PROTOCOLS, ImageMatrices, paired_bootstrap
 from fusionsam.predict import FusionSAM
 from fusionsam.structures import InputError
 
@@ -261,6 +261,42 @@ def test_against_itself_nothing_is_real_and_against_the_truth_everything(home, s
     assert lone["n_common"] == 1
     assert not lone["real"]
     assert lone["words"].endswith("too few images to tell")
+
+
+def test_a_report_of_other_pairs_is_not_lost_and_worst_pairs_are_of_the_report(home, scored, tmp_path):
+    run(home, out=tmp_path, worst=2)
+    assert len(list((tmp_path / "worst").glob("*.png"))) == 2
+    before = (tmp_path / "report.json").read_bytes()
+    with pytest.raises(InputError, match=r"report\.json: is the report of mfnet/held, other pairs than these"):
+        run(home, out=tmp_path, split="val")
+    assert (tmp_path / "report.json").read_bytes() == before
+    (tmp_path / "worst" / "mine.txt").write_text("")
+    run(home, out=tmp_path)
+    assert [path.name for path in (tmp_path / "worst").iterdir()] == ["mine.txt"]
+
+
+def test_a_training_split_that_is_asked_for_must_be_there(home):
+    for options in ({}, {"split": "val"}):
+        with pytest.raises(InputError, match=r"^--train-split 'tran': .*tran\.txt: no such list .* train"):
+            run(home, train_split="tran", **options)
+
+
+def test_images_without_a_label_make_no_difference_real():
+    void, told = np.zeros((2, 2), int), np.array([[50, 0], [0, 50]])
+    worse = np.array([[49, 1], [0, 50]])
+    columns = {"protocol": "present", "bootstrap": {"seed": 0}, "classes": ["a", "b"], "title": "b"}
+
+    def images(first):
+        kept = ImageMatrices(2)
+        for number, matrix in enumerate([first, *[void] * 9]):
+            kept.add(str(number), matrix)
+        return kept
+
+    found = reports.compare(columns, images(told), columns, images(worse), 200)
+    assert (found["n_common"], found["real"]) == (1, False)
+    assert found["words"].endswith("too few images to tell")
+    both = np.stack([told, *[void] * 9]), np.stack([worse, *[void] * 9])
+    assert paired_bootstrap(*both, "present", 200).p > 0.5  # a third of the draws tell nothing
 
 
 def test_reports_of_other_images_or_labels_are_not_compared(home, scored, tmp_path):

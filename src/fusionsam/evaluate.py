@@ -25,7 +25,7 @@ from fusionsam.files import given_path, require_writable
 from fusionsam.metrics import ImageMatrices
 from fusionsam.predict import FusionSAM, require_scales
 from fusionsam.predictors import FolderPredictor, NetworkPredictor
-from fusionsam.structures import InputError, Report
+from fusionsam.structures import InputError, NoSplit, Report
 
 FITTED = {
     "calibration": "the temperature was fitted on: confidences (ECE) are too good here",
@@ -102,6 +102,8 @@ def evaluate(config: EvaluateConfig) -> Report:
         if config.predicted_by is not None:
             cards.append(checkpoint.read_checkpoint(config.predicted_by)[2])
     guard = leak_guard(config, data.entries, cards)
+    if config.out is not None:
+        reports.require_split(Path(config.out), config.dataset, split)
     if folder is not None:
         return _run(config, data, folder, guard, config.out, other, None, cards[0] if cards else {})
 
@@ -222,9 +224,12 @@ def leak_guard(
     for (dataset, root, name), class_file in sources.items():
         try:
             training = entries(dataset, root, name, class_file)
-        except InputError:
+        except InputError as error:
+            if config.train_split is not None:
+                raise InputError(f"--train-split {name!r}: {error}") from None
             if not known:
-                notes.append(f"no list of the training split {dataset}/{name} is here, so it was not compared")
+                why = "is here" if isinstance(error, NoSplit) else f"could be read ({error})"
+                notes.append(f"no list of the training split {dataset}/{name} {why}, so it was not compared")
             continue
         split = f"{dataset}/{name}"
         known.insert(0, (split, fingerprint(split, training), [entry.id for entry in training]))
@@ -319,8 +324,11 @@ def _run(
         values["against"]["report"] = str(config.against)
     if out is not None:
         reports.write(Path(out), report, tally.images)
+        shown = Path(out) / "worst"
         if config.worst:
-            worst_pairs.draw(predictor, data, tally.images, values["protocol"], Path(out) / "worst", config.worst)
+            worst_pairs.draw(predictor, data, tally.images, values["protocol"], shown, config.worst)
+        else:
+            worst_pairs.clear(shown)
     return report
 
 
@@ -380,7 +388,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = {field.name: field.default for field in fields(EvaluateConfig)}
     add = parser.add_argument
     add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
-    add("--root", required=True, help="folder of the data set (or the manifest file)")
+    add("--root", type=given_path, required=True, help="folder of the data set (or the manifest file)")
     add(
         "--split",
         default=defaults["split"],
@@ -391,7 +399,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", nargs="+", default=(), help="checkpoint folders or shipped names; several: mean, deviation"
     )
     what.add_argument(
-        "--predictions", help="folder of ID.png or ID_labels.png: class ids, or palette colours, RGB or BGR"
+        "--predictions",
+        type=given_path,
+        help="folder of ID.png or ID_labels.png: class ids, or palette colours, RGB or BGR",
     )
     add("--out", type=given_path, required=True, help="folder for report.json and per_image.json")
     add("--prompts", choices=("self", "none", "oracle"), help="as the weights were configured if left out")

@@ -328,7 +328,8 @@ def paired_bootstrap(
     first = _resampled(a, protocol, draws, np.random.default_rng(seed))
     second = _resampled(b, protocol, draws, np.random.default_rng(seed if paired else seed + 1))
     gap = first - second
-    tail = min(int((gap <= 0).sum()), int((gap >= 0).sum()))
+    undefined = int(np.isnan(gap).sum())  # draws without a counted class speak for neither side
+    tail = min(int((gap <= 0).sum()), int((gap >= 0).sum())) + undefined
     whole = [PROTOCOLS[protocol](np.asarray(stack, np.int64).sum(0)).miou for stack in (a, b)]
     return Difference(whole[0] - whole[1], _interval(gap), min(1.0, 2 * (tail + 1) / (draws + 1)))
 

@@ -212,6 +212,20 @@ def write(out: Path, report: Report, images: ImageMatrices | None) -> Path:
     return path
 
 
+def require_split(out: Path, dataset: str, split: str) -> None:
+    """InputError if `out` holds a report of another data set or split (its `split_digest`): it would be lost."""
+    for path in out.glob("report*.json"):
+        try:
+            values = read(path)
+        except InputError:
+            continue  # not one of ours; that file's name is refused or replaced when it is written
+        if (values["dataset"], values["split_ids_sha256"]) != (dataset, split):
+            raise InputError(
+                f"{path}: is the report of {values['dataset']}/{values.get('split')}, other pairs than these; choose "
+                "another --out"
+            )
+
+
 def file_mark(values: dict[str, Any]) -> str:
     """What the names of a report's files end in: `_oracle` where the ground truth prompted."""
     return "_oracle" if is_oracle(values) else ""
@@ -279,7 +293,8 @@ def read_images(path: Path, values: dict[str, Any]) -> ImageMatrices:
 def compare(
     ours: dict[str, Any], our_images: ImageMatrices, theirs: dict[str, Any], their_images: ImageMatrices, draws: int
 ) -> dict[str, Any]:
-    """Ours less theirs on the images both scored, with a paired bootstrap, and in words whether it is real at 95 %.
+    """Ours less theirs on the images that both scored and that have a label, with a paired bootstrap, and in words
+    whether it is real at 95 %.
 
     Raises InputError if no image is common, or if the labels were not the same."""
     known = set(their_images.ids)
@@ -296,12 +311,16 @@ def compare(
             "reports made with the same label files"
         )
     protocol, seed = ours["protocol"], ours["bootstrap"]["seed"]
+    void = list(PROTOCOLS[protocol].ignored)
+    told = np.delete(a, void, axis=1).any((1, 2))  # an image without a counted label speaks for neither side
+    if told.any():
+        a, b = a[told], b[told]
     gap = paired_bootstrap(a, b, protocol, draws, seed)
     low, high = gap.interval
-    few = len(common) < 6  # every resample of so few images may lie on one side by chance alone: 2 ** -5 of them do
+    few = told.sum() < 6  # every resample of so few images may lie on one side by chance alone: 2 ** -5 of them do
     real = (low > 0 or high < 0) and gap.p < 0.05 and not few
     words = (
-        f"mIoU ({protocol}) differs by {gap.difference:+.2f} points on {len(common)} common images, 95 % interval "
+        f"mIoU ({protocol}) differs by {gap.difference:+.2f} points on {len(a)} common images, 95 % interval "
         f"{low:+.2f} to {high:+.2f}, p = {gap.p:.3f}: "
     )
     if few:
@@ -315,7 +334,7 @@ def compare(
     return {
         "title": theirs["title"],
         "protocol": protocol,
-        "n_common": len(common),
+        "n_common": len(a),
         "miou": [_number(PROTOCOLS[protocol](stack.sum(0, dtype=np.int64)).miou) for stack in (a, b)],
         "difference": _number(gap.difference),
         "interval": plain(gap.interval),

@@ -25,6 +25,10 @@ class InputError(ValueError):
     found, what was expected and what to do; the command line prints it and exits with code 2."""
 
 
+class NoSplit(InputError):
+    """What was asked for is not there at all, which some may live without, unlike what is there and flawed."""
+
+
 @dataclass
 class Sample:
     """One pair as read from disk: uint8 images, ids as stored. Either image may be None, and so may the label."""
@@ -83,7 +87,9 @@ class Prompts:
     points: Tensor | None = None  # (B,P,2) x, y
     point_labels: Tensor | None = None  # int64 (B,P): 1 on the object, 0 off it, -1 padding
     boxes: Tensor | None = None  # (B,M,4) x0, y0, x1, y1
-    mask: Tensor | None = None  # (B,1,h,w) logits; None = the model's own mask prompt
+    mask: Tensor | None = None
+    """(B,1,h,w) logits over the picture, of any h, w; or over the padded grid, as Output.mask_prompt is; None = the
+    model's own mask prompt."""
     source: PromptMode = "user"  # where they came from; every report repeats it
 
     def to(self, device: torch.device | str) -> Prompts:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -25,7 +24,7 @@ from fusionsam.data.loader import train_loader, val_loader
 from fusionsam.data.predictions import PredictionFolder
 from fusionsam.data.splits import Entry, entries
 from fusionsam.models.fusionsam import SMALLEST
-from fusionsam.structures import Batch, InputError
+from fusionsam.structures import Batch, InputError, NoSplit
 
 
 class PairData(L.LightningDataModule):
@@ -55,13 +54,18 @@ class PairData(L.LightningDataModule):
 
 
 def _refuse_leaks(data: DataConfig, lists: dict[str, list[Entry]]) -> None:
-    """InputError if the splits share pictures with one another, or with the test split where that is beside them."""
+    """InputError if the splits share pictures with one another, or with the test split where that is beside them, and
+    for a test split that is there and cannot be read."""
     if data.allow_train_test_leak_and_know_that_scores_are_worthless:
         return
     absent: list[str] = []
     learnt = {entry.id: split for split, found in lists.items() for entry in found if not entry.extra}
-    with suppress(InputError):  # no test pictures on this machine
+    try:
         lists = {"test": entries(data.dataset, data.root, "test", data.class_file, absent), **lists}
+    except NoSplit:
+        pass  # there is none beside the data
+    except InputError as error:
+        raise InputError(f"{error} (training is compared with the test split beside it)") from None
     if absent:
         told = f"leak guard: {len(absent)} test pairs have no image here, so they are known by name alone"
         tqdm.write(told, file=sys.stderr)

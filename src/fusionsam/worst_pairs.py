@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from fusionsam.predictors import FolderPredictor, NetworkPredictor
 from fusionsam.render import overlay, side_by_side
 from fusionsam.structures import InputError
 
+FILE = "worst.json"
+
 
 def worst(images: ImageMatrices, protocol: str, count: int) -> list[tuple[str, float]]:
     """The `count` lowest (id, mIoU in percent of that image alone), the worst first; images of which the protocol says
@@ -27,6 +30,16 @@ def worst(images: ImageMatrices, protocol: str, count: int) -> list[tuple[str, f
     return [(images.ids[i], float(scores[i])) for i in order[:count]]
 
 
+def clear(out: Path) -> None:
+    """Take away what an earlier evaluation drew into `out`: it is of other label maps."""
+    if not (out / FILE).is_file():
+        return
+    with suppress(OSError):  # something of somebody else is left in it
+        for stale in (*out.glob("[0-9][0-9]*_*.png"), out / FILE):
+            stale.unlink()
+        out.rmdir()
+
+
 def draw(
     predictor: NetworkPredictor | FolderPredictor,
     data: PairDataset,
@@ -35,7 +48,7 @@ def draw(
     out: Path,
     count: int = 10,
 ) -> list[Path]:
-    """Write `out`/01_ID.png and so on, and worst.json with their ids and mIoU; pictures of an earlier run go.
+    """Write `out`/01_ID.png and so on, and worst.json with their ids and mIoU; those of an earlier run go.
 
     A picture shows visible, infrared, fused (of a network), prediction and truth. Returns the paths of the pictures;
     InputError as `worst`, and if they cannot be written."""
@@ -44,15 +57,13 @@ def draw(
     place = {entry.id: index for index, entry in enumerate(data.entries)}
     written = []
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for stale in out.glob("[0-9][0-9]*_*.png"):
-            stale.unlink()
+        clear(out)
+        values = [{"id": image_id, "miou": score, "protocol": protocol} for image_id, score in found]
+        write_json(out / FILE, values)  # before the pictures: it tells that they are ours
         for number, (image_id, score) in enumerate(found, 1):
             sheet = _sheet(predictor, data, place[image_id], f"{image_id}, mIoU {score:.1f}")
             written.append(out / f"{number:02d}_{image_id.replace('/', '_')}.png")
             write_png(written[-1], np.asarray(sheet))
-        values = [{"id": image_id, "miou": score, "protocol": protocol} for image_id, score in found]
-        write_json(out / "worst.json", values)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
     return written

@@ -91,7 +91,7 @@ class Fingerprints:
         if not path.is_file():
             return None
         try:
-            for row in json.loads(path.read_text()):
+            for row in json.loads(path.read_text(encoding="utf-8")):
                 visible, infrared = row["content"]
                 columns = [_from_text(text) for text in row["hashes"]]
                 found.places.append(set())

@@ -184,9 +184,14 @@ def _has_low_bytes(path: Path, tiff: _Tiff | None) -> bool:
     """Whether a TIFF or PNG stores more than a byte a channel."""
     if tiff is not None:
         return tiff.dtype is not None and tiff.dtype.itemsize > 1
+    return _png_bits(path) == 16
+
+
+def _png_bits(path: Path) -> int | None:
+    """Bits a channel, which a PNG's first chunk tells; None for another file."""
     with path.open("rb") as file:
         start = file.read(25)
-    return start.startswith(b"\x89PNG") and start[24:] == b"\x10"  # a PNG's first chunk tells its bits a channel
+    return start[24] if len(start) == 25 and start.startswith(b"\x89PNG") else None
 
 
 def _tiff_array(path: Path, tiff: _Tiff) -> Pixels | None:
@@ -358,6 +363,9 @@ def read_label(path: str | Path, palette: Sequence[tuple[int, int, int]] | None 
         ids = np.array(image if len(image.getbands()) == 1 else image.getchannel(0))
         if palette is not None and image.mode in ("P", "PA"):
             _require_own_indices(path, image, ids, palette)
+            _require_own_indices(path, image, ids, [(grey, grey, grey) for grey in range(len(palette))])
+        if image.mode == "L" and (bits := _png_bits(path)) in (2, 4):
+            ids = ids // (255 // (2**bits - 1))  # PIL spreads them over 0 to 255
         return torch.from_numpy(ids.astype(np.int64))
     if palette is None:
         raise InputError(
@@ -380,12 +388,13 @@ def read_label(path: str | Path, palette: Sequence[tuple[int, int, int]] | None 
 
 def _require_own_indices(path: Path, image: Image.Image, ids: Pixels, palette: Sequence[tuple[int, int, int]]) -> None:
     """InputError for a palette file whose colours are the classes', but whose indices are not: what pngquant and PIL's
-    adaptive palettes make of a colour file. Other palettes are decoration, and the index is the class."""
+    adaptive palettes make of a colour file, or of grey ids. Other palettes are decoration, and the index is the
+    class."""
     colors = np.array(image.convert("RGB")).reshape(-1, 3)
     used, places = np.unique(ids, return_index=True)
     shown = {int(index): tuple(colors[place].tolist()) for index, place in zip(used, places, strict=True)}
     classes = {tuple(color): index for index, color in enumerate(palette)}
-    if all(color in classes for color in shown.values()):
+    if len(set(shown.values())) == len(shown) and all(color in classes for color in shown.values()):
         for index, color in shown.items():
             if classes[color] != index:
                 raise InputError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fusionsam.data.catalog import DatasetRow, find
 from fusionsam.data.images import SUFFIXES
-from fusionsam.structures import InputError
+from fusionsam.structures import InputError, NoSplit
 
 HELD_OUT = 10
 """Where no official validation split exists, one id in this many is held out of train."""
@@ -48,30 +48,35 @@ def entries(
     """The pairs of a split, in the order of its list (or by name where folders make the split).
 
     `split` is an official one, or NAME where NAME.txt with one id a line lies beside the data. Raises InputError for a
-    missing folder, list, partner or column, and for a split without pairs. With `absent`, ids of a list without an
-    image are added to it and left out, and labels may be missing: enough to compare pictures."""
+    missing folder, list, partner or column, and for a split without pairs (NoSplit where nothing of it is there). With
+    `absent`, ids without an image are added to it and left out, be it all, and labels may be missing: enough to compare
+    pictures."""
     row, root = find(dataset, class_file), Path(root)
     if row.layout == "manifest":
-        found = _from_manifest(root, split)
+        found = _from_manifest(root, split, absent)
     else:
         if not root.is_dir():
-            raise InputError(f"{root}: no such folder; expected the root of the data set {dataset!r}")
+            raise NoSplit(f"{root}: no such folder; expected the root of the data set {dataset!r}")
         found = _from_folders(row, root, split, absent)
-    if not found:
+    if not found and not absent:
         raise InputError(f"{root}: split {split!r} of {dataset!r} is empty; expected at least one pair")
     return found
 
 
-def pair_entries(visible: Path | None, infrared: Path | None, label: Path | None = None) -> list[Entry]:
+def pair_entries(
+    visible: Path | None, infrared: Path | None, label: Path | None = None, require_labels: bool = True
+) -> list[Entry]:
     """Files of two folders (and of labels) paired by stem, sorted. One modality may be None: the other stands alone.
 
-    Raises InputError if a file lacks its partner in another folder, naming it."""
+    Raises InputError if a file lacks its partner in another folder, naming it; without `require_labels` not for a
+    label."""
     given = {name: folder for name, folder in (("visible", visible), ("infrared", infrared)) if folder is not None}
     if not given:
         raise InputError("neither a visible nor an infrared folder was given; give at least one")
     parts = {name: by_stem(folder) for name, folder in given.items()}
-    if label is not None:
-        parts["label"] = by_stem(label)
+    labels = {} if label is None else by_stem(label)
+    if label is not None and require_labels:
+        parts["label"] = labels
     folders = {**given, **({"label": label} if label is not None else {})}
     stems = sorted(set.union(*(set(part) for part in parts.values())))
     for name, part in parts.items():
@@ -81,7 +86,7 @@ def pair_entries(visible: Path | None, infrared: Path | None, label: Path | None
                 f"{folders[name]}: no {name} file for {missing[0]!r} ({len(missing)} of {len(stems)} lack it); "
                 "files are paired by name, add the partner or remove the rest"
             )
-    visible_files, infrared_files, labels = (parts.get(name, {}) for name in ("visible", "infrared", "label"))
+    visible_files, infrared_files = (parts.get(name, {}) for name in ("visible", "infrared"))
     return [Entry(stem, visible_files.get(stem), infrared_files.get(stem), labels.get(stem)) for stem in stems]
 
 
@@ -116,19 +121,23 @@ def _subfolders(row: DatasetRow, root: Path) -> dict[str, Path] | None:
     return found if {"visible", "infrared", "rgbt"} & set(found) else None
 
 
-def _part_entries(row: DatasetRow, root: Path) -> dict[str, Entry]:
+def _part_entries(row: DatasetRow, root: Path, require_labels: bool = True) -> dict[str, Entry]:
     """Every pair that lies directly below `root`."""
     found = _subfolders(row, root)
     expected = ", ".join("/".join(names[:2]) for names in row.folders.values())
+    if not root.is_dir():
+        raise NoSplit(f"{root}: no such folder; expected one with {expected}")
     if found is None:
         raise InputError(f"{root}: holds none of the folders of {row.name!r} ({expected}); check the root")
-    missing = sorted(set(row.folders) - set(found)) if row.layout != "pairs" else []
+    optional = set() if require_labels else {"label"}
+    missing = sorted(set(row.folders) - set(found) - optional) if row.layout != "pairs" else []
     if missing:
         raise InputError(f"{root}: no folder for {', '.join(missing)}; expected {expected}")
     if "rgbt" not in found:
-        pairs = pair_entries(found.get("visible"), found.get("infrared"), found.get("label"))
+        pairs = pair_entries(found.get("visible"), found.get("infrared"), found.get("label"), require_labels)
         return {entry.id: entry for entry in pairs}
-    images, labels = by_stem(found["rgbt"]), by_stem(found["label"])
+    images = by_stem(found["rgbt"])
+    labels = by_stem(found["label"]) if "label" in found else {}
     return {stem: Entry(stem, rgbt=path, label=labels.get(stem)) for stem, path in images.items()}
 
 
@@ -137,27 +146,27 @@ def _from_folders(row: DatasetRow, root: Path, split: str, absent: list[str] | N
     if row.layout == "split_folders":
         if not listing.is_file() and split in ("train", "val", "trainval", "test"):
             folder = root / ("test" if split == "test" else "train")
-            everything = list(_part_entries(row, folder).values())
+            everything = list(_part_entries(row, folder, absent is None).values())
             if split in ("train", "val"):
                 return [entry for entry in everything if held_out(entry.id) == (split == "val")]
             return everything
         parts = [root / name for name in ("train", "test") if (root / name).is_dir()]
     elif row.layout == "pairs" and not listing.is_file():
         if _subfolders(row, root / split):
-            return list(_part_entries(row, root / split).values())
+            return list(_part_entries(row, root / split, absent is None).values())
         if split == "all":
-            return list(_part_entries(row, root).values())
+            return list(_part_entries(row, root, absent is None).values())
         parts = []
     else:
         parts = [root]
     if not listing.is_file():
         lists = sorted(path.stem for path in root.glob("*.txt"))
         offered = [*(name for name in row.splits if row.layout != "lists"), *lists]
-        raise InputError(
+        raise NoSplit(
             f"{listing}: no such list for split {split!r}; available here: {', '.join(offered) or 'none'}; "
             "expected a text file with one id a line"
         )
-    available = {id: entry for part in parts for id, entry in _part_entries(row, part).items()}
+    available = {id: entry for part in parts for id, entry in _part_entries(row, part, absent is None).items()}
     ids = _ids(listing)
     if absent is None:
         return [_with_label(_listed(id, available, listing), listing) for id in ids]
@@ -202,7 +211,7 @@ ALIASES = {
 }
 
 
-def _from_manifest(path: Path, split: str) -> list[Entry]:
+def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> list[Entry]:
     """Rows of a CSV or Parquet table; paths are relative to the table's folder."""
     columns, rows = _table(path)
     if not {"visible", "infrared"} & columns:
@@ -213,21 +222,20 @@ def _from_manifest(path: Path, split: str) -> list[Entry]:
                 f"{path}: column {column!r} would be left unread; call it {meant!r} (known: {', '.join(COLUMNS)})"
             )
     if "split" not in columns and split != "all":
-        raise InputError(f"{path}: has no column split, but split {split!r} was asked for; add it, or ask for 'all'")
+        raise NoSplit(f"{path}: has no column split, but split {split!r} was asked for; add it, or ask for 'all'")
     if split != "all":
         names = sorted({row.get("split", "") for row in rows})
         if odd := [name for name in names if name != split and name.strip().lower() == split.lower()]:
             raise InputError(f"{path}: split is {odd[0]!r} in some rows and {split!r} was asked for; write it one way")
         rows = [row for row in rows if row.get("split") == split]
         if not rows:
-            raise InputError(
-                f"{path}: split {split!r} is empty; the column split holds {', '.join(names) or 'nothing'}"
-            )
+            raise NoSplit(f"{path}: split {split!r} is empty; the column split holds {', '.join(names) or 'nothing'}")
     found, seen = [], set()
     for number, row in enumerate(rows):
         paths = {part: path.parent / row[part] for part in ("visible", "infrared", "label") if row.get(part)}
+        there = {part for part, file in paths.items() if os.path.isfile(file)}  # false, too, for what cannot be a name
         for part, file in paths.items():
-            if not os.path.isfile(file):  # unlike Path.is_file, false for what cannot be a name
+            if part not in there and absent is None:
                 raise InputError(
                     f"{path}: {part} file {str(file)[:300]} does not exist; mend the manifest or fetch the file"
                 )
@@ -245,7 +253,12 @@ def _from_manifest(path: Path, split: str) -> list[Entry]:
         if Path(id).name != id or id == "..":  # results of a pair are files of its name
             raise InputError(f"{path}: id {id!r} is no file name; leave out / and ..")
         seen.add(id)
-        found.append(Entry(id, paths.get("visible"), paths.get("infrared"), paths.get("label")))
+        if not set(paths) - {"label"} <= there:
+            assert absent is not None
+            absent.append(id)
+            continue
+        label = paths.get("label") if "label" in there else None
+        found.append(Entry(id, paths.get("visible"), paths.get("infrared"), label))
     return found
 
 
@@ -261,7 +274,7 @@ def _long_id(file: Path, folder: Path) -> str:
 
 def _table(path: Path) -> tuple[set[str], list[dict[str, str]]]:
     if not path.is_file():
-        raise InputError(f"{path}: no such manifest; expected a CSV or Parquet file")
+        raise NoSplit(f"{path}: no such manifest; expected a CSV or Parquet file")
     if path.suffix.lower() in (".parquet", ".pq"):
         import pyarrow
         import pyarrow.parquet
