@@ -104,6 +104,18 @@ def test_sums_over_many_pixels_survive_half_precision(loss):
     assert torch.cosine_similarity(found[0][1], found[1][1], dim=0) > 0.99
 
 
+def test_fusion_terms_are_those_of_full_precision_under_autocast():
+    torch.manual_seed(2)
+    base = 0.5 + 0.01 * torch.randn(1, 1, 40, 40)  # flat: its variance is below what bfloat16 can tell
+    fused, visible = (base + 0.01 * torch.randn(1, 3, 40, 40) for _ in range(2))
+    fused = fused.bfloat16()
+    exact = fusion_terms(fused.float(), visible, base)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = fusion_terms(fused, visible, base)
+    for name, value in exact.items():
+        torch.testing.assert_close(mixed[name], value, msg=name)
+
+
 def test_focal_loss():
     torch.manual_seed(1)
     logits, label = torch.randn(2, 5, 3, 7), torch.randint(0, 5, (2, 3, 7))

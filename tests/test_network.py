@@ -180,6 +180,20 @@ def test_user_prompts_of_a_large_input_are_in_its_pixels(make_debug):
     halved = Prompts((clicked.points - 0.5) / 2, clicked.point_labels, (clicked.boxes - 0.5) / 2, source="user")
     expected = F.interpolate(small(*reduced, halved).logits, size=(192, 128), mode="bilinear")
     torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-4)
+    whole = small(visible, infrared, Prompts(clicked.points.long(), clicked.point_labels, clicked.boxes.long()))
+    assert torch.equal(whole.logits, output.logits)
+
+
+@torch.no_grad()
+def test_a_given_mask_lies_over_the_picture_not_over_its_padding():
+    visible, infrared = random_pair(1, 70, 83)
+    own = network()(visible, infrared).mask_prompt
+    mask = torch.randn(1, 1, 18, 21)  # cells of 4 pixels that hold 70 x 83
+    assert own.shape[2:] == (20, 24)
+    output = network()(visible, infrared, Prompts(mask=mask))
+    assert torch.equal(output.prompts.mask, F.pad(mask, (0, 3, 0, 2)))
+    finer = F.interpolate(mask, scale_factor=2, mode="nearest")  # bilinear halves it to the same
+    torch.testing.assert_close(network()(visible, infrared, Prompts(mask=finer)).logits, output.logits)
 
 
 @torch.no_grad()

@@ -33,6 +33,14 @@ def test_peaks_and_box_by_hand():
     assert found.mask is logits
 
 
+def test_pixels_are_not_rounded_to_half_precision():
+    logits = torch.full((1, 1, 120, 160), -9.0)
+    logits[0, 0, 119, 157:] = 9.0
+    exact, half = (self_prompts(x, PromptConfig(points=1)) for x in (logits, logits.bfloat16()))
+    assert torch.equal(half.points, exact.points)
+    assert torch.equal(half.boxes, exact.boxes)
+
+
 def test_threshold_is_a_probability():
     logits = torch.full((1, 1, 7, 11), -5.0)
     logits[0, 0, 2, 3], logits[0, 0, 6, 10] = 0.84, 0.86  # sigmoid 0.698 and 0.703

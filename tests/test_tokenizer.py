@@ -55,6 +55,22 @@ def test_codes_are_the_nearest_entries(codebooks, width):
         torch.testing.assert_close(quantizer.embed(codes), grid)
 
 
+@pytest.mark.parametrize("quantizer", ["vq", "fsq"])
+def test_mixed_precision_chooses_the_same_codes(quantizer):
+    lstg = tokenizer(quantizer=quantizer, codebook_size=256)
+    image = torch.rand(2, 3, 32, 32)
+    lstg.train()(image, None)
+    lstg.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        z = lstg.encoders[0](image)
+        _, codes, _ = lstg.encode(0, image)
+    assert z.dtype == torch.bfloat16
+    with torch.no_grad():
+        _, nearest, _ = lstg.quantizers[0](z.float())
+    assert torch.equal(codes, nearest)
+    assert len(codes.unique()) > 20
+
+
 @pytest.mark.parametrize("codebooks", [1, 3])
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_training_path_and_look_up_agree(codebooks, update):

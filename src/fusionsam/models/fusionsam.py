@@ -210,8 +210,7 @@ class FusionSAMNetwork(nn.Module):
         if given is not None:
             self._check_prompts(given)
             scaled = self._scale_prompts(given, size, small)
-            if scaled.mask is None:
-                scaled.mask = mask_prompt
+            scaled.mask = mask_prompt if given.mask is None else self._on_grid(given.mask, mask_prompt, small)
             return scaled
         if mode == "none":
             return Prompts(mask=mask_prompt, source="none")
@@ -226,10 +225,20 @@ class FusionSAMNetwork(nn.Module):
         own = self_prompts(inside, self.config.prompts)
         own.mask = mask_prompt
         # the last cell may reach past the image
-        edge = size_tensor((small[1] - 1, small[0] - 1), mask_prompt)
-        own.points = None if own.points is None else torch.minimum(own.points, edge)
-        own.boxes = None if own.boxes is None else torch.minimum(own.boxes, edge.repeat(2))
+        for name in ("points", "boxes"):
+            if (xy := getattr(own, name)) is not None:
+                edge = size_tensor((small[1] - 1, small[0] - 1), xy)
+                setattr(own, name, torch.minimum(xy, edge.repeat(xy.shape[2] // 2)))
         return own
+
+    @staticmethod
+    def _on_grid(mask: Tensor, mask_prompt: Tensor, small: tuple[int, int]) -> Tensor:
+        """A given mask over the picture -> over the picture and its padding, as the model's own is."""
+        if same_size(mask.shape[2:], mask_prompt.shape[2:]) or torch.compiler.is_exporting():
+            return mask
+        height, width = mask_prompt.shape[2:]
+        rows, columns = ((side + Tokenizer.STRIDE - 1) // Tokenizer.STRIDE for side in small)
+        return F.pad(resize(mask, (rows, columns)), (0, width - columns, 0, height - rows))
 
     @staticmethod
     def _check_prompts(given: Prompts) -> None:
@@ -248,12 +257,12 @@ class FusionSAMNetwork(nn.Module):
 
     @staticmethod
     def _scale_prompts(prompts: Prompts, source: tuple[int, int], target: tuple[int, int]) -> Prompts:
-        if same_size(source, target):
-            return Prompts(**vars(prompts))
-
         def move(xy: Tensor | None) -> Tensor | None:
             if xy is None:
                 return None
+            xy = xy.to(torch.promote_types(xy.dtype, torch.float32))  # whole numbers would make the factor 0
+            if same_size(source, target):
+                return xy
             factor = xy.new_tensor([target[1] / source[1], target[0] / source[0]])
             pairs = xy.reshape(*xy.shape[:-1], -1, 2)
             return ((pairs + 0.5) * factor - 0.5).reshape(xy.shape)

@@ -106,8 +106,8 @@ def _require_any_size(backbone: nn.Module, info: Any, picked: list[int], source:
         found = str(error)[:120]  # type: ignore[assignment]
     if found != wanted:
         raise InputError(
-            f"model.encoder.source: {source} gives {found} for a picture of {height}x{width}, expected {wanted} (C,H,W);"
-            " choose a convolutional backbone, for example tf_efficientnet_lite0"
+            f"model.encoder.source: {source} gives {found} for a picture of {height}x{width}, expected {wanted} "
+            "(C,H,W); choose a convolutional backbone, for example tf_efficientnet_lite0"
         )
 
 

@@ -19,9 +19,11 @@ def self_prompts(mask_prompt: Tensor, config: PromptConfig) -> Prompts:
 
     mask_prompt (B,1,h,w) logits. Peaks are taken greedily, each suppressing all within `separation` cells of it;
     a peak below the threshold is padding (label -1, SAM's "not a point"). Without any cell above the threshold the
-    box is the whole image. Coordinates are pixels at the centre of a cell.
+    box is the whole image. Coordinates are pixels at the centre of a cell, at least float32: bfloat16 rounds them
+    from 256 on.
     """
     height, width = mask_prompt.shape[2:]
+    precision = torch.promote_types(mask_prompt.dtype, torch.float32)
     logits = mask_prompt.detach()[:, 0].flatten(1)
     ys = torch.arange(height, device=logits.device)[:, None].expand(height, width).reshape(-1)
     xs = torch.arange(width, device=logits.device)[None].expand(height, width).reshape(-1)
@@ -48,10 +50,10 @@ def self_prompts(mask_prompt: Tensor, config: PromptConfig) -> Prompts:
         x0, x1 = bounds(xs, width - 1)
         y0, y1 = bounds(ys, height - 1)
         box = torch.stack([x0 * CELL, y0 * CELL, (x1 + 1) * CELL - 1, (y1 + 1) * CELL - 1], dim=1)
-        boxes = box[:, None].to(mask_prompt.dtype)
+        boxes = box[:, None].to(precision)
     has_points = config.points > 0
     return Prompts(
-        points=(torch.stack(points, dim=1) * CELL + (CELL - 1) / 2).to(mask_prompt.dtype) if has_points else None,
+        points=(torch.stack(points, dim=1) * CELL + (CELL - 1) / 2).to(precision) if has_points else None,
         point_labels=torch.stack(labels, dim=1) if has_points else None,
         boxes=boxes,
         mask=mask_prompt,

@@ -56,7 +56,7 @@ _HIERA: dict[str, dict[str, Any]] = {
 def _vision_section(source: str, model_type: str) -> dict[str, Any]:
     path = Path(source) / "config.json" if Path(source).is_dir() else foreign.fetch(source, "config.json")
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         section = config["vision_config"] if config.get("model_type") == model_type else None
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"model.encoder.source: {path} is not a model's config.json ({error!r})") from None

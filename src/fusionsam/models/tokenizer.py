@@ -173,7 +173,11 @@ class Tokenizer(nn.Module):
         """Image (B,C_i,H,W) -> latents (B,d,h,w), codes (B,h,w,codebooks) or None, commitment (scalar)."""
         z = self.encoders[index](image)
         if self.config.tokens == "quantized":
-            return self.quantizers[index](z)
+            if not torch.is_autocast_enabled(z.device.type):
+                return self.quantizers[index](z)
+            # bfloat16 cannot tell close codes apart: a training would learn other ones than evaluation chooses
+            with torch.autocast(z.device.type, enabled=False):
+                return self.quantizers[index](z.float())
         return z, None, z.new_zeros(())
 
     def reconstruct(self, index: int, latents: Tensor) -> Tensor:
