@@ -51,12 +51,12 @@ from fusionsam.evaluate import (
     leak_guard,
     open_labelled,
 )
-from fusionsam.files import whole, write_json
+from fusionsam.files import whole_folder, write_json
 from fusionsam.losses import segmentation_loss
 from fusionsam.metrics import CalibrationError
 from fusionsam.settings import differences, read_settings
 from fusionsam.structures import Batch, InputError, Report
-from fusionsam.tasks import SegmentationTask
+from fusionsam.tasks import SegmentationTask, require_finite
 from fusionsam.train import FREE_ON_RESUME, open_trainer
 from fusionsam.train_callbacks import LAST, BestWeights
 from fusionsam.train_data import PairData, open_data, pairs_digest, refuse_seen
@@ -76,6 +76,7 @@ class PeerTask(SegmentationTask):
         """Cross-entropy + Dice with the package's class weights."""
         logits = self.network(batch.visible, batch.infrared)
         loss = segmentation_loss(logits, batch.label, self.settings.loss, self.weights)
+        require_finite(loss, self.global_step, self.settings.train)
         self.log("loss/total", loss.detach(), prog_bar=True, batch_size=len(batch.ids))
         return loss
 
@@ -90,16 +91,16 @@ class PeerWeights(BestWeights):
     """Best and final weights, with all that a report says of them."""
 
     def save(self, trainer: L.Trainer, task: Any, folder: Path) -> None:
-        """safetensors and peer.json, each whole or not at all."""
+        """safetensors and peer.json, in a folder that is whole or not there."""
         hours = self.elapsed() / 3600
         rate = {"steps_per_second": trainer.global_step / max(1e-9, self.elapsed())}
         scores = {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        with whole(folder / WEIGHTS) as part:
-            save_file({name: value.contiguous() for name, value in task.evaluated().state_dict().items()}, part)
-        write_json(
-            folder / CARD, {**self.card, "step": trainer.global_step, "hours": round(hours, 3), **rate, "val": scores}
-        )
-        self.seen.write(folder)
+        card = {**self.card, "step": trainer.global_step, "hours": round(hours, 3), **rate, "val": scores}
+        with whole_folder(folder) as part:
+            tensors = {name: value.contiguous() for name, value in task.evaluated().state_dict().items()}
+            save_file(tensors, part / WEIGHTS)
+            write_json(part / CARD, card)
+            self.seen.write(part)
 
 
 def machine() -> dict[str, Any]:

@@ -89,6 +89,8 @@ def test_impossible_pairs_are_refused_by_name(changes, told):
         ("model.tokenizer.codebook_size", 0, "at least 1"),
         ("model.fusion.picture_dilations", [2, 0], "at least 1"),
         ("model.prompts.points", 100000, "0 to 1000"),
+        ("train.epochs", float("inf"), "a finite number, at least 0"),
+        ("model.fusion.kv_stride", 1000, "1 to 64"),
     ],
 )
 def test_a_number_out_of_its_bounds_is_refused_by_name(name, value, expected):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fusionsam.files import whole, write_json, write_text
+from fusionsam.files import whole, whole_folder, write_json, write_text
 from fusionsam.structures import InputError
 
 
@@ -37,3 +37,33 @@ def test_a_full_disk_by_any_name_is_one_line_that_says_what_to_do(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"file/x: cannot be written \(.+\); choose another --out"):
         write_text(tmp_path / "file" / "x", "")
+
+
+def test_a_folder_is_of_one_moment_whenever_it_is_killed(tmp_path):
+    folder = tmp_path / "best"
+
+    def save(step, killed=False):
+        with whole_folder(folder) as part:
+            (part / "weights").write_text(step)
+            if killed:
+                raise KeyboardInterrupt
+            (part / "card").write_text(step)
+
+    save("1")
+    with pytest.raises(KeyboardInterrupt):
+        save("2", killed=True)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"weights": "1", "card": "1"}
+    folder.rename(tmp_path / ".best.old")  # killed between the two renames
+    (tmp_path / ".best.part").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        save("3", killed=True)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"weights": "1", "card": "1"}
+    save("4")
+    assert {path.read_text() for path in folder.iterdir()} == {"4"}
+    assert list(tmp_path.iterdir()) == [folder]
+    (tmp_path / "file").write_text("in the way")
+    with (
+        pytest.raises(InputError, match=r"file/best: cannot be written \(.+\); choose another --out"),
+        whole_folder(tmp_path / "file" / "best"),
+    ):
+        raise AssertionError("nothing to write into")

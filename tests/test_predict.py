@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -251,6 +252,10 @@ def test_views_average_probabilities_and_keep_the_picture(pair, weights, tmp_pat
     for wrong, why in (("1 nan", "expected factors above 0"), ("1 5", "up to 4"), ("1.5", "give 1 with them")):
         assert predict(*flags, "--out", tmp_path / "o", "--scales", *wrong.split()) == 2
         assert why in capsys.readouterr().err
+    limit = model.config.max_side / max(H, W)
+    told = rf"^scales 4: enlarges {H}x{W} pixels beyond the {model.config.max_side} a side .* at most {limit:.3g}$"
+    with pytest.raises(InputError, match=told):
+        model.predict(tmp_path / "v.png", tmp_path / "i.png", scales=(1, 4))
     with pytest.raises(InputError, match="both None; give at least one"):
         model.predict(None, None)
     with pytest.raises(InputError, match="pixels of one view"):
@@ -382,6 +387,15 @@ def test_user_prompts_from_a_file_steer_and_are_recorded(pair, weights, tmp_path
     assert stored == {
         "source": "user", "points": [[60.0, 40.0], [3.0, 5.0]], "labels": [1, 0], "boxes": [[20.0, 20.0, 90.0, 80.0]]
     }  # fmt: skip
+    file.write_bytes(
+        '\ufeff{"Straße": {"points": [[6, 4]]}}'.encode()
+    )  # UTF-8 whatever the locale, as Windows saves it
+    code = (
+        f"from fusionsam.prompt_files import *; print(read_prompts(Path({str(file)!r}), 'Stra\\xdfe', (9, 9)).points)"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "6., 4." in told.stdout
 
 
 @pytest.mark.parametrize(
@@ -587,7 +601,25 @@ def test_impossible_requests_get_one_line_and_exit_code_2(pair, weights, tmp_pat
         assert part in error
 
 
-@pytest.mark.parametrize("damage", ["cut", "shape", "missing", "extra", "config"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("calibration", {"temperature": "x"}),
+        ("calibration", {"temperature": 0}),
+        ("calibration", [1]),
+        ("class_offsets", {"offsets": {"car": None}}),
+        ("class_offsets", {"offsets": {"car": float("nan")}}),
+    ],
+)
+def test_a_calibration_that_is_none_is_refused_in_one_line(pair, weights, tmp_path, capsys, key, value):
+    copy = shutil.copytree(weights, tmp_path / "copy")
+    card = json.loads((copy / "training.json").read_text())
+    (copy / "training.json").write_text(json.dumps({**card, key: value}))
+    assert predict("--visible", tmp_path / "v.png", "--weights", copy, "--out", tmp_path / "o") == 2
+    assert "copy/training.json: its calibration or class_offsets hold no finite numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["cut", "shape", "missing", "extra", "config", "nan"])
 def test_damaged_checkpoints_are_refused_in_one_line(pair, weights, tmp_path, capsys, damage):
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -598,6 +630,8 @@ def test_damaged_checkpoints_are_refused_in_one_line(pair, weights, tmp_path, ca
     name = "fusion.cross_domain.merge.weight"
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:5000])
+    elif damage == "nan":
+        save_file({**tensors, name: tensors[name] * float("nan")}, path)
     elif damage == "shape":
         save_file({**tensors, name: tensors[name][:3].contiguous()}, path)
     elif damage == "missing":
@@ -609,7 +643,8 @@ def test_damaged_checkpoints_are_refused_in_one_line(pair, weights, tmp_path, ca
     assert predict("--visible", tmp_path / "v.png", "--out", tmp_path / "o", "--weights", copy) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
-    assert {"cut": "copy", "shape": name, "missing": name, "extra": "surplus", "config": "max_sid"}[damage] in error
+    told = {"cut": "copy", "extra": "surplus", "config": "max_sid", "nan": f"{name} holds nan or infinity (1 such"}
+    assert told.get(damage, name) in error
 
 
 def test_a_pair_of_files_is_named_after_the_visible_one(tmp_path, pair):

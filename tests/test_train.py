@@ -441,6 +441,59 @@ def test_training_on_a_test_picture_is_refused_too(
         _refuse_leaks(DataConfig(root=str(half)), lists)
 
 
+def test_a_flaw_of_the_test_split_does_not_end_its_comparison(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tested = (scenes / "test.txt").read_text().split()[:2]
+    root = tmp_path / "pairs"
+    for name in tested:
+        pair = np.array(Image.open(scenes / "images" / f"{name}.png"))
+        for part, array in (("visible", pair[:, :, :3]), ("infrared", pair[:, :, 3]), ("labels", pair[:, :, 3] * 0)):
+            write_png(root / "test" / part / f"{name}.png", array)
+    source = root / "test" / "visible"
+    (root / "test" / "labels" / f"{tested[0]}.png").unlink()  # withheld
+    lists = {"train": [Entry("other", visible=root / "test" / "visible" / f"{tested[0]}.png")]}
+    with pytest.raises(InputError, match=rf"test/{tested[0]} = train/other"):
+        _refuse_leaks(DataConfig(dataset="pairs", root=str(root)), lists)
+    (root / "test" / "infrared" / f"{tested[1]}.png").unlink()
+    with pytest.raises(InputError, match=rf"no infrared file for '{tested[1]}'.*compared with the test split"):
+        _refuse_leaks(DataConfig(dataset="pairs", root=str(root)), lists)
+
+    table = tmp_path / "pairs.csv"
+    files = [source / f"{name}.png" for name in tested]
+    table.write_text(f"visible,label,split\n{files[0]},gone.png,test\n{tmp_path}/gone.png,,test\n{files[1]},,train\n")
+    lists = {"train": [Entry("gone", visible=files[1])], "val": [Entry(tested[0], visible=files[0])]}
+    with pytest.raises(InputError, match="'gone' is of the test split and of 'train'"):
+        _refuse_leaks(DataConfig(dataset="manifest", root=str(table)), lists)
+    with pytest.raises(InputError, match=rf"test/{tested[0]} = val/{tested[0]}"):
+        _refuse_leaks(DataConfig(dataset="manifest", root=str(table)), {"val": lists["val"]})
+    table.write_text(f"visible,split\n{files[0]},val\n")  # no test pictures on this machine
+    _refuse_leaks(DataConfig(dataset="manifest", root=str(table)), {"val": lists["val"]})
+
+
+def test_what_another_run_left_is_not_lost(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
+    for name in ("best", "final"):
+        shutil.copytree(unbroken / name, tmp_path / name / name)
+        with pytest.raises(InputError, match=rf"{name}/{name}: holds the weights of another run, which would be lost"):
+            run(scenes, tmp_path / name)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "settings.yaml").write_text("mine: precious")
+    with pytest.raises(InputError, match=r"theirs/settings\.yaml: "):
+        run(scenes, tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "settings.yaml").read_text() == "mine: precious"
+    for key in ("train.out", "data.root"):
+        with pytest.raises(InputError, match=rf"^{key}: is empty, as of an unset shell variable"):
+            run(scenes, tmp_path / "run", f"--{key}=")
+
+
+def test_a_training_that_diverges_stops_in_one_line(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"^train: the loss is (nan|inf) at step [12], so the training diverged; lower"
+    ):
+        run(scenes, tmp_path / "run", "--train.lr=1e30", "--train.warmup_steps=0")
+    assert not (tmp_path / "run" / "best").exists()
+
+
 def test_a_run_is_not_overwritten_and_its_settings_hold(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
     before = (unbroken / "last.ckpt").stat().st_mtime_ns
     with pytest.raises(InputError, match="give --resume"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import subprocess
 from dataclasses import asdict, replace
@@ -198,8 +199,8 @@ def read_checkpoint(source: str | Path) -> tuple[dict[str, Tensor], ModelConfig,
     try:
         with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        raw = yaml.safe_load((folder / CONFIG).read_text())
-        card = json.loads((folder / CARD).read_text()) if (folder / CARD).exists() else {}
+        raw = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        card = json.loads((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).exists() else {}
     except (SafetensorError, OSError, yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:120]
         raise InputError(f"weights {folder}: cannot be read ({reason}); give an intact checkpoint folder") from None
@@ -207,8 +208,25 @@ def read_checkpoint(source: str | Path) -> tuple[dict[str, Tensor], ModelConfig,
         raise InputError(
             f"{folder / CARD}: is no training card (a mapping was expected); give an intact checkpoint folder"
         )
+    _require_calibration(card, folder / CARD)
     tensors = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
     return tensors, from_dict(ModelConfig, raw, str(folder / CONFIG)), card
+
+
+def _require_calibration(card: dict[str, Any], path: Path) -> None:
+    """InputError for what `fusionsam calibrate` would not have written."""
+    found: dict[str, Any] = {key: card.get(key) or {} for key in CALIBRATED}
+    try:
+        temperature = float(found["calibration"].get("temperature", 1))
+        offsets = [float(offset) for offset in (found["class_offsets"].get("offsets") or {}).values()]
+        sound = 0 < temperature < math.inf and all(map(math.isfinite, offsets))
+    except (AttributeError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise InputError(
+            f"{path}: its calibration or class_offsets hold no finite numbers, or no temperature above 0; give an "
+            "intact checkpoint folder, or remove them"
+        )
 
 
 def load_network(source: str | Path, calibrated: bool = True) -> tuple[FusionSAMNetwork, dict[str, Any]]:
@@ -240,6 +258,12 @@ def _require_whole(tensors: dict[str, Tensor], what: str) -> None:
         raise InputError(
             f"{what}: holds LSTG alone (stage 1); give it as model.tokenizer_weights of a training, or to fusionsam "
             "reconstruct"
+        )
+    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise InputError(
+            f"{what}: {broken[0]} holds nan or infinity ({len(broken)} such tensors), so the training diverged; train "
+            "with a lower train.lr"
         )
 
 

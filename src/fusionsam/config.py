@@ -77,8 +77,10 @@ class _Bounded:
         for key, value in vars(self).items():
             low, high = _BOUNDS.get(f"{self.section}.{key}", (-math.inf, math.inf))
             parts = value if isinstance(value, tuple | list) else [value]
-            if any(isinstance(part, int | float) and not low <= part <= high for part in parts):
+            numbers = [part for part in parts if isinstance(part, int | float)]
+            if not all(low <= part <= high and math.isfinite(part) for part in numbers):
                 wanted = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+                wanted = wanted if math.inf not in numbers else f"a finite number, {wanted}"
                 raise InputError(f"{self.section}.{key}: {value}; expected {wanted}")
 
 

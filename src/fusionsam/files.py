@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,6 +56,31 @@ def whole(path: str | Path, remedy: str = OTHER_OUT, also: tuple[type[Exception]
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:100]
         raise InputError(f"{path}: cannot be written ({reason}); {remedy}") from error
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """The folder to write into; it takes the place of the folder `path` when the block ends, and goes when the block is
+    left by an exception. Of a process killed between the two renames the next call finds the old one and puts it back.
+
+    InputError where the folders cannot be renamed."""
+    path = Path(path)
+    part, old = (path.with_name(f".{path.name}.{kind}") for kind in ("part", "old"))
+    try:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for stale in (part, old):
+            shutil.rmtree(stale, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        if path.exists():
+            path.rename(old)
+        part.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); {OTHER_OUT}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str, remedy: str = OTHER_OUT) -> Path:

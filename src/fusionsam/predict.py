@@ -138,6 +138,12 @@ class FusionSAM:
             raise InputError("prompts: yours are pixels of one view; leave out scales and flip")
         images = (visible, infrared)
         size = next((image.shape[2:] for image in images if image is not None), (0, 0))
+        side, limit = max(size), self.config.max_side
+        if larger := [scale for scale in scales if scale > 1 and scale * side > limit]:
+            raise InputError(
+                f"scales {larger[0]:g}: enlarges {size[0]}x{size[1]} pixels beyond the {limit} a side that these "
+                f"weights look at, to which it would be reduced again; expected at most {max(1.0, limit / side):.3g}"
+            )
         views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
         views.sort(key=lambda view: view[0] != 1)
         first, total = None, None

@@ -20,7 +20,7 @@ from fusionsam.losses import (
 )
 from fusionsam.metrics import PROTOCOLS, ConfusionMatrix, iou, plain
 from fusionsam.models.fusionsam import FusionSAMNetwork
-from fusionsam.structures import Batch, Output
+from fusionsam.structures import Batch, InputError, Output
 
 
 def schedule_factor(step: int, total: int, config: TrainConfig) -> float:
@@ -69,6 +69,16 @@ def moving_average(decay: float) -> Any:
         torch._foreach_lerp_(averaged, current, weight)
 
     return average
+
+
+def require_finite(loss: Tensor, step: int, config: TrainConfig) -> None:
+    """InputError for a loss that is no number: every weight would be none after it. Of float16 the scaler leaves such a
+    step out."""
+    if not config.precision.startswith("16") and not bool(loss.isfinite()):
+        raise InputError(
+            f"train: the loss is {float(loss.detach())} at step {step}, so the training diverged; lower train.lr or a "
+            "loss's weight, and start again with another train.out"
+        )
 
 
 class SegmentationTask(L.LightningModule):
@@ -140,6 +150,7 @@ class SegmentationTask(L.LightningModule):
         output = self.network(batch.visible, batch.infrared, mode=mode, present=batch.present)
         terms = self.losses(output, batch)
         total = torch.stack(list(terms.values())).sum()
+        require_finite(total, self.global_step, self.settings.train)
         self.log_dict({f"loss/{k}": v.detach() for k, v in terms.items()}, batch_size=len(batch.ids))
         self.log("loss/total", total.detach(), prog_bar=True, batch_size=len(batch.ids))
         return total

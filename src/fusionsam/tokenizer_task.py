@@ -16,7 +16,7 @@ from fusionsam.models.discriminator import PatchDiscriminator, adaptive_weight, 
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.perceptual import perceptual_distance
 from fusionsam.structures import Batch, InputError
-from fusionsam.tasks import moving_average
+from fusionsam.tasks import moving_average, require_finite
 from fusionsam.tokenizer_metrics import (
     MODALITIES,
     CodeUsage,
@@ -159,8 +159,10 @@ class TokenizerTask(L.LightningModule):
                 self.log(f"train/{name}_perplexity", self.train_codes[index].perplexity, batch_size=len(image))
         if not pull:
             raise InputError("stage 1: a batch without any image; set data.modality_dropout to 0")
+        total = torch.stack(pull).sum()
+        require_finite(total, self.global_step, self.settings.train)
         generator.zero_grad()
-        self.manual_backward(torch.stack(pull).sum())
+        self.manual_backward(total)
         if clip:
             nn.utils.clip_grad_norm_(generator_parameters(self.tokenizer), clip)
         generator.step()

@@ -133,6 +133,8 @@ def _keep_settings(out: Path, config: Config, resume: bool) -> None:
                 f"use --config {file} --resume, or another train.out"
             )
         return
+    if file.exists():
+        read_settings(file)  # of a run that was killed before its first checkpoint, or somebody else's
     write_text(file, as_yaml(config), "choose another train.out")
 
 
@@ -180,10 +182,15 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     `out/best` and `out/final` are checkpoint folders, `out/last.ckpt` is what resume continues from, `out/logs` holds
     CSV and TensorBoard logs. Raises InputError for bad settings or data.
     """
+    for key, given in (("train.out", config.train.out), ("data.root", config.data.root)):
+        if not given.strip():
+            raise InputError(f"{key}: is empty, as of an unset shell variable; give a folder")
     out = Path(config.train.out)
     last = out / LAST
     if last.exists() and not resume:
         raise InputError(f"{out}: holds an unfinished or finished run; give --resume to continue or another train.out")
+    if not resume and (kept := next((out / name for name in ("best", "final") if (out / name).exists()), None)):
+        raise InputError(f"{kept}: holds the weights of another run, which would be lost; choose another train.out")
     if resume and not last.exists():
         raise InputError(f"{out}: has no {LAST} to resume from; start without --resume")
     stage_1 = config.train.stage == "tokenizer"

@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fusionsam.checkpoint import save_checkpoint
 from fusionsam.data.fingerprints import Fingerprints
-from fusionsam.files import whole, write_text
+from fusionsam.files import whole, whole_folder, write_text
 from fusionsam.structures import InputError
 from fusionsam.tasks import SegmentationTask
 from fusionsam.tokenizer_task import TokenizerTask
@@ -96,8 +96,9 @@ class BestWeights(Callback):
         """Write the evaluated network with its validation figures."""
         scores = {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         card = {**self.card, "step": trainer.global_step, "hours": round(self.elapsed() / 3600, 3), "val": scores}
-        save_checkpoint(folder, task.evaluated(), card)
-        self.seen.write(folder)
+        with whole_folder(folder) as part:  # never the weights of one step with the figures of another
+            save_checkpoint(part, task.evaluated(), card)
+            self.seen.write(part)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the network if it is the best so far, a line of history, and a checkpoint to resume from."""
@@ -132,7 +133,7 @@ class BestWeights(Callback):
         file = self.folder / "history.jsonl"
         line = {"step": trainer.global_step, "hours": self.elapsed() / 3600}
         line |= {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if not k.startswith("lr")}
-        lines = file.read_text().splitlines() if file.exists() else []
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         lines = [kept for kept in lines if json.loads(kept)["step"] < trainer.global_step]
         write_text(file, "\n".join([*lines, json.dumps(line)]) + "\n", "make room there, then go on with --resume")
 
