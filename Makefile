@@ -15,7 +15,7 @@ TOKENIZER_WEIGHTS ?= tiny
 EXTRAS := dev
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check browser ablation peers study study-peers tokenizer-study clean
+.PHONY: demo test test-slow test-oldest check browser ablation peers study study-peers tokenizer-study clean
 
 # installed again only when what is to be installed has changed
 $(STAMP): pyproject.toml
@@ -46,6 +46,15 @@ test: check browser
 
 test-slow: check browser
 	$(BIN)/python -m pytest
+
+# What hangs on other packages, against the oldest releases that pyproject.toml allows of those in pure Python.
+OLDEST := vector-quantize-pytorch|jsonargparse|lightning|timm|peft|segmentation-models-pytorch
+test-oldest: $(STAMP)
+	rm -rf out/oldest
+	sed -nE 's/^  "($(OLDEST))(\[[a-z]+\])?>=([0-9.]+)".*/\1==\3/p' pyproject.toml \
+		| xargs $(BIN)/python -m pip install --quiet --no-deps --target out/oldest
+	PYTHONPATH=out/oldest $(BIN)/python -m pytest -m "not slow" tests/test_config.py tests/test_tokenizer.py \
+		tests/test_network.py tests/test_network_checkpoint.py tests/test_image_encoder.py tests/test_train.py
 
 # A run that training.json or report.json says is finished is skipped, one that was killed goes on.
 ABLATIONS := a b c continuous
