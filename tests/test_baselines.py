@@ -162,6 +162,8 @@ def test_an_oracle_run_scores_its_own_pictures_is_marked_resumes_and_is_never_co
     config = BaselineConfig(
         str(sam[1]), "mfnet", street, tmp_path, image="infrared", prompts="oracle", bootstrap=20, device="cpu", points=2
     )
+    with pytest.raises(InputError, match=r"nothere\.pth"):  # and what was mistyped can be mended
+        baseline(replace(config, sam="nothere.pth"))
     report = baseline(config)
     assert report.title.startswith("ORACLE")
     assert not (tmp_path / "report.json").exists()
@@ -191,6 +193,9 @@ def test_an_oracle_run_scores_its_own_pictures_is_marked_resumes_and_is_never_co
         (tmp_path / "settings.json").write_bytes(foreign)
         with pytest.raises(InputError, match=r"settings\.json: is not ours to read"):
             baseline(config)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(InputError, match=r"holds label maps, and no settings\.json that tells how"):
+        baseline(config)
 
 
 def test_a_self_run_on_the_fused_picture_names_its_prompts_and_classes(sam2, street, tmp_path, make_debug):

@@ -166,6 +166,18 @@ def test_interrupt_is_130_and_a_programming_error_is_not_hidden(
         answer(OSError("no file in it"))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_output_without_room_is_one_line() -> None:
+    for words in (["--help"], ["--version"]):
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, "-m", "fusionsam", *words]
+            ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert ended.returncode == 2
+        assert ended.stderr.splitlines() == [
+            "fusionsam: error: the output cannot be written (No space left on device); make room for it"
+        ]
+
+
 def test_a_terminated_command_cleans_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

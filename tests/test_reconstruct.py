@@ -85,6 +85,15 @@ def test_neither_inputs_nor_files_of_other_people_are_overwritten(pairs: Path) -
     with pytest.raises(InputError, match=r"a_visible.png: is there, and no summary.json of ours tells of it"):
         run(pairs / "vi", None, pairs / "theirs", weights, "cpu")
     assert (pairs / "theirs" / "a_visible.png").read_bytes() == before
+    run(pairs / "vi" / "a.png", None, pairs / "a", weights, "cpu")
+    kept = {path.name: path.read_bytes() for path in (pairs / "a").iterdir()}
+    (pairs / "other").mkdir()
+    (pairs / "other" / "a.png").write_bytes((pairs / "vi" / "b.png").read_bytes())
+    for given, id in (("vi/b.png", "a"), ("other/a.png", "a")):  # the figures of the first would be lost
+        with pytest.raises(InputError, match=rf"summary\.json: tells of another image '{id}' \(1 such\)"):
+            run(pairs / given, None, pairs / "a", weights, "cpu")
+    assert {path.name: path.read_bytes() for path in (pairs / "a").iterdir()} == kept
+    assert list(run(pairs / "vi", None, pairs / "a", weights, "cpu")["images"]) == ["a", "a_infrared", "b"]
     (pairs / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: holds no image"):
         run(pairs / "empty", None, pairs / "new", weights, "cpu")
@@ -192,6 +201,12 @@ def test_refusals_are_one_line(pairs: Path) -> None:
     folder = stage_1(pairs / "weights", tokens="pixels")
     with pytest.raises(InputError, match="has no decoder"):
         run(pairs / "vi", None, pairs / "out", str(folder), "cpu")
+    for more, told in (
+        ((None, "caffe"), "--vgg16-input caffe: .* none is given"),
+        ((pairs / "no.pt",), "--vgg16 .*no.pt"),
+    ):
+        with pytest.raises(InputError, match=told):
+            run(pairs / "vi", None, pairs / "out", str(stage_1(pairs / "stage_1")), "cpu", *more)
     write_png(pairs / "thin.png", np.zeros((5, 40), np.uint8))
     with pytest.raises(InputError, match="5x40, expected 7 to 4096 a side"):
         run(None, pairs / "thin.png", pairs / "out", str(stage_1(pairs / "other")), "cpu")

@@ -380,6 +380,7 @@ class TestCommand:
         ("options", "told"),
         [
             (["--panels", "nonsense"], "expected RUN=FOLDER"),
+            (["--ids", "zz", "--no-figures"], "are of the panels; give --panels, or leave them out"),
             (["--panels", "visible=x"], "no picture's name"),
             (["--panels", "a={runs}/ours"], "needs --dataset and --root"),
             (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,11 @@ def test_the_full_row_is_what_evaluate_says(root, tmp_path, make_debug):
         (["--bootstrap", "-5"], "--seed 0, --bootstrap -5: expected at least 0"),
         (["--against", "OTHER"], "--against rival: its split_ids_sha256 is x, here it is"),
         (["--out", "FILE"], "file/x: cannot be written (Not a directory); choose another --out"),
+        (
+            ["--out", "ROWS", "--conditions", "fog"],
+            "rows/robustness.json: holds rows of visible only, which would be lost",
+        ),
+        (["--out", "OTHER"], "other/robustness.json: holds a table of other pairs (rival), which would be lost"),
     ],
 )
 def test_what_would_spoil_the_table_is_told_before_anything_is_measured(
@@ -191,11 +197,12 @@ def test_what_would_spoil_the_table_is_told_before_anything_is_measured(
     (tmp_path / "other" / "robustness.json").write_text(
         json.dumps({**values, "title": "rival", "split_ids_sha256": "x"})
     )
+    write({**values, "title": "earlier"}, tmp_path / "rows")
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(robustness, "measure", lambda *_: pytest.fail("measured"))
     weights = save_checkpoint(tmp_path / "weights", make_debug(), {})
     given = ["--weights", str(weights), "--dataset", "mfnet", "--root", str(root), "--bootstrap", "0"]
-    places = {"OTHER": str(tmp_path / "other"), "FILE": str(tmp_path / "file" / "x")}
+    places = {name: str(tmp_path / name.lower()) for name in ("OTHER", "ROWS")} | {"FILE": str(tmp_path / "file" / "x")}
     more = [places.get(word, word) for word in changed]
     assert main(["robustness", *given, "--out", str(tmp_path / "out"), *more]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -215,6 +222,13 @@ def test_fmb_is_scored_by_its_own_protocol(tmp_path):
     found = measure(lambda v, i: np.zeros((64, 96), np.int64), data, ["visible only"], bootstrap=3)
     assert found["protocol"] == "14-present"
     assert 0 <= found["conditions"]["full"]["miou"] < 20
+
+
+def test_a_pair_without_an_image_is_named_before_anything_is_measured(scenes):
+    entries = [*scenes.entries[:-1], replace(scenes.entries[-1], rgbt=None, visible=scenes.entries[-1].rgbt)]
+    last = PairDataset(entries, scenes.row)
+    with pytest.raises(InputError, match=rf"^{entries[-1].id}: has no infrared, and robustness needs both images"):
+        measure(lambda *_: pytest.fail("measured"), last, ["fog"])
 
 
 def test_an_unknown_condition_is_named(scenes):

@@ -414,6 +414,8 @@ def test_bad_settings_end_the_command_with_a_sentence(capsys):
         (["--port", str(taken.getsockname()[1])], "cannot be served"),
         (["--port", "70000"], "expected 0 to 65535"),
         (["--host", "256.1.1.1"], "cannot be served"),
+        (["--host", "127.0..1"], "127.0..1:8000: cannot be served"),
+        (["--timeout", "inf"], "--timeout: found inf, expected a finite number above 0"),
     ):
         assert main(["serve", *arguments]) == 2
         assert words in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """`fusionsam predict --video`: every frame is the single prediction, in order, and nothing half-written stays."""
 
+import shutil
 from fractions import Fraction
 
 import av
@@ -116,6 +117,12 @@ def test_a_film_is_named_after_its_whole_folder_and_replaced_only_when_asked(
     assert film.read_bytes() == before
     assert predict(*given, "--fps", 3, "--overwrite") == 0
     assert decoded(film)[1] == 3
+    before = film.read_bytes()
+    heat = film.rename(film.parent / "x_overlay.mp4")
+    pair = ("--visible", shutil.copy(heat, tmp_path / "x.mp4"), "--infrared", heat, "--overwrite")
+    assert predict(*pair, "--out", film.parent, "--weights", weights) == 2
+    assert f"{heat}: would be overwritten by the film of that name" in capsys.readouterr().err
+    assert heat.read_bytes() == before
 
 
 def test_one_film_alone(model, weights, scenes, tmp_path):

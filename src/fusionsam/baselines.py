@@ -30,11 +30,13 @@ from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluate import FITTED, EvaluateConfig, check_classes, evaluate, leak_guard
-from fusionsam.files import given_path, write_json
+from fusionsam.files import given_path, require_writable, write_json
 from fusionsam.models.plain_sam import PlainSam
 from fusionsam.models.prompts import oracle_prompts
 from fusionsam.predict import FusionSAM, Prediction, choose_device
 from fusionsam.structures import InputError, Report, Sample
+
+SETTINGS = "settings.json"
 
 CLASS_RULES = {
     "self": "class given by the majority of the prompt's model: our label map inside the mask",
@@ -146,11 +148,11 @@ def baseline(config: BaselineConfig) -> Report:
     if unlabelled:
         raise InputError(f"{config.root}: {unlabelled[0]} of split {config.split!r} has no label; add it to be scored")
     folder = Path(config.out) / "predictions"
-    _claim(Path(config.out), _settings(config))
+    _require_same(Path(config.out), settings := _settings(config))
     plain = _evaluation(config, folder)
     cards = [] if plain.predicted_by is None else [checkpoint.read_checkpoint(plain.predicted_by)[2]]
     leak_guard(plain, data.entries, cards)  # before hours of painting
-    _paint(config, data, folder)
+    _paint(config, data, folder, settings)
     return _score(config, plain)
 
 
@@ -179,31 +181,30 @@ def _stamps(source: Path) -> list[list[Any]]:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make `out` ours: its settings.json is written, or equals `settings`."""
-    path = out / "settings.json"
+def _require_same(out: Path, settings: dict[str, Any]) -> None:
+    """InputError if `out` cannot be written, or if its settings.json, where there is one, differs from `settings`."""
+    path = out / SETTINGS
+    require_writable(out)
+    if not path.is_file():
+        if any((out / "predictions").glob("*.png")):
+            raise InputError(
+                f"{out}: holds label maps, and no {SETTINGS} that tells how they were made; choose another --out"
+            )
+        return
     try:
-        (out / "predictions").mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            try:
-                stored = json.loads(path.read_text(encoding="utf-8"))
-            except (ValueError, RecursionError):
-                stored = None
-            if not isinstance(stored, dict):
-                raise InputError(f"{path}: is not ours to read; choose another --out, or remove it")
-            differing = sorted(name for name in {*stored, *settings} if stored.get(name) != settings.get(name))
-            if differing:
-                raise InputError(
-                    f"{out}: holds label maps made with another {', '.join(differing)}; "
-                    "choose another --out, or remove it"
-                )
-            return
-        write_json(path, settings)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise InputError(f"{path}: is not ours to read; choose another --out, or remove it")
+    differing = sorted(name for name in {*stored, *settings} if stored.get(name) != settings.get(name))
+    if differing:
+        raise InputError(
+            f"{out}: holds label maps made with another {', '.join(differing)}; choose another --out, or remove it"
+        )
 
 
-def _paint(config: BaselineConfig, data: PairDataset, folder: Path) -> None:
+def _paint(config: BaselineConfig, data: PairDataset, folder: Path, settings: dict[str, Any]) -> None:
     assert data.row is not None
     todo = [i for i, entry in enumerate(data.entries) if not (folder / f"{entry.id}.png").is_file()]
     if len(todo) < len(data.entries):
@@ -215,6 +216,7 @@ def _paint(config: BaselineConfig, data: PairDataset, folder: Path) -> None:
     if model is not None and config.prompts == "self":
         check_classes(model.config.classes, config.weights, data.row)
     sam = PlainSam.open(config.sam, device)
+    write_json(Path(config.out) / SETTINGS, settings)  # no sooner: a command that ends here can be mended
     for index in tqdm(todo, desc=f"{config.image}, {config.prompts} prompts", unit="image"):
         sample = data[index]
         prediction = None if model is None else model.predict(sample.visible, sample.infrared, "self")
@@ -278,7 +280,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--sam", required=True, help="SamModel or Sam2Model (folder or hub name), or a SAM or MobileSAM file")
     add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
-    add("--root", required=True, help="folder of the data set (or the manifest file)")
+    add("--root", type=given_path, required=True, help="folder of the data set (or the manifest file)")
     add("--split", default=defaults["split"], help="official split, or NAME of a list NAME.txt (%(default)s)")
     add("--image", choices=("visible", "infrared", "fused"), default="fused", help="what SAM sees (%(default)s)")
     add(

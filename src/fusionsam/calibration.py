@@ -29,7 +29,7 @@ from fusionsam.data.dataset import PairDataset
 from fusionsam.data.images import image_size
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluate import EvaluateConfig, check_classes, leak_guard, open_labelled
-from fusionsam.files import write_json
+from fusionsam.files import given_path, write_json
 from fusionsam.metrics import CalibrationError
 from fusionsam.predict import FusionSAM
 from fusionsam.structures import IGNORE, InputError, Pixels
@@ -150,7 +150,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--weights", required=True, help="checkpoint folder; its training.json receives the temperature")
     add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
-    add("--root", required=True, help="folder of the data set (or the manifest file)")
+    add("--root", type=given_path, required=True, help="folder of the data set (or the manifest file)")
     add("--split", default="val", help="pairs that were not trained on, and will not be reported on (%(default)s)")
     add(
         "--class-offsets", action="store_true",

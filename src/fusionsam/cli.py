@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import importlib.util
 import os
@@ -146,7 +147,9 @@ def _cleaning_up() -> Iterator[None]:
 
 def _answer(argv: list[str] | None) -> int:
     try:
-        return run(sys.argv[1:] if argv is None else argv)
+        code = run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
     except SystemExit as exit:  # --help has been printed
         return exit.code if isinstance(exit.code, int) else 0
     except UsageError as error:
@@ -157,6 +160,9 @@ def _answer(argv: list[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered would fail again
+            return _say(f"error: the output cannot be written ({error.strerror}); make room for it", 2)
         if error.filename is None:
             raise
         return _say(f"error: {error.filename}: {error.strerror}; check the path and its permissions", 2)

@@ -7,6 +7,7 @@ import csv
 import math
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -113,6 +114,7 @@ def measure_all(jobs: Iterable[Job], total: int, workers: int) -> Table:
 
 def _in_processes(jobs: Iterable[Job], workers: int) -> Iterator[tuple[str, dict[str, Scores]]]:
     # spawned, not forked: a fork of a process that ran a network may hang in its thread pool
+    workers = min(workers, 61) if sys.platform == "win32" else workers  # more cannot be waited for there
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     running: dict[Future[dict[str, Scores]], str] = {}
     try:

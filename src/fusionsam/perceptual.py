@@ -72,11 +72,13 @@ class Vgg16(nn.Module):
         return levels
 
 
-def load_vgg16(path: str | Path | None, convention: PerceptualInput = "auto") -> Vgg16:
+def load_vgg16(
+    path: str | Path | None, convention: PerceptualInput = "auto", told: str = "train.perceptual_weights"
+) -> Vgg16:
     """VGG16 from a safetensors file, or with None from torchvision (a download).
 
     `auto` believes the file's metadata (`input`: imagenet or caffe), and takes imagenet where there is none. Raises
-    InputError for a file that cannot be read or does not hold VGG16.
+    InputError, which names `told`, for a file that cannot be read or does not hold VGG16.
     """
     if path is None:
         from torchvision.models import VGG16_Weights, vgg16
@@ -85,10 +87,10 @@ def load_vgg16(path: str | Path | None, convention: PerceptualInput = "auto") ->
             tensors = dict(vgg16(weights=VGG16_Weights.IMAGENET1K_V1).state_dict())
         except Exception as error:  # network and cache errors share no type
             raise InputError(
-                f"train.perceptual_weights: torchvision's VGG16 is not within reach ({str(error)[:100]}); give a file"
+                f"{told}: torchvision's VGG16 is not within reach ({str(error)[:100]}); give a file"
             ) from None
         return Vgg16(tensors, "imagenet" if convention == "auto" else convention, "torchvision's VGG16")
-    what = f"train.perceptual_weights {path}"
+    what = f"{told} {path}"
     try:
         with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no mapping)

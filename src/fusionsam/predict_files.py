@@ -111,7 +111,7 @@ def _is_ours(stored: dict[str, Any]) -> bool:
 def _stored(path: Path) -> dict[str, Any] | None:
     """What a NAME.json holds; None if there is none, UNFINISHED if it is damaged, as an older version left it."""
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):

@@ -41,7 +41,7 @@ def read_prompts(path: Path, name: str, size: tuple[int, int]) -> Prompts:
     object under each pair's name. Labels: 1 on the object, 0 off it; all 1 when left out. InputError for anything else.
     """
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"prompts {path}: cannot be read ({error.strerror}); give self, none or a JSON file") from None
     except (ValueError, RecursionError) as error:  # also numbers of too many digits, and brackets in brackets

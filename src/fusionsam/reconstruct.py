@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from fusionsam import foreign
 from fusionsam.checkpoint import load_network, read_checkpoint
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
+from fusionsam.data.splits import Entry
 from fusionsam.data.transforms import to_unit
 from fusionsam.files import given_path, write_json
 from fusionsam.models.fusionsam import LARGEST
@@ -60,7 +62,9 @@ def load_tokenizer(source: str | Path) -> tuple[Tokenizer, dict[str, Any]]:
 def _phi(weights: str | Path, vgg16: Path | None, vgg16_input: Any) -> EncoderLevels | Vgg16 | None:
     """Phi of eq. 7; None where there is no network for it."""
     if vgg16 is not None:
-        return load_vgg16(vgg16, vgg16_input)
+        return load_vgg16(vgg16, vgg16_input, "--vgg16")
+    if vgg16_input != "auto":
+        raise InputError(f"--vgg16-input {vgg16_input}: is of a VGG16, and none is given; add --vgg16, or leave it out")
     if not any(name.startswith("image_encoder.") for name in read_checkpoint(weights)[0]):
         return None
     return EncoderLevels(load_network(weights)[0].image_encoder)
@@ -102,7 +106,8 @@ def run(
     endings = [f"_{name}{kind}.png" for name in MODALITIES for kind in ("", "_reconstruction", "_error", "_codes")]
     folders = any(path is not None and path.is_dir() for path in (visible, infrared))
     require_apart(entries, out, endings, folders)
-    earlier = _require_ours(out, [entry.id for entry in entries], endings)
+    inputs = {entry.id: _digest(entry) for entry in entries}
+    earlier = _require_ours(out, inputs, endings)
     tokenizer, card = load_tokenizer(weights)
     where = choose_device(device)
     tokenizer = tokenizer.to(where)
@@ -111,7 +116,7 @@ def run(
     size, bits = codebook_size(tokenizer), bits_per_pixel(tokenizer)
     # told before the first picture, so that a run that is killed can be started again over its own pictures
     begun = {**{entry.id: {} for entry in entries}, **earlier["images"]}
-    write_json(out / "summary.json", {**earlier, "unfinished": True, "images": begun})
+    write_json(out / "summary.json", {**earlier, "unfinished": True, "inputs": inputs, "images": begun})
     images: dict[str, dict[str, Any]] = {}
     usage = {name: CodeUsage(size or 1) for name in MODALITIES}
     for entry in tqdm(entries, desc="reconstruct", unit="pair", disable=len(entries) == 1):
@@ -162,24 +167,41 @@ def run(
         summary[name] = {key: round(sum(row[key] for row in rows) / len(rows), 4) for key in keys}
         if size is not None:
             summary[name] |= {"bits_per_pixel": bits, **usage[name].as_dict()}
-    summary["images"] = images
+    summary |= {"inputs": inputs, "images": images}
     write_json(out / "summary.json", summary)
     return summary
 
 
-def _require_ours(out: Path, ids: Sequence[str], endings: Sequence[str]) -> dict[str, Any]:
-    """An earlier run's summary.json. InputError for one that somebody else wrote, and for a picture of
-    these names that it does not tell of."""
+def _digest(entry: Entry) -> str:
+    """16 hex digits of a pair's files; InputError if they cannot be read."""
+    found = hashlib.sha256()
+    for path in (entry.visible, entry.infrared):
+        try:
+            found.update(b"-" if path is None else path.read_bytes())
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    return found.hexdigest()[:16]
+
+
+def _require_ours(out: Path, inputs: dict[str, str], endings: Sequence[str]) -> dict[str, Any]:
+    """An earlier run's summary.json. InputError for one that somebody else wrote, for one of other images, whose
+    figures would be lost, and for a picture of these names that it does not tell of."""
     path = out / "summary.json"
     found: Any = {"images": {}, "pairs": 0}
     with suppress(FileNotFoundError, NotADirectoryError):
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             found = None
     if not isinstance(found, dict) or not isinstance(found.get("images"), dict) or "pairs" not in found:
         raise InputError(f"{path}: was not written by reconstruct; choose another --out")
-    for id in ids:
+    other = [id for id, figures in found["images"].items() if figures and id not in inputs]
+    known = found.get("inputs")
+    known = known if isinstance(known, dict) else {}
+    other += [id for id, digest in inputs.items() if known.get(id, digest) != digest]
+    if other:
+        raise InputError(f"{path}: tells of another image {other[0]!r} ({len(other)} such); choose another --out")
+    for id in inputs:
         for ending in endings:
             if id not in found["images"] and (there := out / f"{id}{ending}").exists():
                 raise InputError(f"{there}: is there, and no summary.json of ours tells of it; choose another --out")

@@ -191,6 +191,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """`fusionsam report`."""
     panels = None
+    if not args.panels and (args.dataset or args.root is not None or args.ids):
+        raise InputError("--dataset, --root, --ids: are of the panels; give --panels, or leave them out")
     if args.panels:
         runs = {}
         for given in args.panels:

@@ -107,15 +107,28 @@ def disturb(name: str, visible: Tensor, infrared: Tensor, image_id: str, seed: i
 
 
 def require_usable(
-    out: Path, others: Sequence[Mapping[str, Any]], data: PairDataset, seed: int = 0, bootstrap: int = 1000
+    out: Path,
+    others: Sequence[Mapping[str, Any]],
+    data: PairDataset,
+    seed: int = 0,
+    bootstrap: int = 1000,
+    conditions: Sequence[str] = tuple(CONDITIONS),
 ) -> None:
     """What could spoil the table after everything has been measured, asked before. InputError for a negative seed or
-    number of resamples, tables of other images or another seed, and an `out` that cannot be written."""
+    number of resamples, tables of other images or another seed, and an `out` that cannot be written or holds rows that
+    would be lost: of other images, or of conditions that are not among `conditions`."""
     assert data.row is not None
     if seed < 0 or bootstrap < 0:
         raise InputError(f"--seed {seed}, --bootstrap {bootstrap}: expected at least 0")
     require_same(others, {**_images(data), "seed": seed})
     require_writable(out)
+    if not (out / f"{NAME}.json").exists():
+        return
+    there = read_table(out)
+    lost = sorted(set(there["conditions"]) - {"full", *conditions})
+    if lost or there.get("split_ids_sha256") != _images(data)["split_ids_sha256"]:
+        what = f"rows of {', '.join(lost)}" if lost else f"a table of other pairs ({there['title']})"
+        raise InputError(f"{out / NAME}.json: holds {what}, which would be lost; choose another --out")
 
 
 def require_same(others: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> None:
@@ -148,6 +161,12 @@ def measure(
     InputError for an unknown condition, and for a pair that lacks an image or the label.
     """
     assert data.row is not None
+    for entry in data.entries:
+        parts = {"visible": entry.visible or entry.rgbt, "infrared": entry.infrared or entry.rgbt, "label": entry.label}
+        if absent := [part for part, path in parts.items() if path is None]:
+            raise InputError(
+                f"{entry.id}: has no {absent[0]}, and robustness needs both images and a label; leave it off the list"
+            )
     unknown = [name for name in conditions if name not in CONDITIONS]
     if unknown:
         raise InputError(f"--conditions {unknown[0]!r}: not known; choose from {', '.join(CONDITIONS)}")
@@ -158,8 +177,9 @@ def measure(
     progress = tqdm(total=len(names) * len(data), desc=NAME, unit="image")
     for index in range(len(data)):
         sample = data[index]
-        if sample.visible is None or sample.infrared is None or sample.label is None:
-            raise InputError(f"{sample.id}: robustness needs both images and a label; leave it off the list")
+        assert sample.visible is not None
+        assert sample.infrared is not None
+        assert sample.label is not None
         visible, infrared = to_unit(sample.visible), to_unit(sample.infrared)
         for name in names:
             seen = disturb(name, visible, infrared, sample.id, seed)
@@ -242,7 +262,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--weights", default="tiny", help="checkpoint folder or shipped name (%(default)s)")
     add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
-    add("--root", required=True, help="folder of the data set (or the manifest file)")
+    add("--root", type=given_path, required=True, help="folder of the data set (or the manifest file)")
     add("--split", default="val", help="official split, or NAME of a list NAME.txt (%(default)s)")
     add("--out", type=given_path, required=True, help=f"folder for {NAME}.md and {NAME}.json")
     add("--conditions", nargs="+", default=tuple(CONDITIONS), metavar="NAME", help=f"of {', '.join(CONDITIONS)} (all)")
@@ -264,7 +284,7 @@ def main(args: argparse.Namespace) -> int:
     data = open_labelled(config)
     assert data.row is not None
     check_classes(model.config.classes, args.weights, data.row)
-    require_usable(args.out, others, data, args.seed, args.bootstrap)
+    require_usable(args.out, others, data, args.seed, args.bootstrap, args.conditions)
     guard = leak_guard(config, data.entries, [model.card])
     values = measure(network_predictor(model, args.prompts), data, args.conditions, args.seed, args.bootstrap)
     title = f"{args.weights} as trained" if args.as_trained else str(args.weights)

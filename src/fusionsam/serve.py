@@ -43,7 +43,7 @@ def read_token(file: Path | None) -> str | None:
     else:
         where = f"--token-file {file}"
         try:
-            token = file.read_text()
+            token = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{where}: cannot be read ({error}); give a text file with the token") from None
     if not token.strip():
@@ -62,8 +62,8 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host
+        reason = getattr(error, "strerror", None) or error
         raise InputError(f"{host}:{port}: cannot be served ({reason}); choose another --host or --port") from None
     return bound
 

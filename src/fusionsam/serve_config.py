@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -29,8 +30,8 @@ class ServeConfig:
     def __post_init__(self) -> None:
         for limit in fields(self):
             value = getattr(self, limit.name)
-            if not value > 0:
-                raise InputError(f"{flag(limit.name)}: found {value:g}, expected more than 0")
+            if not 0 < value < math.inf:
+                raise InputError(f"{flag(limit.name)}: found {value:g}, expected a finite number above 0")
 
 
 def flag(name: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator
@@ -163,7 +164,7 @@ def decode_images(form: FormData, max_pixels: int) -> Images:
                 None if infrared is None else read_infrared(infrared),
             )
         except InputError as error:
-            text = str(error).replace(folder + "/", "").replace("--rgbt", "the field rgbt")
+            text = str(error).replace(f"{folder}{os.sep}", "").replace("--rgbt", "the field rgbt")
             raise InputError(text) from None
 
 

@@ -33,7 +33,7 @@ def rebuild(tokenizer: Tokenizer, index: int, image: Tensor) -> tuple[Tensor, Te
 
 def psnr(image: Tensor, rebuilt: Tensor) -> float:
     """10 log10(1 / MSE) in dB over all channels and pixels, images in [0,1]; at most BEST_PSNR."""
-    error = float((image - rebuilt).double().square().mean())
+    error = float((image - rebuilt).cpu().double().square().mean())  # Apple's devices know no float64
     return min(BEST_PSNR, -10 * math.log10(error)) if error > 0 else BEST_PSNR
 
 
@@ -41,7 +41,7 @@ def structural_similarity(image: Tensor, rebuilt: Tensor) -> float:
     """SSIM of luma (of the one channel where there is one), window 7 x 7, (B,C,H,W) in [0,1]."""
     weights = image.new_tensor([0.299, 0.587, 0.114])[None, :, None, None]
     grey = [(x * weights).sum(1, keepdim=True) if x.shape[1] == 3 else x for x in (image, rebuilt)]
-    return float(ssim(grey[0].double(), grey[1].double()))
+    return float(ssim(grey[0].cpu().double(), grey[1].cpu().double()))
 
 
 class CodeUsage:

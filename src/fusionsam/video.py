@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from os.path import realpath
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -251,6 +252,9 @@ def command(args: argparse.Namespace, load: Callable[[str, str], Predictor]) -> 
 
     given = args.visible or args.infrared
     out = args.out / f"{given.resolve().name if given.is_dir() else given.stem}_overlay.mp4"
+    inputs = [path for path in (args.visible, args.infrared) if path is not None]
+    if taken := [path for path in inputs if realpath(path) == realpath(out)]:
+        raise InputError(f"{taken[0]}: would be overwritten by the film of that name; choose another --out")
     if out.exists() and not args.overwrite:
         raise InputError(f"{out}: is there; choose another --out, or --overwrite")
     try:
