@@ -160,7 +160,7 @@ def _answer(argv: list[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered would fail again
             return _say(f"error: the output cannot be written ({error.strerror}); make room for it", 2)
         if error.filename is None:

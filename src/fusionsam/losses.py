@@ -144,9 +144,8 @@ def fusion_terms(fused: Tensor, visible: Tensor, infrared: Tensor, present: Tens
     sources' (as vectors; PIAFusion, Inf. Fusion 83-84, 2022, compares magnitudes); L1 of Cb, Cr to the visible image's;
     1 - SSIM to both. Where a modality is absent (`present` bool (B,2)) the other one stands for both.
     """
-    with torch.autocast(
-        fused.device.type, enabled=False
-    ):  # variances and edges are differences: half precision's noise
+    # variances and edges are small differences, which half precision rounds away
+    with torch.autocast(fused.device.type, enabled=False):
         precision = torch.promote_types(fused.dtype, torch.float32)
         return _fusion_terms(fused.to(precision), visible.to(precision), infrared.to(precision), present)
 

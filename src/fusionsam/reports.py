@@ -219,10 +219,10 @@ def require_split(out: Path, dataset: str, split: str) -> None:
             values = read(path)
         except InputError:
             continue  # not one of ours; that file's name is refused or replaced when it is written
-        if (values["dataset"], values["split_ids_sha256"]) != (dataset, split):
+        if (values.get("dataset"), values.get("split_ids_sha256")) != (dataset, split):
             raise InputError(
-                f"{path}: is the report of {values['dataset']}/{values.get('split')}, other pairs than these; choose "
-                "another --out"
+                f"{path}: is the report of {values.get('dataset')}/{values.get('split')}, other pairs than these; "
+                "choose another --out"
             )
 
 

@@ -96,6 +96,7 @@ class ImageEncoder(nn.Module):
 def _require_any_size(backbone: nn.Module, info: Any, picked: list[int], source: str) -> None:
     """InputError for a timm model of one input size (swin), or whose features are not (B,C,H,W)."""
     height, width = 64, 96
+    found: object
     wanted = [(info.channels()[i], height // info.reduction()[i], width // info.reduction()[i]) for i in picked]
     try:
         with torch.no_grad():
@@ -103,7 +104,7 @@ def _require_any_size(backbone: nn.Module, info: Any, picked: list[int], source:
         backbone.train()
         found = [tuple(levels[i].shape[1:]) for i in picked]
     except (AssertionError, RuntimeError, ValueError) as error:
-        found = str(error)[:120]  # type: ignore[assignment]
+        found = str(error)[:120]
     if found != wanted:
         raise InputError(
             f"model.encoder.source: {source} gives {found} for a picture of {height}x{width}, expected {wanted} "
