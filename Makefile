@@ -41,11 +41,15 @@ browser:
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver; \
 	else echo "no chromedriver here: install Chromium with its driver to test the demo page"; fi
 
+# Files of tests run beside one another, each process on one core: half of the time on two cores, and about 2 GB each.
+TEST_PROCESSES ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+
 test: check browser
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: check browser
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # What hangs on other packages, against the oldest releases that pyproject.toml allows of those in pure Python.
 OLDEST := vector-quantize-pytorch|jsonargparse|lightning|timm|peft|segmentation-models-pytorch
@@ -53,7 +57,7 @@ test-oldest: $(STAMP)
 	rm -rf out/oldest
 	sed -nE 's/^  "($(OLDEST))(\[[a-z]+\])?>=([0-9.]+)".*/\1==\3/p' pyproject.toml \
 		| xargs $(BIN)/python -m pip install --quiet --no-deps --target out/oldest
-	PYTHONPATH=out/oldest $(BIN)/python -m pytest -m "not slow" tests/test_config.py tests/test_tokenizer.py \
+	PYTHONPATH=out/oldest $(PYTEST) -m "not slow" tests/test_config.py tests/test_tokenizer.py \
 		tests/test_network.py tests/test_network_checkpoint.py tests/test_image_encoder.py tests/test_train.py
 
 # A run that training.json or report.json says is finished is skipped, one that was killed goes on.
