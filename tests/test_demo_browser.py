@@ -39,6 +39,7 @@ window.fetch = async (...what) => {
   window.questions++; window.unanswered++;
   try { return await ask(...what) } finally { window.unanswered-- }
 };"""
+PNG_END = b"IEND\xaeB`\x82"
 PATIENCE = 240  # seconds: the machine may be busy; a healthy page answers in a few
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
 
@@ -148,9 +149,12 @@ class Page:
         return self.browser.execute_script(f"return {found}.filter(mark => mark.checkVisibility()).length")
 
     def fetch(self, url):
+        """The picture at `url`."""
         for _ in range(5):  # gradio saves a picture again that it is serving when the same one is shown again
             with suppress(HTTPException), urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-                return answer.read()
+                content = answer.read()
+                if content.endswith(PNG_END):
+                    return np.array(Image.open(BytesIO(content)))
             time.sleep(0.2)
         raise AssertionError(f"{url}: cut short five times")
 
@@ -160,7 +164,7 @@ class Page:
         return {link.rsplit("/", 1)[1]: link for link in links}
 
     def download(self, name):
-        return np.array(Image.open(BytesIO(self.fetch(self.downloads()[name]))))
+        return self.fetch(self.downloads()[name])
 
     def downloaded(self, name, expected, wrong=0.002):
         """Whether the file offered shows `expected`, but for pixels that another number of threads may flip."""
@@ -178,7 +182,7 @@ class Page:
         # one that is being replaced has no address for a moment
         script = "const i = document.querySelector(arguments[0]); return i?.complete && i.naturalWidth ? i.src : null"
         address = self.wait(lambda: self.browser.execute_script(script, f"{selector} img"))
-        return np.array(Image.open(BytesIO(self.fetch(address))))
+        return self.fetch(address)
 
 
 @pytest.fixture(scope="module")
