@@ -278,8 +278,8 @@ def evaluate_peer(config: EvaluateConfig, folder: Path) -> Report:
     ours = {f"{entry.id}.png" for entry in data.entries}
     if other := sorted({path.name for path in (out / "predictions").glob("*.png")} - ours):
         raise InputError(f"{out}/predictions: holds {other[0]}, which is not in {config.split}; choose another --out")
-    guard = leak_guard(config, data.entries, [card], [folder])
     reports.require_split(out, config.dataset, reports.split_digest([entry.id for entry in data.entries]))
+    guard = leak_guard(config, data.entries, [card], [folder])
     ece = CalibrationError()
     for index in tqdm(range(len(data)), desc=f"{card['peer']} on {config.dataset}/{config.split}"):
         sample = data[index]

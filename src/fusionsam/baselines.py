@@ -148,7 +148,8 @@ def baseline(config: BaselineConfig) -> Report:
     if unlabelled:
         raise InputError(f"{config.root}: {unlabelled[0]} of split {config.split!r} has no label; add it to be scored")
     folder = Path(config.out) / "predictions"
-    _require_same(Path(config.out), settings := _settings(config))
+    settings = _settings(config)
+    _require_same(Path(config.out), settings)
     plain = _evaluation(config, folder)
     cards = [] if plain.predicted_by is None else [checkpoint.read_checkpoint(plain.predicted_by)[2]]
     leak_guard(plain, data.entries, cards)  # before hours of painting

@@ -84,6 +84,8 @@ def evaluate(config: EvaluateConfig) -> Report:
     data = open_labelled(config)
     assert data.row is not None
     split = reports.split_digest([entry.id for entry in data.entries])
+    if config.out is not None:
+        reports.require_split(Path(config.out), config.dataset, split)
     other = None if config.against is None else reports.read_comparable(config.against, config.dataset, split)
     model, cards = None, []
     for source in config.weights:  # one at a time: five of the largest would not fit
@@ -102,8 +104,6 @@ def evaluate(config: EvaluateConfig) -> Report:
         if config.predicted_by is not None:
             cards.append(checkpoint.read_checkpoint(config.predicted_by)[2])
     guard = leak_guard(config, data.entries, cards)
-    if config.out is not None:
-        reports.require_split(Path(config.out), config.dataset, split)
     if folder is not None:
         return _run(config, data, folder, guard, config.out, other, None, cards[0] if cards else {})
 
