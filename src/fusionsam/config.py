@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from fusionsam.structures import InputError
+from fusionsam.structures import LARGEST, SMALLEST, InputError
 
 
 def _numbers() -> dict[str, tuple[float, float]]:
@@ -51,8 +51,8 @@ def _numbers() -> dict[str, tuple[float, float]]:
         (0, 0.5): {"data": "modality_dropout"},
         (0, 1000): {"model.prompts": "points"},
         (0.01, 100): {"data": "scale", "model.fusion": "ffn_ratio"},
-        (16, 4096): {"data": "crop"},
-        (64, 4096): {"model": "max_side"},
+        (16, LARGEST): {"data": "crop"},
+        (SMALLEST, LARGEST): {"model": "max_side"},
         (0, 2**32 - 1): {"train": "seed"},
     }
     return {

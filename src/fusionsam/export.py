@@ -34,9 +34,9 @@ from fusionsam.backends import (
 from fusionsam.checkpoint import WEIGHTS, calibrated_digest, load_network, locate
 from fusionsam.export_graphs import DecoderHalf, EncoderHalf, Whole, scenes, write_onnx
 from fusionsam.files import given_path
-from fusionsam.models.fusionsam import SMALLEST, FusionSAMNetwork
+from fusionsam.models.fusionsam import FusionSAMNetwork
 from fusionsam.models.tokenizer import Quantizer
-from fusionsam.structures import InputError
+from fusionsam.structures import SMALLEST, InputError
 
 LOGITS, PIXELS = 1e-3, 1e-3
 """An exported file may differ from PyTorch by no more than this in any logit or colour, and in no larger share of

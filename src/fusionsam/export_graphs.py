@@ -17,9 +17,9 @@ from torch.fx.experimental import _config as symbols
 from torch.nn import functional as F
 
 from fusionsam.data.synthetic import draw_scene
-from fusionsam.models.fusionsam import SMALLEST, FusionSAMNetwork
+from fusionsam.models.fusionsam import FusionSAMNetwork
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.structures import Encoded, Frame, ImageFeatures, InputError, Latents, Prompts
+from fusionsam.structures import SMALLEST, Encoded, Frame, ImageFeatures, InputError, Latents, Prompts
 
 OPSET = 18  # the first whose operators torch's exporter writes without converting them
 IMAGES = ("visible", "infrared", "present")

@@ -9,7 +9,8 @@ import torch
 
 from fusionsam.checkpoint import load_network, shipped
 from fusionsam.config import PRESETS, preset
-from fusionsam.models.fusionsam import LARGEST, SMALLEST, FusionSAMNetwork, parameter_table
+from fusionsam.models.fusionsam import FusionSAMNetwork, parameter_table
+from fusionsam.structures import LARGEST, SMALLEST
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

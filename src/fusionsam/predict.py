@@ -20,11 +20,11 @@ from fusionsam import backends
 from fusionsam.checkpoint import load_network
 from fusionsam.config import ModelConfig
 from fusionsam.data.images import read_infrared, read_visible, require_no_thermal
-from fusionsam.models.fusionsam import SMALLEST, FusionSAMNetwork
+from fusionsam.models.fusionsam import FusionSAMNetwork
 from fusionsam.models.layers import resize
 from fusionsam.prompt_files import prompts_from, prompts_to_json
 from fusionsam.render import overlay
-from fusionsam.structures import InputError, Output, Prompts
+from fusionsam.structures import SMALLEST, InputError, Output, Prompts
 
 ImageLike = str | Path | Image.Image | NDArray[Any] | Tensor
 Mode = Literal["self", "none"]

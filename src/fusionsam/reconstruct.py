@@ -23,13 +23,12 @@ from fusionsam.data.images import write_png
 from fusionsam.data.splits import Entry
 from fusionsam.data.transforms import to_unit
 from fusionsam.files import given_path, write_json
-from fusionsam.models.fusionsam import LARGEST
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
 from fusionsam.predict import choose_device
 from fusionsam.predict_files import add_pair_arguments, pairs_to_predict, require_apart
 from fusionsam.render import codes_picture
-from fusionsam.structures import InputError
+from fusionsam.structures import LARGEST, InputError
 from fusionsam.tokenizer_metrics import (
     MODALITIES,
     CodeUsage,

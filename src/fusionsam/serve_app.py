@@ -17,7 +17,7 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
 from fusionsam import __version__
-from fusionsam.models.fusionsam import LARGEST, SMALLEST, parameter_table
+from fusionsam.models.fusionsam import parameter_table
 from fusionsam.predict import FusionSAM, Mode
 from fusionsam.prompt_files import prompts_from
 from fusionsam.serve_answers import PICTURES, answer, wanted_kind, wanted_pictures
@@ -27,7 +27,7 @@ from fusionsam.serve_jobs import Decode, Encode, Engine, Predict
 from fusionsam.serve_queue import Batcher, Busy, Job
 from fusionsam.serve_sessions import Session, Sessions
 from fusionsam.serve_uploads import decode_images, drain, parse_json, read_form, read_json
-from fusionsam.structures import InputError, Prompts
+from fusionsam.structures import LARGEST, SMALLEST, InputError, Prompts
 
 MAX_PROMPTS = 256
 """Points and boxes of one request."""

@@ -20,9 +20,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from fusionsam.data.images import MAX_PIXELS, image_size, read_infrared, read_rgbt, read_visible
-from fusionsam.models.fusionsam import LARGEST, SMALLEST
 from fusionsam.serve_jobs import Images
-from fusionsam.structures import InputError
+from fusionsam.structures import LARGEST, SMALLEST, InputError
 
 IMAGES = ("visible", "infrared", "rgbt")
 MAX_FIELD = 64 * 1024

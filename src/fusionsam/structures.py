@@ -17,6 +17,9 @@ from torch import Tensor
 IGNORE = 255
 """Label id of pixels that neither teach nor count."""
 
+SMALLEST, LARGEST = 64, 4096
+"""Pixels a side of a pair that the network takes."""
+
 PromptMode = Literal["self", "none", "user", "oracle"]
 
 

@@ -21,11 +21,10 @@ from fusionsam.config import Config, TrainConfig, to_dict
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.loader import class_shares
 from fusionsam.files import write_text
-from fusionsam.models.fusionsam import SMALLEST
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.perceptual import EncoderLevels, load_vgg16
 from fusionsam.settings import as_yaml, differences, parse_settings, read_settings
-from fusionsam.structures import InputError
+from fusionsam.structures import SMALLEST, InputError
 from fusionsam.tasks import SegmentationTask, schedule_factor
 from fusionsam.tokenizer_task import TokenizerTask
 from fusionsam.train_callbacks import LAST, BestWeights, FrozenTokenizer, SameOnAllDevices, WholeFiles

@@ -23,8 +23,7 @@ from fusionsam.data.leaks import compare, require_no_leak, weigh
 from fusionsam.data.loader import train_loader, val_loader
 from fusionsam.data.predictions import PredictionFolder
 from fusionsam.data.splits import Entry, entries
-from fusionsam.models.fusionsam import SMALLEST
-from fusionsam.structures import Batch, InputError, NoSplit
+from fusionsam.structures import SMALLEST, Batch, InputError, NoSplit
 
 
 class PairData(L.LightningDataModule):

@@ -24,7 +24,7 @@ from fusionsam.data.splits import pair_entries
 from fusionsam.files import whole
 from fusionsam.prompt_files import prompts_file, read_prompts
 from fusionsam.render import Color, legend_strip, overlay
-from fusionsam.structures import InputError
+from fusionsam.structures import LARGEST, SMALLEST, InputError
 
 Frames = Iterator[tuple[str, tuple[int, int], Any, Any]]
 """Name, (H, W), visible and infrared of each frame, as a model's `predict` takes them."""
@@ -121,7 +121,8 @@ class Film:
             self.count: int | None = stream.frames or None
             self.rate = Fraction(stream.average_rate or stream.guessed_rate or FILM_RATE)
         if not 0 < self.width * self.height <= MAX_PIXELS:
-            raise InputError(f"{path}: frames of {self.width}x{self.height} pixels; expected 64 to 4096 a side")
+            found = f"frames of {self.width}x{self.height} pixels"
+            raise InputError(f"{path}: {found}; expected {SMALLEST} to {LARGEST} a side")
 
     def _stream(self, container: Any) -> Any:
         if not container.streams.video:

@@ -19,9 +19,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fusionsam.files import whole
-from fusionsam.structures import InputError
+from fusionsam.structures import LARGEST, InputError
 
-MAX_PIXELS = 4096 * 4096 * 2
+MAX_PIXELS = 2 * LARGEST**2
 """Largest height * width that is decoded."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 """File names that count as images when folders are listed."""

@@ -18,13 +18,13 @@ from fusionsam.data import scene_objects as objects
 from fusionsam.data.images import write_png
 from fusionsam.data.scene_objects import Canvas, Rng
 from fusionsam.files import write_json, write_text
-from fusionsam.structures import InputError, Sample
+from fusionsam.structures import LARGEST, InputError, Sample
 
 _CARD = "synthetic.json"
 _ROAD = 3.7  # metres from the middle to the kerb
 _WALK = 6.6  # metres from the middle to the houses
 _FAR = 75.0
-_SMALLEST, _LARGEST = 32, 4096  # pixels a side; predict takes no larger pictures
+_SMALLEST = 32  # pixels a side; the largest is what predict takes
 
 Floats = NDArray[np.float32]
 
@@ -39,8 +39,8 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] = (480, 640)) -> Sam
 
     A pure function of its arguments. InputError for a size outside of 32x32 to 4096x4096. The id ends in D or N."""
     height, width = size
-    if min(size) < _SMALLEST or max(size) > _LARGEST:
-        raise InputError(f"size {height}x{width}: expected {_SMALLEST} to {_LARGEST} pixels a side; give such a size")
+    if min(size) < _SMALLEST or max(size) > LARGEST:
+        raise InputError(f"size {height}x{width}: expected {_SMALLEST} to {LARGEST} pixels a side; give such a size")
     rng, night = np.random.default_rng([seed, index]), bool(index % 2)
     canvas = Canvas(height, width, rng.uniform(0.36, 0.47) * height, rng.uniform(0.4, 0.6) * width)
     _ground(canvas, rng, night)

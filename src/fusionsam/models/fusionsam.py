@@ -17,9 +17,7 @@ from fusionsam.models.layers import luma, resize, rounded, same_size, size_tenso
 from fusionsam.models.mask_decoder import FullFledgedMaskDecoder
 from fusionsam.models.prompts import PromptEncoder, cut, self_prompts
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.structures import Encoded, Frame, InputError, Output, Prompts
-
-SMALLEST, LARGEST = 64, 4096
+from fusionsam.structures import LARGEST, SMALLEST, Encoded, Frame, InputError, Output, Prompts
 
 
 class FusionSAMNetwork(nn.Module):
