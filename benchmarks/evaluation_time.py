@@ -21,17 +21,21 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from fusionsam import predictors, reports
-from fusionsam.checkpoint import commit
 from fusionsam.data import fingerprints, images, predictions
-from fusionsam.data.synthetic import draw_scene, scene_id
-from fusionsam.evaluate import EvaluateConfig, evaluate
-from fusionsam.files import write_json
+from fusionsam.data.synthetic.scenes import draw_scene, scene_id
+from fusionsam.evaluation import report as reports
+from fusionsam.evaluation.run import EvaluateConfig, evaluate
+from fusionsam.inference import label_maps as predictors
+from fusionsam.io import write_json
+from fusionsam.weights.checkpoint import commit
 
 TIMED = {
     "decoding": [(images, "_load"), (predictors, "image_size"), (predictions, "image_size")],
     "metric": [(reports.Tally, "update"), (reports, "scores")],
-    "leak_guard": [(fingerprints.Fingerprints, "add"), (importlib.import_module("fusionsam.evaluate"), "compare")],
+    "leak_guard": [
+        (fingerprints.Fingerprints, "add"),
+        (importlib.import_module("fusionsam.evaluation.run"), "compare"),
+    ],
 }
 """What is asked for -> the functions that do it; none of them calls another one."""
 

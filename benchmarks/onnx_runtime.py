@@ -28,15 +28,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from fusionsam.backends import WHOLE, open_session, run_session
-from fusionsam.checkpoint import commit, load_network, save_checkpoint
-from fusionsam.config import preset
-from fusionsam.export import compare, difference, write
-from fusionsam.export_graphs import scenes
-from fusionsam.files import write_json
-from fusionsam.models.fusionsam import FusionSAMNetwork
-from fusionsam.quantize import feed, quantize, split_pairs
-from fusionsam.structures import InputError
+from fusionsam.config.schema import preset
+from fusionsam.errors import InputError
+from fusionsam.export.graphs import scenes
+from fusionsam.export.onnx import compare, difference, write
+from fusionsam.export.quantize import feed, quantize, split_pairs
+from fusionsam.inference.onnx import WHOLE, open_session, run_session
+from fusionsam.io import write_json
+from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.weights.checkpoint import commit, load_network, save_checkpoint
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 

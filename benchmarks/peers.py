@@ -35,14 +35,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from fusionsam import cli, reports, robustness
-from fusionsam.checkpoint import commit
-from fusionsam.config import Config, from_dict, to_dict
+from fusionsam.cli.main import main as cli
+from fusionsam.config.load import differences, read_settings
+from fusionsam.config.schema import Config, from_dict, to_dict
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.images import write_png
 from fusionsam.data.loader import class_shares, train_loader
 from fusionsam.data.transforms import to_unit
-from fusionsam.evaluate import (
+from fusionsam.errors import InputError
+from fusionsam.evaluation import report as reports
+from fusionsam.evaluation import robustness
+from fusionsam.evaluation.run import (
     EvaluateConfig,
     check_classes,
     digest,
@@ -51,15 +54,15 @@ from fusionsam.evaluate import (
     leak_guard,
     open_labelled,
 )
-from fusionsam.files import whole_folder, write_json
-from fusionsam.losses import segmentation_loss
-from fusionsam.metrics import CalibrationError
-from fusionsam.settings import differences, read_settings
-from fusionsam.structures import Batch, InputError, Report
-from fusionsam.tasks import SegmentationTask, require_finite
-from fusionsam.train import FREE_ON_RESUME, open_trainer
-from fusionsam.train_callbacks import LAST, BestWeights
-from fusionsam.train_data import PairData, open_data, pairs_digest, refuse_seen
+from fusionsam.io import whole_folder, write_json
+from fusionsam.metrics.segmentation import CalibrationError
+from fusionsam.training.callbacks import LAST, BestWeights
+from fusionsam.training.data import PairData, open_data, pairs_digest, refuse_seen
+from fusionsam.training.losses import segmentation_loss
+from fusionsam.training.run import FREE_ON_RESUME, open_trainer
+from fusionsam.training.segmentation_task import SegmentationTask, require_finite
+from fusionsam.types import Batch, Report
+from fusionsam.weights.checkpoint import commit
 
 WEIGHTS, CARD, BUDGET = "model.safetensors", "peer.json", "budget.json"
 WARM_UP, MEASURED = 3, 10

@@ -16,9 +16,10 @@ from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionsam.config import EncoderConfig
-from fusionsam.models.image_encoder import TimmEncoder, build_image_encoder
-from fusionsam.structures import InputError
+from fusionsam.config.schema import EncoderConfig
+from fusionsam.errors import InputError
+from fusionsam.models.encoders.timm import TimmEncoder
+from fusionsam.weights.build import build_image_encoder
 
 PEERS = ("early", "two_stream", "two_stream_late", "visible", "infrared")
 LITE0 = "tf_efficientnet_lite0"

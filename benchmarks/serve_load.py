@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fusionsam.files import write_json
+from fusionsam.io import write_json
 
 LATE = "503, accepted but not in time"
 REFUSED, IDLE = "refused after SIGTERM", "kept connection closed after SIGTERM, before the next request"

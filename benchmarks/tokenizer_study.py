@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fusionsam.files import write_json, write_text
-from fusionsam.reconstruct import load_tokenizer
-from fusionsam.tokenizer_metrics import bits_per_pixel
+from fusionsam.evaluation.reconstruct import load_tokenizer
+from fusionsam.io import write_json, write_text
+from fusionsam.metrics.reconstruction import bits_per_pixel
 
 COLUMNS = ("psnr", "ssim", "codebook_usage", "perplexity")
 MODALITIES = ("visible", "infrared")

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from fusionsam.checkpoint import build_network, commit
-from fusionsam.config import preset
-from fusionsam.files import write_json
-from fusionsam.models.fusionsam import parameter_table
+from fusionsam.config.schema import preset
+from fusionsam.io import write_json
+from fusionsam.models.network import parameter_table
+from fusionsam.weights.build import build_network
+from fusionsam.weights.checkpoint import commit
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fusionsam.data.images import write_png
-from fusionsam.data.synthetic import draw_scene
+from fusionsam.data.synthetic.scenes import draw_scene
 
 SCENES = {"day": 0, "night": 3}
 SEED = 7

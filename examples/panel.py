@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from fusionsam import FusionSAM
-from fusionsam.reconstruct import error_map
-from fusionsam.render import side_by_side
-from fusionsam.tokenizer_metrics import psnr, rebuild
+from fusionsam.evaluation.reconstruct import error_map
+from fusionsam.inference.render import side_by_side
+from fusionsam.metrics.reconstruction import psnr, rebuild
 
 
 def as_picture(image: Tensor) -> np.ndarray:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
 
-from fusionsam.config import ModelConfig, preset
-from fusionsam.models.fusionsam import FusionSAMNetwork
+from fusionsam.config.schema import ModelConfig, preset
+from fusionsam.models.network import FusionSAMNetwork
 
 SAM_PROMPT = {"hidden_size": 32, "image_size": 64, "patch_size": 16, "mask_input_channels": 8}
 SAM_DECODER = {"hidden_size": 32, "mlp_dim": 40, "num_attention_heads": 2, "iou_head_hidden_dim": 24}

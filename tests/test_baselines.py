@@ -16,14 +16,16 @@ from transformers import (
     SamProcessor,
 )
 
-from fusionsam import baselines, reports
-from fusionsam.baselines import BaselineConfig, assemble, baseline, drawn_prompts
-from fusionsam.checkpoint import save_checkpoint
-from fusionsam.data.catalog import find
-from fusionsam.data.synthetic import draw_scene, synthesize
-from fusionsam.models.plain_sam import PlainSam
-from fusionsam.predict import FusionSAM, Prediction
-from fusionsam.structures import InputError, Prompts, Sample
+from fusionsam.config.datasets import find
+from fusionsam.data.synthetic.scenes import draw_scene, synthesize
+from fusionsam.errors import InputError
+from fusionsam.evaluation import report as reports
+from fusionsam.evaluation import sam_baseline as baselines
+from fusionsam.evaluation.sam_baseline import BaselineConfig, assemble, baseline, drawn_prompts
+from fusionsam.inference.predictor import FusionSAM, Prediction
+from fusionsam.inference.segment_anything import PlainSam
+from fusionsam.types import Prompts, Sample
+from fusionsam.weights.checkpoint import save_checkpoint
 
 
 @pytest.fixture(scope="module")

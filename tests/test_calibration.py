@@ -12,7 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fusionsam.calibration import (
+from fusionsam.cli.main import main
+from fusionsam.config.schema import preset
+from fusionsam.data.dataset import open_split
+from fusionsam.data.synthetic.scenes import synthesize
+from fusionsam.errors import InputError
+from fusionsam.evaluation.calibrate import (
     calibration,
     collect,
     count_error,
@@ -20,17 +25,22 @@ from fusionsam.calibration import (
     negative_log_likelihood,
     stride,
 )
-from fusionsam.checkpoint import load_network, save_checkpoint
-from fusionsam.class_offsets import GRID, PRESENT, _counts_by_offset, blocks, but, class_offsets, confusion, fit_offsets
-from fusionsam.cli import main
-from fusionsam.config import preset
-from fusionsam.data.dataset import open_split
-from fusionsam.data.synthetic import synthesize
-from fusionsam.metrics import CalibrationError
-from fusionsam.models.fusionsam import FusionSAMNetwork
-from fusionsam.predict import FusionSAM
-from fusionsam.report_sources import Scored
-from fusionsam.structures import InputError, Pixels
+from fusionsam.evaluation.logit_adjustment import (
+    GRID,
+    PRESENT,
+    _counts_by_offset,
+    blocks,
+    but,
+    class_offsets,
+    confusion,
+    fit_offsets,
+)
+from fusionsam.evaluation.tables.sources import Scored
+from fusionsam.inference.predictor import FusionSAM
+from fusionsam.metrics.segmentation import CalibrationError
+from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.types import Pixels
+from fusionsam.weights.checkpoint import load_network, save_checkpoint
 
 
 def drawn(temperature: float, pairs: int = 6, pixels: int = 4001, seed: int = 0) -> list[Pixels]:
@@ -109,7 +119,7 @@ def test_pictures_of_several_sizes_are_thinned_together(tmp_path, make_debug, mo
         synthesize(tmp_path / str(side), count, seed=1, size=(side, side), progress=False)
     first, others = (open_split("mfnet", tmp_path / name, "train") for name in ("64", "256"))
     first.entries = [first.entries[0], *others.entries]
-    monkeypatch.setattr("fusionsam.calibration.stride", lambda sizes: stride(sizes, 20_000))
+    monkeypatch.setattr("fusionsam.evaluation.calibrate.stride", lambda sizes: stride(sizes, 20_000))
     weights = save_checkpoint(tmp_path / "weights", make_debug(), {})
     pixels = collect(FusionSAM.from_pretrained(weights, "cpu"), first)
     assert len(pixels) == 6
@@ -328,7 +338,7 @@ def test_offsets_that_gain_nothing_are_not_kept(tmp_path: Path, make_debug, caps
     synthesize(root, 20, seed=11, size=(64, 96), progress=False)
     weights = save_checkpoint(tmp_path / "weights", make_debug(), {})
     before = load_file(weights / "model.safetensors")
-    monkeypatch.setattr("fusionsam.class_offsets.GRID", torch.zeros(1))
+    monkeypatch.setattr("fusionsam.evaluation.logit_adjustment.GRID", torch.zeros(1))
     given = ["--weights", str(weights), "--dataset", "mfnet", "--root", str(root)]
     assert main(["calibrate", *given, "--class-offsets"]) == 0
     assert "no offset is used" in capsys.readouterr().out

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusionsam import cli
-from fusionsam.cli import main
-from fusionsam.structures import InputError
+from fusionsam.cli.main import main
+from fusionsam.cli.main import main as cli
+from fusionsam.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -99,9 +99,9 @@ def test_bad_yaml_is_named_by_full_key(
 def test_flags_win_over_yaml_over_preset_and_print_config_reads_back(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from fusionsam.config import preset
-    from fusionsam.data.catalog import CATALOG
-    from fusionsam.settings import read_settings
+    from fusionsam.config.datasets import CATALOG
+    from fusionsam.config.load import read_settings
+    from fusionsam.config.schema import preset
 
     file = tmp_path / "own.yaml"
     file.write_text("model: {preset: debug, tokenizer: {dim: 24}, head: {width: 11}}\ndata: {dataset: fmb}\n")
@@ -123,8 +123,8 @@ def test_flags_win_over_yaml_over_preset_and_print_config_reads_back(
 
 
 def test_class_file_names_the_classes(tmp_path: Path) -> None:
-    from fusionsam.config import preset
-    from fusionsam.settings import parse_settings
+    from fusionsam.config.load import parse_settings
+    from fusionsam.config.schema import preset
 
     file = tmp_path / "own.yaml"
     file.write_text("classes: [sea, boat]\npalette: [[0, 0, 9], [200, 0, 0]]\n")

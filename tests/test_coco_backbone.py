@@ -12,9 +12,9 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from fusionsam.config import EncoderConfig
-from fusionsam.data.synthetic import synthesize
-from fusionsam.models.image_encoder import build_image_encoder
+from fusionsam.config.schema import EncoderConfig
+from fusionsam.data.synthetic.scenes import synthesize
+from fusionsam.weights.build import build_image_encoder
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
-import fusionsam.config
-from fusionsam.config import (
+import fusionsam.config.schema
+from fusionsam.config.schema import (
     PRESETS,
     Config,
     DecoderConfig,
@@ -24,8 +24,8 @@ from fusionsam.config import (
     preset,
     to_dict,
 )
-from fusionsam.models.fusionsam import FusionSAMNetwork
-from fusionsam.structures import InputError
+from fusionsam.errors import InputError
+from fusionsam.models.network import FusionSAMNetwork
 
 YAMLS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 from fusionsam.data.images import image_size, read_infrared, read_label, read_rgbt, read_visible, write_png
-from fusionsam.structures import InputError
+from fusionsam.errors import InputError
 
 H, W = 37, 53
 

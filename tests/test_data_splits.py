@@ -15,16 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from fusionsam.data.catalog import CATALOG, find
+from fusionsam.cli.data import table
+from fusionsam.config.datasets import CATALOG, find
 from fusionsam.data.check import check
 from fusionsam.data.dataset import open_split, read_sample
 from fusionsam.data.fingerprints import fingerprint
 from fusionsam.data.images import write_png
 from fusionsam.data.leaks import leaks, require_no_leak
 from fusionsam.data.splits import Entry, entries, pair_entries
-from fusionsam.data.synthetic import draw_scene, synthesize
-from fusionsam.data_check import table
-from fusionsam.structures import InputError
+from fusionsam.data.synthetic.scenes import draw_scene, synthesize
+from fusionsam.errors import InputError
 
 SIZE = (96, 128)
 

@@ -11,8 +11,8 @@ import torch
 from fusionsam.data import dataset
 from fusionsam.data.check import check
 from fusionsam.data.dataset import open_split
-from fusionsam.data.synthetic import draw_scene, synthesize
-from fusionsam.structures import InputError
+from fusionsam.data.synthetic.scenes import draw_scene, synthesize
+from fusionsam.errors import InputError
 
 SIZE = (240, 320)
 PERSON = 2

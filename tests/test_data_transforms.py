@@ -10,14 +10,14 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fusionsam.config import DataConfig
-from fusionsam.data.catalog import find
+from fusionsam.config.datasets import find
+from fusionsam.config.schema import DataConfig
 from fusionsam.data.dataset import IGNORE, PairDataset, collate
 from fusionsam.data.loader import TrainStream, class_shares, train_loader, val_loader
 from fusionsam.data.splits import Entry
-from fusionsam.data.synthetic import draw_scene
+from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.data.transforms import TrainTransform, eval_transform
-from fusionsam.structures import Sample
+from fusionsam.types import Sample
 
 PLAIN = DataConfig(crop=(61, 83), photometric=0.0, modality_dropout=0.0, rare_crop=0.5, workers=0)
 

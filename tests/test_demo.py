@@ -13,16 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from fusionsam.checkpoint import save_checkpoint
-from fusionsam.cli import main
-from fusionsam.config import preset
-from fusionsam.data.synthetic import draw_scene
-from fusionsam.demo_page import WAITING, Handlers, Turns
-from fusionsam.demo_session import MOST, PairSession, picked, read_pair
-from fusionsam.demo_views import complaint, marks, write_files
-from fusionsam.models.fusionsam import FusionSAMNetwork
-from fusionsam.predict import FusionSAM
-from fusionsam.structures import InputError, Prompts
+from fusionsam.cli.main import main
+from fusionsam.config.schema import preset
+from fusionsam.data.synthetic.scenes import draw_scene
+from fusionsam.errors import InputError
+from fusionsam.inference.predictor import FusionSAM
+from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.page.layout import WAITING, Handlers, Turns
+from fusionsam.page.session import MOST, PairSession, picked, read_pair
+from fusionsam.page.views import complaint, marks, write_files
+from fusionsam.types import Prompts
+from fusionsam.weights.checkpoint import save_checkpoint
 
 H, W = 71, 97
 

@@ -23,13 +23,13 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from fusionsam.checkpoint import save_checkpoint
-from fusionsam.config import preset
+from fusionsam.config.schema import preset
 from fusionsam.data.images import write_png
-from fusionsam.data.synthetic import draw_scene
-from fusionsam.models.fusionsam import FusionSAMNetwork
-from fusionsam.predict import FusionSAM
-from fusionsam.structures import Prompts
+from fusionsam.data.synthetic.scenes import draw_scene
+from fusionsam.inference.predictor import FusionSAM
+from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.types import Prompts
+from fusionsam.weights.checkpoint import save_checkpoint
 
 H, W = 96, 128
 COUNT_QUESTIONS = """

@@ -16,19 +16,20 @@ from sklearn.metrics import confusion_matrix
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
-from fusionsam import reports
-from fusionsam.checkpoint import build_network, save_checkpoint
-from fusionsam.config import preset
-from fusionsam.data.catalog import MFNET_CLASSES, MFNET_PALETTE, find
+from fusionsam.config.datasets import MFNET_CLASSES, MFNET_PALETTE, find
+from fusionsam.config.schema import preset
 from fusionsam.data.dataset import open_split
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.images import write_png
 from fusionsam.data.predictions import PredictionFolder
-from fusionsam.data.synthetic import synthesize
-from fusionsam.evaluate import EvaluateConfig, add_arguments, evaluate, main
-from fusionsam.metrics import PROTOCOLS, ImageMatrices, paired_bootstrap
-from fusionsam.predict import FusionSAM
-from fusionsam.structures import InputError
+from fusionsam.data.synthetic.scenes import synthesize
+from fusionsam.errors import InputError
+from fusionsam.evaluation import report as reports
+from fusionsam.evaluation.run import EvaluateConfig, add_arguments, evaluate, main
+from fusionsam.inference.predictor import FusionSAM
+from fusionsam.metrics.segmentation import PROTOCOLS, ImageMatrices, paired_bootstrap
+from fusionsam.weights.build import build_network
+from fusionsam.weights.checkpoint import save_checkpoint
 
 LEAK = "allow_train_test_leak_and_know_that_scores_are_worthless"
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from fusionsam.files import whole, whole_folder, write_json, write_text
-from fusionsam.structures import InputError
+from fusionsam.errors import InputError
+from fusionsam.io import whole, whole_folder, write_json, write_text
 
 
 def write_half(path, error, **options):

@@ -13,9 +13,9 @@ from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
 
 from conftest import SAM_DECODER, SAM_PROMPT
-from fusionsam import foreign
-from fusionsam.models.tinyvit import TinyViT
-from fusionsam.structures import InputError
+from fusionsam.errors import InputError
+from fusionsam.models.encoders.tinyvit import TinyViT
+from fusionsam.weights import pretrained as foreign
 
 SAM = {
     "vision_encoder.": "image_encoder.",

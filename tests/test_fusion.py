@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusionsam.config import FusionConfig
+from fusionsam.config.schema import FusionConfig
+from fusionsam.models.color import chroma, from_luma_chroma, luma
 from fusionsam.models.fusion import BlendHead, DecodeHead, FusionMaskPrompting, Projections
-from fusionsam.models.layers import attend, chroma, from_luma_chroma, luma, resize, sincos_positions
+from fusionsam.models.layers import attend, resize, sincos_positions
 
 
 def explicit(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:

@@ -11,9 +11,9 @@ from skimage.metrics import structural_similarity as reference_ssim
 from sklearn.metrics import mutual_info_score
 from torchmetrics.functional.image import visual_information_fidelity as reference_vif
 
-from fusionsam import fusion_metrics as fm
-from fusionsam.fusion_baselines import FUSIONS
-from fusionsam.structures import InputError
+from fusionsam.errors import InputError
+from fusionsam.evaluation.simple_fusions import FUSIONS
+from fusionsam.metrics.segmentation import fusion as fm
 
 
 def picture(seed, shape=(53, 61)):

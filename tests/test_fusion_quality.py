@@ -8,17 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from fusionsam import fusion_quality, predict_files
-from fusionsam.checkpoint import save_checkpoint
-from fusionsam.config import preset
+from fusionsam.config.schema import preset
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.splits import pair_entries
-from fusionsam.data.synthetic import draw_scene
-from fusionsam.fusion_baselines import FUSIONS
-from fusionsam.fusion_metrics import METRICS, fusion_metrics, luma
-from fusionsam.models.fusionsam import FusionSAMNetwork
-from fusionsam.structures import InputError
+from fusionsam.data.synthetic.scenes import draw_scene
+from fusionsam.errors import InputError
+from fusionsam.evaluation import fusion as fusion_quality
+from fusionsam.evaluation.simple_fusions import FUSIONS
+from fusionsam.inference import files as predict_files
+from fusionsam.metrics.fusion import METRICS, fusion_metrics, luma
+from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.weights.checkpoint import save_checkpoint
 
 
 def save(path, array):

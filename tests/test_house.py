@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from fusionsam.checkpoint import CARD, WEIGHTS, locate, read_checkpoint, shipped
-from fusionsam.cli import COMMANDS, main
-from fusionsam.config import preset
-from fusionsam.evaluate import EvaluateConfig, evaluate
+from fusionsam.cli.main import COMMANDS, main
+from fusionsam.config.schema import preset
+from fusionsam.evaluation.run import EvaluateConfig, evaluate
+from fusionsam.weights.checkpoint import CARD, WEIGHTS, locate, read_checkpoint, shipped
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
 
-from fusionsam import foreign
-from fusionsam.config import EncoderConfig
-from fusionsam.models.image_encoder import ImageEncoder, build_image_encoder
-from fusionsam.structures import InputError
+from fusionsam.config.schema import EncoderConfig
+from fusionsam.errors import InputError
+from fusionsam.models.encoders.base import ImageEncoder
+from fusionsam.weights import pretrained as foreign
+from fusionsam.weights.build import build_image_encoder
 
 WEIGHTS = Path(os.environ.get("FUSIONSAM_WEIGHTS", Path(__file__).parents[2] / "shared" / "weights"))
 TINYVIT = {"kind": "tinyvit", "source": "mobilesam", "dims": (8, 16, 16, 32), "depths": (1, 1, 1, 1)}
@@ -178,44 +178,6 @@ def test_infrared_enters_behind_each_stride():
         torch.testing.assert_close(found[2], plain.levels[2])
         nn.init.eye_(encoder.inject[0].weight[:, :, 0, 0])  # what enters early is seen by every later stage
         assert not torch.allclose(encoder(image, heat=heat).levels[2], plain.levels[2], atol=1e-3)
-
-
-def test_infrared_counts_from_the_beginning_where_it_is_asked_to():
-    torch.manual_seed(6)
-    encoder = build_image_encoder(EncoderConfig(thermal=True, thermal_share=0.5), 8).eval()
-    image, heat = torch.rand(1, 3, 64, 96), torch.rand(1, 1, 64, 96)
-    with torch.no_grad():
-        own = encoder.thermal(encoder.place(heat.expand(-1, 3, -1, -1), encoder.frame(64, 96)))[encoder.picked[0]]
-        found, plain = encoder(image, heat=heat).levels[0], encoder(image).levels[0]
-        torch.testing.assert_close(found, plain + 0.5 * own)
-
-
-def test_a_frozen_tinyvit_adds_to_levels_and_embedding_and_stays_as_it_is():
-    torch.manual_seed(6)
-    encoder = build_image_encoder(EncoderConfig(sam=True, dims=TINYVIT["dims"], depths=TINYVIT["depths"]), 8)
-    image = torch.rand(2, 3, 64, 96, requires_grad=True)
-    own = {name for name, p in encoder.named_parameters() if not p.requires_grad}
-    assert own == {f"sam.{name}" for name, _ in encoder.sam.named_parameters()}
-    encoder.eval()
-    with torch.no_grad():
-        plain = encoder(image)
-        embedding, levels = encoder.sam(normalised(image))  # as MobileSAM was trained
-        for layer in (*encoder.sam_levels, encoder.sam_embedding):
-            nn.init.normal_(layer.weight, std=0.1)
-        found = encoder(image)
-        for i in range(3):
-            torch.testing.assert_close(found.levels[i], plain.levels[i] + encoder.sam_levels[i](levels[i]))
-        torch.testing.assert_close(found.levels[3], plain.levels[3])
-        added = encoder.sam_levels[2](levels[2])
-        coarse = F.interpolate(encoder.lateral32(plain.levels[3]), (4, 6), mode="bilinear", align_corners=False)
-        joined = encoder.neck(encoder.lateral16(plain.levels[2] + added) + coarse)
-        torch.testing.assert_close(found.embedding, joined + encoder.sam_embedding(embedding))
-    seen = encoder(image)
-    sum(map(torch.sum, [seen.embedding.square(), *seen.levels])).backward()
-    assert bool(image.grad.abs().sum() > 0)
-    reached = {name.split(".")[0] for name, p in encoder.named_parameters() if p.grad is not None}
-    assert {"sam_levels", "sam_embedding", "backbone"} <= reached
-    assert "sam" not in reached
 
 
 @pytest.mark.parametrize("name", ["guided", "thermal"])

@@ -11,8 +11,8 @@ import torch
 from skimage.metrics import structural_similarity
 from torch.nn import functional as F
 
-from fusionsam.config import LossConfig
-from fusionsam.losses import (
+from fusionsam.config.schema import LossConfig
+from fusionsam.training.losses import (
     IGNORE,
     class_weights,
     dice_loss,

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import SamConfig, SamModel
 
-from fusionsam import foreign
-from fusionsam.config import DecoderConfig
+from fusionsam.config.schema import DecoderConfig
 from fusionsam.models.mask_decoder import FullFledgedMaskDecoder
 from fusionsam.models.prompts import PromptEncoder
-from fusionsam.structures import Frame, Prompts
+from fusionsam.types import Frame, Prompts
+from fusionsam.weights import pretrained as foreign
 
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
 OURS = DecoderConfig(hidden=32, mlp_dim=40, heads=2, fine_features=False, logit_scale=1.0)

@@ -14,10 +14,17 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_
 from torchmetrics.classification import MulticlassCalibrationError
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
-from fusionsam import boundary, metrics
-from fusionsam.boundary import BoundaryScore
-from fusionsam.metrics import PROTOCOLS, CalibrationError, ConfusionMatrix, ImageMatrices, id_pair
-from fusionsam.structures import InputError
+from fusionsam.errors import InputError
+from fusionsam.metrics.boundary import BoundaryScore
+from fusionsam.metrics.segmentation import (
+    PROTOCOLS,
+    CalibrationError,
+    ConfusionMatrix,
+    ImageMatrices,
+    boundary,
+    id_pair,
+)
+from fusionsam.metrics.segmentation import segmentation as metrics
 
 
 @st.composite

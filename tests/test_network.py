@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from conftest import build_debug
-from fusionsam.config import preset
-from fusionsam.models.fusionsam import FusionSAMNetwork, parameter_table
-from fusionsam.structures import InputError, Prompts
+from fusionsam.config.schema import preset
+from fusionsam.errors import InputError
+from fusionsam.models.network import FusionSAMNetwork, parameter_table
+from fusionsam.types import Prompts
 
 network = functools.cache(build_debug)  # never changed by a test that takes it from here
 

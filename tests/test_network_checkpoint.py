@@ -14,13 +14,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fusionsam import checkpoint, foreign
-from fusionsam.checkpoint import CARD, CONFIG, WEIGHTS, build_network, halfway, load_network, save_checkpoint, ship
-from fusionsam.config import EncoderConfig, HeadConfig, preset
-from fusionsam.info import describe
-from fusionsam.models.mask_decoder import FullFledgedMaskDecoder
-from fusionsam.models.tinyvit import TinyViT
-from fusionsam.structures import InputError
+from fusionsam.cli.info import describe
+from fusionsam.config.schema import EncoderConfig, HeadConfig, preset
+from fusionsam.errors import InputError
+from fusionsam.weights import checkpoint
+from fusionsam.weights.build import build_network
+from fusionsam.weights.checkpoint import CARD, CONFIG, WEIGHTS, load_network, save_checkpoint
+from fusionsam.weights.interpolate import interpolate
+from fusionsam.weights.ship import ship
 
 
 @torch.no_grad()
@@ -272,46 +273,6 @@ def test_fine_tuning_may_add_what_begins_as_if_it_were_not_there(make_debug, pai
         assert not torch.allclose(grown(*pair).logits, wanted.logits, rtol=1e-2, atol=1e-3)
 
 
-def test_a_tinyvit_beside_the_backbone_comes_from_sam_weights_or_a_checkpoint(make_debug, tmp_path, monkeypatch):
-    small = {"dims": (8, 16, 16, 32), "depths": (1, 1, 1, 1)}
-    torch.manual_seed(4)
-    tiny = TinyViT(small["dims"], small["depths"], 32).state_dict()
-    plain = make_debug(lambda c: setattr(c, "encoder", EncoderConfig()))
-    prompts, decoder = plain.prompt_encoder.sam.state_dict(), plain.mask_decoder.sam.state_dict()
-    monkeypatch.setattr(FullFledgedMaskDecoder, "start_from_sam", lambda self, tensors: tensors)
-    kinds = {kind: foreign.SamParts(kind, tiny, prompts, decoder) for kind in ("sam", "tinyvit")}
-    monkeypatch.setattr(foreign, "sam_parts", kinds.get)
-    config = preset("debug")
-    config.encoder = EncoderConfig(sam=True, **small)
-    for config.sam_weights in (None, "sam"):
-        with pytest.raises(InputError, match=r"model\.encoder\.sam: true, but no TinyViT .* give MobileSAM's file"):
-            build_network(config, to_train=True)
-    config.sam_weights = "tinyvit"
-    first = build_network(config, to_train=True)
-    assert all(torch.equal(first.image_encoder.sam.state_dict()[name], value) for name, value in tiny.items())
-
-    save_checkpoint(tmp_path / "with", first, {})
-    save_checkpoint(tmp_path / "without", plain, {})
-    config.start_from = str(tmp_path / "without")
-    grown = build_network(config, to_train=True)
-    assert all(torch.equal(grown.image_encoder.sam.state_dict()[name], value) for name, value in tiny.items())
-    save_checkpoint(tmp_path / "grown", grown, {})
-    halfway(tmp_path / "without", tmp_path / "grown", tmp_path / "middle")
-    kept = load_file(tmp_path / "middle" / WEIGHTS)
-    assert all(torch.equal(kept[f"image_encoder.sam.{name}"], value) for name, value in tiny.items())
-    config.sam_weights = None
-    with pytest.raises(InputError, match=r"no TinyViT is in model\.sam_weights"):
-        build_network(config, to_train=True)
-    config.start_from = str(tmp_path / "with")
-    again = build_network(config, to_train=True)
-    assert all(torch.equal(again.state_dict()[name], value) for name, value in first.state_dict().items())
-    # beside another backbone it is the same TinyViT
-    config.encoder = replace(config.encoder, source="mobilenetv2_050", weights=str(tmp_path / "imagenet.safetensors"))
-    save_file(timm.create_model("mobilenetv2_050", pretrained=False).state_dict(), tmp_path / "imagenet.safetensors")
-    other = build_network(config, to_train=True)
-    assert all(torch.equal(other.image_encoder.sam.state_dict()[name], value) for name, value in tiny.items())
-
-
 def test_fine_tuning_with_another_image_encoder_keeps_all_that_its_widths_do_not_shape(make_debug, tmp_path):
     first = make_debug()
     save_checkpoint(tmp_path / "first", first, {})
@@ -386,7 +347,7 @@ def test_halfway_is_the_mean_of_start_and_end_and_new_parts_count_as_they_began(
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     save_checkpoint(tmp_path / "start", start, {})
     save_checkpoint(tmp_path / "end", end, {"step": 9, "val": {"val/miou": 3}, "calibration": {}, "class_offsets": {}})
-    middle, card = load_network(halfway(tmp_path / "start", tmp_path / "end", tmp_path / "middle"))
+    middle, card = load_network(interpolate(tmp_path / "start", tmp_path / "end", tmp_path / "middle"))
     assert (card["step"], card["halfway_from"]) == (9, str(tmp_path / "start"))
     assert not {"val", "calibration", "class_offsets"} & card.keys()  # they were of other weights
     first, last, mean = (network.state_dict() for network in (start, end, middle))
@@ -401,13 +362,13 @@ def test_halfway_is_the_mean_of_start_and_end_and_new_parts_count_as_they_began(
     far = make_debug(lambda c: (setattr(c, "encoder", timm_kind), setattr(c.fusion, "picture_dilations", (2, 4))))
     last = far.picture_head.context[-1].weight.detach().normal_()
     save_checkpoint(tmp_path / "far", far, {})
-    middle, _ = load_network(halfway(tmp_path / "start", tmp_path / "far", tmp_path / "farther"))
+    middle, _ = load_network(interpolate(tmp_path / "start", tmp_path / "far", tmp_path / "farther"))
     assert torch.equal(middle.picture_head.context[1].weight, far.picture_head.context[1].weight)  # began at random
     torch.testing.assert_close(middle.picture_head.context[-1].weight, last / 2)  # began at zero
     other = make_debug(lambda config: setattr(config.head, "width", 24))
     save_checkpoint(tmp_path / "other", other, {})
     with pytest.raises(InputError, match=r"model\.start_from"):
-        halfway(tmp_path / "other", tmp_path / "end", tmp_path / "none")
+        interpolate(tmp_path / "other", tmp_path / "end", tmp_path / "none")
 
 
 def test_offsets_fitted_after_training_are_not_inherited(make_debug, tmp_path):
@@ -418,7 +379,7 @@ def test_offsets_fitted_after_training_are_not_inherited(make_debug, tmp_path):
     config = replace(start.config, start_from=str(tmp_path / "start"))
     last = "head.mlp.6.bias"
     torch.testing.assert_close(build_network(config).state_dict()[last], start.state_dict()[last])
-    middle, card = load_network(halfway(tmp_path / "start", tmp_path / "end", tmp_path / "middle"))
+    middle, card = load_network(interpolate(tmp_path / "start", tmp_path / "end", tmp_path / "middle"))
     torch.testing.assert_close(middle.state_dict()[last], (start.state_dict()[last] + end.state_dict()[last]) / 2)
     assert not fitted.keys() & card.keys()
     shipped, card = load_network(ship(tmp_path / "start", tmp_path / "shipped"))
@@ -435,13 +396,13 @@ def test_halfway_keeps_a_tokenizer_from_elsewhere_and_refuses_other_classes(make
     save_checkpoint(tmp_path / "stage_1", stage_1, {})
     config = replace(start.config, start_from=str(tmp_path / "start"), tokenizer_weights=str(tmp_path / "stage_1"))
     save_checkpoint(tmp_path / "end", build_network(config), {})
-    middle, _ = load_network(halfway(tmp_path / "start", tmp_path / "end", tmp_path / "middle"))
+    middle, _ = load_network(interpolate(tmp_path / "start", tmp_path / "end", tmp_path / "middle"))
     for name, tensor in stage_1.tokenizer.state_dict().items():
         assert torch.equal(middle.tokenizer.state_dict()[name], tensor)
     other = make_debug(lambda config: setattr(config, "classes", [*config.classes[:-1], "else"]))
     save_checkpoint(tmp_path / "other", other, {})
     with pytest.raises(InputError, match="has other classes than"):
-        halfway(tmp_path / "start", tmp_path / "other", tmp_path / "none")
+        interpolate(tmp_path / "start", tmp_path / "other", tmp_path / "none")
 
 
 def test_a_head_of_another_kind_begins_anew_and_is_not_averaged(make_debug, tmp_path):
@@ -458,7 +419,7 @@ def test_a_head_of_another_kind_begins_anew_and_is_not_averaged(make_debug, tmp_
         for parameter in end.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     save_checkpoint(tmp_path / "end", end, {})
-    middle = load_network(halfway(tmp_path / "start", tmp_path / "end", tmp_path / "middle"))[0].state_dict()
+    middle = load_network(interpolate(tmp_path / "start", tmp_path / "end", tmp_path / "middle"))[0].state_dict()
     last = end.state_dict()
     assert any(name.startswith("head.pyramid.") for name in middle)
     for name, tensor in middle.items():
@@ -477,7 +438,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(make_debug, tmp_path, mo
         Path(path).write_bytes(b"a part")
         raise SafetensorError("No space left on device (os error 28)")
 
-    monkeypatch.setattr("fusionsam.checkpoint.save_file", full)
+    monkeypatch.setattr("fusionsam.weights.checkpoint.save_file", full)
     with pytest.raises(InputError, match=r"out/model\.safetensors: cannot be written \(No space left"):
         save_checkpoint(tmp_path / "out", make_debug(), {})
     assert list((tmp_path / "out").iterdir()) == []
@@ -487,4 +448,14 @@ def test_a_checkpoint_of_stage_1_says_what_it_is(folder):
     tensors = {n: t for n, t in load_file(folder / WEIGHTS).items() if n.startswith("tokenizer.")}
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(InputError, match=r"holds LSTG alone \(stage 1\); give it as model\.tokenizer_weights"):
+        load_network(folder)
+
+
+def test_a_retired_setting_loads_where_it_did_nothing_and_is_explained_where_it_did(make_debug, tmp_path):
+    folder = save_checkpoint(tmp_path / "old", make_debug(), {})
+    stored = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(stored.replace("encoder:\n", "encoder:\n  sam: false\n  thermal_share: 0.0\n"))
+    load_network(folder)
+    (folder / "config.yaml").write_text(stored.replace("encoder:\n", "encoder:\n  thermal_share: 1.0\n"))
+    with pytest.raises(InputError, match=r"encoder\.thermal_share: 1\.0, but this setting is gone .*; remove it"):
         load_network(folder)

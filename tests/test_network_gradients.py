@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import SamConfig, SamModel
 
-from fusionsam.config import Config, EncoderConfig, TrainConfig
-from fusionsam.structures import Batch
-from fusionsam.tasks import SegmentationTask, parameter_groups
+from fusionsam.config.schema import Config, EncoderConfig, TrainConfig
+from fusionsam.training.segmentation_task import SegmentationTask, parameter_groups
+from fusionsam.types import Batch
 
 # what no step of joint training can reach, and why: it must not ask for gradients either
 UNREACHED = {
@@ -134,7 +134,6 @@ VARIANTS = {
     "farther sight": lambda c: setattr(c.fusion, "picture_dilations", (1, 2)),
     "guided": lambda c: setattr(c, "encoder", EncoderConfig(guided=True)),
     "thermal": lambda c: setattr(c, "encoder", EncoderConfig(thermal=True)),
-    "sam beside": lambda c: setattr(c, "encoder", EncoderConfig(sam=True, dims=(8, 16, 16, 32), depths=(1, 1, 1, 1))),
     "no mask prompt": lambda c: setattr(c.prompts, "mask", False),
     "one level": lambda c: (setattr(c.head, "multi_level", False), setattr(c.decoder, "fine_features", False)),
     "pyramid": lambda c: (

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 
 from fusionsam.data.dataset import open_split
 from fusionsam.data.fingerprints import Fingerprints
-from fusionsam.data.synthetic import synthesize
-from fusionsam.evaluate import EvaluateConfig, evaluate
-from fusionsam.report_sources import collect
-from fusionsam.report_tables import against_sam
-from fusionsam.robustness import measure, read_table
-from fusionsam.structures import InputError
+from fusionsam.data.synthetic.scenes import synthesize
+from fusionsam.errors import InputError
+from fusionsam.evaluation.robustness import measure, read_table
+from fusionsam.evaluation.run import EvaluateConfig, evaluate
+from fusionsam.evaluation.tables.sources import collect
+from fusionsam.evaluation.tables.tables import against_sam
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

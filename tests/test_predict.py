@@ -15,16 +15,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fusionsam.checkpoint import save_checkpoint
-from fusionsam.cli import main
-from fusionsam.config import preset
+from fusionsam.cli.main import main
+from fusionsam.config.schema import preset
 from fusionsam.data.images import write_png
-from fusionsam.data.synthetic import draw_scene
-from fusionsam.models.fusionsam import FusionSAMNetwork
-from fusionsam.predict import FusionSAM
-from fusionsam.predict_files import pairs_to_predict
-from fusionsam.prompt_files import read_prompts
-from fusionsam.structures import InputError, Prompts
+from fusionsam.data.synthetic.scenes import draw_scene
+from fusionsam.errors import InputError
+from fusionsam.inference.files import pairs_to_predict
+from fusionsam.inference.predictor import FusionSAM
+from fusionsam.inference.prompts import read_prompts
+from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.types import Prompts
+from fusionsam.weights.checkpoint import save_checkpoint
 
 H, W = 97, 131
 
@@ -304,7 +305,7 @@ def test_an_interrupted_rerun_leaves_the_earlier_results_and_nothing_else(pair, 
         write_png(path, array)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fusionsam.predict_files.write_png", interrupted)
+        patch.setattr("fusionsam.inference.files.write_png", interrupted)
         assert predict(*both[:2], *rest) == 130
     assert {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()} == before
     assert predict(*both[:2], *rest) == 0
@@ -326,7 +327,7 @@ def test_a_run_killed_while_it_puts_results_in_their_places_goes_on(pair, weight
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fusionsam.predict_files.os.replace", killed)
+        patch.setattr("fusionsam.inference.files.os.replace", killed)
         assert predict(*flags) == 130
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["v.json", "v_fused.png"]
     assert predict(*flags) == 0

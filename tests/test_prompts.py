@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import SamConfig, SamModel
 
-from fusionsam.config import DecoderConfig, PromptConfig
+from fusionsam.config.schema import DecoderConfig, PromptConfig
 from fusionsam.models.prompts import PromptEncoder, cut, oracle_prompts, place, self_prompts
-from fusionsam.structures import Frame, Prompts
+from fusionsam.types import Frame, Prompts
 
 SQUARE = Frame((1024, 1024), (1024, 1024))
 

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from fusionsam.checkpoint import save_checkpoint
-from fusionsam.config import ModelConfig, preset
+from fusionsam.config.schema import ModelConfig, preset
 from fusionsam.data.images import write_png
+from fusionsam.errors import InputError
+from fusionsam.evaluation.reconstruct import ERROR_GAIN, codes_map, load_tokenizer, run
+from fusionsam.metrics.reconstruction import CodeUsage, bits_per_pixel, psnr
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.reconstruct import ERROR_GAIN, codes_map, load_tokenizer, run
-from fusionsam.structures import InputError
-from fusionsam.tokenizer_metrics import CodeUsage, bits_per_pixel, psnr
-from fusionsam.tokenizer_task import TokenizerNetwork
+from fusionsam.training.tokenizer_task import TokenizerNetwork
+from fusionsam.weights.checkpoint import save_checkpoint
 
 
 def stage_1(folder: Path, **changes: object) -> Path:
@@ -105,7 +105,7 @@ def test_a_run_that_was_killed_is_started_again_over_its_own_pictures(pairs: Pat
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fusionsam.reconstruct.error_map", stop)
+    monkeypatch.setattr("fusionsam.evaluation.reconstruct.error_map", stop)
     with pytest.raises(KeyboardInterrupt):
         run(pairs / "vi", None, pairs / "out", weights, "cpu")
     monkeypatch.undo()
@@ -114,7 +114,7 @@ def test_a_run_that_was_killed_is_started_again_over_its_own_pictures(pairs: Pat
     summary = run(pairs / "vi", None, pairs / "out", weights, "cpu")
     assert json.loads((pairs / "out" / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert "unfinished" not in summary
-    monkeypatch.setattr("fusionsam.reconstruct.error_map", stop)
+    monkeypatch.setattr("fusionsam.evaluation.reconstruct.error_map", stop)
     with pytest.raises(KeyboardInterrupt):
         run(pairs / "vi", None, pairs / "out", weights, "cpu")
     kept = json.loads((pairs / "out" / "summary.json").read_text())  # what the run before found is not lost

@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusionsam import render
-from fusionsam.config import ModelConfig
-from fusionsam.structures import InputError, Prompts
+from fusionsam.config.schema import ModelConfig
+from fusionsam.errors import InputError
+from fusionsam.inference import render
+from fusionsam.types import Prompts
 
 CLASSES = ModelConfig().classes
 PALETTE = [tuple(color) for color in ModelConfig().palette]

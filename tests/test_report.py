@@ -14,17 +14,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusionsam import report, report_figures, reports
-from fusionsam.checkpoint import CARD, CONFIG, WEIGHTS
-from fusionsam.cli import main
-from fusionsam.config import to_dict
-from fusionsam.data.catalog import CATALOG, MFNET_PALETTE
-from fusionsam.data.synthetic import synthesize
-from fusionsam.report_formats import latex_escape, to_csv, to_latex, to_markdown
-from fusionsam.report_sources import collect, collect_fusion
-from fusionsam.report_tables import build, published
-from fusionsam.settings import differences, read_settings
-from fusionsam.structures import InputError, Report
+from fusionsam.cli.main import main
+from fusionsam.config.datasets import CATALOG, MFNET_PALETTE
+from fusionsam.config.load import differences, read_settings
+from fusionsam.config.schema import to_dict
+from fusionsam.data.synthetic.scenes import synthesize
+from fusionsam.errors import InputError
+from fusionsam.evaluation import report as reports
+from fusionsam.evaluation.tables import figures as report_figures
+from fusionsam.evaluation.tables import run as report
+from fusionsam.evaluation.tables.formats import latex_escape, to_csv, to_latex, to_markdown
+from fusionsam.evaluation.tables.sources import collect, collect_fusion
+from fusionsam.evaluation.tables.tables import build, published
+from fusionsam.types import Report
+from fusionsam.weights.checkpoint import CARD, CONFIG, WEIGHTS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -195,7 +198,7 @@ class TestAblationAndSam:
             pixels = card["config"]["model"]["tokenizer"]["tokens"] == "pixels"
             card["config"]["model"]["tokenizer_weights"] = None if pixels else "tiny"
             card["config"]["train"]["freeze_tokenizer"] = not pixels
-        del cards["concat"]["config"]["model"]["encoder"]["thermal_share"]  # a run from before that setting
+        del cards["concat"]["config"]["model"]["encoder"]["guided"]  # a run from before that setting
         cards["joint"] = config(model__fusion__kind="concat")  # LSTG from nowhere: not the budget of the others
         for number, (name, card) in enumerate(cards.items()):
             write_report(tmp_path / name, seed=number, weights_card=card)

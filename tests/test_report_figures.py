@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusionsam import report_figures
-from fusionsam.data.catalog import CATALOG, MFNET_CLASSES, MFNET_PALETTE
+from fusionsam.config.datasets import CATALOG, MFNET_CLASSES, MFNET_PALETTE
+from fusionsam.evaluation.tables import figures as report_figures
 
 
 def texts_inside(figure):

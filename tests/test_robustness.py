@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fusionsam.cli import main
+from fusionsam.cli.main import main
 from fusionsam.data.dataset import PairDataset, open_split
-from fusionsam.data.synthetic import synthesize
-from fusionsam.robustness import CONDITIONS, disturb, fog, measure, read_table, shift, table, write
-from fusionsam.structures import InputError
+from fusionsam.data.synthetic.scenes import synthesize
+from fusionsam.errors import InputError
+from fusionsam.evaluation.robustness import CONDITIONS, disturb, fog, measure, read_table, shift, table, write
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_tables_stand_beside_one_another_only_for_the_same_pictures(scenes, tmp_
 
 
 def test_the_full_row_is_what_evaluate_says(root, tmp_path, make_debug):
-    from fusionsam.checkpoint import save_checkpoint
+    from fusionsam.weights.checkpoint import save_checkpoint
 
     weights = save_checkpoint(tmp_path / "weights", make_debug(), {})
     given = ["--weights", str(weights), "--dataset", "mfnet", "--root", str(root), "--bootstrap", "0"]
@@ -189,8 +189,8 @@ def test_the_full_row_is_what_evaluate_says(root, tmp_path, make_debug):
 def test_what_would_spoil_the_table_is_told_before_anything_is_measured(
     changed, told, root, scenes, tmp_path, make_debug, monkeypatch, capsys
 ):
-    from fusionsam import robustness
-    from fusionsam.checkpoint import save_checkpoint
+    from fusionsam.evaluation import robustness
+    from fusionsam.weights.checkpoint import save_checkpoint
 
     values = measure(warm, scenes, ["visible only"], bootstrap=0)
     write({**values, "title": "rival"}, tmp_path / "other")

@@ -19,12 +19,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from conftest import build_debug
-from fusionsam.cli import main
-from fusionsam.predict import FusionSAM
-from fusionsam.serve import bind, read_token
-from fusionsam.serve_app import create_app
-from fusionsam.serve_config import ServeConfig
-from fusionsam.structures import InputError, Prompts
+from fusionsam.cli.main import main
+from fusionsam.errors import InputError
+from fusionsam.inference.predictor import FusionSAM
+from fusionsam.server.app import create_app
+from fusionsam.server.config import ServeConfig
+from fusionsam.server.run import bind, read_token
+from fusionsam.types import Prompts
 
 JSON, ZIP = "application/json", "application/zip"
 

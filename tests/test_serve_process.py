@@ -23,9 +23,9 @@ import pytest
 from PIL import Image
 
 from conftest import build_debug
-from fusionsam.checkpoint import save_checkpoint
-from fusionsam.predict import FusionSAM
-from fusionsam.serve import TOKEN
+from fusionsam.inference.predictor import FusionSAM
+from fusionsam.server.run import TOKEN
+from fusionsam.weights.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 WAIT = 180  # seconds, for a machine that is busy with something else

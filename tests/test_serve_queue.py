@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from conftest import build_debug
-from fusionsam.serve_queue import Batcher, Busy
-from fusionsam.serve_sessions import Sessions, nbytes, slim
-from fusionsam.structures import InputError, Prompts
+from fusionsam.errors import InputError
+from fusionsam.server.queue import Batcher, Busy
+from fusionsam.server.sessions import Sessions, nbytes, slim
+from fusionsam.types import Prompts
 
 
 @dataclass

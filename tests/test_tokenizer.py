@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fusionsam.config import TokenizerConfig
+from fusionsam.config.schema import TokenizerConfig
+from fusionsam.errors import InputError
 from fusionsam.models.tokenizer import Quantizer, ScalarQuantizer, Tokenizer
-from fusionsam.structures import InputError
 
 SMALL = {"dim": 12, "width": 8, "blocks": 1, "codebook_size": 19, "codebook_dim": 6}
 # plain = no projection: latents are compared as they are

@@ -19,22 +19,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.models.vgg import cfgs, make_layers
 
-from fusionsam.checkpoint import build_network, save_checkpoint
-from fusionsam.config import Config, LossConfig, preset
+from fusionsam.config.load import read_settings
+from fusionsam.config.schema import Config, LossConfig, preset
 from fusionsam.data.images import write_png
 from fusionsam.data.loader import class_pixels, class_shares, train_loader
-from fusionsam.data.synthetic import synthesize
+from fusionsam.data.synthetic.scenes import synthesize
+from fusionsam.errors import InputError
+from fusionsam.metrics.reconstruction import psnr, rebuild
 from fusionsam.models.discriminator import adaptive_weight, discriminator_loss, generator_loss
-from fusionsam.models.fusionsam import FusionSAMNetwork
+from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
-from fusionsam.settings import read_settings
-from fusionsam.structures import IGNORE, Batch, InputError
-from fusionsam.tasks import SegmentationTask
-from fusionsam.tokenizer_metrics import psnr, rebuild
-from fusionsam.tokenizer_task import TokenizerTask
-from fusionsam.train import tokenizer_task, train
-from fusionsam.train_data import open_data, open_unlabelled
+from fusionsam.training.data import open_data, open_unlabelled
+from fusionsam.training.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
+from fusionsam.training.run import tokenizer_task, train
+from fusionsam.training.segmentation_task import SegmentationTask
+from fusionsam.training.tokenizer_task import TokenizerTask
+from fusionsam.types import IGNORE, Batch
+from fusionsam.weights.build import build_network
+from fusionsam.weights.checkpoint import save_checkpoint
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 6
@@ -318,9 +320,11 @@ def test_phi_is_filled_by_a_sam_of_its_kind_or_a_checkpoint_of_ours(
     seen, wanted = tokenizer_task(config, 1)._phi[0].state_dict(), first.image_encoder.state_dict()
     assert all(torch.equal(seen[f"encoder.{name}"], tensor) for name, tensor in wanted.items())
     config.model.start_from, config.model.sam_weights = None, "sam.pt"
-    monkeypatch.setattr("fusionsam.train.build_network", lambda model: first)
+    monkeypatch.setattr("fusionsam.training.run.build_network", lambda model: first)
     for kind, fits in (("tinyvit", True), ("sam", False)):
-        monkeypatch.setattr("fusionsam.foreign.sam_parts", lambda source, kind=kind: SimpleNamespace(encoder_kind=kind))
+        monkeypatch.setattr(
+            "fusionsam.weights.pretrained.sam_parts", lambda source, kind=kind: SimpleNamespace(encoder_kind=kind)
+        )
         if fits:
             assert tokenizer_task(config, 1)._phi[0] is not None
         else:

@@ -22,18 +22,19 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from PIL import Image
 from safetensors.torch import load_file
 
-from fusionsam.cli import main
-from fusionsam.config import Config, DataConfig, ModelConfig, TrainConfig, from_dict, preset, to_dict
+from fusionsam.cli.main import main
+from fusionsam.config.load import read_settings
+from fusionsam.config.schema import Config, DataConfig, ModelConfig, TrainConfig, from_dict, preset, to_dict
 from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.data.images import write_png
 from fusionsam.data.splits import Entry
-from fusionsam.data.synthetic import draw_scene, synthesize
-from fusionsam.settings import read_settings
-from fusionsam.structures import Batch, InputError
-from fusionsam.tasks import SegmentationTask
-from fusionsam.train import open_trainer, strategy, total_steps, train
-from fusionsam.train_callbacks import BestWeights, WholeFiles
-from fusionsam.train_data import _refuse_leaks
+from fusionsam.data.synthetic.scenes import draw_scene, synthesize
+from fusionsam.errors import InputError
+from fusionsam.training.callbacks import BestWeights, WholeFiles
+from fusionsam.training.data import _refuse_leaks
+from fusionsam.training.run import open_trainer, strategy, total_steps, train
+from fusionsam.training.segmentation_task import SegmentationTask
+from fusionsam.types import Batch
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 8
@@ -265,7 +266,7 @@ def test_weights_of_a_perceptual_loss_that_is_not_taken_are_refused(scenes: Path
 
 TWO_DEVICES = """
 import sys, torch, fusionsam.train as t
-from fusionsam.settings import read_settings
+from fusionsam.config.load import read_settings
 config, out, *flags = sys.argv[1:]
 torch.set_num_threads(1)
 fit = t.L.Trainer.fit

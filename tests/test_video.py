@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from fusionsam.checkpoint import save_checkpoint
-from fusionsam.cli import main
-from fusionsam.config import preset
+from fusionsam.cli.main import main
+from fusionsam.config.schema import preset
 from fusionsam.data.images import write_png
-from fusionsam.data.synthetic import draw_scene
-from fusionsam.models.fusionsam import FusionSAMNetwork
-from fusionsam.predict import FusionSAM
-from fusionsam.structures import InputError
-from fusionsam.video import Source, frame_picture, open_source, overlay_video
+from fusionsam.data.synthetic.scenes import draw_scene
+from fusionsam.errors import InputError
+from fusionsam.inference.predictor import FusionSAM
+from fusionsam.inference.video import Source, frame_picture, open_source, overlay_video
+from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.weights.checkpoint import save_checkpoint
 
 H, W = 67, 83
 NAMES = ["f1", "f2", "f10"]  # in this order, not in that of the alphabet

@@ -8,21 +8,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusionsam.config import Config, ModelConfig, preset
-    from fusionsam.predict import FusionSAM, Prediction
-    from fusionsam.structures import InputError, Prompts
+    from fusionsam.config.schema import Config, ModelConfig, preset
+    from fusionsam.errors import InputError
+    from fusionsam.inference.predictor import FusionSAM, Prediction
+    from fusionsam.types import Prompts
 
 __version__ = "0.1.0"
 
 # Imported on first use, so that `fusionsam --help` answers before torch has been loaded.
 _HOMES = {
-    "Config": "config",
-    "FusionSAM": "predict",
-    "InputError": "structures",
-    "ModelConfig": "config",
-    "Prediction": "predict",
-    "Prompts": "structures",
-    "preset": "config",
+    "Config": "config.schema",
+    "FusionSAM": "inference.predictor",
+    "InputError": "errors",
+    "ModelConfig": "config.schema",
+    "Prediction": "inference.predictor",
+    "Prompts": "types",
+    "preset": "config.schema",
 }
 __all__ = ["Config", "FusionSAM", "InputError", "ModelConfig", "Prediction", "Prompts", "preset"]
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from fusionsam.cli import main
+from fusionsam.cli.main import main
 
 sys.exit(main())

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fusionsam.data.catalog import DatasetRow, find
+from fusionsam.config.datasets import DatasetRow, find
 from fusionsam.data.dataset import IGNORE, read_sample
 from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.data.images import image_size
 from fusionsam.data.leaks import compare, weigh
 from fusionsam.data.splits import Entry, entries
-from fusionsam.structures import InputError, Sample
+from fusionsam.errors import InputError
+from fusionsam.types import Sample
 
 
 def check(

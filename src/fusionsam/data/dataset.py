@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fusionsam.data.catalog import DatasetRow, find
+from fusionsam.config.datasets import DatasetRow, find
 from fusionsam.data.images import read_infrared, read_label, read_rgbt, read_visible
 from fusionsam.data.splits import Entry, entries
-from fusionsam.structures import IGNORE, Batch, InputError, Sample
+from fusionsam.errors import InputError
+from fusionsam.types import IGNORE, Batch, Sample
 
 Item = tuple[Tensor, Tensor, Tensor | None, Tensor, str]
 """visible float (3,H,W), infrared float (1,H,W), label int64 (H,W) or None, present bool (2,), id."""

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from fusionsam.data.dataset import PairDataset, read_sample
 from fusionsam.data.splits import FLIP, Entry
-from fusionsam.files import write_text
-from fusionsam.structures import InputError, Sample
+from fusionsam.errors import InputError
+from fusionsam.io import write_text
+from fusionsam.types import Sample
 
 FILE = "training_fingerprints.json"
 """Beside the weights of a checkpoint."""

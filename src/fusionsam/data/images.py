@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fusionsam.files import whole
-from fusionsam.structures import LARGEST, InputError
+from fusionsam.errors import InputError
+from fusionsam.io import whole
+from fusionsam.types import LARGEST
 
 MAX_PIXELS = 2 * LARGEST**2
 """Largest height * width that is decoded."""

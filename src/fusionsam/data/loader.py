@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from fusionsam.config import DataConfig
+from fusionsam.config.schema import DataConfig
 from fusionsam.data.dataset import Item, PairDataset, collate
 from fusionsam.data.transforms import TrainTransform, eval_transform
-from fusionsam.structures import Batch, InputError
+from fusionsam.errors import InputError
+from fusionsam.types import Batch
 
 _PROGRESS_FROM = 300  # labels; fewer are read in a few seconds
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fusionsam.data.images import image_size, read_label, read_visible
 from fusionsam.data.splits import by_stem
-from fusionsam.structures import InputError
+from fusionsam.errors import InputError
 
 Format = Literal["ids", "rgb", "bgr"]
 Color = tuple[int, int, int]

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusionsam.data.catalog import DatasetRow, find
+from fusionsam.config.datasets import DatasetRow, find
 from fusionsam.data.images import SUFFIXES
-from fusionsam.structures import InputError, NoSplit
+from fusionsam.errors import InputError, NoSplit
 
 HELD_OUT = 10
 """Where no official validation split exists, one id in this many is held out of train."""

@@ -13,10 +13,10 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from fusionsam.config import DataConfig
+from fusionsam.config.schema import DataConfig
+from fusionsam.data.corruptions import LUMA, harsh
 from fusionsam.data.dataset import IGNORE, Item
-from fusionsam.data.disturbances import LUMA, harsh
-from fusionsam.structures import Sample
+from fusionsam.types import Sample
 
 _PASTE_LUMA = 40.0  # grey levels; a day car pasted into a night would teach an impossible scene
 

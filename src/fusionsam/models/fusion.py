@@ -6,17 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionsam.config import FusionConfig
-from fusionsam.models.layers import (
-    ResidualBlock,
-    attend,
-    chroma,
-    from_luma_chroma,
-    group_norm,
-    luma,
-    resize,
-    sincos_positions,
-)
+from fusionsam.config.schema import FusionConfig
+from fusionsam.models.color import chroma, from_luma_chroma, luma
+from fusionsam.models.layers import ResidualBlock, attend, group_norm, resize, sincos_positions
 
 
 class Projections(nn.Module):

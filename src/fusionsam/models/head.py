@@ -7,9 +7,9 @@ from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionsam.config import HeadConfig
+from fusionsam.config.schema import HeadConfig
+from fusionsam.errors import InputError
 from fusionsam.models.layers import group_norm, resize
-from fusionsam.structures import InputError
 
 
 class Pyramid(FPNDecoder):

@@ -93,21 +93,3 @@ def resize(grid: Tensor, size: tuple[int, int]) -> Tensor:
     if same_size(grid.shape[-2:], size):
         return grid
     return F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
-
-
-def luma(rgb: Tensor) -> Tensor:
-    """BT.601 luma (B,1,H,W) of an RGB image (B,3,H,W); same range."""
-    red, green, blue = rgb.unbind(1)
-    return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
-
-
-def chroma(rgb: Tensor) -> Tensor:
-    """BT.601 Cb and Cr, zero-centred, (B,2,H,W) of an RGB image (B,3,H,W) in [0,1]."""
-    y = luma(rgb)[:, 0]
-    return torch.stack([(rgb[:, 2] - y) / 1.772, (rgb[:, 0] - y) / 1.402], dim=1)
-
-
-def from_luma_chroma(y: Tensor, cbcr: Tensor) -> Tensor:
-    """The inverse of `luma` and `chroma`: (B,1,H,W) and (B,2,H,W) -> RGB (B,3,H,W), not clamped."""
-    cb, cr = cbcr[:, :1], cbcr[:, 1:]
-    return torch.cat([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], dim=1)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder
 
-from fusionsam.config import DecoderConfig
+from fusionsam.config.schema import DecoderConfig
 from fusionsam.models.layers import resize
 
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamPromptEncoder
 
-from fusionsam.config import DecoderConfig, PromptConfig
+from fusionsam.config.schema import DecoderConfig, PromptConfig
 from fusionsam.models.layers import resize, rounded, same_size, size_tensor
-from fusionsam.structures import Frame, Prompts
+from fusionsam.types import Frame, Prompts
 
 CELL = 4  # pixels a latent cell covers
 

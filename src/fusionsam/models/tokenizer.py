@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import FSQ, VectorQuantize
 
-from fusionsam.config import TokenizerConfig
+from fusionsam.config.schema import TokenizerConfig
+from fusionsam.errors import InputError
 from fusionsam.models.autoencoder import Decoder, Encoder, PixelPatches
-from fusionsam.structures import InputError, Latents
+from fusionsam.types import Latents
 
 
 class Quantizer(nn.Module):

@@ -1,0 +1,88 @@
+"""The command `fusionsam data check`: a data set's counts and problems as a table."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from fusionsam.config.datasets import CATALOG
+from fusionsam.data.check import check
+from fusionsam.io import given_path, write_json
+
+_SHOWN = 20  # problems of a kind; the rest is counted, and all are in --json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `fusionsam data check`."""
+    action = parser.add_subparsers(dest="action", required=True, metavar="check")
+    flags = action.add_parser(
+        "check",
+        help="counts, sizes, class pixels, unreadable files, leaks between the splits",
+        description="Counts, sizes, class pixels, unreadable files, pairs whose sizes differ, labels out of range, and "
+        "images shared between splits (also mirrored). Exit code 1 if there is a problem.",
+    )
+    flags.add_argument("--dataset", required=True, help=f"row of the catalogue: {', '.join(CATALOG)}")
+    flags.add_argument("--root", type=given_path, required=True, help="folder of the data set, or the manifest file")
+    flags.add_argument("--splits", nargs="+", metavar="NAME", help="splits to look at (all that can be found)")
+    flags.add_argument("--class-file", type=given_path, metavar="F", help="YAML with classes and palette")
+    flags.add_argument("--json", type=given_path, metavar="FILE", help="also write everything that was found to FILE")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Check, print, and answer 1 if there is a problem."""
+    report = check(args.dataset, args.root, args.splits, args.class_file)
+    print(table(report))
+    if args.json:
+        write_json(args.json, report, "choose another --json")
+    return 0 if report["ok"] else 1
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report of data.check.check as text: a column a split, a row a class, then every kind of problem."""
+    splits = report["splits"]
+    rows = [["", *splits]]
+    rows += [[key, *(str(s[key]) for s in splits.values())] for key in ("pairs", "visible", "infrared", "labelled")]
+    rows.append(["sizes", *(_sizes(s["sizes"]) for s in splits.values())])
+    classes = next(iter(splits.values()))["class_percent"]
+    rows += [[f"% {name}", *(f"{s['class_percent'][name]:.3f}" for s in splits.values())] for name in classes]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [f"{report['dataset']} in {report['root']}", ""]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([*lines, "", *_problems(report)])
+
+
+def _sizes(sizes: dict[str, int]) -> str:
+    shown = [size if len(sizes) == 1 else f"{size}: {count}" for size, count in list(sizes.items())[:3]]
+    return ", ".join(shown) + (", ..." if len(sizes) > 3 else "") or "-"
+
+
+def _problems(report: dict[str, Any]) -> list[str]:
+    found = {
+        "splits that cannot be listed": [f"{e['split']}: {e['reason']}" for e in report["errors"]],
+        "unreadable files": [f"{e['split']} {e['id']}: {e['reason']}" for e in report["unreadable"]],
+        "pairs whose sizes differ": [
+            f"{e['split']} {e['id']}: " + ", ".join(f"{p} {h}x{w}" for p, (h, w) in e["sizes"].items())
+            for e in report["size_mismatches"]
+        ],
+        "unusable labels": [f"{e['split']} {e['id']}: {e['reason']}" for e in report["bad_labels"]],
+        "shared between splits": [_pair(e) for e in report["shared"]],
+    }
+    notes = {"look-alikes across splits (a note, no problem)": [_pair(e) for e in report["look_alikes"]]}
+    return [*(_listed(found) or ["no problems found"]), *_listed(notes)]
+
+
+def _pair(entry: dict[str, Any]) -> str:
+    (first, second), (one, two) = entry["splits"], entry["ids"]
+    return f"{first} {one} = {second} {two} ({entry['kind']})"
+
+
+def _listed(found: dict[str, list[str]]) -> list[str]:
+    lines = []
+    for title, items in found.items():
+        if items:
+            lines += [f"{title}: {len(items)}", *(f"  {item}" for item in items[:_SHOWN])]
+            if len(items) > _SHOWN:
+                lines.append(f"  and {len(items) - _SHOWN} more; --json FILE holds all")
+    return lines

@@ -1,0 +1,107 @@
+"""The command `fusionsam info`: what a model is made of, what it takes and gives, and where its weights came from."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from fusionsam.config.schema import PRESETS, preset
+from fusionsam.models.network import FusionSAMNetwork, parameter_table
+from fusionsam.types import LARGEST, SMALLEST
+from fusionsam.weights.checkpoint import load_network, shipped
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `fusionsam info`."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--weights", metavar="W", help="checkpoint folder, or a name that ships with the package")
+    which.add_argument("--preset", help=f"an untrained model: {', '.join(PRESETS)}")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the description."""
+    names = shipped()
+    if args.preset:
+        with torch.device("meta"):  # ViT-H is counted without its 2.5 GB
+            network = FusionSAMNetwork(preset(args.preset))
+        print(describe(network, {}, f"preset {args.preset}, untrained"))
+    elif args.weights or names:
+        weights = args.weights or ("tiny" if "tiny" in names else names[0])
+        network, card = load_network(weights)
+        print(describe(network, card, f"weights {weights}"))
+    print(f"\nshipped weights: {', '.join(names) or 'none'}\npresets: {', '.join(PRESETS)}")
+    return 0
+
+
+def describe(network: FusionSAMNetwork, card: dict[str, Any], title: str) -> str:
+    """Parts, sizes, classes and, from the checkpoint's `card`, the origin of `network`, as text."""
+    return "\n\n".join([title, _parts(network), _sizes(network), _classes(network), _origin(card)]).rstrip()
+
+
+def _parts(network: FusionSAMNetwork) -> str:
+    rows = parameter_table(network)
+    total = {"part": "all", **{k: sum(row[k] for row in rows) for k in ("parameters", "trainable")}}
+    lines = [f"{'part':<16}{'parameters':>14}  in training"]
+    for row in [*rows, total]:
+        share = {0: "frozen", row["parameters"]: "trained"}.get(row["trainable"], f"{row['trainable']:,} trained")
+        lines.append(f"{row['part']:<16}{row['parameters']:>14,}  {share}")
+    return "\n".join(lines)
+
+
+def _sizes(network: FusionSAMNetwork) -> str:
+    side, encoder = network.config.max_side, network.image_encoder
+    lines = [
+        f"input            any size from {SMALLEST}x{SMALLEST} to {LARGEST}x{LARGEST}, visible (3 channels), infrared "
+        "(1 channel) or both",
+        f"padded inside    to multiples of {network.multiple}",
+        f"max_side         {side}: larger pairs are segmented on a copy reduced to this longer side",
+    ]
+    if encoder.image_size is not None:
+        lines.append(f"image encoder    sees the picture in a square of {encoder.image_size}")
+    return "\n".join(lines)
+
+
+def _classes(network: FusionSAMNetwork) -> str:
+    config = network.config
+    lines = [f"{'id':>3}  {'class':<20} {'colour':<8} foreground"]
+    for index, (name, (r, g, b)) in enumerate(zip(config.classes, config.palette, strict=True)):
+        mark = "yes" if index in config.foreground else ""
+        lines.append(f"{index:>3}  {name:<20} #{r:02x}{g:02x}{b:02x}  {mark}".rstrip())
+    return "\n".join(lines)
+
+
+def _origin(card: dict[str, Any]) -> str:
+    if not card:
+        return ""
+    rows: dict[str, Any] = {
+        key: card[key] for key in ("command", "commit", "version", "seed", "step", "hours") if key in card
+    }
+    data = card.get("config", {}).get("data") or card.get("data") or {}
+    if data:
+        rows["data"] = f"{data.get('dataset')}, trained on {data.get('train_split')}"
+        if data.get("val_split"):
+            rows["data"] += f", chosen on {data['val_split']}"
+    if card.get("started_from"):
+        rows["started from"] = ", ".join(f"{key} {value}" for key, value in card["started_from"].items())
+    if card.get("then"):
+        rows["then"] = card["then"]
+    if card.get("lineage"):
+        hours = sum(float(earlier.get("hours", 0)) for earlier in card["lineage"])
+        rows["before that"] = f"{len(card['lineage'])} trainings, {hours:.1f} hours (training.json has their commands)"
+    offsets = card.get("class_offsets") or {}
+    if moved := {name: by for name, by in offsets.get("offsets", {}).items() if by}:
+        rows["class offsets"] = ", ".join(f"{name} {by:+g}" for name, by in moved.items())
+        if {"miou_before", "miou_after"} <= offsets.keys():
+            gain = f"{offsets['miou_before']:.2f} -> {offsets['miou_after']:.2f}"
+            rows["class offsets"] += f" (mIoU {gain} on pairs they were not fitted on)"
+    lines = [f"{key:<17}{value}" for key, value in rows.items()]
+    scores = card.get("val") or {}
+    name = "val as trained" if moved else "val"
+    if "miou" in scores:  # a shipped card says how and on what it was measured
+        where = ", ".join(str(scores[key]) for key in ("protocol", "split") if key in scores)
+        lines.append(f"{name}: mIoU {scores['miou']}" + (f" ({where})" if where else ""))
+    elif scores:
+        lines.append(f"{name:<17}" + ", ".join(f"{k.removeprefix('val/')} {v}" for k, v in scores.items()))
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Settings: dataclasses, presets, files and flags, data sets."""

@@ -1,0 +1,171 @@
+"""Every data set is a row of one table: its classes, colours, and where its files lie.
+
+A new data set is a new row. `metrics` names those that are scored in a way of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from fusionsam.errors import InputError
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class DatasetRow:
+    """One data set. `folders` maps visible, infrared, label (or rgbt and label) to the folder names in use; the
+    first that exists counts."""
+
+    name: str
+    classes: tuple[str, ...]
+    """Class names; the position is the id. Empty where a class file names them."""
+    palette: tuple[Color, ...]
+    """RGB of each class, 0-255."""
+    foreground: tuple[int, ...]
+    """Class ids of objects, as against the scene around them."""
+    layout: Literal["lists", "split_folders", "pairs", "manifest"]
+    """lists: NAME.txt beside images; split_folders: train/, test/; pairs: a folder a modality; manifest: a table."""
+    folders: Mapping[str, tuple[str, ...]]
+    splits: tuple[str, ...]
+    """Official splits; `val` of split_folders is held out of train by us."""
+
+    @property
+    def num_classes(self) -> int:
+        """K; 0 where no class file was given."""
+        return len(self.classes)
+
+
+MFNET_CLASSES = ("unlabeled", "car", "person", "bike", "curve", "car_stop", "guardrail", "color_cone", "bump")
+MFNET_PALETTE: tuple[Color, ...] = (
+    (0, 0, 0), (64, 0, 128), (64, 64, 0), (0, 128, 192), (0, 0, 192), (128, 128, 0), (64, 64, 128), (192, 128, 128),
+    (192, 64, 0),
+)  # fmt: skip
+_FMB_CLASSES = (
+    "unlabeled", "road", "sidewalk", "building", "lamp", "sign", "vegetation", "sky", "person", "car", "truck", "bus",
+    "motorcycle", "bicycle", "pole",
+)  # fmt: skip
+_FMB_PALETTE: tuple[Color, ...] = (
+    (0, 0, 0), (179, 228, 228), (181, 57, 133), (67, 162, 177), (200, 178, 50), (132, 45, 199), (66, 172, 84),
+    (179, 73, 79), (76, 99, 166), (66, 121, 253), (137, 165, 91), (155, 97, 152), (105, 153, 140), (222, 215, 158),
+    (135, 113, 90),
+)  # fmt: skip
+_ANY_FOLDERS = {
+    "visible": ("visible", "vi", "vis", "rgb", "Visible"),
+    "infrared": ("infrared", "ir", "thermal", "Infrared"),
+    "label": ("labels", "label", "Label", "Segmentation_labels"),
+}
+
+CATALOG: dict[str, DatasetRow] = {
+    "mfnet": DatasetRow(
+        name="mfnet",
+        classes=MFNET_CLASSES,
+        palette=MFNET_PALETTE,
+        foreground=tuple(range(1, 9)),
+        layout="lists",
+        folders={"rgbt": ("images",), "label": ("labels",)},
+        splits=("train", "val", "test", "test_day", "test_night"),
+    ),
+    "msrs": DatasetRow(
+        name="msrs",
+        classes=MFNET_CLASSES,
+        palette=MFNET_PALETTE,
+        foreground=tuple(range(1, 9)),
+        layout="split_folders",
+        folders={"visible": ("vi",), "infrared": ("ir",), "label": ("Segmentation_labels",)},
+        splits=("train", "val", "test", "trainval"),
+    ),
+    "fmb": DatasetRow(
+        name="fmb",
+        classes=_FMB_CLASSES,
+        palette=_FMB_PALETTE,
+        foreground=(4, 5, 8, 9, 10, 11, 12, 13, 14),
+        layout="split_folders",
+        folders={"visible": ("Visible",), "infrared": ("Infrared",), "label": ("Label",)},
+        splits=("train", "val", "test", "trainval"),
+    ),
+    "pst900": DatasetRow(
+        name="pst900",
+        classes=("background", "fire_extinguisher", "backpack", "hand_drill", "survivor"),
+        palette=((0, 0, 0), (0, 0, 255), (0, 255, 0), (255, 0, 0), (255, 255, 255)),
+        foreground=(1, 2, 3, 4),
+        layout="split_folders",
+        folders={"visible": ("rgb",), "infrared": ("thermal",), "label": ("labels",)},
+        splits=("train", "val", "test", "trainval"),
+    ),
+    "pairs": DatasetRow(
+        name="pairs",
+        classes=(),
+        palette=(),
+        foreground=(),
+        layout="pairs",
+        folders=_ANY_FOLDERS,
+        splits=("all",),
+    ),
+    "manifest": DatasetRow(
+        name="manifest",
+        classes=(),
+        palette=(),
+        foreground=(),
+        layout="manifest",
+        folders={},
+        splits=("all",),
+    ),
+}
+
+
+def find(name: str, class_file: str | Path | None = None) -> DatasetRow:
+    """The row called `name`; with `class_file` its classes, palette and foreground come from that YAML.
+
+    Raises InputError listing the choices, or saying what is wrong with the class file."""
+    if name not in CATALOG:
+        raise InputError(f"dataset {name!r} is not known; choose one of {', '.join(CATALOG)}")
+    row = CATALOG[name]
+    return row if class_file is None else replace(row, **_read_class_file(Path(class_file)))
+
+
+def _read_class_file(path: Path) -> dict[str, Any]:
+    """classes: [names], palette: [[r,g,b], ...], foreground: [names or ids] (left out: all but the first)."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such class file; expected a YAML with classes and palette")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: a date that is none
+        detail = " ".join(str(error).split())
+        raise InputError(f"{path}: not readable as YAML ({detail}); expected the keys classes and palette") from error
+    keys = {"classes", "palette", "foreground"}
+    if not isinstance(content, dict) or not {"classes", "palette"} <= set(content) or not set(content) <= keys:
+        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path}: found {found}; expected the keys classes and palette, and perhaps foreground")
+    classes, palette = content["classes"], content["palette"]
+    if not isinstance(classes, list) or not classes or not all(isinstance(item, str) for item in classes):
+        raise InputError(f"{path}: classes must be a list of names, position = id; quote names such as 'no' or '1'")
+    if len(set(classes)) != len(classes) or len(classes) > 255:
+        raise InputError(
+            f"{path}: {len(classes)} classes, {len(set(classes))} different; expected up to 255, each once"
+        )
+    if not isinstance(palette, list) or len(palette) != len(classes) or not all(_is_color(item) for item in palette):
+        given = len(palette) if isinstance(palette, list) else type(palette).__name__
+        raise InputError(
+            f"{path}: palette must hold {len(classes)} colours [r, g, b] of 0-255, one a class; found {given}"
+        )
+    if (twice := next((c for i, c in enumerate(palette) if c in palette[:i]), None)) is not None:
+        names = " and ".join(name for name, color in zip(classes, palette, strict=True) if color == twice)
+        raise InputError(f"{path}: palette: {names} have one colour, {twice}; give each class its own")
+    foreground = content.get("foreground", list(range(1, len(classes))))
+    try:
+        ids = [classes.index(item) if isinstance(item, str) else int(item) for item in foreground]
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{path}: foreground: {error}; expected names from classes, or their ids") from error
+    if any(not 0 <= index < len(classes) for index in ids):
+        raise InputError(f"{path}: foreground ids {ids} go beyond the {len(classes)} classes")
+    colors = tuple((int(r), int(g), int(b)) for r, g, b in palette)
+    return {"classes": tuple(classes), "palette": colors, "foreground": tuple(sorted(set(ids)))}
+
+
+def _is_color(item: object) -> bool:
+    return isinstance(item, list) and len(item) == 3 and all(type(value) is int and 0 <= value <= 255 for value in item)

@@ -1,0 +1,1 @@
+"""Evaluation: scores, comparisons, robustness, calibration, tables."""

@@ -1,0 +1,294 @@
+"""The command `fusionsam fusion-metrics`: eleven measures of fused pictures, beside simple fusions."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fusionsam.data.fingerprints import Fingerprints, fingerprint
+from fusionsam.data.images import image_size, read_infrared, read_visible
+from fusionsam.data.leaks import compare
+from fusionsam.data.splits import Entry, pair_entries
+from fusionsam.errors import InputError
+from fusionsam.evaluation import simple_fusions as fusion_baselines
+from fusionsam.evaluation.simple_fusions import FUSIONS
+from fusionsam.io import given_path, require_writable, whole, write_json
+from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, luma
+
+Scores = dict[str, float]  # metric -> value
+Table = dict[str, dict[str, Scores]]  # method -> image -> metrics
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pair and every fusion of it that is to be measured."""
+
+    id: str
+    visible: Path
+    infrared: Path
+    fused: Mapping[str, Path | NDArray[np.uint8]]  # method -> file, or picture (H,W,3)
+    built_in: tuple[str, ...] = ()  # names of FUSIONS
+
+
+def measure(job: Job) -> dict[str, Scores]:
+    """Method -> its eleven measures on one pair, in the order of `job`. InputError names the file."""
+    visible, infrared = read_visible(job.visible).numpy(), read_infrared(job.infrared).numpy()
+    pictures: dict[str, Any] = {
+        name: read_visible(given).numpy() if isinstance(given, Path) else given for name, given in job.fused.items()
+    }
+    found = {}
+    for name in (*pictures, *job.built_in):
+        try:
+            picture = pictures[name] if name in pictures else FUSIONS[name](visible, infrared)
+            found[name] = fusion_metrics(luma(visible), infrared[0], luma(picture))
+        except InputError as error:
+            raise InputError(f"{job.visible} ({name}): {error}") from None
+    return found
+
+
+def fused_files(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
+    """Id -> its fused picture in `folder`: of the same stem, or NAME_fused as `fusionsam predict` writes it.
+
+    Raises InputError naming the first id without a picture, or with two."""
+    files = {entry.id: entry.visible for entry in pair_entries(folder, None)}
+    found: dict[str, Path] = {}
+    for id in ids:
+        both = [path for stem in (id, f"{id}_fused") if (path := files.get(stem)) is not None]
+        if len(both) != 1:
+            what = "no fused picture" if not both else f"both {both[0].name} and {both[1].name}"
+            raise InputError(f"{folder}: {what} for {id!r}; expected one file named {id}.png or {id}_fused.png")
+        found[id] = both[0]
+    return found
+
+
+def check_sizes(entries: Sequence[Entry], folders: Mapping[str, Mapping[str, Path]], smallest: int) -> None:
+    """Judge every file by its header before hours are spent: InputError names one that is too small, or whose size
+    differs from its visible image's."""
+    for entry in entries:
+        assert entry.visible is not None
+        assert entry.infrared is not None
+        wanted = image_size(entry.visible)
+        if min(wanted) < smallest:
+            advice = "leave it out"
+            if min(wanted) >= SMALLEST_SIDE:
+                advice = "leave it out, or give --no-baselines"
+            found = f"{wanted[0]}x{wanted[1]} (height x width)"
+            raise InputError(f"{entry.visible}: {found}, expected sides of at least {smallest} pixels; {advice}")
+        for path in (entry.infrared, *(files[entry.id] for files in folders.values())):
+            if (size := image_size(path)) != wanted:
+                raise InputError(
+                    f"{path}: {size[0]}x{size[1]} (height x width), its visible image {entry.visible.name} is "
+                    f"{wanted[0]}x{wanted[1]}; give aligned pictures of one size"
+                )
+
+
+def measure_all(jobs: Iterable[Job], total: int, workers: int) -> Table:
+    """`measure` for every job in `workers` processes (1 = this one) -> method -> image -> metrics, in order of id.
+
+    Jobs are drawn as workers become free, so memory does not grow with their number."""
+    table: Table = {}
+    rows: dict[str, dict[str, Scores]] = {}
+    with tqdm(total=total, desc="fusion metrics", unit="pair") as bar:
+        for id, found in _in_processes(jobs, workers) if workers > 1 else ((job.id, measure(job)) for job in jobs):
+            rows[id] = found
+            bar.update()
+    for id in sorted(rows):
+        for method, scores in rows[id].items():
+            table.setdefault(method, {})[id] = scores
+    return table
+
+
+def _in_processes(jobs: Iterable[Job], workers: int) -> Iterator[tuple[str, dict[str, Scores]]]:
+    # spawned, not forked: a fork of a process that ran a network may hang in its thread pool
+    workers = min(workers, 61) if sys.platform == "win32" else workers  # more cannot be waited for there
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    running: dict[Future[dict[str, Scores]], str] = {}
+    try:
+        for job in jobs:
+            if len(running) >= 2 * workers:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+            running[pool.submit(measure, job)] = job.id
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            f"workers: one of {workers} processes was killed, most likely for want of memory; give fewer --workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def means(table: Table) -> dict[str, Scores]:
+    """Method -> metric -> mean over its images."""
+    return {
+        method: {metric: float(np.mean([row[metric] for row in rows.values()])) for metric in METRICS}
+        for method, rows in table.items()
+    }
+
+
+def ranks(values: Mapping[str, Scores], metric: str) -> dict[str, int]:
+    """Method -> its place by `metric`, 1 = best; equal values share a place (1, 2, 2, 4)."""
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    return {
+        method: 1 + sum(sign * other[metric] > sign * scores[metric] for other in values.values())
+        for method, scores in values.items()
+    }
+
+
+def as_text(values: Mapping[str, Scores], counts: Mapping[str, int], ours: Sequence[str]) -> str:
+    """The table for the terminal: best marked *, second +, then the places of `ours`."""
+    places = {metric: ranks(values, metric) for metric in METRICS}
+    width = max(len("method"), *map(len, values)) + 2
+    heads = [metric + ("(low)" if metric in LOWER_IS_BETTER else "") for metric in METRICS]
+    lines = ["method".ljust(width) + f"{'n':>5}" + "".join(f"{head:>11}" for head in heads)]
+    for method, scores in values.items():
+        cells = []
+        for metric in METRICS:
+            mark = {1: "*", 2: "+"}.get(places[metric][method], " ")
+            cells.append(f"{scores[metric]:.4f}{mark}".rjust(11))
+        lines.append(method.ljust(width) + f"{counts[method]:>5}" + "".join(cells))
+    lines.append("* best, + second; higher is better except (low). n images each; means over them.")
+    for method in ours:
+        lines.append(f"rank of {method} among {len(values)}: " + ", ".join(f"{m} {places[m][method]}" for m in METRICS))
+    return "\n".join(lines)
+
+
+def write(out: Path, table: Table) -> dict[str, Scores]:
+    """Write fusion_metrics.csv (method, image, metrics; every digit) and fusion_metrics.json (method -> metric ->
+    mean, null where infinite, and the number of `images`) into `out`; returns the means. InputError if it cannot."""
+    found = means(table)
+    plain = {
+        method: {"images": len(table[method]), **{m: v if math.isfinite(v) else None for m, v in scores.items()}}
+        for method, scores in found.items()
+    }
+    with whole(out / "fusion_metrics.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "image", *METRICS])
+        for method, rows in table.items():
+            writer.writerows([method, id, *(row[metric] for metric in METRICS)] for id, row in rows.items())
+    write_json(out / "fusion_metrics.json", plain, allow_nan=False)
+    return found
+
+
+def method_names(sources: Sequence[str | Path]) -> list[str]:
+    """A name for each folder or shipped name: its last part, with the folder above where that occurs twice. InputError
+    if names still collide, with each other or with a built-in fusion."""
+    paths = [Path(source) for source in sources]
+    last = [path.name or path.resolve().name for path in paths]
+    names = [
+        f"{path.resolve().parent.name}/{name}" if last.count(name) > 1 else name
+        for path, name in zip(paths, last, strict=True)
+    ]
+    taken = [name for name in names if names.count(name) > 1 or name in FUSIONS]
+    if taken:
+        raise InputError(f"{taken[0]}: names two of the methods compared; rename the folder")
+    return names
+
+
+def run(
+    visible: Path,
+    infrared: Path,
+    out: Path,
+    fused: Sequence[Path] = (),
+    weights: Sequence[str] = (),
+    baselines: bool = True,
+    workers: int = 1,
+    device: str = "auto",
+) -> str:
+    """Measure folders of fused pictures and the pictures that checkpoints draw, beside the built-in fusions; writes
+    into `out` and returns the table as text. Raises InputError as its parts do."""
+    if not fused and not weights:
+        raise InputError("fusion-metrics: nothing to measure; give --fused DIR or --weights W")
+    if workers < 1:
+        raise InputError(f"--workers: {workers}; expected at least 1")
+    entries = pair_entries(visible, infrared)
+    if not entries:
+        raise InputError(f"{visible}: holds no image; expected pairs of one name here and in {infrared}")
+    names = method_names([*weights, *fused])
+    ids = [entry.id for entry in entries]
+    folders = {name: fused_files(path, ids) for name, path in zip(names[len(weights) :], fused, strict=True)}
+    check_sizes(entries, folders, fusion_baselines.SMALLEST_SIDE if baselines else SMALLEST_SIDE)
+    require_writable(out)
+    models: list[Any] = []
+    notes: list[str] = []
+    if weights:
+        from fusionsam.inference.predictor import (
+            FusionSAM,  # not above: every process that measures would load the network's code
+        )
+
+        models = [FusionSAM.from_pretrained(source, device) for source in weights]
+        for name, count in _trained_on(dict(zip(names, weights, strict=False)), entries).items():  # weights stand first
+            notes.append(f"{name}: at least a part of it was trained on {count} of these {len(entries)} pairs")
+
+    def jobs() -> Iterator[Job]:
+        for entry in entries:
+            assert entry.visible is not None
+            assert entry.infrared is not None
+            given: dict[str, Path | NDArray[np.uint8]] = {}
+            for name, model in zip(names, models, strict=False):  # weights stand first among the names
+                try:
+                    given[name] = model.predict(entry.visible, entry.infrared).fused
+                except InputError as error:
+                    raise InputError(f"{entry.visible} ({name}): {error}") from None
+            given |= {name: files[entry.id] for name, files in folders.items()}
+            yield Job(entry.id, entry.visible, entry.infrared, given, tuple(FUSIONS) if baselines else ())
+
+    table = measure_all(jobs(), len(entries), workers)
+    found = write(out, table)
+    return "\n".join([as_text(found, {method: len(rows) for method, rows in table.items()}, names), *notes])
+
+
+def _trained_on(weights: Mapping[str, str | Path], entries: Sequence[Entry]) -> dict[str, int]:
+    """Name of weights -> how many of the pairs are among the fingerprints that they carry, where any is."""
+    from fusionsam.weights.checkpoint import locate
+
+    known = {name: seen for name, source in weights.items() if (seen := Fingerprints.read(locate(source))) is not None}
+    these = fingerprint("fusion-metrics", entries) if known else Fingerprints()  # once, it decodes every pair
+    counts = {}
+    for name, seen in known.items():
+        ids = {"seen": [str(i) for i in range(len(seen.content))], "these": [entry.id for entry in entries]}
+        found = compare({"seen": seen, "these": these}, ids)
+        counts[name] = len({leak.second_id for leak in found if leak.kind in ("id", "content", "mirrored")})
+    return {name: count for name, count in counts.items() if count}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fusionsam fusion-metrics`."""
+    add = parser.add_argument
+    add("--visible", type=given_path, required=True, help="folder of visible images")
+    add("--infrared", type=given_path, required=True, help="folder of infrared images of the same names")
+    add("--fused", type=given_path, nargs="+", default=[], help="folders of fused pictures, NAME.png or NAME_fused.png")
+    add("--weights", nargs="+", default=[], help="checkpoint folders or shipped names whose fusion is measured")
+    add(
+        "--baselines",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"the built-in fusions beside them: {', '.join(FUSIONS)}",
+    )
+    add("--out", type=given_path, required=True, help="folder for fusion_metrics.csv and fusion_metrics.json")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    add("--workers", type=int, default=cores, help="processes that measure; networks run in the parent (%(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """`fusionsam fusion-metrics`."""
+    given = (args.fused, args.weights, args.baselines, args.workers, args.device)
+    print(run(args.visible, args.infrared, args.out, *given))
+    return 0

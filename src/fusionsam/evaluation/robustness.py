@@ -1,0 +1,309 @@
+"""The command `fusionsam robustness`: what is left of the mIoU when a camera is missing, displaced or disturbed.
+
+Each disturbance is a pure function of the pair and a seed, so every model is shown the same pictures. `measure` takes
+any predictor, so that other networks can be put through the same table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from fusionsam.config.datasets import CATALOG
+from fusionsam.data.corruptions import blur, fog, noise
+from fusionsam.data.dataset import PairDataset
+from fusionsam.data.transforms import to_unit
+from fusionsam.errors import InputError
+from fusionsam.evaluation import report as reports
+from fusionsam.evaluation.run import (
+    EvaluateConfig,
+    check_classes,
+    digest,
+    fitted_notes,
+    fitted_on,
+    leak_guard,
+    open_labelled,
+)
+from fusionsam.evaluation.tables.formats import Row, Table, to_markdown, write_table
+from fusionsam.inference.predictor import FusionSAM
+from fusionsam.io import given_path, require_writable, write_json
+from fusionsam.metrics.segmentation import (
+    PROTOCOLS,
+    ConfusionMatrix,
+    ImageMatrices,
+    bootstrap_miou,
+    headline,
+    iou,
+    plain,
+)
+from fusionsam.weights import checkpoint
+
+Pair = tuple[Tensor | None, Tensor | None]
+Change = Callable[[Tensor, Tensor, torch.Generator], Pair]
+Predict = Callable[[Tensor | None, Tensor | None], NDArray[Any] | None]
+"""(1,3,H,W) and (1,1,H,W) in [0,1], either may be None -> class ids (H,W); None if it cannot do without that image."""
+
+NAME = "robustness"
+NOISE, BLUR, EXPOSURE, FOG = 0.08, 2.5, (3.0, 0.2), 2.0
+"""Deviation of the noise (of 1), of the blur (pixels), factors on the light, optical depth of the fog at the top."""
+
+
+class Condition(NamedTuple):
+    """A disturbance: visible (3,H,W), infrared (1,H,W) in [0,1] and a generator -> the pair as the model sees it."""
+
+    change: Change
+    note: str
+
+
+def shift(image: Tensor, down: int, right: int) -> Tensor:
+    """(C,H,W) moved by whole pixels, down and to the right, negative the other way; the border is repeated."""
+    height, width = image.shape[-2:]
+    rows = (torch.arange(height) - down).clamp(0, height - 1)
+    columns = (torch.arange(width) - right).clamp(0, width - 1)
+    return image[:, rows][:, :, columns]
+
+
+def _shifted(pixels: int) -> Condition:
+    def change(visible: Tensor, infrared: Tensor, generator: torch.Generator) -> Pair:
+        down, right = ((1, 0), (-1, 0), (0, 1), (0, -1))[int(torch.randint(4, (), generator=generator))]
+        return visible, shift(infrared, pixels * down, pixels * right)
+
+    return Condition(change, "up, down, left or right, drawn for each pair")
+
+
+CONDITIONS: dict[str, Condition] = {
+    "full": Condition(lambda v, i, g: (v, i), "the pair as it is"),
+    "visible only": Condition(lambda v, i, g: (v, None), "no infrared image, and the model knows it"),
+    "infrared only": Condition(lambda v, i, g: (None, i), "no visible image, and the model knows it"),
+    **{f"infrared shifted {pixels} px": _shifted(pixels) for pixels in (2, 4, 8, 16)},
+    "noise": Condition(
+        lambda v, i, g: (noise(v, NOISE, g), noise(i, NOISE, g)), f"Gaussian, deviation {NOISE:g} of the range, on both"
+    ),
+    "blur": Condition(lambda v, i, g: (blur(v, BLUR), blur(i, BLUR)), f"Gaussian, {BLUR:g} pixels, on both"),
+    "fog": Condition(lambda v, i, g: (fog(v, FOG, g), i), f"visible only, optical depth {FOG:g} at the top"),
+    "over-exposure": Condition(
+        lambda v, i, g: ((v * EXPOSURE[0]).clamp(0, 1), i), f"visible x {EXPOSURE[0]:g}, clipped"
+    ),
+    "under-exposure": Condition(lambda v, i, g: (v * EXPOSURE[1], i), f"visible x {EXPOSURE[1]:g}, in 8 bits"),
+    "dead infrared frame": Condition(
+        lambda v, i, g: (v, torch.zeros_like(i)), "infrared all zero, and nobody tells the model"
+    ),
+}
+"""Name -> disturbance, in the order of the table; the first is the reference."""
+
+
+def disturb(name: str, visible: Tensor, infrared: Tensor, image_id: str, seed: int = 0) -> Pair:
+    """One condition on one pair, (3,H,W) and (1,H,W) in [0,1]; a pure function of its arguments. The result is rounded
+    to 8 bits, as a camera's. InputError for an unknown condition."""
+    if name not in CONDITIONS:
+        raise InputError(f"condition {name!r} is not known; choose from {', '.join(CONDITIONS)}")
+    drawn = hashlib.sha256(f"{seed}/{name}/{image_id}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(drawn[:8], "big") >> 1)
+    changed = CONDITIONS[name].change(visible, infrared, generator)
+    first, second = (None if image is None else (image * 255).round() / 255 for image in changed)
+    return first, second
+
+
+def require_usable(
+    out: Path,
+    others: Sequence[Mapping[str, Any]],
+    data: PairDataset,
+    seed: int = 0,
+    bootstrap: int = 1000,
+    conditions: Sequence[str] = tuple(CONDITIONS),
+) -> None:
+    """What could spoil the table after everything has been measured, asked before. InputError for a negative seed or
+    number of resamples, tables of other images or another seed, and an `out` that cannot be written or holds rows that
+    would be lost: of other images, or of conditions that are not among `conditions`."""
+    assert data.row is not None
+    if seed < 0 or bootstrap < 0:
+        raise InputError(f"--seed {seed}, --bootstrap {bootstrap}: expected at least 0")
+    require_same(others, {**_images(data), "seed": seed})
+    require_writable(out)
+    if not (out / f"{NAME}.json").exists():
+        return
+    there = read_table(out)
+    lost = sorted(set(there["conditions"]) - {"full", *conditions})
+    if lost or there.get("split_ids_sha256") != _images(data)["split_ids_sha256"]:
+        what = f"rows of {', '.join(lost)}" if lost else f"a table of other pairs ({there['title']})"
+        raise InputError(f"{out / NAME}.json: holds {what}, which would be lost; choose another --out")
+
+
+def require_same(others: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> None:
+    """InputError for a table of `others` that differs from `values` in what makes it comparable."""
+    for other in others:
+        for key in ("dataset", "split_ids_sha256", "protocol", "seed"):
+            if key in values and other.get(key) != values[key]:
+                raise InputError(
+                    f"--against {other['title']}: its {key} is {other.get(key)}, here it is {values[key]}; "
+                    "measure it on this split with this seed"
+                )
+
+
+def _images(data: PairDataset) -> dict[str, Any]:
+    assert data.row is not None
+    ids_digest = reports.split_digest([entry.id for entry in data.entries])
+    return {"dataset": data.row.name, "split_ids_sha256": ids_digest, "n_images": len(data)}
+
+
+def measure(
+    predict: Predict,
+    data: PairDataset,
+    conditions: Sequence[str] = tuple(CONDITIONS),
+    seed: int = 0,
+    bootstrap: int = 1000,
+) -> dict[str, Any]:
+    """mIoU in percent of every condition on a labelled split, with its 95 % bootstrap interval, the difference from
+    `full` in points and the share of `full` in percent; plain JSON types, None where the predictor gave nothing.
+
+    InputError for an unknown condition, and for a pair that lacks an image or the label.
+    """
+    assert data.row is not None
+    for entry in data.entries:
+        parts = {"visible": entry.visible or entry.rgbt, "infrared": entry.infrared or entry.rgbt, "label": entry.label}
+        if absent := [part for part, path in parts.items() if path is None]:
+            raise InputError(
+                f"{entry.id}: has no {absent[0]}, and robustness needs both images and a label; leave it off the list"
+            )
+    unknown = [name for name in conditions if name not in CONDITIONS]
+    if unknown:
+        raise InputError(f"--conditions {unknown[0]!r}: not known; choose from {', '.join(CONDITIONS)}")
+    names = list(dict.fromkeys(["full", *conditions]))
+    totals = {name: ConfusionMatrix(data.num_classes) for name in names}
+    images = {name: ImageMatrices(data.num_classes) for name in names}
+    impossible: set[str] = set()
+    progress = tqdm(total=len(names) * len(data), desc=NAME, unit="image")
+    for index in range(len(data)):
+        sample = data[index]
+        assert sample.visible is not None
+        assert sample.infrared is not None
+        assert sample.label is not None
+        visible, infrared = to_unit(sample.visible), to_unit(sample.infrared)
+        for name in names:
+            seen = disturb(name, visible, infrared, sample.id, seed)
+            ids = predict(*(None if image is None else image[None] for image in seen))
+            if ids is None:
+                impossible.add(name)
+            else:
+                images[name].add(sample.id, totals[name].update(ids, sample.label))
+            progress.update()
+    progress.close()
+    protocol = headline(data.row.name, totals["full"].matrix.sum(1) > 0)
+    rows: dict[str, Any] = {}
+    for name in names:
+        rows[name] = {"note": CONDITIONS[name].note, "miou": None, "interval": None, "difference": None, "share": None}
+        if name in impossible:
+            continue
+        matrix = totals[name].matrix
+        miou = float(PROTOCOLS[protocol](matrix).miou)
+        classes = dict(zip(data.row.classes, plain(100 * iou(matrix)), strict=True))
+        interval = plain(bootstrap_miou(images[name].dense(), protocol, bootstrap, seed)) if bootstrap else None
+        rows[name] |= {"miou": plain([miou])[0], "interval": interval, "per_class_iou": classes}
+    whole = rows["full"]["miou"]
+    for row in rows.values():
+        if row["miou"] is not None and whole:
+            row |= {"difference": row["miou"] - whole, "share": 100 * row["miou"] / whole}
+    return {**_images(data), "protocol": protocol, "unit": "percent", "seed": seed, "conditions": rows}
+
+
+def read_table(path: str | Path) -> dict[str, Any]:
+    """A robustness.json, or of a folder the one in it; InputError for anything else."""
+    path = Path(path) / f"{NAME}.json" if Path(path).is_dir() else Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        scores = [row["miou"] for row in values["conditions"].values()]
+        if all(score is None or isinstance(score, float | int) for score in scores) and values["title"]:
+            return dict(values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: no table of fusionsam robustness ({error}); give its folder") from None
+    raise InputError(f"{path}: no table of fusionsam robustness; give its folder")
+
+
+def table(values: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> Table:
+    """One row a condition, with a column for each of `others`. InputError if they are of other images or protocols."""
+    require_same(others, values)
+    rows, group = [], f"{values['dataset']}, {values['n_images']} pairs, protocol {values['protocol']}"
+    for name, row in values["conditions"].items():
+        rivals = [other["conditions"].get(name, {}).get("miou") for other in others]
+        shown = [_cell(row["miou"]), _cell(row["difference"], "+"), _cell(row["share"]), *map(_cell, rivals)]
+        rows.append(Row(group, (name, *shown), (row["note"],)))
+    columns = ("condition", "mIoU", "from full", "% of full", *(str(other["title"]) for other in others))
+    title = f"Robustness of {values['title']}: mIoU in percent"
+    return Table(NAME, title, columns, rows, list(values.get("notes", ())))
+
+
+def _cell(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.1f}"
+
+
+def write(values: dict[str, Any], out: Path, others: Sequence[Mapping[str, Any]] = ()) -> Table:
+    """robustness.json, .md, .tex and .csv in `out`, each whole or not at all; returns the table. InputError if they
+    cannot be written."""
+    made = table(values, others)
+    write_json(out / f"{NAME}.json", values, allow_nan=False)
+    write_table(made, out)
+    return made
+
+
+def network_predictor(model: FusionSAM, prompts: Any = None) -> Predict:
+    """A checkpoint as a predictor; `prompts` self or none, None = as configured."""
+
+    def predict(visible: Tensor | None, infrared: Tensor | None) -> NDArray[np.int64]:
+        ids: NDArray[np.int64] = model.infer(visible, infrared, mode=prompts).logits[0].argmax(0).cpu().numpy()
+        return ids
+
+    return predict
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fusionsam robustness`."""
+    add = parser.add_argument
+    add("--weights", default="tiny", help="checkpoint folder or shipped name (%(default)s)")
+    add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
+    add("--root", type=given_path, required=True, help="folder of the data set (or the manifest file)")
+    add("--split", default="val", help="official split, or NAME of a list NAME.txt (%(default)s)")
+    add("--out", type=given_path, required=True, help=f"folder for {NAME}.md and {NAME}.json")
+    add("--conditions", nargs="+", default=tuple(CONDITIONS), metavar="NAME", help=f"of {', '.join(CONDITIONS)} (all)")
+    add("--against", nargs="+", default=(), metavar="DIR", help="such folders of other models, as further columns")
+    add("--as-trained", action="store_true", help="without the offsets that calibrate stored")
+    add("--prompts", choices=("self", "none"), help="as the weights were configured if left out")
+    add("--seed", type=int, default=0, help="of the disturbances and of the bootstrap (%(default)s)")
+    add("--bootstrap", type=int, default=1000, help="resamples of the images (%(default)s)")
+    add("--class-file", help="YAML with classes and palette, for pairs and manifest")
+    add("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """`fusionsam robustness`."""
+    started = time.perf_counter()
+    others = [read_table(path) for path in args.against]
+    model = FusionSAM.from_pretrained(args.weights, args.device, calibrated=not args.as_trained)
+    config = EvaluateConfig(args.dataset, args.root, args.split, [args.weights], class_file=args.class_file)
+    data = open_labelled(config)
+    assert data.row is not None
+    check_classes(model.config.classes, args.weights, data.row)
+    require_usable(args.out, others, data, args.seed, args.bootstrap, args.conditions)
+    guard = leak_guard(config, data.entries, [model.card])
+    values = measure(network_predictor(model, args.prompts), data, args.conditions, args.seed, args.bootstrap)
+    title = f"{args.weights} as trained" if args.as_trained else str(args.weights)
+    fitted = {**fitted_on(model.card, guard["content"]), "calibration": 0}  # there is no confidence in the table
+    values = {
+        "title": title, **values, "split": args.split, "weights": str(args.weights),
+        "weights_sha256": digest(checkpoint.locate(args.weights) / checkpoint.WEIGHTS),
+        "prompts": args.prompts or model.config.prompts.mode, "as_trained": args.as_trained,
+        "notes": guard["notes"] + fitted_notes(fitted, len(data)),
+        "commit": checkpoint.commit(), "command": args.command_line, "seconds": time.perf_counter() - started,
+    }  # fmt: skip
+    print(to_markdown(write(values, args.out, others)))
+    return 0

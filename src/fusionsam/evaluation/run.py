@@ -1,0 +1,441 @@
+"""Evaluation of checkpoints, or of anybody's predicted label maps, on a split of a data set."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from fusionsam.config.datasets import CATALOG, DatasetRow
+from fusionsam.data.dataset import PairDataset, open_split
+from fusionsam.data.fingerprints import Digests, Fingerprints, fingerprint
+from fusionsam.data.leaks import Leak, compare, weigh
+from fusionsam.data.splits import Entry, entries
+from fusionsam.errors import InputError, NoSplit
+from fusionsam.evaluation import report as reports
+from fusionsam.evaluation import worst_pairs
+from fusionsam.inference.label_maps import FolderPredictor, NetworkPredictor
+from fusionsam.inference.predictor import FusionSAM, require_scales
+from fusionsam.io import given_path, require_writable
+from fusionsam.metrics.segmentation import ImageMatrices
+from fusionsam.types import Report
+from fusionsam.weights import checkpoint
+
+FITTED = {
+    "calibration": "the temperature was fitted on: confidences (ECE) are too good here",
+    "class_offsets": "the class offsets were fitted on: IoUs are too good here; what they gain on other pairs is in "
+    "training.json",
+}
+"""What is fitted, by the names of checkpoint.CALIBRATED."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is evaluated and how; the options of `fusionsam evaluate` and their defaults."""
+
+    dataset: str
+    root: str | Path
+    split: str = "val"
+    weights: Sequence[str | Path] = ()
+    predictions: str | Path | None = None
+    out: str | Path | None = None
+    """Folder for report.json; None = nothing is written."""
+    prompts: Literal["self", "none", "oracle"] | None = None
+    """None = as the weights were configured."""
+    as_trained: bool = False
+    """Without the class offsets and the temperature of `fusionsam calibrate`."""
+    modality: Literal["both", "visible", "infrared"] = "both"
+    flip: bool = False
+    scales: Sequence[float] = (1.0,)
+    seeds: bool = False
+    """The weights differ in nothing but their seed; refused if the seeds they record repeat."""
+    against: str | Path | None = None
+    allow_partial: bool = False
+    allow_train_test_leak_and_know_that_scores_are_worthless: bool = False
+    bootstrap: int = 1000
+    seed: int = 0
+    class_file: str | Path | None = None
+    device: str = "auto"
+    train_split: str | None = None
+    """Split the leak guard compares with; None = the one the weights record, or train; 'none' = only with what the
+    weights themselves remember, and the report says so."""
+    predicted_by: str | Path | None = None
+    """Checkpoint of ours that made `predictions`: the leak guard asks it what it saw."""
+    prediction_format: Literal["auto", "ids", "rgb", "bgr"] = "auto"
+    worst: int = 0
+    """Pairs with the lowest mIoU to draw into `out`/worst."""
+    command: str = ""
+    """Repeated in the report."""
+
+
+def evaluate(config: EvaluateConfig) -> Report:
+    """Score weights or a folder of predictions on a split, and write the report into `config.out` if given.
+
+    With several weights each has its report in a folder checkpoint_1, checkpoint_2, ... and the returned summary holds
+    mean and deviation. Raises InputError for impossible options, unusable data or weights, splits that share pictures
+    with the training split, and reports that must not be compared."""
+    _check(config)
+    data = open_labelled(config)
+    assert data.row is not None
+    split = reports.split_digest([entry.id for entry in data.entries])
+    if config.out is not None:
+        reports.require_split(Path(config.out), config.dataset, split)
+    other = None if config.against is None else reports.read_comparable(config.against, config.dataset, split)
+    model, cards = None, []
+    for source in config.weights:  # one at a time: five of the largest would not fit
+        model = FusionSAM.from_pretrained(source, config.device, calibrated=not config.as_trained)
+        check_classes(model.config.classes, source, data.row)
+        cards.append(model.card)
+    _check_seeds(config, cards)
+    folder = None
+    if config.predictions is not None:
+        folder = FolderPredictor(config.predictions, data, config.prediction_format, config.allow_partial)
+        if folder.prompts == "oracle" and config.against is not None:
+            raise InputError(
+                f"{config.predictions}: were prompted by the ground truth (oracle); they are compared with no report, "
+                "leave out --against"
+            )
+        if config.predicted_by is not None:
+            cards.append(checkpoint.read_checkpoint(config.predicted_by)[2])
+    guard = leak_guard(config, data.entries, cards)
+    if folder is not None:
+        return _run(config, data, folder, guard, config.out, other, None, cards[0] if cards else {})
+
+    found: list[Report] = []
+    for number, source in enumerate(config.weights, 1):
+        out = None if config.out is None else Path(config.out)
+        if len(config.weights) > 1:
+            out = None if out is None else out / f"checkpoint_{number}"
+            model = FusionSAM.from_pretrained(source, config.device, calibrated=not config.as_trained)
+        assert model is not None
+        options = (config.prompts, config.modality, config.flip, tuple(config.scales), config.seed)
+        found.append(_run(config, data, NetworkPredictor(model, *options), guard, out, other, source, model.card))
+    if len(found) == 1:
+        return found[0]
+    values = reports.summarise([report.values for report in found])
+    report = Report(_title(config, f"mean of {len(found)} checkpoints", values, None), values)
+    if config.out is not None:
+        reports.write(Path(config.out), report, None)
+    return report
+
+
+def open_labelled(config: EvaluateConfig) -> PairDataset:
+    """The split to score on; InputError if the data set has no classes or a pair has no label."""
+    data = open_split(config.dataset, config.root, config.split, config.class_file)
+    assert data.row is not None
+    if not data.row.classes:
+        raise InputError(
+            f"dataset {config.dataset!r} has no classes of its own; give --class-file with classes, palette"
+        )
+    unlabelled = [entry.id for entry in data.entries if entry.label is None]
+    if unlabelled:
+        raise InputError(
+            f"{config.root}: {len(unlabelled)} pairs of split {config.split!r} have no label (first: "
+            f"{', '.join(unlabelled[:5])}); add their labels or take them off the list"
+        )
+    return data
+
+
+def _check(config: EvaluateConfig) -> None:
+    if bool(config.weights) == (config.predictions is not None):
+        raise InputError("evaluate: give either --weights or --predictions, one of them")
+    needing = config.prompts or config.flip or config.as_trained or config.modality != "both"
+    if config.predictions is not None and needing:
+        raise InputError("predictions: --prompts, --modality, --as-trained and --flip need --weights; leave them out")
+    if not all(map(math.isfinite, config.scales)) or config.seed < 0:
+        raise InputError(
+            f"scales {list(config.scales)}, seed {config.seed}: expected finite factors and a seed of at least 0"
+        )
+    require_scales(config.scales)
+    if config.predicted_by is not None and config.predictions is None:
+        raise InputError("predicted-by: says which weights made --predictions; leave it out without them")
+    if config.predictions is not None and list(config.scales) != [1.0]:
+        raise InputError("predictions: --scales needs --weights; leave it out")
+    if config.prompts == "oracle" and (config.flip or list(config.scales) != [1.0]):
+        raise InputError("prompts oracle: are drawn for one scale without flip; leave out --scales and --flip")
+    if config.prompts == "oracle" and config.against is not None:
+        raise InputError("prompts oracle: the ground truth was used, so no comparison is made; leave out --against")
+    if config.against is not None and len(config.weights) > 1:
+        raise InputError("against: compares single reports; give one of the --weights")
+    if config.seeds and len(config.weights) < 2:
+        raise InputError(f"seeds: {len(config.weights)} weights; expected at least 2 checkpoints for a deviation")
+    if config.worst < 0:
+        raise InputError(f"worst: {config.worst} pairs; expected at least 1 (0 = none are drawn)")
+    if config.bootstrap < 0 or (config.against is not None and config.bootstrap < 1):
+        raise InputError(
+            f"bootstrap: {config.bootstrap} draws; expected at least 1 (0 = no interval, without --against)"
+        )
+    if config.out is not None:
+        require_writable(config.out)
+
+
+def check_classes(classes: Sequence[str], source: str | Path, row: DatasetRow) -> None:
+    """InputError unless the weights know the data set's classes, in its order."""
+    if len(classes) != row.num_classes:
+        raise InputError(
+            f"weights {source}: {len(classes)} classes, data set {row.name} has {row.num_classes}; "
+            "give weights trained for these classes, or the class file they were trained with"
+        )
+    for index, (ours, theirs) in enumerate(zip(classes, row.classes, strict=True)):
+        if ours != theirs:
+            raise InputError(
+                f"weights {source}: class {index} is {ours!r}, in data set {row.name} it is {theirs!r}; "
+                "give weights trained for these classes, or the class file they were trained with"
+            )
+
+
+def _check_seeds(config: EvaluateConfig, cards: list[dict[str, Any]]) -> None:
+    seeds = [card.get("seed") for card in cards]
+    if config.seeds and (None in seeds or len(set(seeds)) < len(seeds)):
+        raise InputError(f"seeds: the checkpoints record the seeds {seeds}; expected a different one each")
+
+
+def leak_guard(
+    config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[str, Any]], folders: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """Compare the split with what the weights were trained on: by the fingerprints that they carry (or that lie in
+    `folders`), and by the lists and pictures of the training split as far as those are here. `content` of what is
+    returned has the digests of the evaluated pairs."""
+    off = config.train_split == "none"
+    sources: dict[tuple[str, str, str], str | Path | None] = {}
+    for card in [] if off else cards or [{}]:
+        data = (card.get("config") or {}).get("data") or card.get("data") or {}
+        name = config.train_split or data.get("train_split") or "train"
+        if data.get("dataset") in (None, config.dataset):
+            sources[config.dataset, str(config.root), name] = config.class_file
+        else:  # MSRS repeats MFNet's pictures: another data set is no excuse
+            sources[data["dataset"], str(data.get("root")), name] = data.get("class_file")
+    checked: list[str] = []
+    notes = ["no list of training pictures was compared (--train-split none)"] if off else []
+    found: list[Leak] = []  # to refuse
+    alike: list[Leak] = []
+    known: list[tuple[str, Fingerprints, list[str]]] = []  # name, what was trained on, its ids
+    sources_seen = [*config.weights, *([config.predicted_by] if config.predicted_by is not None else [])]
+    for folder in [*map(checkpoint.locate, sources_seen), *folders]:
+        if (seen := Fingerprints.read(folder)) is not None:
+            numbers = [f"pair {number}" for number in range(1, len(seen.content) + 1)]
+            known.append((f"{folder.name} (fingerprints)", seen, numbers))
+    for (dataset, root, name), class_file in sources.items():
+        try:
+            training = entries(dataset, root, name, class_file)
+        except InputError as error:
+            if config.train_split is not None:
+                raise InputError(f"--train-split {name!r}: {error}") from None
+            if not known:
+                why = "is here" if isinstance(error, NoSplit) else f"could be read ({error})"
+                notes.append(f"no list of the training split {dataset}/{name} {why}, so it was not compared")
+            continue
+        split = f"{dataset}/{name}"
+        known.insert(0, (split, fingerprint(split, training), [entry.id for entry in training]))
+    # of predictions that nobody knows the training of, with no list to compare, nothing is to be looked up
+    ours = fingerprint(config.split, evaluated) if known or cards else Fingerprints()
+    for name, seen, ids in known:
+        training_name = f"{name} (training)"
+        prints = {training_name: seen, config.split: ours}
+        leaks = compare(prints, {training_name: ids, config.split: [entry.id for entry in evaluated]})
+        refused, stray = weigh(leaks, {training_name: ids, config.split: evaluated})
+        # one picture of several trainings counts once
+        found += [leak for leak in refused if leak.second_id not in {before.second_id for before in found}]
+        alike += [leak for leak in stray if leak.second_id not in {before.second_id for before in alike}]
+        checked.append(name)
+    pictures = {leak.second_id for leak in found}
+    if found:
+        shown = "; ".join(map(str, found[:3])) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+        if not config.allow_train_test_leak_and_know_that_scores_are_worthless:
+            raise InputError(
+                f"split {config.split!r}: {len(pictures)} of its {len(evaluated)} pictures are in the training split: "
+                f"{shown}; evaluate on pictures the weights never saw"
+            )
+        notes.append(f"leaks: {shown}")
+    if alike:
+        notes.append(f"{len(alike)} look-alikes in the training split (not refused), for example {alike[0]}")
+    kinds = {kind: sum(leak.kind == kind for leak in found) for kind in sorted({leak.kind for leak in found})}
+    counts = {"leaks": len(pictures), "kinds": kinds, "look_alikes": len(alike)}
+    return {"checked": checked, "off": off, **counts, "notes": notes, "content": ours.content}
+
+
+def guard_findings(guard: dict[str, Any]) -> dict[str, Any]:
+    """What a report keeps of `leak_guard` under that name; its notes stand among the report's."""
+    return {key: value for key, value in guard.items() if key not in ("notes", "content")}
+
+
+def fitted_on(card: dict[str, Any], content: Sequence[Digests]) -> dict[str, int]:
+    """To how many of the evaluated pairs, known by their pixels, `fusionsam calibrate` fitted each of
+    checkpoint.CALIBRATED."""
+    found = {}
+    for key in checkpoint.CALIBRATED:
+        known = {tuple(pair) for pair in (card.get(key) or {}).get("content", ())}
+        found[key] = sum(pair in known and any(pair) for pair in content)
+    return found
+
+
+def fitted_notes(fitted: dict[str, int], pairs: int) -> list[str]:
+    """What a reader of the figures must know of `fitted_on`."""
+    return [f"{count} of these {pairs} pairs are of those that {FITTED[key]}" for key, count in fitted.items() if count]
+
+
+def _run(
+    config: EvaluateConfig,
+    data: PairDataset,
+    predictor: NetworkPredictor | FolderPredictor,
+    guard: dict[str, Any],
+    out: str | Path | None,
+    other: tuple[dict[str, Any], ImageMatrices] | None,
+    weights: str | Path | None,
+    card: dict[str, Any],
+) -> Report:
+    assert data.row is not None
+    started, counting = time.perf_counter(), 0.0
+    tally, used = reports.Tally(data.row.classes), set()
+    absent = set(predictor.folder.missing) if isinstance(predictor, FolderPredictor) else set()
+    todo = [index for index, entry in enumerate(data.entries) if entry.id not in absent]
+    for index in tqdm(todo, desc=f"evaluating {config.dataset}/{config.split}"):
+        predicted = predictor(data, index)
+        before = time.perf_counter()
+        tally.update(data.entries[index].id, predicted.ids, predicted.label, predicted.confidence)
+        counting += time.perf_counter() - before
+        used.add(predicted.prompts)
+    values = reports.scores(tally, config.dataset, config.bootstrap, config.seed)
+    prompts = next(iter(used)) if len(used) == 1 else "mixed"
+    values |= _context(config, data, guard) | predictor.describe()
+    values |= {"prompts": prompts, "weights": None if weights is None else str(weights)}
+    if weights is not None:
+        values["weights_sha256"] = digest(checkpoint.locate(weights) / checkpoint.WEIGHTS)
+    values["fitted"] = fitted_on(card, guard["content"])
+    if weights is None:  # there is no confidence in label maps
+        values["fitted"]["calibration"] = 0
+    values["notes"] += fitted_notes(values["fitted"], len(data.entries))
+    values |= {"seconds": time.perf_counter() - started, "seconds_counting": counting}
+    total, complete = len(data.entries), len(todo) == len(data.entries)
+    if config.dataset in reports.PUBLISHED and config.split == "test" and complete and prompts != "oracle":
+        count, rows = reports.PUBLISHED[config.dataset]
+        if total == count and not guard["leaks"] and not guard["off"]:
+            values["published"] = [dict(zip(("method", "miou", "protocol"), row, strict=True)) for row in rows]
+    name = str(weights if weights is not None else config.predictions)
+    report = Report(_title(config, name, values, None if complete else (len(todo), total)), values)
+    if other is not None:
+        values["against"] = reports.compare(report.as_dict(), tally.images, *other, config.bootstrap)
+        values["against"]["report"] = str(config.against)
+    if out is not None:
+        reports.write(Path(out), report, tally.images)
+        shown = Path(out) / "worst"
+        if config.worst:
+            worst_pairs.draw(predictor, data, tally.images, values["protocol"], shown, config.worst)
+        else:
+            worst_pairs.clear(shown)
+    return report
+
+
+def _context(config: EvaluateConfig, data: PairDataset, guard: dict[str, Any]) -> dict[str, Any]:
+    """What every report repeats of its options."""
+    return {
+        "dataset": config.dataset,
+        "split": config.split,
+        "split_ids_sha256": reports.split_digest([entry.id for entry in data.entries]),
+        "split_images": len(data.entries),
+        "as_trained": config.as_trained,
+        "modality": config.modality,
+        "flip": config.flip,
+        "scales": list(config.scales),
+        "multi_scale": len(config.scales) > 1,
+        "leak_guard": guard_findings(guard),
+        "notes": list(guard["notes"]),
+        "commit": checkpoint.commit(),
+        "command": config.command,
+    }
+
+
+def _title(config: EvaluateConfig, name: str, values: dict[str, Any], partial: tuple[int, int] | None) -> str:
+    """What was scored and all that a reader must know before comparing the figure."""
+    marks = [reports.ORACLE] if values["prompts"] == "oracle" else []
+    if values["leak_guard"]["leaks"]:
+        marks.append(f"TRAIN-TEST LEAK ({values['leak_guard']['leaks']} pictures were trained on)")
+    if values["leak_guard"]["off"]:
+        marks.append("LEAK GUARD OFF (the training split was not compared)")
+    if partial:
+        marks.append(f"PARTIAL ({partial[0]} of {partial[1]} images)")
+    how = (
+        [f"prompts {values['prompts']}"]
+        if values["prompts"]
+        else [f"predictions read as {values['prediction_format']}"]
+    )
+    how += [f"{config.modality} only"] if config.modality != "both" else []
+    how += [f"scales {', '.join(f'{s:g}' for s in config.scales)}"] if list(config.scales) != [1.0] else []
+    how += ["flip"] if config.flip else []
+    alike = values["leak_guard"]["look_alikes"]
+    how += [f"{alike} pictures look like training pictures"] if alike else []
+    how += ["class offsets fitted on these pairs"] if values["fitted"]["class_offsets"] else []
+    how += ["as trained"] if config.as_trained else []
+    score = "undefined" if values["miou"] is None else f"{values['miou']:.2f}"
+    what = f"{name} on {config.dataset}/{config.split}: mIoU {score} ({values['protocol']})"
+    return ": ".join([*marks, ", ".join([what, *how])])
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fusionsam evaluate`."""
+    defaults = {field.name: field.default for field in fields(EvaluateConfig)}
+    add = parser.add_argument
+    add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
+    add("--root", type=given_path, required=True, help="folder of the data set (or the manifest file)")
+    add(
+        "--split",
+        default=defaults["split"],
+        help="official split, or NAME of a list NAME.txt beside the data (%(default)s)",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--weights", nargs="+", default=(), help="checkpoint folders or shipped names; several: mean, deviation"
+    )
+    what.add_argument(
+        "--predictions",
+        type=given_path,
+        help="folder of ID.png or ID_labels.png: class ids, or palette colours, RGB or BGR",
+    )
+    add("--out", type=given_path, required=True, help="folder for report.json and per_image.json")
+    add("--prompts", choices=("self", "none", "oracle"), help="as the weights were configured if left out")
+    add("--as-trained", action="store_true", help="without the offsets and temperature that calibrate stored")
+    add("--modality", choices=("both", "visible", "infrared"), default=defaults["modality"], help="what the model sees")
+    add("--flip", action="store_true", help="average with the mirrored pair; the report says so")
+    add("--scales", nargs="+", type=float, default=(1.0,), help="average over resized copies; the report says so")
+    add("--seeds", action="store_true", help="the weights are one configuration trained from different seeds")
+    add("--against", metavar="REPORT.json", help="a report of the same split: is the difference real?")
+    add("--allow-partial", action="store_true", help="score a folder with missing or extra predictions")
+    leak = "allow_train_test_leak_and_know_that_scores_are_worthless"
+    add("--" + leak.replace("_", "-"), action="store_true", help="score although pictures were trained on")
+    add("--bootstrap", type=int, default=defaults["bootstrap"], help="resamples of the images (%(default)s)")
+    add("--seed", type=int, default=defaults["seed"], help="of the bootstrap and of oracle prompts (%(default)s)")
+    add("--worst", type=int, default=defaults["worst"], help="draw so many of the worst pairs (%(default)s)")
+    add("--class-file", help="YAML with classes and palette, for pairs and manifest")
+    add("--device", default=defaults["device"], help="auto, cpu, cuda, mps (%(default)s)")
+    add(
+        "--train-split",
+        help="split the leak guard compares with (as recorded by the weights, or train); 'none' = only with what the "
+        "weights themselves remember, and the title says so",
+    )
+    add("--predicted-by", metavar="W", help="checkpoint that made --predictions: the leak guard asks it what it saw")
+    add("--prediction-format", choices=("auto", "ids", "rgb", "bgr"), default="auto", help="found out if left out")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Evaluate as the parsed options say, print the table; 0. InputError is left to the command line."""
+    command = getattr(args, "command_line", None) or shlex.join(["fusionsam", *sys.argv[1:]])
+    known = {field.name for field in fields(EvaluateConfig)} - {"command"}
+    config = EvaluateConfig(**{name: value for name, value in vars(args).items() if name in known}, command=command)
+    report = evaluate(config)
+    print(reports.table(report.as_dict()))
+    return 0

@@ -1,0 +1,310 @@
+"""The paper's Table 4 baselines: an unmodified Segment Anything on the visible, the infrared or our fused picture.
+
+SAM has no classes, so a mask is given one:
+- prompts `self`: our network's own points (each a prompt of its own) and its box; a mask gets the class that most of
+  its pixels have in our network's label map, that is, by the majority of the prompt's model.
+- prompts `oracle`: for each class that the ground truth holds, points drawn from it (each a prompt of its own) and the
+  class's box; a mask gets the class that most of its pixels have in the ground truth. An upper bound, marked as such.
+A prompt a point, because one prompt of ten points asks SAM for one mask of several objects, which it does badly.
+Class 0 (unlabeled, background) is what no mask covers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from fusionsam.config.datasets import CATALOG, DatasetRow
+from fusionsam.data.dataset import PairDataset, open_split
+from fusionsam.data.images import write_png
+from fusionsam.data.transforms import to_unit
+from fusionsam.errors import InputError
+from fusionsam.evaluation import report as reports
+from fusionsam.evaluation.run import FITTED, EvaluateConfig, check_classes, evaluate, leak_guard
+from fusionsam.inference.predictor import FusionSAM, Prediction, choose_device
+from fusionsam.inference.segment_anything import PlainSam
+from fusionsam.io import given_path, require_writable, write_json
+from fusionsam.models.prompts import oracle_prompts
+from fusionsam.types import Report, Sample
+from fusionsam.weights import checkpoint
+
+SETTINGS = "settings.json"
+
+CLASS_RULES = {
+    "self": "class given by the majority of the prompt's model: our label map inside the mask",
+    "oracle": "class given by the majority of the ground truth inside the mask",
+}
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """What is run and how; the options of `fusionsam baselines` and their defaults."""
+
+    sam: str
+    dataset: str
+    root: str | Path
+    out: str | Path
+    split: str = "val"
+    image: Literal["visible", "infrared", "fused"] = "fused"
+    prompts: Literal["self", "oracle"] = "self"
+    weights: str | Path = "tiny"
+    """Our checkpoint: draws the fused picture, and with prompts `self` points, box and classes."""
+    points: int = 10
+    """Drawn of each class (oracle); `self` takes what the checkpoint is configured for."""
+    seed: int = 0
+    """Of the drawn points and of the bootstrap."""
+    bootstrap: int = 1000
+    class_file: str | Path | None = None
+    device: str = "auto"
+    command: str = ""
+
+
+def assemble(masks: ArrayLike, scores: ArrayLike, labels: ArrayLike, classes: int) -> NDArray[np.uint8]:
+    """Masks with classes by majority, laid over one another -> label map uint8 (H,W).
+
+    masks bool (P,H,W); scores (P), predicted IoU; labels int (H,W), the map whose majority names a mask's class, ids
+    outside of 0..classes-1 (255 = ignore) do not vote and equal votes go to the lower id. A mask whose majority is 0 is
+    left out. Where masks overlap the higher score counts, of equal scores the earlier mask; the rest is 0.
+    """
+    shapes, labels, scores = np.asarray(masks, bool), np.asarray(labels), np.asarray(scores)
+    result = np.zeros(labels.shape, np.uint8)
+    for index in sorted(range(len(shapes)), key=lambda i: (scores[i], -i)):
+        inside = labels[shapes[index]]
+        votes = np.bincount(inside[(inside >= 0) & (inside < classes)], minlength=classes)
+        if votes.argmax() > 0:
+            result[shapes[index]] = votes.argmax()
+    return result
+
+
+def own_prompts(prediction: Prediction) -> tuple[Tensor, Tensor]:
+    """The points (P,2) and boxes (M,4) our network gave itself, padding left out, in pixels."""
+    given = prediction.prompts
+    points, boxes = torch.zeros(0, 2), torch.zeros(0, 4)
+    if given.points is not None and given.point_labels is not None:
+        points = given.points[0][given.point_labels[0] == 1]
+    return points, boxes if given.boxes is None else given.boxes[0]
+
+
+def drawn_prompts(label: Tensor, classes: int, points: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`points` points and the box of every class above 0 that label int64 (H,W) holds: (P,2), (M,4), in pixels."""
+    drawn, boxes = [torch.zeros(0, 2)], [torch.zeros(0, 4)]
+    for index in range(1, classes):
+        found = oracle_prompts(label[None], classes, [index], points, seed)
+        assert found.points is not None
+        assert found.point_labels is not None
+        assert found.boxes is not None
+        if bool((found.point_labels == 1).all()):
+            drawn.append(found.points[0])
+            boxes.append(found.boxes[0])
+    return torch.cat(drawn), torch.cat(boxes)
+
+
+def segment(
+    sam: PlainSam, sample: Sample, row: DatasetRow, config: BaselineConfig, prediction: Prediction | None, seed: int
+) -> NDArray[np.uint8]:
+    """The baseline's label map uint8 (H,W) of one pair; `prediction` is our network's, if the configuration needs it.
+    InputError if the image asked for is not there."""
+    if config.image == "fused":
+        assert prediction is not None
+        picture = torch.from_numpy(prediction.fused.copy()).permute(2, 0, 1).float() / 255
+    else:
+        image = sample.visible if config.image == "visible" else sample.infrared
+        if image is None:
+            raise InputError(f"{sample.id}: has no {config.image} image; choose another --image")
+        picture = to_unit(image).expand(3, -1, -1)
+    if config.prompts == "self":
+        assert prediction is not None
+        voters = prediction.labels
+        points, boxes = own_prompts(prediction)
+    else:
+        assert sample.label is not None
+        voters = sample.label.numpy()
+        points, boxes = drawn_prompts(sample.label, row.num_classes, config.points, seed)
+    return assemble(*sam.masks(sam.encode(picture), points, boxes), voters, row.num_classes)
+
+
+def baseline(config: BaselineConfig) -> Report:
+    """Label maps of the whole split in `out`/predictions, and their report as `fusionsam evaluate` writes it.
+
+    Label maps that are there already, made with the same settings, are kept. Raises InputError for unusable options,
+    data or weights, and for an `out` that holds label maps made with other settings."""
+    if config.points < 1:
+        raise InputError(f"--points: {config.points}; expected at least 1")
+    if config.seed < 0 or config.bootstrap < 0:
+        raise InputError(f"--seed {config.seed}, --bootstrap {config.bootstrap}: expected at least 0")
+    data = open_split(config.dataset, config.root, config.split, config.class_file)
+    assert data.row is not None
+    if not data.row.classes:
+        raise InputError(f"dataset {config.dataset!r} has no classes of its own; give --class-file with classes")
+    unlabelled = [entry.id for entry in data.entries if entry.label is None]
+    if unlabelled:
+        raise InputError(f"{config.root}: {unlabelled[0]} of split {config.split!r} has no label; add it to be scored")
+    folder = Path(config.out) / "predictions"
+    settings = _settings(config)
+    _require_same(Path(config.out), settings)
+    plain = _evaluation(config, folder)
+    cards = [] if plain.predicted_by is None else [checkpoint.read_checkpoint(plain.predicted_by)[2]]
+    leak_guard(plain, data.entries, cards)  # before hours of painting
+    _paint(config, data, folder, settings)
+    return _score(config, plain)
+
+
+def _uses_network(config: BaselineConfig) -> bool:
+    return config.image == "fused" or config.prompts == "self"
+
+
+def _settings(config: BaselineConfig) -> dict[str, Any]:
+    """All that a label map depends on; files by name, size and time."""
+    kept = ("dataset", "root", "split", "image", "prompts", "points", "seed", "class_file")
+    found: dict[str, Any] = {name: _text(getattr(config, name)) for name in kept}
+    found["sam"] = [str(config.sam), *_stamps(Path(config.sam))]
+    if _uses_network(config):
+        card = checkpoint.read_checkpoint(config.weights)[2]
+        stamps = _stamps(checkpoint.locate(config.weights))
+        found["weights"] = [str(config.weights), *stamps, checkpoint.calibrated_digest(card)]
+    return found
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _stamps(source: Path) -> list[list[Any]]:
+    files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source] if source.is_file() else []
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _require_same(out: Path, settings: dict[str, Any]) -> None:
+    """InputError if `out` cannot be written, or if its settings.json, where there is one, differs from `settings`."""
+    path = out / SETTINGS
+    require_writable(out)
+    if not path.is_file():
+        if any((out / "predictions").glob("*.png")):
+            raise InputError(
+                f"{out}: holds label maps, and no {SETTINGS} that tells how they were made; choose another --out"
+            )
+        return
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise InputError(f"{path}: is not ours to read; choose another --out, or remove it")
+    differing = sorted(name for name in {*stored, *settings} if stored.get(name) != settings.get(name))
+    if differing:
+        raise InputError(
+            f"{out}: holds label maps made with another {', '.join(differing)}; choose another --out, or remove it"
+        )
+
+
+def _paint(config: BaselineConfig, data: PairDataset, folder: Path, settings: dict[str, Any]) -> None:
+    assert data.row is not None
+    todo = [i for i, entry in enumerate(data.entries) if not (folder / f"{entry.id}.png").is_file()]
+    if len(todo) < len(data.entries):
+        tqdm.write(f"{len(data.entries) - len(todo)} of {len(data.entries)} label maps were already in {folder}")
+    if not todo:
+        return
+    device = choose_device(config.device)
+    model = FusionSAM.from_pretrained(config.weights, device) if _uses_network(config) else None
+    if model is not None and config.prompts == "self":
+        check_classes(model.config.classes, config.weights, data.row)
+    sam = PlainSam.open(config.sam, device)
+    write_json(Path(config.out) / SETTINGS, settings)  # no sooner: a command that ends here can be mended
+    for index in tqdm(todo, desc=f"{config.image}, {config.prompts} prompts", unit="image"):
+        sample = data[index]
+        prediction = None if model is None else model.predict(sample.visible, sample.infrared, "self")
+        # the place in the list is part of the seed, so that a resumed run draws what an unbroken one would have
+        painted = segment(sam, sample, data.row, config, prediction, config.seed + index)
+        write_png(folder / f"{sample.id}.png", painted)
+
+
+def _evaluation(config: BaselineConfig, folder: Path) -> EvaluateConfig:
+    """How the label maps are scored."""
+    return EvaluateConfig(
+        dataset=config.dataset,
+        root=config.root,
+        split=config.split,
+        predictions=folder,
+        predicted_by=config.weights if _uses_network(config) else None,
+        bootstrap=config.bootstrap,
+        seed=config.seed,
+        class_file=config.class_file,
+        prediction_format="ids",
+        command=config.command,
+    )
+
+
+def _score(config: BaselineConfig, plain: EvaluateConfig) -> Report:
+    """The report of `fusionsam evaluate --predictions`, with what it cannot know: model, image and prompts."""
+    used = _uses_network(config)
+    with tempfile.TemporaryDirectory(dir=config.out) as scratch:
+        report = evaluate(replace(plain, out=scratch))
+        mark = reports.file_mark(report.as_dict())
+        values = {**report.as_dict(), "per_image": f"per_image{mark}.json"}
+        images = reports.read_images(Path(scratch) / f"report{mark}.json", values)
+    if config.prompts == "oracle":  # of our network the picture alone was used, which no offset changes
+        values["fitted"] = dict.fromkeys(values["fitted"], 0)
+        values["notes"] = [note for note in values["notes"] if not note.endswith(FITTED["class_offsets"])]
+    values.pop("published", None)  # those are trained methods; a prompted SAM is compared in a table of its own
+    name = Path(config.sam).stem if Path(config.sam).exists() else str(config.sam)
+    both = config.image == "fused" or config.prompts == "self"
+    values |= {
+        "prompts": config.prompts,
+        "weights": str(config.weights) if used else None,
+        "modality": "both" if both else config.image,
+        "baseline": {
+            "sam": str(config.sam), "image": config.image, "prompts": config.prompts,
+            "class_rule": CLASS_RULES[config.prompts], "points": config.points,
+        },
+        "notes": [*values["notes"], CLASS_RULES[config.prompts]],
+    }  # fmt: skip
+    score = "undefined" if values["miou"] is None else f"{values['miou']:.2f}"
+    title = f"{name} on the {config.image} image, {config.dataset}/{config.split}: mIoU {score} ({values['protocol']})"
+    marks = [reports.ORACLE] if config.prompts == "oracle" else []
+    values["title"] = ": ".join([*marks, f"{title}, prompts {config.prompts}"])
+    final = Report(values.pop("title"), values)
+    reports.write(Path(config.out), final, images)
+    return final
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fusionsam baselines`."""
+    defaults = {field.name: field.default for field in fields(BaselineConfig)}
+    add = parser.add_argument
+    add("--sam", required=True, help="SamModel or Sam2Model (folder or hub name), or a SAM or MobileSAM file")
+    add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
+    add("--root", type=given_path, required=True, help="folder of the data set (or the manifest file)")
+    add("--split", default=defaults["split"], help="official split, or NAME of a list NAME.txt (%(default)s)")
+    add("--image", choices=("visible", "infrared", "fused"), default="fused", help="what SAM sees (%(default)s)")
+    add(
+        "--prompts",
+        choices=("self", "oracle"),
+        default="self",
+        help="self: our network's points, box and classes; oracle: from the ground truth, an upper bound (%(default)s)",
+    )
+    add("--weights", default=defaults["weights"], help="our checkpoint, for the fused image and self (%(default)s)")
+    add("--out", type=given_path, required=True, help="folder for predictions and report; finished label maps are kept")
+    add("--points", type=int, default=defaults["points"], help="drawn of each class with oracle (%(default)s)")
+    add("--seed", type=int, default=defaults["seed"], help="of drawn points and bootstrap (%(default)s)")
+    add("--bootstrap", type=int, default=defaults["bootstrap"], help="resamples of the images (%(default)s)")
+    add("--class-file", help="YAML with classes and palette, for pairs and manifest")
+    add("--device", default=defaults["device"], help="auto, cpu, cuda, mps (%(default)s)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """`fusionsam baselines`."""
+    names = {field.name for field in fields(BaselineConfig)} - {"command"}
+    given = {name: value for name, value in vars(args).items() if name in names}
+    report = baseline(BaselineConfig(**given, command=getattr(args, "command_line", "")))
+    print(reports.table(report.as_dict()))
+    return 0

@@ -1,0 +1,1 @@
+"""Tables and panels from a folder of evaluations."""

@@ -1,0 +1,209 @@
+"""The command `fusionsam report`: the paper's tables and figures from folders of evaluations."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fusionsam.config.datasets import CATALOG, Color, DatasetRow, find
+from fusionsam.data.dataset import PairDataset, open_split, read_sample
+from fusionsam.data.images import read_visible
+from fusionsam.data.predictions import PredictionFolder
+from fusionsam.errors import InputError
+from fusionsam.evaluation.tables import figures as report_figures
+from fusionsam.evaluation.tables import tables as report_tables
+from fusionsam.evaluation.tables.figures import PanelRow
+from fusionsam.evaluation.tables.formats import to_markdown, write_table
+from fusionsam.evaluation.tables.sources import Scored, collect, collect_fusion
+from fusionsam.io import given_path, write_text
+
+DEFAULT_ROWS = 4
+"""Pairs in the panels when no ids are named, spread evenly over the split."""
+
+
+@dataclass(frozen=True)
+class PanelConfig:
+    """What the qualitative panels show: runs (name -> folder of predictions) on some pairs of a split."""
+
+    runs: Mapping[str, Path]
+    dataset: str
+    root: Path
+    split: str = "val"
+    ids: Sequence[str] = ()
+    class_file: Path | None = None
+
+
+def panel_rows(config: PanelConfig) -> tuple[list[PanelRow], DatasetRow]:
+    """Pictures and label maps for `report_figures.panels`, and the data set's classes and colours.
+
+    The fused picture is the first run's that has ID_fused.png for every id. InputError for an unknown id, a pair
+    without a label, and a run without a prediction of one of the ids or of another size."""
+    data = open_split(config.dataset, config.root, config.split, config.class_file)
+    assert data.row is not None
+    if not data.row.classes:
+        raise InputError(f"dataset {config.dataset!r} has no classes of its own; give --class-file")
+    chosen = _chosen(data, config)
+    folders = {name: PredictionFolder(path, chosen, data.row.palette) for name, path in config.runs.items()}
+    for name, folder in folders.items():
+        if folder.missing:
+            raise InputError(f"--panels {name}={folder.folder}: no prediction of {folder.missing[0]!r}; predict it too")
+    fused = next((p for p in config.runs.values() if all((p / f"{i}_fused.png").is_file() for i in chosen)), None)
+    entries = {entry.id: entry for entry in data.entries}
+    rows = []
+    for id in chosen:
+        sample = read_sample(entries[id], data.row)
+        if sample.label is None:
+            raise InputError(f"--ids {id}: has no label, the panels show the ground truth; choose another")
+        pictures = {}
+        if sample.visible is not None:
+            pictures["visible"] = sample.visible.permute(1, 2, 0).numpy()
+        if sample.infrared is not None:
+            pictures["infrared"] = sample.infrared[0].numpy()
+        if fused is not None:
+            pictures["fused"] = read_visible(fused / f"{id}_fused.png").permute(1, 2, 0).numpy()
+        labels = {name: folder[id].numpy() for name, folder in folders.items()}
+        labels["ground truth"] = sample.label.numpy()
+        for name, array in (pictures | labels).items():
+            if array.shape[:2] != sample.size:
+                found = f"{array.shape[0]}x{array.shape[1]}"
+                raise InputError(f"--panels: {name} of {id} is {found}, expected {sample.size[0]}x{sample.size[1]}")
+        rows.append(PanelRow(id, pictures, labels))
+    return rows, data.row
+
+
+def _chosen(data: PairDataset, config: PanelConfig) -> list[str]:
+    known = [entry.id for entry in data.entries]
+    strange = [id for id in config.ids if id not in set(known)]
+    if strange:
+        raise InputError(f"--ids {strange[0]}: not in split {config.split!r} of {config.root}; its first is {known[0]}")
+    if config.ids:
+        return list(dict.fromkeys(config.ids))
+    return [known[i] for i in np.unique(np.linspace(0, len(known) - 1, DEFAULT_ROWS).round().astype(int))]
+
+
+def _palette(one: Scored, class_file: Path | None) -> dict[str, Color]:
+    """Class -> colour of the report's data set; empty where nothing tells."""
+    dataset, classes = one.values["dataset"], one.values["classes"]
+    if dataset not in CATALOG:
+        return {}
+    row = find(dataset, class_file if not CATALOG[dataset].classes else None)
+    return dict(zip(row.classes, row.palette, strict=True)) if set(classes) <= set(row.classes) else {}
+
+
+def _slug(text: str, taken: set[str]) -> str:
+    """The text as a file name of its own."""
+    plain = re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_.")[:80] or "report"
+    name, number = plain, 1
+    while name in taken:
+        number += 1
+        name = f"{plain}_{number}"
+    taken.add(name)
+    return name
+
+
+def _run_name(one: Scored) -> str:
+    """Who was scored, with modality and prompts; a baseline's name says already what it saw."""
+    keys = ("prompts",) if one.values.get("baseline") else ("modality", "prompts")
+    how = ", ".join(str(one.values[key]) for key in keys if one.values.get(key))
+    return f"{one.label} ({how})" if how else one.label
+
+
+def figures(found: Sequence[Scored], out: Path, class_file: Path | None = None) -> list[Path]:
+    """A confusion matrix for each report and a bar chart for each split; reports with prompts from the ground truth
+    have a bar chart of their own. Returns the files written."""
+    written: list[Path] = []
+    taken: set[str] = set()
+    for one in found:
+        mark = "oracle " if one.oracle else ""
+        name = _slug(f"confusion {mark}{one.values['dataset']} {one.values.get('split')} {_run_name(one)}", taken)
+        figure = report_figures.confusion(one.values["title"], one.values["confusion_matrix"], one.values["classes"])
+        written += report_figures.save(figure, out / name)
+    charts: dict[tuple[str, ...], list[Scored]] = {}
+    for one in found:
+        v = one.values
+        key = (v["dataset"], str(v.get("split")), v["split_ids_sha256"], one.group, "oracle" if one.oracle else "")
+        charts.setdefault(key, []).append(one)
+    for (dataset, split, _, group, mark), members in charts.items():
+        title = f"{report_tables.NAMES.get(dataset, dataset)}, {group}"
+        title = f"UPPER BOUND (prompts drawn from the ground truth): {title}" if mark else title
+        series = {}
+        for one in members:
+            label = _run_name(one)
+            series[label if label not in series else f"{label} {one.path.parent}"] = one.values["per_class_iou"]
+        figure = report_figures.bars(title, series, _palette(members[0], class_file))
+        written += report_figures.save(figure, out / _slug(f"bars {mark} {dataset} {split}", taken))
+    return written
+
+
+def run(
+    folders: Sequence[Path],
+    out: Path,
+    panels: PanelConfig | None = None,
+    draw: bool = True,
+    class_file: Path | None = None,
+) -> list[Path]:
+    """Write tables, figures and report.md, which shows them all, into `out`; returns the files written. Raises
+    InputError where nothing is found, and as its parts do."""
+    if draw:
+        report_figures.require()
+    if panels is not None and not draw:
+        raise InputError("--panels: are figures; leave out --no-figures")
+    found, fusion = collect(folders), collect_fusion(folders)
+    if not found and not fusion and panels is None:
+        raise InputError(
+            f"--reports {' '.join(map(str, folders))}: found no report.json, report_oracle.json or "
+            "fusion_metrics.json; give folders that fusionsam evaluate or fusion-metrics wrote"
+        )
+    tables = report_tables.build(found, fusion)
+    written = [path for table in tables for path in write_table(table, out)]
+    pictures: list[Path] = []
+    if draw:
+        pictures = figures(found, out, class_file)
+    if panels is not None:
+        rows, row = panel_rows(panels)
+        figure = report_figures.panels(rows, row.classes, row.palette)
+        pictures += report_figures.save(figure, out / f"panels_{panels.dataset}_{panels.split}")
+    links = [f"![{path.stem}]({path.name})\n" for path in pictures if path.suffix == ".png"]
+    whole = write_text(out / "report.md", "\n".join([*map(to_markdown, tables), *links]))
+    return [*written, *pictures, whole]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `fusionsam report`."""
+    add = parser.add_argument
+    add(
+        "--reports", type=given_path, nargs="+", required=True, help="folders with reports of evaluations, at any depth"
+    )
+    add("--out", type=given_path, required=True, help="folder for tables (Markdown, LaTeX, CSV) and figures (PNG, PDF)")
+    add("--figures", action=argparse.BooleanOptionalAction, default=True, help="draw figures; needs matplotlib")
+    add("--panels", nargs="+", metavar="RUN=FOLDER", help="runs and their predictions for the qualitative panels")
+    add("--dataset", help=f"of the panels: one of {', '.join(CATALOG)}")
+    add("--root", type=given_path, help="of the panels: folder of the data set (or the manifest file)")
+    add("--split", default="val", help="of the panels (%(default)s)")
+    add("--ids", nargs="+", default=(), help="of the panels: their rows (four of the split)")
+    add("--class-file", type=given_path, help="YAML with classes and palette, for pairs and manifest")
+
+
+def main(args: argparse.Namespace) -> int:
+    """`fusionsam report`."""
+    panels = None
+    if not args.panels and (args.dataset or args.root is not None or args.ids):
+        raise InputError("--dataset, --root, --ids: are of the panels; give --panels, or leave them out")
+    if args.panels:
+        runs = {}
+        for given in args.panels:
+            name, equals, folder = given.partition("=")
+            if not (name and equals and folder) or name in runs or name in ("visible", "infrared", "fused"):
+                raise InputError(f"--panels {given!r}: expected RUN=FOLDER, each RUN once and no picture's name")
+            runs[name] = Path(folder)
+        if not args.dataset or args.root is None:
+            raise InputError("--panels: needs --dataset and --root, for the pictures and the ground truth")
+        panels = PanelConfig(runs, args.dataset, args.root, args.split, args.ids, args.class_file)
+    written = run(args.reports, args.out, panels, args.figures, args.class_file)
+    print(f"{len(written)} files -> {args.out}; {args.out / 'report.md'} shows them all")
+    return 0

@@ -1,0 +1,1 @@
+"""ONNX files, compared with PyTorch before they are kept."""

@@ -1,0 +1,1 @@
+"""Prediction: one pair, many files, films, ONNX Runtime."""

@@ -1,0 +1,319 @@
+"""`fusionsam predict`: pairs of files or folders in, pictures and JSON out, finished ones skipped."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from os.path import realpath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fusionsam.data.dataset import read_sample
+from fusionsam.data.images import write_png
+from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
+from fusionsam.errors import InputError
+from fusionsam.inference import onnx as backends
+from fusionsam.inference.predictor import FusionSAM, Prediction, require_one_as_it_is
+from fusionsam.inference.prompts import prompts_file, read_prompts
+from fusionsam.inference.render import confidence_map
+from fusionsam.io import given_path
+from fusionsam.types import IGNORE
+from fusionsam.weights.checkpoint import CONFIG, WEIGHTS, calibrated_digest, locate
+
+RESULTS = ("fused.png", "labels.png", "overlay.png", "confidence.png")
+SOURCES = ("visible", "infrared", "rgbt")
+UNFINISHED: dict[str, Any] = {"run": None}
+"""What a NAME.json says while its pictures are put in their places."""
+
+
+def pairs_to_predict(visible: Path | None, infrared: Path | None, rgbt: Path | None = None) -> list[Entry]:
+    """One entry for two files, or all of two folders paired by name; either side may be None. `rgbt` is one file or a
+    folder of files with four channels, RGB and thermal, as MFNet has them, instead. InputError if a file has no
+    partner, a file is given with a folder, or nothing is there."""
+    if rgbt is not None and (visible is not None or infrared is not None):
+        raise InputError(f"--rgbt {rgbt}: holds both images; leave --visible and --infrared out")
+    given = [path for path in (visible, infrared, rgbt) if path is not None]
+    if not given:
+        raise InputError("predict: neither --visible nor --infrared nor --rgbt was given; give at least one")
+    for path in given:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder; check the path")
+    if len({path.is_dir() for path in given}) > 1:
+        raise InputError(f"{given[0]} and {given[1]}: one is a folder and one a file; give two of a kind")
+    if rgbt is not None:
+        found = pair_entries(rgbt, None) if rgbt.is_dir() else [Entry(rgbt.stem, visible=rgbt)]
+        found = [Entry(entry.id, rgbt=entry.visible) for entry in found]
+    elif given[0].is_dir():
+        found = pair_entries(visible, infrared)
+    else:
+        found = [Entry(given[0].stem, visible=visible, infrared=infrared)]
+    if not found:
+        raise InputError(f"{given[0]}: holds no image ({', '.join(SUFFIXES)}); give a folder of pictures, or one file")
+    return found
+
+
+def require_apart(entries: Sequence[Entry], out: Path, endings: Sequence[str], folders: bool) -> None:
+    """InputError if a result `out`/ID + ending would replace one of the inputs, or, with `folders`, if `out` is where
+    inputs are listed from: the next run would take the results for pictures."""
+    paths = [path for e in entries for path in (e.visible, e.infrared, e.rgbt) if path is not None]
+    inputs = {realpath(path): path for path in paths}  # Path.resolve raises for a link to itself
+    if folders and realpath(out) in {realpath(path.parent) for path in paths}:
+        raise InputError(
+            f"{out}: is the folder of the inputs, whose next run would find the results; choose another --out"
+        )
+    for entry in entries:
+        for ending in endings:
+            if (target := realpath(out / f"{entry.id}{ending}")) in inputs:
+                raise InputError(
+                    f"{inputs[target]}: would be overwritten by a result of that name; choose another --out"
+                )
+
+
+def _todo(entries: Sequence[Entry], out: Path, asked: dict[str, Any], with_confidence: bool) -> list[Entry]:
+    """Entries whose results are not there yet. InputError where files of their names are of another pair, or were
+    written by somebody else."""
+    expected = [*RESULTS[: 3 + with_confidence]]
+    found = []
+    for entry in entries:
+        there = [path for name in RESULTS if (path := out / f"{entry.id}_{name}").exists()]
+        stored, this = _stored(out / f"{entry.id}.json"), {**asked, **_sources(entry)}
+        if stored is None and there:
+            raise InputError(
+                f"{there[0]}: is there, and no {entry.id}.json of ours; choose another --out, or --overwrite"
+            )
+        if stored is not None and not _is_ours(stored):
+            raise InputError(f"{out / entry.id}.json: was not written by predict; choose another --out, or --overwrite")
+        run = (stored or {}).get("run") or {}
+        for key in SOURCES:
+            if run.get(key) and this[key] and run[key][0] != this[key][0]:
+                raise InputError(
+                    f"{out / entry.id}.json: is of {run[key][0]}, not of {this[key][0]}; choose another --out, or "
+                    "--overwrite"
+                )
+        if run != this or not all((out / f"{entry.id}_{name}").exists() for name in expected):
+            found.append(entry)
+    return found
+
+
+def _is_ours(stored: dict[str, Any]) -> bool:
+    run = stored.get("run", 0)
+    return run is None or (isinstance(run, dict) and all(isinstance(run.get(key) or [], list) for key in SOURCES))
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    """What a NAME.json holds; None if there is none, UNFINISHED if it is damaged, as an older version left it."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        return UNFINISHED
+    return stored if isinstance(stored, dict) else {}
+
+
+def run(
+    visible: Path | None,
+    infrared: Path | None,
+    out: Path,
+    weights: str = "tiny",
+    prompts: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    with_confidence: bool = False,
+    rgbt: Path | None = None,
+    backend: str = "torch",
+    as_trained: bool = False,
+    min_confidence: float = 0.0,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> int:
+    """Predict files or folders into `out`; returns the number of pairs predicted (finished ones are skipped).
+
+    For each pair NAME_fused.png, NAME_labels.png (class ids; 255 where the model is less certain than
+    `min_confidence`), NAME_overlay.png and NAME.json. `as_trained` leaves out what `fusionsam calibrate` fitted;
+    `scales` and `flip` are those of FusionSAM.predict. Every file is complete or absent, and a NAME.json is only there
+    with the pictures it describes, or UNFINISHED. Raises InputError as its parts do, for an `out` where a result would
+    replace an input, and, without `overwrite`, for one that holds results of other pairs or files of these names that
+    predict did not write.
+    """
+    entries = pairs_to_predict(visible, infrared, rgbt)
+    folders = any(path is not None and path.is_dir() for path in (visible, infrared, rgbt))
+    require_apart(entries, out, [*(f"_{name}" for name in RESULTS), ".json"], folders)
+    clicks = prompts_file(prompts)
+    require_one_as_it_is(scales)
+    if not 0 <= min_confidence <= 1:
+        raise InputError(f"--min-confidence {min_confidence}: expected a probability from 0 to 1, for instance 0.9")
+    model = FusionSAM.from_pretrained(weights, device, backend, calibrated=not as_trained)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    described = {"weights": model.name, "commit": model.card.get("commit", ""), "step": model.card.get("step")}
+    files = backends.files(weights) if backend == "onnx" else [locate(weights) / name for name in (WEIGHTS, CONFIG)]
+    fingerprint = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()  # names and steps may agree
+    mode = prompts or model.config.prompts.mode
+    steered = mode if clicks is None else hashlib.sha256(clicks.read_bytes()).hexdigest()
+    asked = {
+        "weights": fingerprint,
+        "calibrated": calibrated_digest(model.card),
+        "prompts": steered + "+confidence" * with_confidence,
+        **({"min_confidence": min_confidence} if min_confidence else {}),
+        **({"scales": list(scales), "flip": flip} if flip or len(scales) > 1 else {}),
+    }
+    todo = entries if overwrite else _todo(entries, out, asked, with_confidence)
+    for entry in tqdm(todo, desc="predict", unit="pair", disable=len(entries) == 1):
+        sources = _sources(entry)
+        sample = read_sample(entry)
+        steer: Any = prompts if clicks is None else read_prompts(clicks, entry.id, sample.size)
+        try:
+            prediction = model.predict(sample.visible, sample.infrared, steer, scales, flip)
+        except InputError as error:
+            raise InputError(f"{entry.id}: {error}") from None
+        head = {"name": entry.id, **described, "run": {**asked, **sources}}
+        _write(out, entry.id, prediction, with_confidence, min_confidence, head)
+    skipped = len(entries) - len(todo)
+    if skipped:
+        tqdm.write(f"{skipped} of {len(entries)} pairs were already done in {out}; --overwrite does them again")
+    return len(todo)
+
+
+def _sources(entry: Entry) -> dict[str, list[Any] | None]:
+    """Path, size and time of each file: a replaced input is predicted again, an unchanged one is not read twice."""
+
+    def identity(path: Path | None) -> list[Any] | None:
+        if path is None:
+            return None
+        try:
+            facts = path.stat()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+        return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
+
+    return {key: identity(getattr(entry, key)) for key in SOURCES}
+
+
+def _write(
+    out: Path, name: str, prediction: Prediction, with_confidence: bool, min_confidence: float, head: dict[str, Any]
+) -> None:
+    if min_confidence:  # masked before it is drawn: the overlay shows what a training would be taught
+        unknown = prediction.confidence < min_confidence
+        prediction = replace(prediction, labels=np.where(unknown, np.uint8(IGNORE), prediction.labels))
+        head = {**head, "unknown_share": round(100 * float(unknown.mean()), 4)}
+    # a person's own clicks belong in the picture; the model's own would only cover it (they are in the JSON)
+    with_prompts = prediction.prompts.source == "user"
+    pictures = {
+        "fused.png": prediction.fused,
+        "labels.png": prediction.labels,
+        "overlay.png": np.asarray(prediction.overlay(show_prompts=with_prompts)),
+    }
+    if with_confidence:
+        pictures["confidence.png"] = confidence_map(prediction.confidence)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".predict-", dir=out) as scratch:
+            for ending, picture in pictures.items():
+                write_png(Path(scratch) / ending, picture)
+            part = Path(scratch) / "json"
+            part.write_text(json.dumps({**head, **prediction.summary()}, indent=1) + "\n")
+            # what an earlier run said must not stand beside these pictures, and a run that ends here goes on later
+            begun = Path(scratch) / "begun"
+            begun.write_text(json.dumps(UNFINISHED) + "\n")
+            os.replace(begun, out / f"{name}.json")
+            for ending in RESULTS:
+                if ending in pictures:
+                    os.replace(Path(scratch) / ending, out / f"{name}_{ending}")
+                else:
+                    (out / f"{name}_{ending}").unlink(missing_ok=True)
+            os.replace(part, out / f"{name}.json")
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
+
+
+def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
+    """--visible and --infrared."""
+    parser.add_argument("--visible", type=given_path, help="visible image, or a folder of them; may be left out")
+    parser.add_argument(
+        "--infrared", type=given_path, help="infrared image, or a folder with the same names; may be left out"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `fusionsam predict`."""
+    add_pair_arguments(parser)
+    parser.add_argument(
+        "--rgbt", type=given_path, help="instead: a four-channel RGB + thermal PNG as MFNet's, or a folder"
+    )
+    parser.add_argument(
+        "--out", type=given_path, required=True, help="folder for the results; finished pairs are skipped"
+    )
+    parser.add_argument("--weights", default="tiny", help="shipped name or checkpoint folder (default: tiny)")
+    parser.add_argument(
+        "--prompts",
+        help="self: the model's own points and box; none: its mask prompt only; FILE.json: yours (default: as the "
+        "weights were configured)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--backend", choices=["torch", "onnx"], default="torch", help="onnx: --weights is an export")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="predict finished pairs again; replace files and films"
+    )
+    parser.add_argument(
+        "--video", action="store_true", help="the two are films, or folders of frames: write NAME_overlay.mp4"
+    )
+    parser.add_argument("--fps", type=float, help="with --video: frames a second (default: the film's, 25 for folders)")
+    parser.add_argument("--confidence-map", action="store_true", help="also write NAME_confidence.png (0-255)")
+    parser.add_argument(
+        "--min-confidence",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="unknown (255) in labels and overlay where the class is less probable than P (0-1): for data.extra_labels",
+    )
+    parser.add_argument("--as-trained", action="store_true", help="without what calibrate fitted")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored pair: twice the time")
+    parser.add_argument(
+        "--scales", nargs="+", type=float, default=(1.0,), help="average over resized copies, 1 among them: 1 1.25"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """`fusionsam predict`."""
+    if args.as_trained and args.backend == "onnx":
+        raise InputError(
+            "--as-trained: what calibrate fitted is inside an export; leave it out, or use --backend torch"
+        )
+    if args.video:
+        from fusionsam.inference import video
+
+        load = partial(FusionSAM.from_pretrained, backend=args.backend, calibrated=not args.as_trained)
+        return video.command(args, load)
+    if args.fps is not None:
+        raise InputError("--fps: is of films; give --video with it, or leave it out")
+    done = run(
+        args.visible,
+        args.infrared,
+        args.out,
+        weights=args.weights,
+        prompts=args.prompts,
+        device=args.device,
+        overwrite=args.overwrite,
+        with_confidence=args.confidence_map,
+        rgbt=args.rgbt,
+        backend=args.backend,
+        as_trained=args.as_trained,
+        min_confidence=args.min_confidence,
+        scales=tuple(args.scales),
+        flip=args.flip,
+    )
+    print(f"{done} pair{'s' * (done != 1)} -> {args.out}")
+    return 0

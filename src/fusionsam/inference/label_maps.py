@@ -1,0 +1,135 @@
+"""Where an evaluation gets its predictions from: a checkpoint that looks at the pair, or a folder of label maps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusionsam.data.dataset import PairDataset
+from fusionsam.data.images import image_size
+from fusionsam.data.predictions import PredictionFolder
+from fusionsam.data.transforms import to_unit
+from fusionsam.errors import InputError
+from fusionsam.inference.predictor import FusionSAM
+from fusionsam.models.prompts import oracle_prompts
+from fusionsam.types import PromptMode, Sample
+
+
+class Predicted(NamedTuple):
+    """One image, all of it at the label's own size."""
+
+    label: Tensor  # int64 (H,W)
+    ids: NDArray[np.int64]  # (H,W)
+    confidence: NDArray[np.float32] | None  # (H,W), probability of ids; None where nobody told it
+    prompts: PromptMode | None  # what steered SAM, as the model's output says; None for a folder
+
+
+@dataclass
+class NetworkPredictor:
+    """Predicts with a checkpoint. Labels enter by `prompts` oracle alone."""
+
+    model: FusionSAM
+    prompts: Literal["self", "none", "oracle"] | None = None
+    """None = as the weights were configured."""
+    modality: Literal["both", "visible", "infrared"] = "both"
+    flip: bool = False
+    scales: Sequence[float] = (1.0,)
+    seed: int = 0
+    """Of oracle prompts."""
+
+    def __call__(self, data: PairDataset, index: int) -> Predicted:
+        """Mean probabilities over scales and mirrored views. InputError if the pair lacks the wanted modality."""
+        sample = data[index]
+        assert sample.label is not None
+        assert data.row is not None
+        images = self.images(sample)
+        prompts = None
+        if self.prompts == "oracle":
+            points, foreground = self.model.config.prompts.points or 10, list(data.row.foreground)
+            prompts = oracle_prompts(
+                sample.label[None], data.row.num_classes, foreground, points, self.seed * 1_000_003 + index
+            )
+        mode = None if self.prompts == "oracle" else self.prompts
+        output = self.model.infer_views(images[0], images[1], prompts, mode, self.scales, self.flip)
+        total = (output.logits.float() / self.model.temperature).softmax(1)
+        confidence, ids = total[0].max(0)
+        return Predicted(sample.label, ids.cpu().numpy(), confidence.cpu().numpy(), output.prompts.source)
+
+    def images(self, sample: Sample) -> list[Tensor | None]:
+        """Visible (1,3,H,W) and infrared (1,1,H,W) in [0,1] as the network sees them; InputError if neither is left."""
+        visible = None if self.modality == "infrared" else sample.visible
+        infrared = None if self.modality == "visible" else sample.infrared
+        if visible is None and infrared is None:
+            raise InputError(f"{sample.id}: has no {self.modality} image, but --modality {self.modality} asks for it")
+        return [None if image is None else to_unit(image)[None] for image in (visible, infrared)]
+
+    def describe(self) -> dict[str, Any]:
+        """What the report says of the weights, from their card."""
+        keys = ("name", "version", "commit", "command", "seed", "step", "hours", "val", "class_offsets", "config")
+        known = {key: self.model.card[key] for key in keys if key in self.model.card}
+        if offsets := known.get("class_offsets"):
+            known["class_offsets"] = {key: value for key, value in offsets.items() if key != "content"}
+        # JSON has no infinity, which some settings may be
+        known = json.loads(json.dumps(known), parse_constant=str)
+        return {"weights_card": {"preset": self.model.config.preset, **known}, "prediction_format": None}
+
+
+class FolderPredictor:
+    """Reads label maps that somebody else predicted.
+
+    Raises InputError for missing or extra files (unless `allow_partial`) and for sizes other than the labels'."""
+
+    def __init__(
+        self, folder: str | Path, data: PairDataset, format: Any = "auto", allow_partial: bool = False
+    ) -> None:
+        assert data.row is not None
+        ids = [entry.id for entry in data.entries]
+        self.prompts: PromptMode | None = "oracle" if _drawn_from_truth(Path(folder)) else None
+        self.folder = PredictionFolder(folder, ids, data.row.palette, format)
+        for kind, names in (("missing", self.folder.missing), ("not in the split", self.folder.extra)):
+            if names and not allow_partial:
+                raise InputError(
+                    f"{folder}: {len(names)} predictions {kind} (first: {', '.join(names[:5])}), the split has "
+                    f"{len(ids)} images; complete the folder or give --allow-partial"
+                )
+        for entry in data.entries:
+            assert entry.label is not None
+            if entry.id in self.folder.paths and self.folder.size(entry.id) != (size := image_size(entry.label)):
+                found, wanted = "x".join(map(str, self.folder.size(entry.id))), "x".join(map(str, size))
+                raise InputError(
+                    f"{self.folder.paths[entry.id]}: {found}, its label is {wanted} (height x width); predict at the "
+                    "label's size"
+                )
+
+    def __call__(self, data: PairDataset, index: int) -> Predicted:
+        """The stored ids of one image; the pair itself is not decoded."""
+        label = data.label(index)
+        assert label is not None
+        return Predicted(label, self.folder[data.entries[index].id].numpy(), None, self.prompts)
+
+    def describe(self) -> dict[str, Any]:
+        """What the report says of the folder."""
+        return {
+            "weights_card": None,
+            "predictions": str(self.folder.folder),
+            "prediction_format": self.folder.format,
+            "missing": len(self.folder.missing),
+            "extra": len(self.folder.extra),
+            "missing_ids": self.folder.missing,
+            "extra_files": self.folder.extra,
+        }
+
+
+def _drawn_from_truth(folder: Path) -> bool:
+    """Whether `fusionsam baselines --prompts oracle` made these label maps: it says so in the file beside them."""
+    try:
+        return json.loads((folder.parent / "settings.json").read_text(encoding="utf-8")).get("prompts") == "oracle"
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -1,0 +1,70 @@
+"""From a configuration to an image encoder without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from fusionsam.config.schema import EncoderConfig
+from fusionsam.errors import InputError
+from fusionsam.models.encoders.base import ImageEncoder
+from fusionsam.models.encoders.sam import HieraVision, Sam2Encoder, SamEncoder, SamVisionEncoder
+from fusionsam.models.encoders.timm import TimmEncoder
+from fusionsam.models.encoders.tinyvit import TinyVitEncoder
+
+KINDS: dict[str, Callable[[EncoderConfig, int, int], ImageEncoder]] = {
+    "timm": TimmEncoder,
+    "tinyvit": TinyVitEncoder,
+    "sam": SamEncoder,
+    "sam2": Sam2Encoder,
+}
+
+
+def create_image_encoder(config: EncoderConfig, embed_dim: int = 256, latent_dim: int = 64) -> ImageEncoder:
+    """The encoder `config` asks for, random, in its training mode; `embed_dim` is E, `latent_dim` d.
+
+    InputError for an unknown kind or source, and for an encoder that cannot be guided or see infrared."""
+    if config.kind not in KINDS:
+        raise InputError(f"model.encoder.kind: {config.kind!r} is not known; choose one of {', '.join(KINDS)}")
+    for name in ("guided", "thermal"):
+        if getattr(config, name) and config.kind != "timm":
+            raise InputError(f"model.encoder.{name}: not for {config.kind}; set it to false, or kind to timm")
+    if config.thermal and config.training != "full":
+        raise InputError(
+            f"model.encoder.training: {config.training} with model.encoder.thermal; set it to full, or thermal to false"
+        )
+    encoder = KINDS[config.kind](config, embed_dim, latent_dim)
+    set_training(encoder, config)
+    return encoder
+
+
+def set_training(encoder: ImageEncoder, config: EncoderConfig) -> None:
+    """`frozen`: the backbone's parameters do not learn, gradients still flow through to the picture; `lora`: only
+    adapters on its linear layers and 1x1 convolutions do; `full`: all. A neck without foreign weights always learns."""
+    encoder.training_mode = config.training
+    if config.training == "full":
+        return
+    encoder.backbone.requires_grad_(False)
+    if config.training == "lora":
+        adapters = LoraConfig(
+            r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=_lora_targets(encoder.backbone)
+        )
+        inject_adapter_in_model(adapters, encoder.backbone)
+    encoder.train(encoder.training)
+
+
+def _lora_targets(backbone: nn.Module) -> list[str]:
+    attention = [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith(("attn.qkv", "attn.proj"))
+    ]
+    pointwise = [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+    ]
+    # A plain ViT's adapters belong to its attention alone; a mostly convolutional backbone needs the 1x1 layers too.
+    return attention if isinstance(backbone, (SamVisionEncoder, HieraVision)) else attention + pointwise

@@ -1,0 +1,192 @@
+"""One pair on the demo page: encoded once, decoded at every click. Knows nothing of the page's library."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+
+from fusionsam.data.images import read_infrared, read_visible
+from fusionsam.errors import InputError
+from fusionsam.inference.predictor import FusionSAM, Prediction
+from fusionsam.inference.render import overlay
+from fusionsam.types import Encoded, Prompts
+
+Use = Literal["both", "visible", "infrared"]
+MOST = 64
+"""Clicks a pair takes; more help nobody and each costs the decoder a token."""
+
+
+def read_pair(visible: str | None, infrared: str | None) -> tuple[Tensor | None, Tensor | None]:
+    """Two uploads as uint8 (3,H,W) and (1,H,W); either may be None. InputError speaks of the file by its own name,
+    and refuses pairs of two sizes."""
+    images: list[Tensor | None] = []
+    for name, path, read in (("visible", visible, read_visible), ("infrared", infrared, read_infrared)):
+        try:
+            images.append(None if path is None else read(path))
+        except InputError as error:
+            raise InputError(f"{name} image {str(error).replace(str(path), Path(str(path)).name)}") from None
+    sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in images if image is not None]
+    if len(set(sizes)) > 1:
+        raise InputError(f"visible image is {sizes[0]}, infrared image {sizes[1]} pixels; give an aligned pair")
+    return images[0], images[1]
+
+
+def picked(labels: NDArray[np.uint8], prompts: Prompts) -> NDArray[np.bool_]:
+    """The connected regions of a class map (H,W) that prompts pick, bool (H,W).
+
+    A point on the object picks the region below it, a box every region that lies in it by more than half, and a point
+    off it takes its region away again. Class 0 (unlabeled) is no object.
+    """
+    regions = np.zeros(labels.shape, np.int32)
+    for index in np.unique(labels[labels > 0]):
+        found, _ = ndimage.label(labels == index, structure=np.ones((3, 3)))
+        regions = np.where(found > 0, found + regions.max(), regions)
+    on: set[int] = set()
+    off = {0}
+    if prompts.boxes is not None:
+        total = np.bincount(regions.ravel())
+        for x0, y0, x1, y1 in prompts.boxes[0].round().int().tolist():
+            inside = np.bincount(regions[y0 : y1 + 1, x0 : x1 + 1].ravel(), minlength=len(total))
+            on |= set(np.flatnonzero(2 * inside > total).tolist())
+    if prompts.points is not None and prompts.point_labels is not None:
+        for (x, y), label in zip(prompts.points[0].round().int().tolist(), prompts.point_labels[0], strict=True):
+            if label >= 0:
+                (on if label else off).add(int(regions[y, x]))
+    return np.isin(regions, list(on - off))
+
+
+@dataclass(eq=False)  # compared by identity: it lies in a page's state
+class PairSession:
+    """A pair, what the network made of it, and what a person has clicked so far."""
+
+    model: FusionSAM
+    visible: Tensor | None  # uint8 (3,H,W)
+    infrared: Tensor | None  # uint8 (1,H,W)
+    use: Use = "both"
+    points: list[tuple[float, float, int]] = field(default_factory=list)  # x, y, 1 on or 0 off the object
+    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._whole: NDArray[np.uint8] | None = None
+        self._encode()
+
+    # -- the pair ------------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        image = self.visible if self.visible is not None else self.infrared
+        assert image is not None
+        return int(image.shape[1]), int(image.shape[2])
+
+    def take(self, use: Use) -> None:
+        """Go on with both images or with one of them; clicks are kept. InputError if that image is not there."""
+        if (use == "visible" and self.visible is None) or (use == "infrared" and self.infrared is None):
+            raise InputError(f"there is no {use} image to go on with; drop one")
+        self.use = use
+        self._encode()
+
+    def lost(self) -> float | None:
+        """Percent of the pixels whose class differs from what both images give together; None when both are used."""
+        if self.use == "both" or self.visible is None or self.infrared is None:
+            return None
+        if self._whole is None:
+            self._whole = self.model.predict(self.visible, self.infrared).labels
+        return 100 * float((self._whole != self.own.labels).mean())
+
+    @torch.inference_mode()
+    def _encode(self) -> None:
+        started = time.perf_counter()
+        images = self.model.preprocess(
+            self.visible if self.use != "infrared" else None, self.infrared if self.use != "visible" else None
+        )
+        moved = [None if image is None else image.to(self.model.device) for image in images]
+        self._encoded: Encoded = self.model.network.encode(*moved)
+        self.own = self._decode(None)
+        self.own = replace(self.own, seconds=time.perf_counter() - started)
+        self.now = self._decode(self._prompts()) if self.prompted else self.own
+        if self.use == "both":
+            self._whole = self.own.labels
+
+    # -- the prompts ---------------------------------------------------------------------------------------------
+
+    @property
+    def prompted(self) -> bool:
+        """Whether a person has clicked."""
+        return bool(self.points or self.boxes)
+
+    def click(self, x: float, y: float, on: bool) -> None:
+        """A point in pixels, on or off the object; outside of the picture it is moved to its edge."""
+        (left, top) = self._inside(x, y)
+        self._ask([*self.points, (left, top, int(on))], self.boxes)
+
+    def drag(self, x0: float, y0: float, x1: float, y1: float) -> None:
+        """A box in pixels, from corner to opposite corner."""
+        (left, top), (right, bottom) = self._inside(min(x0, x1), min(y0, y1)), self._inside(max(x0, x1), max(y0, y1))
+        self._ask(self.points, [*self.boxes, (left, top, right, bottom)])
+
+    def undo(self, all: bool = False) -> None:
+        """Forget what a person clicked: points from the last to the first, then boxes; or everything at once."""
+        if all or not self.prompted:
+            self._ask([], [])
+        elif self.points:
+            self._ask(self.points[:-1], self.boxes)
+        else:
+            self._ask([], self.boxes[:-1])
+
+    def _inside(self, x: float, y: float) -> tuple[float, float]:
+        if not (np.isfinite(x) and np.isfinite(y)):
+            raise InputError("click: found no finite position; click on the picture")
+        height, width = self.size
+        return min(max(float(x), 0.0), width - 1.0), min(max(float(y), 0.0), height - 1.0)
+
+    def _ask(self, points: list[tuple[float, float, int]], boxes: list[tuple[float, float, float, float]]) -> None:
+        if len(points) + len(boxes) > MOST:
+            raise InputError(f"prompts: {MOST} clicks and boxes are the most for one pair; clear some")
+        self.points, self.boxes = points, boxes
+        self.now = self._decode(self._prompts()) if self.prompted else self.own
+
+    def _prompts(self) -> Prompts:
+        points = torch.tensor([[xy[:2] for xy in self.points]]) if self.points else None
+        labels = torch.tensor([[xy[2] for xy in self.points]]) if self.points else None
+        boxes = torch.tensor([self.boxes]) if self.boxes else None
+        return Prompts(points=points, point_labels=labels, boxes=boxes, source="user")
+
+    @torch.inference_mode()
+    def _decode(self, prompts: Prompts | None) -> Prediction:
+        started = time.perf_counter()
+        given = None if prompts is None else prompts.to(self.model.device)
+        result = self.model.postprocess(self.model.network.decode(self._encoded, given))
+        return replace(result, seconds=time.perf_counter() - started)
+
+    # -- the answers ---------------------------------------------------------------------------------------------
+
+    def mask(self) -> NDArray[np.bool_]:
+        """What the clicks pick from the class map that they steered, bool (H,W); empty without clicks."""
+        if not self.prompted:
+            return np.zeros(self.size, bool)
+        return picked(self.now.labels, self.now.prompts)
+
+    def moved(self) -> float:
+        """Percent of the pixels whose class the clicks have changed, against the model's own prompts."""
+        return 100 * float((self.now.labels != self.own.labels).mean())
+
+    def segmentation(self, shown: list[str]) -> Image.Image:
+        """The fused picture with the colours of the classes named in `shown`, and their legend."""
+        keep = np.array([name in shown for name in self.now.classes])
+        labels = np.where(keep[self.now.labels], self.now.labels, 0).astype(np.uint8)
+        return overlay(self.now.fused, labels, self.now.classes, self.now.palette)
+
+    def masked(self) -> Image.Image:
+        """The fused picture with the mask of the clicks upon it."""
+        mask = self.mask().astype(np.uint8)
+        return overlay(self.now.fused, mask, ["", "mask"], [(0, 0, 0), (255, 40, 200)], alpha=0.45, legend=False)

@@ -1,0 +1,131 @@
+"""What the server asks of the model: predict a pair, encode a pair, decode prompts; equal predictions as one batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusionsam.inference.predictor import FusionSAM, Mode, Prediction
+from fusionsam.server.sessions import slim
+from fusionsam.types import Encoded, Prompts
+
+
+@dataclass
+class Images:
+    """A pair as it waits: uint8, a quarter of the floats' memory."""
+
+    visible: Tensor | None  # uint8 (3,H,W)
+    infrared: Tensor | None  # uint8 (1,H,W)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        image = self.visible if self.visible is not None else self.infrared
+        assert image is not None
+        return int(image.shape[-2]), int(image.shape[-1])
+
+
+@dataclass
+class Predict:
+    """Pair -> Prediction."""
+
+    images: Images
+    prompts: Prompts | Mode | None
+
+    @property
+    def key(self) -> Hashable:
+        """Size, which images are there, and either the mode or the numbers of points and boxes."""
+        asked: Hashable = self.prompts
+        if isinstance(self.prompts, Prompts):
+            given = (self.prompts.points, self.prompts.boxes)
+            asked = tuple(None if x is None else x.shape[1] for x in given)
+        return self.images.size, self.images.visible is None, self.images.infrared is None, asked
+
+    @property
+    def cost(self) -> int:
+        """Pixels."""
+        return self.images.size[0] * self.images.size[1]
+
+
+@dataclass
+class Encode:
+    """Pair -> (Encoded for a session, its Prediction under the model's own prompts)."""
+
+    images: Images
+    key: None = None
+    cost: int = 0
+
+
+@dataclass
+class Decode:
+    """Encoded, prompts -> Prediction."""
+
+    encoded: Encoded
+    prompts: Prompts | Mode
+    key: None = None
+    cost: int = 0
+
+
+class Engine:
+    """The one model in memory; called from one thread only, the batcher's."""
+
+    def __init__(self, model: FusionSAM) -> None:
+        self.model = model
+
+    def warm_up(self) -> None:
+        """One small prediction, so that the first request does not pay for lazy initialisation."""
+        self([Predict(Images(torch.zeros(3, 64, 64, dtype=torch.uint8), None), "self")])
+
+    def __call__(self, jobs: Sequence[Any]) -> list[Any]:
+        """Results in the order of `jobs`, which share one kind and key."""
+        kinds: dict[type, Callable[[Any], list[Any]]] = {
+            Predict: self._predict,
+            Encode: lambda jobs: [self._encode(job) for job in jobs],
+            Decode: lambda jobs: [self._decode(job) for job in jobs],
+        }
+        with torch.inference_mode():
+            return kinds[type(jobs[0])](jobs)
+
+    def _predict(self, jobs: Sequence[Predict]) -> list[Prediction]:
+        started = time.perf_counter()
+        visible, infrared = (
+            self._stack([getattr(job.images, name) for job in jobs]) for name in ("visible", "infrared")
+        )
+        asked = [job.prompts for job in jobs]
+        own = [prompts for prompts in asked if isinstance(prompts, Prompts)]
+        mode = asked[0] if isinstance(asked[0], str) else None
+        output = self.model.infer(visible, infrared, _stack_prompts(own) if own else None, mode)
+        results = [self.model.postprocess(output, row=row) for row in range(len(jobs))]
+        seconds = time.perf_counter() - started
+        return [replace(result, seconds=seconds) for result in results]
+
+    def _encode(self, job: Encode) -> tuple[Encoded, Prediction]:
+        started = time.perf_counter()
+        pair = [self._stack([image]) for image in (job.images.visible, job.images.infrared)]
+        encoded = slim(self.model.network.encode(pair[0], pair[1]))
+        result = self.model.postprocess(self.model.network.decode(encoded))
+        return encoded, replace(result, seconds=time.perf_counter() - started)
+
+    def _decode(self, job: Decode) -> Prediction:
+        started = time.perf_counter()
+        own = job.prompts.to(self.model.device) if isinstance(job.prompts, Prompts) else None
+        mode = job.prompts if isinstance(job.prompts, str) else None
+        result = self.model.postprocess(self.model.network.decode(job.encoded, own, mode))
+        return replace(result, seconds=time.perf_counter() - started)
+
+    def _stack(self, images: Sequence[Tensor | None]) -> Tensor | None:
+        there = [image for image in images if image is not None]
+        return torch.stack(there).to(self.model.device).float() / 255 if there else None
+
+
+def _stack_prompts(rows: Sequence[Prompts]) -> Prompts:
+    def stack(name: str) -> Tensor | None:
+        values = [getattr(row, name) for row in rows]
+        return None if values[0] is None else torch.cat(values)
+
+    return Prompts(stack("points"), stack("point_labels"), stack("boxes"), source="user")

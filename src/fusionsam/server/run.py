@@ -1,0 +1,132 @@
+"""The command `fusionsam serve`: one model behind HTTP, on loopback unless told otherwise."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import socket
+import sys
+import threading
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from fusionsam.errors import InputError
+from fusionsam.inference.predictor import FusionSAM
+from fusionsam.io import given_path
+from fusionsam.server.config import ServeConfig, flag
+from fusionsam.weights.checkpoint import locate
+
+TOKEN = "FUSIONSAM_TOKEN"
+DRAIN_SECONDS = 0.5
+"""Between the signal and the closing of the port: requests on their way in still get their 503 instead of a reset."""
+
+
+def _app_module() -> Any:
+    try:
+        import uvicorn  # noqa: F401
+
+        from fusionsam.server import app as serve_app
+    except ImportError as missing:
+        raise InputError(f'serve: {missing.name} is not installed; pip install "fusionsam[serve]"') from None
+    return serve_app
+
+
+def read_token(file: Path | None) -> str | None:
+    """The bearer token from `file`, else from the environment (a command line would show it to every user of the
+    machine). Raises InputError for an unreadable or empty one."""
+    if file is None:
+        token, where = os.environ.get(TOKEN), f"{TOKEN} in the environment"
+        if token is None:
+            return None
+    else:
+        where = f"--token-file {file}"
+        try:
+            token = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{where}: cannot be read ({error}); give a text file with the token") from None
+    if not token.strip():
+        raise InputError(f"{where}: is empty; put a token in it, or leave it out to serve without one")
+    return token.strip()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, not yet listening. Raises InputError if that cannot be."""
+    if not 0 <= port < 2**16:  # the system would quietly take it modulo 65536
+        raise InputError(f"--port: found {port}, expected 0 to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{host}:{port}: cannot be served ({reason}); choose another --host or --port") from None
+    return bound
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `fusionsam serve`."""
+    parser.add_argument("--weights", default="tiny", help="shipped name or checkpoint folder (default: tiny)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: 8000)")
+    parser.add_argument("--token-file", type=given_path, help=f"file with a bearer token to ask for; or set {TOKEN}")
+    parser.add_argument("--access-log", action="store_true", help="a line for every request on stderr")
+    for limit in fields(ServeConfig):
+        shown = f"{limit.metadata['help']} (default: {limit.default:g})"
+        parser.add_argument(flag(limit.name), type=type(limit.default), default=limit.default, help=shown)
+
+
+def main(args: argparse.Namespace) -> int:
+    """`fusionsam serve`."""
+    module = _app_module()
+    config = ServeConfig(**{limit.name: getattr(args, limit.name) for limit in fields(ServeConfig)})
+    token = read_token(args.token_file)
+    locate(args.weights)  # a wrong name is said before the port is taken
+    bound = bind(args.host, args.port)
+    model = FusionSAM.from_pretrained(args.weights, args.device)
+    app = module.create_app(model, config, token)
+    host, port = bound.getsockname()[:2]
+    if token is None and not ipaddress.ip_address(host).is_loopback:
+        print(f"fusionsam serve: {host} is open to others and asks for no token; set {TOKEN}", file=sys.stderr)
+    bound.listen(2048)  # whoever reads the address below may connect at once
+    shown = f"[{host}]" if ":" in host else host
+    print(f"fusionsam serve: {model.name} on {model.device}, http://{shown}:{port} (docs at /docs)", flush=True)
+    run(app, bound, config.timeout, args.access_log)
+    metrics = app.state.service.metrics
+    accepted, answered = (metrics.count(counter) for counter in (metrics.accepted, metrics.answered))
+    left = metrics.count(metrics.left)
+    gone = f", {left} clients had gone" if left else ""
+    print(f"fusionsam serve: stopped; {answered} of {accepted} accepted requests answered{gone}", flush=True)
+    return 0
+
+
+def run(app: Any, bound: socket.socket, timeout: float, access_log: bool = False) -> None:
+    """Serve `app` until SIGTERM or SIGINT, then finish what was accepted; a second signal stops at once."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if app.state.service.draining:
+                self.should_exit = self.force_exit = True
+                return
+            app.state.service.draining = True
+            closing = threading.Timer(DRAIN_SECONDS, lambda: setattr(self, "should_exit", True))
+            closing.daemon = True
+            closing.start()
+
+    settings = uvicorn.Config(
+        app,
+        log_level="info" if access_log else "warning",
+        access_log=access_log,
+        ws="none",
+        lifespan="on",
+        server_header=False,
+        timeout_keep_alive=75,  # more than the longest Retry-After: who obeys it finds the connection open
+        timeout_graceful_shutdown=int(2 * timeout) + 10,  # an upload and its answer
+    )
+    Server(settings).run(sockets=[bound])

@@ -1,0 +1,179 @@
+"""From bytes on the wire to images, within limits: nothing is decoded before its size is known to be small enough.
+
+Raises HTTPException 400 (form), 408 (too slow), 413 (too many bytes), 415 (no form), 422 (no such image).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from fusionsam.data.images import MAX_PIXELS, image_size, read_infrared, read_rgbt, read_visible
+from fusionsam.errors import InputError
+from fusionsam.server.jobs import Images
+from fusionsam.types import LARGEST, SMALLEST
+
+IMAGES = ("visible", "infrared", "rgbt")
+MAX_FIELD = 64 * 1024
+"""Bytes of a text field, and of a JSON body."""
+DRAINED = 256 * 2**20
+"""Bytes of a refused body that are read and thrown away, so that the client gets to read the answer."""
+
+
+async def limited(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    """The body's chunks; HTTPException 413 once they exceed `limit` bytes, after the rest was thrown away."""
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        await drain(request)
+        raise _too_large(limit)
+    read, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
+        read += len(chunk)
+        if read > limit:
+            if more:
+                await drain(request)
+            raise _too_large(limit)
+        yield chunk
+
+
+async def drain(request: Request, seconds: float = 30.0) -> None:
+    """Read and drop what is left of a body: closing with unread bytes would reset the connection, answer and all."""
+    if request.headers.get("expect", "").lower() == "100-continue":
+        return  # this client waits for our word before it sends
+    dropped = 0
+    try:
+        async with asyncio.timeout(seconds):
+            while dropped < DRAINED:
+                message = await request.receive()
+                dropped += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    return
+    except TimeoutError:
+        return
+
+
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(413, f"the request body is larger than {limit} bytes; send smaller images")
+
+
+async def read_form(request: Request, limit: int, seconds: float) -> FormData:
+    """The multipart form of at most `limit` bytes that arrives within `seconds`; its files may lie on disk."""
+    kind = request.headers.get("content-type", "")
+    if not kind.lower().startswith("multipart/form-data"):
+        raise HTTPException(
+            415, f"content-type: found {kind[:80] or 'none'}, expected multipart/form-data with the images"
+        )
+    parser = MultiPartParser(
+        request.headers, limited(request, limit), max_files=2, max_fields=2, max_part_size=MAX_FIELD
+    )
+    try:
+        async with asyncio.timeout(seconds):
+            form = await parser.parse()
+    except TimeoutError:
+        raise HTTPException(408, f"the request body did not arrive within {seconds:g} s; send it faster") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the connection closed before the whole body had arrived") from None
+    except MultiPartException as error:
+        raise HTTPException(400, f"the form cannot be read: {error.message.rstrip('.')}") from None
+    except OSError as error:  # large files go to disk while they arrive
+        reason = error.strerror or type(error).__name__
+        raise HTTPException(
+            503, f"the upload cannot be stored ({reason}); try again in 30 s", {"Retry-After": "30"}
+        ) from None
+    except (ValueError, KeyError, LookupError, AttributeError, TypeError) as error:  # of headers within the form
+        raise HTTPException(
+            400, f"the form cannot be read ({type(error).__name__}); send multipart/form-data"
+        ) from None
+    try:
+        _check_fields(form)
+    except HTTPException:
+        await form.close()
+        raise
+    return form
+
+
+def _check_fields(form: FormData) -> None:
+    names = [name for name, _ in form.multi_items()]
+    for name, value in form.multi_items():
+        if name not in (*IMAGES, "prompts"):
+            raise HTTPException(422, f"field {name[:40]!r}: not known; send {', '.join(IMAGES)} or prompts")
+        if names.count(name) > 1:
+            raise HTTPException(422, f"field {name!r}: sent {names.count(name)} times; send it once")
+        if isinstance(value, UploadFile) != (name in IMAGES):
+            wanted = "a file (with a filename)" if name in IMAGES else "text without a filename"
+            raise HTTPException(422, f"field {name!r}: expected {wanted}")
+    if not set(names) & set(IMAGES):
+        raise HTTPException(422, "neither visible nor infrared was sent; send at least one image file")
+    if "rgbt" in names and set(names) & {"visible", "infrared"}:
+        raise HTTPException(422, "rgbt holds both images; leave visible and infrared out")
+
+
+async def read_json(request: Request, seconds: float) -> Any:
+    """A small JSON body."""
+    try:
+        async with asyncio.timeout(seconds):
+            raw = b"".join([chunk async for chunk in limited(request, MAX_FIELD)])
+    except TimeoutError:
+        raise HTTPException(408, f"the request body did not arrive within {seconds:g} s; send it faster") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the connection closed before the whole body had arrived") from None
+    return parse_json(raw, "the body")
+
+
+def parse_json(raw: str | bytes, what: str) -> Any:
+    """`raw` as JSON, or HTTPException 422."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(422, f"{what}: not JSON ({str(error)[:80]}); see /docs for the form") from None
+
+
+def decode_images(form: FormData, max_pixels: int) -> Images:
+    """The form's images, upright and of equal size. Blocking; every header is judged before any pixel is decoded.
+
+    Raises InputError that speaks of the field, not of the name the client gave its file: names are never used."""
+    with tempfile.TemporaryDirectory(prefix="fusionsam-") as folder:
+        paths: dict[str, Path] = {}
+        for name, upload in form.multi_items():
+            if isinstance(upload, UploadFile):
+                paths[name] = Path(folder) / name
+                with paths[name].open("wb") as target:
+                    shutil.copyfileobj(upload.file, target)
+        try:
+            _check_sizes({name: image_size(path, min(max_pixels, MAX_PIXELS)) for name, path in paths.items()})
+            if "rgbt" in paths:
+                return Images(*read_rgbt(paths["rgbt"]))
+            visible, infrared = paths.get("visible"), paths.get("infrared")
+            return Images(
+                None if visible is None else read_visible(visible),
+                None if infrared is None else read_infrared(infrared),
+            )
+        except InputError as error:
+            text = str(error).replace(f"{folder}{os.sep}", "").replace("--rgbt", "the field rgbt")
+            raise InputError(text) from None
+
+
+def _check_sizes(sizes: dict[str, tuple[int, int]]) -> None:
+    for name, (height, width) in sizes.items():
+        if not all(SMALLEST <= side <= LARGEST for side in (height, width)):
+            raise InputError(
+                f"{name}: found {width}x{height} pixels, expected {SMALLEST} to {LARGEST} a side; resize the pair"
+            )
+    if len(set(sizes.values())) > 1:
+        shown = " and ".join(f"{name} {width}x{height}" for name, (height, width) in sizes.items())
+        raise InputError(f"the images differ in size: {shown} pixels; send an aligned pair")

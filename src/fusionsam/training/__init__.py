@@ -1,0 +1,1 @@
+"""Training: the run, its two tasks, losses, callbacks, data."""

@@ -1,0 +1,172 @@
+"""What watches a training: the best weights, checkpoints to resume from, a tokenizer that stays as it is."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from fusionsam.data.fingerprints import Fingerprints
+from fusionsam.errors import InputError
+from fusionsam.io import whole, whole_folder, write_text
+from fusionsam.training.segmentation_task import SegmentationTask
+from fusionsam.training.tokenizer_task import TokenizerTask
+from fusionsam.weights.checkpoint import save_checkpoint
+
+LAST = "last.ckpt"
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Resumable checkpoints that are never half written: a kill leaves the one before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write beside `path`, then rename. InputError where that fails."""
+        # RuntimeError is torch's for a full disk
+        with whole(path, "make room there, then go on with --resume", also=(RuntimeError,)) as part:
+            super().save_checkpoint(checkpoint, part, storage_options)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """InputError for a file that is no checkpoint."""
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0][:100]
+            raise InputError(f"{path}: cannot be resumed from ({reason}); start again without it") from None
+
+
+class BestWeights(Callback):
+    """Keeps the weights of the best validation as a checkpoint folder, ready for predict and evaluate; the hours this
+    run has had over all its sessions; and last.ckpt, at every validation and every `minutes` between (Lightning's
+    ModelCheckpoint does not look at the clock where a task steps its optimisers itself, as stage 1 does)."""
+
+    def __init__(self, folder: Path, card: dict[str, Any], seen: Fingerprints, pairs: str, minutes: float) -> None:
+        self.folder, self.card, self.seen, self.pairs, self.minutes = folder, card, seen, pairs, minutes
+        self.saved = time.monotonic()
+        self.best = -math.inf
+        self.validated = -1  # step of the latest validation
+        self.seconds = 0.0
+        self.started = time.monotonic()
+        self.devices = 1
+
+    def elapsed(self) -> float:
+        """Seconds of this run, earlier sessions included."""
+        return self.seconds + time.monotonic() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on comparing."""
+        return {
+            "best": self.best,
+            "validated": self.validated,
+            "seconds": self.elapsed(),
+            "pairs": self.pairs,
+            "devices": self.devices,
+        }
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """How many devices there are, which `auto` does not tell."""
+        self.devices = trainer.world_size
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from an interrupted run. InputError if the training pairs are no longer those it began with."""
+        if state_dict.get("pairs", self.pairs) != self.pairs:
+            raise InputError(
+                "data.root, data.extra_pairs, data.extra_labels: the pairs (images, labels, their order, or the "
+                f"validation list) are not those that {self.folder} began with, so the run cannot go on to the same "
+                "numbers; restore them, or give another train.out"
+            )
+        begun = state_dict.get("devices", self.devices)
+        if begun != self.devices:  # the pairs of a step hang on them
+            raise InputError(
+                f"train.devices: {self.devices} in all, but {self.folder} began with {begun}, so the run cannot go on "
+                "to the same numbers; give as many, or another train.out"
+            )
+        self.best, self.seconds = state_dict["best"], state_dict["seconds"]
+        self.validated = state_dict.get("validated", -1)
+        self.started = time.monotonic()
+
+    def save(self, trainer: L.Trainer, task: SegmentationTask | TokenizerTask, folder: Path) -> None:
+        """Write the evaluated network with its validation figures."""
+        scores = {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        card = {**self.card, "step": trainer.global_step, "hours": round(self.elapsed() / 3600, 3), "val": scores}
+        with whole_folder(folder) as part:  # never the weights of one step with the figures of another
+            save_checkpoint(part, task.evaluated(), card)
+            self.seen.write(part)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the network if it is the best so far, a line of history, and a checkpoint to resume from."""
+        if trainer.sanity_checking:
+            return
+        self.validated = trainer.global_step
+        if trainer.is_global_zero:
+            assert isinstance(pl_module, SegmentationTask | TokenizerTask)
+            self._write_line(trainer)
+            score = float(trainer.callback_metrics["val/psnr" if isinstance(pl_module, TokenizerTask) else "val/miou"])
+            if score > self.best:
+                self.best = score
+                self.save(trainer, pl_module, self.folder / "best")
+        self._save_last(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A checkpoint to resume from if it is time, by the first device's clock. Not at a step that is validated next:
+        a run resumed from there would miss that validation, and after it one is written anyhow."""
+        if trainer.global_step % int(trainer.val_check_interval) == 0:  # in steps, see train()
+            return
+        if trainer.strategy.broadcast(time.monotonic() - self.saved >= 60 * self.minutes):
+            self._save_last(trainer)
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.folder / LAST, weights_only=False)  # every device takes part
+        self.saved = time.monotonic()
+
+    def _write_line(self, trainer: L.Trainer) -> None:
+        """Append to history.jsonl; lines from this step on are of a session that was killed after its checkpoint."""
+        file = self.folder / "history.jsonl"
+        line = {"step": trainer.global_step, "hours": self.elapsed() / 3600}
+        line |= {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if not k.startswith("lr")}
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        lines = [kept for kept in lines if json.loads(kept)["step"] < trainer.global_step]
+        write_text(file, "\n".join([*lines, json.dumps(line)]) + "\n", "make room there, then go on with --resume")
+
+
+class SameOnAllDevices(Callback):
+    """The first device's codebooks for all. Each learns from its own pairs and outside of autograd, so that Lightning's
+    averaging of gradients leaves them apart; in stage 1, whose optimisers the task steps itself, it sends no buffers,
+    either. What is spread over the first batch (k-means, fsq) are parameters, so these follow once."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Send the first device's tensors to the others."""
+        if trainer.world_size == 1:
+            return
+        learnt = [*pl_module.parameters()] if batch_idx == 0 else []
+        with torch.no_grad():
+            for tensor in (*pl_module.buffers(), *learnt):
+                torch.distributed.broadcast(tensor, 0)
+
+
+class FrozenTokenizer(Callback):
+    """Stage 2 with train.freeze_tokenizer: in eval mode no codebook moves; without gradients no weight does."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Before the optimiser picks its parameters."""
+        assert isinstance(pl_module, SegmentationTask)
+        tokenizer = pl_module.network.tokenizer.requires_grad_(False)
+        tokenizer.missing.requires_grad_(True)  # stage 1 never taught these
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Whatever a validation did to the modes, LSTG is in eval."""
+        assert isinstance(pl_module, SegmentationTask)
+        pl_module.network.tokenizer.eval()

@@ -1,0 +1,166 @@
+"""The terms of eq. 1 and eq. 5-9 as pure functions, each with its formula and source."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fusionsam.config.schema import LossConfig
+from fusionsam.metrics.reconstruction import ssim
+from fusionsam.models.color import luma
+from fusionsam.types import IGNORE
+
+
+def class_weights(shares: Tensor, power: float) -> Tensor:
+    """(1 / log(1.02 + share)) ** power, normalised to mean 1 (ENet, arXiv 1606.02147, has power 1).
+
+    shares (K) sum to 1; power 0 gives ones.
+    """
+    weights = (1.0 / torch.log(1.02 + shares)) ** power
+    return weights / weights.mean()
+
+
+def dice_loss(logits: Tensor, label: Tensor, ignore: int = IGNORE) -> Tensor:
+    """1 - mean over the classes that occur in the batch of 2|P.T| / (|P|+|T|) (V-Net, arXiv 1606.04797).
+
+    logits (B,K,H,W), label int64 (B,H,W). Sums run over the whole batch, so that a class too small for one image
+    still counts once.
+    """
+    logits = logits.float()  # sums over all pixels saturate in half precision
+    probabilities = logits.softmax(1)
+    valid = label != ignore
+    ids = torch.where(valid, label, 0)
+    # sums by class instead of a one-hot target: that one would be the largest tensor of a training step
+    hit = probabilities.gather(1, ids[:, None])[:, 0] * valid
+    overlap = hit.new_zeros(logits.shape[1]).index_add(0, ids.flatten(), hit.flatten())
+    count = torch.bincount(label[valid], minlength=logits.shape[1])
+    size = (probabilities * valid[:, None]).sum((0, 2, 3)) + count
+    there = count > 0
+    if not bool(there.any()):
+        return logits.sum() * 0
+    return 1 - (2 * overlap / size.clamp(min=1e-6))[there].mean()
+
+
+def lovasz_loss(logits: Tensor, label: Tensor, ignore: int = IGNORE) -> Tensor:
+    """Lovasz-Softmax over the classes present (arXiv 1705.08790): a convex surrogate of the mean Jaccard loss.
+
+    logits (B,K,H,W), label int64 (B,H,W).
+    """
+    logits = logits.float()  # sums over all pixels saturate in half precision
+    valid = label.flatten() != ignore
+    probabilities = logits.softmax(1).permute(0, 2, 3, 1).reshape(-1, logits.shape[1])[valid]
+    target = label.flatten()[valid]
+    losses = []
+    for class_id in target.unique().tolist():
+        truth = (target == class_id).to(logits.dtype)
+        errors, order = (truth - probabilities[:, class_id]).abs().sort(descending=True)
+        truth = truth[order]
+        union = truth.sum() + (1 - truth).cumsum(0)
+        jaccard = 1 - (truth.sum() - truth.cumsum(0)) / union
+        gradient = torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+        losses.append(errors @ gradient)
+    return torch.stack(losses).mean() if losses else logits.sum() * 0
+
+
+def focal_loss(logits: Tensor, label: Tensor, weights: Tensor | None, gamma: float = 2.0) -> Tensor:
+    """Mean of w (1 - p)^gamma (-log p) over valid pixels (arXiv 1708.02002)."""
+    plain = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
+    scaled = (1 - torch.exp(-plain)) ** gamma * plain
+    valid = label != IGNORE
+    if weights is not None:
+        scaled = scaled * weights[torch.where(valid, label, 0)]
+    return (scaled * valid).sum() / valid.sum().clamp(min=1)
+
+
+def segmentation_loss(logits: Tensor, label: Tensor, config: LossConfig, weights: Tensor | None) -> Tensor:
+    """f_s of eq. 1 on (B,K,H,W) logits: cross-entropy + Dice, or one of the alternatives of the configuration."""
+    if config.segmentation == "focal_dice":
+        pixel = focal_loss(logits, label, weights)
+    elif bool((label != IGNORE).any()):
+        pixel = F.cross_entropy(logits, label, weight=weights, ignore_index=IGNORE)
+    else:
+        pixel = logits.sum() * 0  # cross_entropy is nan where nothing counts
+    region = lovasz_loss if config.segmentation == "ce_lovasz" else dice_loss
+    return pixel + config.dice_weight * region(logits, label)
+
+
+def prompt_loss(mask_prompt: Tensor, label: Tensor, foreground: list[int]) -> Tensor:
+    """Binary cross-entropy plus Dice of the mask prompt (B,1,h,w) to the share of foreground among the labelled pixels
+    of each cell; a cell counts as far as it is labelled.
+
+    label int64 (B,4h,4w), or smaller where the network padded at right and bottom. Only a loss: the label never enters
+    forward.
+    """
+    bottom, right = (max(0, 4 * mask_prompt.shape[i] - label.shape[i - 1]) for i in (2, 3))
+    label = F.pad(label, (0, right, 0, bottom), value=IGNORE)
+    table = torch.zeros(256, device=label.device)
+    table[torch.tensor(foreground, device=label.device, dtype=torch.long)] = 1
+    cells = (mask_prompt.shape[2], mask_prompt.shape[3])
+    found = F.adaptive_avg_pool2d(table[label][:, None], cells)
+    valid = F.adaptive_avg_pool2d((label != IGNORE).float()[:, None], cells)
+    target = found / valid.clamp(min=1e-6)
+    weight = valid * (1 + 4 * target)
+    pixel = F.binary_cross_entropy_with_logits(mask_prompt, target, weight=weight, reduction="sum")
+    pixel = pixel / valid.sum().clamp(min=1)
+    probability = mask_prompt.sigmoid() * valid
+    dice = 1 - (2 * (probability * target).sum() + 1) / (probability.sum() + found.sum() + 1)
+    return pixel + dice
+
+
+def gradient(grey: Tensor) -> Tensor:
+    """Sobel_x and Sobel_y (B,2,H,W) of (B,1,H,W), replicated border."""
+    kernel = grey.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+    return F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), torch.stack([kernel, kernel.T])[:, None])
+
+
+def longer_gradient(one: Tensor, two: Tensor) -> Tensor:
+    """At each pixel the gradient (B,2,H,W) of that of two (B,1,H,W) images whose gradient is longer, with its sign: the
+    magnitude alone would be content with an edge turned round."""
+    a, b = gradient(one), gradient(two)
+    return torch.where((a * a).sum(1, keepdim=True) >= (b * b).sum(1, keepdim=True), a, b)
+
+
+def fusion_terms(fused: Tensor, visible: Tensor, infrared: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
+    """The terms of f_f (no ground truth exists): intensity, gradient, color, ssim, unweighted.
+
+    fused, visible (B,3,H,W), infrared (B,1,H,W) in [0,1]. L1 to max(Y1, I2); L1 of grad I_f to the longer of the
+    sources' (as vectors; PIAFusion, Inf. Fusion 83-84, 2022, compares magnitudes); L1 of Cb, Cr to the visible image's;
+    1 - SSIM to both. Where a modality is absent (`present` bool (B,2)) the other one stands for both.
+    """
+    # variances and edges are small differences, which half precision rounds away
+    with torch.autocast(fused.device.type, enabled=False):
+        precision = torch.promote_types(fused.dtype, torch.float32)
+        return _fusion_terms(fused.to(precision), visible.to(precision), infrared.to(precision), present)
+
+
+def _fusion_terms(fused: Tensor, visible: Tensor, infrared: Tensor, present: Tensor | None) -> dict[str, Tensor]:
+    y1 = luma(visible)
+    if present is not None and not bool(present.all()):
+        there = present[:, :, None, None, None]
+        y1, infrared = torch.where(there[:, 0], y1, infrared), torch.where(there[:, 1], infrared, y1)
+        visible = torch.where(there[:, 0], visible, infrared.expand_as(visible))
+    y = luma(fused)
+    color = (fused - y) - (visible - y1)
+    return {
+        "intensity": F.l1_loss(y, torch.maximum(y1, infrared)),
+        "gradient": (gradient(y) - longer_gradient(y1, infrared)).abs().sum(1).mean(),
+        # R-Y and B-Y are Cr and Cb up to their constant factors
+        "color": 0.5 * ((color[:, 0] / 1.402).abs().mean() + (color[:, 2] / 1.772).abs().mean()),
+        "ssim": 1 - 0.5 * (ssim(y, y1) + ssim(y, infrared)),
+    }
+
+
+def fusion_loss(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
+    """f_f of eq. 1: the weighted sum of `fusion_terms`."""
+    return (
+        config.intensity_weight * terms["intensity"]
+        + config.gradient_weight * terms["gradient"]
+        + config.color_weight * terms["color"]
+        + config.ssim_weight * terms["ssim"]
+    )
+
+
+def reconstruction_loss(image: Tensor, reconstruction: Tensor) -> Tensor:
+    """L_rec, eq. 5, as a mean over pixels: ||I - I^||^2."""
+    return F.mse_loss(reconstruction, image)

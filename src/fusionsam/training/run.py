@@ -1,0 +1,280 @@
+"""Training runs on Lightning: data, task, logs, checkpoints, resume; and the command `fusionsam train`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from fusionsam.config.load import as_yaml, differences, parse_settings, read_settings
+from fusionsam.config.schema import Config, TrainConfig, to_dict
+from fusionsam.data.fingerprints import of_training
+from fusionsam.data.loader import class_shares
+from fusionsam.errors import InputError
+from fusionsam.io import write_text
+from fusionsam.models.tokenizer import Tokenizer
+from fusionsam.training.callbacks import LAST, BestWeights, FrozenTokenizer, SameOnAllDevices, WholeFiles
+from fusionsam.training.data import PairData, open_data, open_unlabelled, pairs_digest, refuse_seen
+from fusionsam.training.perceptual import EncoderLevels, load_vgg16
+from fusionsam.training.segmentation_task import SegmentationTask, schedule_factor
+from fusionsam.training.tokenizer_task import TokenizerTask
+from fusionsam.types import SMALLEST
+from fusionsam.weights import pretrained as foreign
+from fusionsam.weights.build import build_network
+from fusionsam.weights.checkpoint import commit, locate
+
+SETTINGS = "settings.yaml"
+# where and how often, not what: these may differ when a run is resumed
+FREE_ON_RESUME = {
+    "data.root", "data.workers", "train.out", "train.validate_every", "train.checkpoint_minutes", "train.accelerator",
+    "train.devices", "train.num_nodes", "train.strategy",  # which devices; how many they are is compared apart
+}  # fmt: skip
+
+
+def total_steps(config: Config, pairs: int) -> int:
+    """Optimiser steps of a run: max_steps, or epochs over `pairs` training pairs, batch_size a step and device."""
+    if config.train.max_steps is not None:
+        return config.train.max_steps
+    return max(1, math.ceil(config.train.epochs * pairs / (config.train.batch_size * _world(config.train))))
+
+
+def _world(train: TrainConfig) -> int:
+    return (given_devices(train) or 1) * train.num_nodes
+
+
+def given_devices(train: TrainConfig) -> int | None:
+    """How many devices of a node train.devices asks for; None where Lightning counts what is there (auto, -1)."""
+    asked = str(train.devices).strip()
+    if "," in asked:
+        return sum(bool(part.strip()) for part in asked.split(","))
+    return int(asked) if asked.isdigit() else None
+
+
+def strategy(train: TrainConfig) -> str:
+    """Lightning's strategy: train.strategy, but on several devices DDP has to look for parameters without a gradient
+    (the tokens for a missing modality, point and box embeddings in prompt mode none)."""
+    devices = given_devices(train)
+    if devices is None:
+        asks_gpu = train.accelerator in ("auto", "gpu", "cuda")
+        devices = torch.cuda.device_count() if asks_gpu else 1
+    if devices * train.num_nodes > 1 and train.strategy in ("auto", "ddp"):
+        return "ddp_find_unused_parameters_true"
+    return train.strategy
+
+
+def tokenizer_task(config: Config, steps: int) -> TokenizerTask:
+    """Stage 1 with Phi of eq. 7: VGG16, or the image encoder that model.encoder.weights, model.start_from or a
+    model.sam_weights of its kind fill.
+
+    InputError where Phi would be an untrained network.
+    """
+    network = build_network(config.model)
+    phi: EncoderLevels | torch.nn.Module | None = None
+    if config.train.perceptual_weights and config.train.perceptual != "vgg16":
+        raise InputError(
+            f"train.perceptual_weights: {config.train.perceptual_weights}, but train.perceptual is "
+            f"{config.train.perceptual}, which reads no file; set it to vgg16 or leave the file out"
+        )
+    if config.loss.perceptual_weight > 0 and config.train.perceptual == "vgg16":
+        phi = load_vgg16(config.train.perceptual_weights, config.train.perceptual_input)
+    elif config.loss.perceptual_weight > 0:
+        model = config.model
+        filled = bool(model.encoder.weights or model.start_from)
+        if not filled and model.sam_weights:
+            filled = foreign.sam_parts(model.sam_weights).encoder_kind == model.encoder.kind
+        if not filled:
+            raise InputError(
+                f"train.perceptual: encoder, but nothing fills the {model.encoder.kind} image encoder; give "
+                "model.encoder.weights, or model.sam_weights of that kind, or vgg16, or loss.perceptual_weight 0"
+            )
+        phi = EncoderLevels(network.image_encoder)
+    if phi is not None:
+        phi = phi.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TokenizerTask(network.tokenizer, config, lambda step: schedule_factor(step, steps, config.train), phi)
+
+
+def _require_crop_of_stage_1(config: Config) -> None:
+    """InputError for crops that LSTG's stride does not divide, or that leave D nothing to judge."""
+    crop, stages = config.data.crop, config.train.discriminator_stages
+    if any(side % Tokenizer.STRIDE for side in crop):
+        raise InputError(f"data.crop: {tuple(crop)}, expected multiples of {Tokenizer.STRIDE} in stage tokenizer")
+    smallest = 2 ** (stages + 1)
+    if config.loss.adversarial_weight > 0 and min(crop) < smallest:
+        raise InputError(
+            f"data.crop: {tuple(crop)}, expected at least {smallest} a side with train.discriminator_stages {stages}"
+        )
+
+
+def _without_labels(config: Config) -> Config:
+    """Nothing in stage 1 can aim at a class, and a dropped image would teach nothing."""
+    data = replace(config.data, rare_crop=0.0, rare_sampling=0.0, paste=0.0, modality_dropout=0.0)
+    return replace(config, data=data)
+
+
+def _keep_settings(out: Path, config: Config, resume: bool) -> None:
+    """Write the resolved settings into the run's folder, or hold a resumed run to the ones it began with."""
+    file = out / SETTINGS
+    if resume and file.exists():
+        begun = read_settings(file)
+        changed = set(differences(to_dict(begun), to_dict(config))) - FREE_ON_RESUME
+        if _world(begun.train) != _world(config.train):
+            changed |= {"train.devices x train.num_nodes"}  # the pairs of a step hang on them
+        if changed:
+            raise InputError(
+                f"{', '.join(sorted(changed))}: differs from {file}, so the run cannot go on to the same numbers; "
+                f"use --config {file} --resume, or another train.out"
+            )
+        return
+    if file.exists():
+        read_settings(file)  # of a run that was killed before its first checkpoint, or somebody else's
+    write_text(file, as_yaml(config), "choose another train.out")
+
+
+def _session(logs: Path) -> str:
+    """Name of this session's CSV folder: Lightning's logger deletes what an earlier session wrote under its name."""
+    earlier = sum(1 for folder in logs.glob("csv*") if folder.is_dir())
+    return f"csv-{earlier + 1}" if earlier else "csv"
+
+
+def open_trainer(train: TrainConfig, steps: int, **more: Any) -> L.Trainer:
+    """Lightning's trainer for `steps` optimiser steps, validated every train.validate_every of them. InputError for
+    devices that this machine does not have."""
+    # the stream starts at the step a run has reached, so Lightning's doubts about resuming do not apply
+    for noise in ("isinstance.treespec", "You have overridden .transfer_batch", "You're resuming", "Checkpoint dir"):
+        warnings.filterwarnings("ignore", f".*{noise}")
+    try:
+        return L.Trainer(
+            accelerator=train.accelerator,
+            devices=int(train.devices) if str(train.devices).isdigit() else train.devices,
+            num_nodes=train.num_nodes,
+            strategy=strategy(train),
+            precision=train.precision,
+            max_steps=steps,
+            max_epochs=-1,
+            val_check_interval=min(train.validate_every, steps),
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=min(10, steps),
+            use_distributed_sampler=False,
+            enable_checkpointing=False,  # BestWeights does it
+            plugins=[WholeFiles()],
+            **more,
+        )
+    except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+        asked = f"accelerator {train.accelerator!r}, devices {train.devices!r}, strategy {train.strategy!r}"
+        raise InputError(
+            f"train: {asked} cannot be used ({str(error).splitlines()[0][:160]}); leave them out for what this machine "
+            "has"
+        ) from None
+
+
+def train(config: Config, resume: bool = False, command: str = "") -> Path:
+    """Run (or with `resume` continue) the training that `config` describes; returns the folder it wrote into.
+
+    `out/best` and `out/final` are checkpoint folders, `out/last.ckpt` is what resume continues from, `out/logs` holds
+    CSV and TensorBoard logs. Raises InputError for bad settings or data.
+    """
+    for key, given in (("train.out", config.train.out), ("data.root", config.data.root)):
+        if not given.strip():
+            raise InputError(f"{key}: is empty, as of an unset shell variable; give a folder")
+    out = Path(config.train.out)
+    last = out / LAST
+    if last.exists() and not resume:
+        raise InputError(f"{out}: holds an unfinished or finished run; give --resume to continue or another train.out")
+    if not resume and (kept := next((out / name for name in ("best", "final") if (out / name).exists()), None)):
+        raise InputError(f"{kept}: holds the weights of another run, which would be lost; choose another train.out")
+    if resume and not last.exists():
+        raise InputError(f"{out}: has no {LAST} to resume from; start without --resume")
+    stage_1 = config.train.stage == "tokenizer"
+    if config.train.freeze_tokenizer and stage_1:
+        raise InputError("train.freeze_tokenizer: there is nothing else to train in stage tokenizer; set it to false")
+    if stage_1:
+        _require_crop_of_stage_1(config)
+    elif min(config.data.crop) < SMALLEST:
+        raise InputError(
+            f"data.crop: {tuple(config.data.crop)}, expected at least {SMALLEST} a side in stage 2; enlarge it"
+        )
+    model = config.model
+    if config.train.freeze_tokenizer and not (model.tokenizer_weights or model.start_from):
+        raise InputError(
+            "train.freeze_tokenizer: true, but LSTG would stay random; give model.tokenizer_weights (a checkpoint of "
+            "stage 1, or tiny) or model.start_from, or set it to false"
+        )
+    train_set, val_set = open_unlabelled(config) if stage_1 else open_data(config)
+    alone = [entry.id for entry in train_set.entries if entry.label is None]
+    if alone and not stage_1 and not config.loss.fusion_weight:
+        raise InputError(
+            f"data.train_split, data.extra_pairs: {len(alone)} pairs without a label map (first: {alone[0]}) teach "
+            "fusion alone in stage 2, and loss.fusion_weight is 0; take them away, or give labels (data.extra_labels)"
+        )
+    earlier = [locate(source) for source in (config.model.start_from, config.model.tokenizer_weights) if source]
+    refuse_seen(config, val_set.entries, earlier)
+    _keep_settings(out, config, resume)
+    learnt = [entry for entry in train_set.entries if stage_1 or (entry.label is not None and not entry.extra)]
+    steps = total_steps(config, len(learnt))  # extra pairs of stage 2 are a share of the steps, they make none
+    L.seed_everything(config.train.seed, verbose=False)
+    task: SegmentationTask | TokenizerTask
+    if stage_1:
+        task = tokenizer_task(config, steps)
+    else:
+        task = SegmentationTask(
+            build_network(config.model, to_train=not resume), config, steps, class_shares(train_set)
+        )
+    card = {"command": command, "commit": commit(), "seed": config.train.seed, "config": to_dict(config)}
+    seen = of_training(train_set, earlier)
+    pairs = pairs_digest(seen, train_set, val_set)
+    best = BestWeights(out, card, seen, pairs, config.train.checkpoint_minutes)
+    trainer = open_trainer(
+        config.train,
+        steps,
+        gradient_clip_val=None if stage_1 else config.train.gradient_clip or None,  # stage 1 clips each player itself
+        logger=[
+            CSVLogger(out, name="logs", version=_session(out / "logs")),
+            TensorBoardLogger(out, name="logs", version="tensorboard"),
+        ],
+        callbacks=[
+            best,
+            SameOnAllDevices(),
+            *([] if stage_1 else [LearningRateMonitor("step")]),
+            *([FrozenTokenizer()] if config.train.freeze_tokenizer else []),
+            TQDMProgressBar(refresh_rate=1 if steps < 200 else 10),
+        ],
+    )
+    data = PairData(_without_labels(config) if stage_1 else config, train_set, val_set, steps)
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
+        # the end of the schedule where validate_every does not divide it, and a finished run that was resumed
+        if best.validated != trainer.global_step or not any(k.startswith("val/") for k in trainer.callback_metrics):
+            trainer.validate(task, datamodule=data, verbose=False)
+    except SystemExit as ended:
+        if ended.code == 1:  # Lightning's answer to Ctrl+C
+            raise KeyboardInterrupt from None
+        raise
+    trainer.save_checkpoint(last, weights_only=False)
+    if trainer.is_global_zero:
+        best.save(trainer, task, out / "final")
+        if not (out / "best").exists():
+            best.save(trainer, task, out / "best")
+    torch.set_grad_enabled(True)
+    return out
+
+
+def parse(prog: str, argv: list[str]) -> argparse.Namespace:
+    """Settings and --resume of `fusionsam train`."""
+    return parse_settings(prog, argv, {"resume": "continue the run in train.out from its last checkpoint"})
+
+
+def main(args: argparse.Namespace) -> int:
+    """Train, and say where the weights are."""
+    out = train(args.settings, args.resume, args.command_line)
+    print(f"weights: {out / 'best'} (best validation), {out / 'final'}")
+    return 0

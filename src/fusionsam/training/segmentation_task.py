@@ -1,0 +1,222 @@
+"""What a training step is: a batch in, named losses out. Lightning runs it; it knows no file and no command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from fusionsam.config.schema import Config, TrainConfig
+from fusionsam.errors import InputError
+from fusionsam.metrics.segmentation import PROTOCOLS, ConfusionMatrix, iou, plain
+from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.training.losses import (
+    class_weights,
+    fusion_loss,
+    fusion_terms,
+    prompt_loss,
+    reconstruction_loss,
+    segmentation_loss,
+)
+from fusionsam.types import Batch, Output
+
+
+def schedule_factor(step: int, total: int, config: TrainConfig) -> float:
+    """Factor on the learning rate at `step` of `total`: linear warm-up, then cosine, poly (0.9) or constant."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = min(1.0, (step - config.warmup_steps) / max(1, total - config.warmup_steps))
+    if config.schedule == "cosine":
+        return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item())
+    return (1 - done) ** 0.9 if config.schedule == "poly" else 1.0
+
+
+NEW = ("lateral", "neck.", "guide.", "inject.")
+"""What an image encoder has beside foreign weights: it learns at the rate of new parts."""
+
+
+def parameter_groups(network: FusionSAMNetwork, config: TrainConfig) -> list[dict[str, Any]]:
+    """Trainable parameters with their rate and decay: the image encoder's backbones, SAM's pretrained parts,
+    everything else; no weight decay on vectors (norms, biases) and tables (embeddings, tokens of a missing
+    modality)."""
+    factors = {
+        "image_encoder": config.encoder_lr_factor,
+        "prompt_encoder": config.sam_lr_factor,
+        "mask_decoder": config.sam_lr_factor,
+    }
+    tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    tables |= {id(p) for name, p in network.named_parameters() if name == "tokenizer.missing"}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for part, module in network.parts().items():
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            plain = parameter.ndim < 2 or id(parameter) in tables
+            new = part == "image_encoder" and name.startswith(NEW)
+            key = (config.lr * (1.0 if new else factors.get(part, 1.0)), 0.0 if plain else config.weight_decay)
+            groups.setdefault(key, []).append(parameter)
+    return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+
+
+def moving_average(decay: float) -> Any:
+    """The update of an AveragedModel: averaged <- decay * averaged + (1 - decay) * current."""
+
+    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        # early on a young average follows quickly, or the first weights would haunt short runs
+        weight = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
+        torch._foreach_lerp_(averaged, current, weight)
+
+    return average
+
+
+def require_finite(loss: Tensor, step: int, config: TrainConfig) -> None:
+    """InputError for a loss that is no number: every weight would be none after it. Of float16 the scaler leaves such a
+    step out."""
+    if not config.precision.startswith("16") and not bool(loss.isfinite()):
+        raise InputError(
+            f"train: the loss is {float(loss.detach())} at step {step}, so the training diverged; lower train.lr or a "
+            "loss's weight, and start again with another train.out"
+        )
+
+
+class SegmentationTask(L.LightningModule):
+    """Joint training of fusion and segmentation (eq. 1), LSTG learning along (stage 2).
+
+    `total_steps` sets the schedule; `shares` (K) the class weights. The moving average of the weights is validated.
+    """
+
+    def __init__(self, network: FusionSAMNetwork, config: Config, total_steps: int, shares: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.settings = config
+        self.total_steps = total_steps
+        self.average: AveragedModel | None = None
+        if config.train.ema_decay > 0:
+            self.average = AveragedModel(
+                network, multi_avg_fn=moving_average(config.train.ema_decay), use_buffers=False
+            )
+            self.average.requires_grad_(False)
+        self.weights: Tensor
+        self.register_buffer("weights", class_weights(shares, config.loss.class_weight_power))
+        self._clear()
+
+    def _clear(self) -> None:
+        self.matrix = ConfusionMatrix(len(self.settings.model.classes))
+        self.used: dict[str, Tensor] = {}  # modality -> (codebooks, size), how often each code was chosen
+
+    def evaluated(self) -> FusionSAMNetwork:
+        """The network that is validated and shipped: the moving average where there is one."""
+        if self.average is None:
+            return self.network
+        assert isinstance(self.average.module, FusionSAMNetwork)
+        return self.average.module
+
+    def losses(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """Every named, weighted term of eq. 1 for one forward pass."""
+        loss, model = self.settings.loss, self.settings.model
+        terms: dict[str, Tensor] = {}
+        if batch.label is not None:
+            terms["segmentation"] = segmentation_loss(output.logits, batch.label, loss, self.weights)
+            terms["fot"] = loss.fot_weight * segmentation_loss(output.fot_logits, batch.label, loss, self.weights)
+            terms["prompt"] = loss.prompt_weight * prompt_loss(output.mask_prompt, batch.label, model.foreground)
+        if loss.fusion_weight:
+            parts = fusion_terms(output.fused, batch.visible, batch.infrared, batch.present)
+            terms["fusion"] = loss.fusion_weight * fusion_loss(parts, loss)
+        tokens = model.tokenizer.tokens
+        if tokens == "quantized" and output.latents.commitment is not None:
+            terms["commitment"] = loss.commitment_weight * output.latents.commitment
+        if tokens != "pixels" and loss.reconstruction_weight:
+            terms["reconstruction"] = loss.reconstruction_weight * self._reconstruction(output, batch)
+        return terms
+
+    def _reconstruction(self, output: Output, batch: Batch) -> Tensor:
+        total = output.logits.new_zeros(())
+        pairs = ((output.latents.visible, batch.visible), (output.latents.infrared, batch.infrared))
+        for index, (latents, image) in enumerate(pairs):
+            rows = batch.present[:, index].nonzero()[:, 0]
+            rows = rows[: max(1, round(self.settings.loss.reconstruction_share * len(rows)))]
+            if len(rows):
+                rebuilt = self.network.tokenizer.reconstruct(index, latents[rows])
+                rebuilt = rebuilt[:, :, : image.shape[2], : image.shape[3]]
+                total = total + reconstruction_loss(image[rows], rebuilt)
+        return total
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """One forward and its losses; points and box are left out in a share of the steps."""
+        draw = torch.rand(()).item()
+        mode = "none" if draw < self.settings.model.prompts.dropout else None
+        output = self.network(batch.visible, batch.infrared, mode=mode, present=batch.present)
+        terms = self.losses(output, batch)
+        total = torch.stack(list(terms.values())).sum()
+        require_finite(total, self.global_step, self.settings.train)
+        self.log_dict({f"loss/{k}": v.detach() for k, v in terms.items()}, batch_size=len(batch.ids))
+        self.log("loss/total", total.detach(), prog_bar=True, batch_size=len(batch.ids))
+        return total
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Every step has a random state of its own, so that a resumed run draws what an unbroken one would have."""
+        torch.manual_seed(self.settings.train.seed * 1_000_003 + self.global_step)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Every part's gradients by their own norm: on a dark or flat pair that of the fused picture's loss is up to a
+        hundred times the encoder's, and one norm over all would leave the other parts no step to learn from it."""
+        if gradient_clip_val:
+            for part in self.network.children():
+                nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The moving average follows here, not in on_train_batch_end: checkpoints are written before that hook."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def on_validation_epoch_start(self) -> None:
+        """A fresh confusion matrix and no code seen."""
+        self._clear()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Count argmax of the logits against the labels, at the labels' own size."""
+        network = self.evaluated().eval()
+        output = network(batch.visible, batch.infrared, present=batch.present)
+        assert batch.label is not None
+        for prediction, label in zip(output.logits.argmax(1), batch.label, strict=True):
+            self.matrix.update(prediction.cpu(), label.cpu())
+        for name, codes in (("visible", output.latents.visible_codes), ("infrared", output.latents.infrared_codes)):
+            if codes is not None:
+                self.count_codes(name, codes)
+
+    def count_codes(self, name: str, codes: Tensor) -> None:
+        """Add codes int64 (B,h,w,codebooks) of modality `name`; -1 stands for an absent image."""
+        quantizer: Any = self.network.tokenizer.quantizers[0]
+        size = int(quantizer.size)
+        books = codes.flatten(0, 2).T.cpu()
+        counts = torch.stack([torch.bincount(book[book >= 0], minlength=size) for book in books])
+        self.used[name] = self.used.get(name, 0) + counts
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mIoU (present), per-class IoU and the share of each modality's codes in use, all in percent."""
+        self.log("val/miou", PROTOCOLS["present"](self.matrix.matrix).miou, prog_bar=True)
+        for name, value in zip(self.settings.model.classes, plain(iou(self.matrix.matrix)), strict=True):
+            if value is not None:
+                self.log(f"val/iou_{name}", 100 * value)
+        for name, counts in self.used.items():
+            self.log(f"val/usage_{name}", 100 * (counts > 0).float().mean())
+
+    def configure_optimizers(self) -> Any:
+        """Adam or AdamW over learning-rate groups, one schedule for all, stepped every step."""
+        config = self.settings.train
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        optimizer = kind(parameter_groups(self.network, config))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: schedule_factor(step, self.total_steps, config)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Batches move by their own method."""
+        return batch.to(device)

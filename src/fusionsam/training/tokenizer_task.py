@@ -1,0 +1,247 @@
+"""Stage 1: LSTG alone as a VQ-GAN for each modality (eq. 2-9), generator and discriminator in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from fusionsam.config.schema import Config, ModelConfig
+from fusionsam.errors import InputError
+from fusionsam.metrics.reconstruction import (
+    MODALITIES,
+    CodeUsage,
+    codebook_size,
+    psnr,
+    rebuild,
+    require_decoder,
+    structural_similarity,
+)
+from fusionsam.models.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
+from fusionsam.models.tokenizer import Tokenizer
+from fusionsam.training.losses import reconstruction_loss
+from fusionsam.training.perceptual import perceptual_distance
+from fusionsam.training.segmentation_task import moving_average, require_finite
+from fusionsam.types import Batch
+
+BETAS = (0.5, 0.9)  # Adam's, as VQ-GAN has them: the opponent changes, so old gradients mislead
+
+
+class TokenizerNetwork(nn.Module):
+    """LSTG under the name it has in the whole network, so that its checkpoint is what `model.tokenizer_weights` takes
+    (and nothing that could be mistaken for a network able to predict)."""
+
+    def __init__(self, tokenizer: Tokenizer, config: ModelConfig) -> None:
+        super().__init__()
+        self.tokenizer, self.config = tokenizer, config
+
+
+def generator_parameters(tokenizer: Tokenizer) -> list[nn.Parameter]:
+    """E, G and what Quant learns by gradient: all but the tokens that stand for a missing modality (stage 2's)."""
+    return [p for name, p in tokenizer.named_parameters() if name != "missing" and p.requires_grad]
+
+
+class TokenizerTask(L.LightningModule):
+    """min over E, G, codebook, max over D of eq. 9, both modalities in every step.
+
+    `schedule`: factor on the learning rate at a step. `phi`: Phi of eq. 7, image (B,3,H,W) in [0,1] -> feature maps;
+    None where loss.perceptual_weight is 0. Lightning's global step counts the generator's steps alone, one a batch, so
+    data, seeds and schedule of a resumed run follow from it. The moving average of the weights is validated.
+    """
+
+    monitor = "val/psnr"
+    average: AveragedModel | None
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: Config,
+        schedule: Callable[[int], float],
+        phi: Callable[[Tensor], list[Tensor]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        require_decoder(tokenizer)
+        train = config.train
+        if config.loss.perceptual_weight > 0 and phi is None:
+            raise InputError("loss.perceptual_weight: there is no Phi to measure with; set it to 0")
+        if train.precision == "16-mixed":
+            # its loss scale would enter the adaptive weight and miss the discriminator
+            raise InputError("train.precision: '16-mixed' does not go with train.stage tokenizer; use bf16-mixed")
+        self.network = TokenizerNetwork(tokenizer, config.model)
+        self.settings, self.schedule = config, schedule
+        self._phi = [phi]  # in a list: Phi is frozen and belongs in no checkpoint
+        self.discriminators = nn.ModuleList(
+            PatchDiscriminator(channels, train.discriminator_width, train.discriminator_stages)
+            for channels in tokenizer.CHANNELS
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = None
+        if train.ema_decay > 0:
+            self.average = AveragedModel(self.network, multi_avg_fn=moving_average(train.ema_decay))
+            self.average.requires_grad_(False)
+        self._clear()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """LSTG as it is being trained."""
+        return self.network.tokenizer
+
+    def evaluated(self) -> TokenizerNetwork:
+        """What is validated and saved: the moving average where there is one."""
+        if self.average is None:
+            return self.network
+        assert isinstance(self.average.module, TokenizerNetwork)
+        return self.average.module
+
+    # -- a step ----------------------------------------------------------------------------------------------------
+
+    def adversarial(self) -> bool:
+        """Whether D and eq. 8 take part in this step."""
+        return self.settings.loss.adversarial_weight > 0 and self.global_step >= self.settings.train.adversarial_start
+
+    def generate(self, index: int, image: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """One modality's rebuilt images, the gradient of eq. 9 with respect to them, and its commitment term.
+
+        image (B,C_i,H,W) in [0,1]. The terms (weighted, detached) are named in the dictionary; `commitment` keeps its
+        graph. Everything but the commitment reaches E and G through the rebuilt image, so its gradient there is taken
+        once, and the gradient at G's last layer, which the adaptive weight compares, is one convolution away from it.
+        """
+        loss, form = self.settings.loss, self.settings.train.adversarial_loss
+        latents, codes, commitment = self.tokenizer.encode(index, image)
+        rebuilt = self.tokenizer.reconstruct(index, latents)
+        if codes is not None:
+            self.train_codes[index].update(codes)
+        terms = {"commitment": loss.commitment_weight * commitment}
+        terms["reconstruction"] = loss.reconstruction_weight * reconstruction_loss(image, rebuilt)
+        kept = terms["reconstruction"]
+        if loss.perceptual_weight > 0:
+            phi, seen = self._phi[0], max(1, round(loss.perceptual_share * len(image)))
+            assert phi is not None
+            terms["perceptual"] = loss.perceptual_weight * perceptual_distance(phi, image[:seen], rebuilt[:seen])
+            kept = kept + terms["perceptual"]
+        (gradient,) = torch.autograd.grad(kept, rebuilt)
+        if self.adversarial():
+            fooled = generator_loss(self.discriminators[index](rebuilt), form)
+            (push,) = torch.autograd.grad(fooled, rebuilt)
+            decoder: Any = self.tokenizer.decoders[index]
+            last = decoder.out[-1].weight
+            at_last = [torch.autograd.grad(rebuilt, last, g, retain_graph=True)[0] for g in (gradient, push)]
+            weight = loss.adversarial_weight * adaptive_weight(at_last[0], at_last[1])
+            gradient = gradient + weight * push
+            terms["adversarial"] = weight * fooled
+            terms["adversarial_weight"] = weight
+        return rebuilt, gradient, terms
+
+    def training_step(self, batch: Batch, batch_index: int) -> None:
+        """E, G and codebooks descend eq. 9; then, from adversarial_start on, each D ascends eq. 8."""
+        factor, clip = self.schedule(self.global_step), self.settings.train.gradient_clip
+        optimizers: Any = self.optimizers()
+        generator, critic = optimizers[0], optimizers[1]
+        for group in (*generator.param_groups, *critic.param_groups):
+            group["lr"] = self.settings.train.lr * factor
+        adversarial = self.adversarial()  # asked now: the generator's step moves global_step on
+        self.discriminators.requires_grad_(False)
+        pull: list[Tensor] = []
+        judged: list[tuple[int, Tensor, Tensor]] = []
+        for index, images in enumerate((batch.visible, batch.infrared)):
+            image = images[batch.present[:, index]].contiguous(memory_format=torch.channels_last)
+            if not len(image):
+                continue
+            rebuilt, gradient, terms = self.generate(index, image)
+            pull += [(rebuilt * gradient).sum(), terms["commitment"]]
+            judged.append((index, image, rebuilt.detach()))
+            name = MODALITIES[index]
+            self.log_dict({f"loss/{name}_{k}": v.detach() for k, v in terms.items()}, batch_size=len(image))
+            if codebook_size(self.tokenizer) is not None:
+                self.log(f"train/{name}_perplexity", self.train_codes[index].perplexity, batch_size=len(image))
+        if not pull:
+            raise InputError("stage 1: a batch without any image; set data.modality_dropout to 0")
+        total = torch.stack(pull).sum()
+        require_finite(total, self.global_step, self.settings.train)
+        generator.zero_grad()
+        self.manual_backward(total)
+        if clip:
+            nn.utils.clip_grad_norm_(generator_parameters(self.tokenizer), clip)
+        generator.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        self.log("lr", self.settings.train.lr * factor)
+        if adversarial:
+            self._judge(critic, judged, clip)
+
+    def _judge(self, critic: Any, judged: list[tuple[int, Tensor, Tensor]], clip: float) -> None:
+        self.discriminators.requires_grad_(True)
+        total = torch.zeros((), device=self.device)
+        for index, image, rebuilt in judged:
+            judge = self.discriminators[index]
+            loss = discriminator_loss(judge(image), judge(rebuilt), self.settings.train.adversarial_loss)
+            self.log(f"loss/{MODALITIES[index]}_discriminator", loss.detach(), batch_size=len(image))
+            total = total + loss
+        critic.zero_grad()
+        self.manual_backward(total)
+        if clip:
+            nn.utils.clip_grad_norm_(self.discriminators.parameters(), clip)
+        # the bare optimiser: Lightning's wrapper would count this as a step of its own
+        critic.optimizer.step()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Every step has a random state of its own, so that a resumed run draws what an unbroken one would have."""
+        torch.manual_seed(self.settings.train.seed * 1_000_003 + self.global_step)
+        for counter in self.train_codes:
+            counter.counts.zero_()
+
+    # -- validation ------------------------------------------------------------------------------------------------
+
+    def _clear(self) -> None:
+        size = codebook_size(self.tokenizer) or 1
+        self.scores: dict[str, list[float]] = {}
+        self.val_codes = [CodeUsage(size) for _ in MODALITIES]
+        self.train_codes = [CodeUsage(size) for _ in MODALITIES]
+
+    def on_validation_epoch_start(self) -> None:
+        """Fresh counts."""
+        self._clear()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Rebuild whole images; PSNR and SSIM of each, codes counted."""
+        tokenizer = self.evaluated().eval().tokenizer
+        for index, (name, images) in enumerate(zip(MODALITIES, (batch.visible, batch.infrared), strict=True)):
+            for image in images[batch.present[:, index]]:
+                rebuilt, codes = rebuild(tokenizer, index, image[None])
+                self.scores.setdefault(f"val/{name}_psnr", []).append(psnr(image[None], rebuilt))
+                self.scores.setdefault(f"val/{name}_ssim", []).append(structural_similarity(image[None], rebuilt))
+                if codes is not None:
+                    self.val_codes[index].update(codes)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means by modality, usage (percent) and perplexity, and val/psnr, the mean over the modalities."""
+        means = {name: sum(values) / len(values) for name, values in self.scores.items()}
+        for name, value in means.items():
+            self.log(name, value)
+        sides = [value for name, value in means.items() if name.endswith("_psnr")]
+        self.log(self.monitor, sum(sides) / len(sides), prog_bar=True)
+        for name, counter in zip(MODALITIES, self.val_codes, strict=True):
+            if len(counter.counts):
+                self.log(f"val/{name}_codebook_usage", counter.usage)
+                self.log(f"val/{name}_perplexity", counter.perplexity)
+
+    # -- Lightning ---------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """Two: E, G and codebooks; the discriminators. Rates are set at each step from the schedule. No weight
+        decay, as in VQ-GAN (arXiv 2012.09841): train.weight_decay is stage 2's alone."""
+        config = self.settings.train
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        own: dict[str, Any] = {"lr": config.lr, "betas": BETAS, "weight_decay": 0.0}
+        return [kind(generator_parameters(self.tokenizer), **own), kind(self.discriminators.parameters(), **own)]
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Batches move by their own method; Phi, which is no submodule, follows."""
+        phi = self._phi[0]
+        if isinstance(phi, nn.Module):
+            phi.to(device)
+        return batch.to(device)

@@ -1,0 +1,184 @@
+"""Checkpoints: one folder with safetensors, the resolved configuration and what is known of the training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import subprocess
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fusionsam import __version__
+from fusionsam.config.schema import ModelConfig, from_dict
+from fusionsam.errors import InputError
+from fusionsam.io import whole, write_json, write_text
+from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.weights import pretrained
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "training.json"
+LAST_BIAS = "head.mlp.6.bias"
+CALIBRATED = ("calibration", "class_offsets")
+"""What `fusionsam calibrate` adds to the card; the weights stay as they were trained."""
+HALF_MAX = torch.finfo(torch.float16).max
+
+
+class Configured(Protocol):
+    """A module with the configuration it was built from: the whole network, or LSTG alone after stage 1."""
+
+    config: ModelConfig
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+
+
+def save_checkpoint(folder: str | Path, network: Configured, card: dict[str, Any], half: bool = False) -> Path:
+    """Write weights, configuration and `card` into `folder`, each under a temporary name first.
+
+    `half` stores floats as float16. Raises InputError when the folder cannot be written.
+    """
+    folder, remedy = Path(folder), "choose a writable folder with room"
+    tensors: dict[str, Tensor] = {}
+    for name, value in network.state_dict().items():
+        kept = value.detach().cpu().contiguous().clone()
+        if half and kept.is_floating_point():
+            # counters of a codebook may lie beyond float16
+            kept = kept.clamp(-HALF_MAX, HALF_MAX).half()
+        tensors[name] = kept
+    with whole(folder / WEIGHTS, remedy, also=(SafetensorError,)) as part:  # SafetensorError is its for a full disk
+        save_file(tensors, part, metadata={"format": "fusionsam", "version": __version__})
+    write_text(folder / CONFIG, yaml.safe_dump(_plain(asdict(network.config)), sort_keys=False), remedy)
+    write_json(folder / CARD, {**card, "version": __version__}, remedy)
+    return folder
+
+
+def read_checkpoint(source: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:
+    """Tensors (float32), configuration and card of a checkpoint folder or of a shipped name such as 'tiny'."""
+    folder = locate(source)
+    path = folder / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        raw = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        card = json.loads((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).exists() else {}
+    except (SafetensorError, OSError, yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(f"weights {folder}: cannot be read ({reason}); give an intact checkpoint folder") from None
+    if not isinstance(card, dict) or not isinstance(card.get("config", {}), dict):
+        raise InputError(
+            f"{folder / CARD}: is no training card (a mapping was expected); give an intact checkpoint folder"
+        )
+    _require_calibration(card, folder / CARD)
+    tensors = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    return tensors, from_dict(ModelConfig, raw, str(folder / CONFIG)), card
+
+
+def _require_calibration(card: dict[str, Any], path: Path) -> None:
+    """InputError for what `fusionsam calibrate` would not have written."""
+    found: dict[str, Any] = {key: card.get(key) or {} for key in CALIBRATED}
+    try:
+        temperature = float(found["calibration"].get("temperature", 1))
+        offsets = [float(offset) for offset in (found["class_offsets"].get("offsets") or {}).values()]
+        sound = 0 < temperature < math.inf and all(map(math.isfinite, offsets))
+    except (AttributeError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise InputError(
+            f"{path}: its calibration or class_offsets hold no finite numbers, or no temperature above 0; give an "
+            "intact checkpoint folder, or remove them"
+        )
+
+
+def load_network(source: str | Path, calibrated: bool = True) -> tuple[FusionSAMNetwork, dict[str, Any]]:
+    """The network of a checkpoint, in eval mode, and its card. Anything missing, extra or of a wrong shape is refused
+    by name (InputError). The offsets of `fusionsam calibrate` are in its class logits; without `calibrated` it is as it
+    was trained, and its card tells of no calibration."""
+    tensors, config, card = read_checkpoint(source)
+    # foreign files are history by now: everything is in the checkpoint
+    config.sam_weights = config.start_from = config.tokenizer_weights = config.encoder.weights = None
+    require_whole(tensors, f"weights {source}")
+    network = FusionSAMNetwork(config)
+    pretrained.load_exactly(network, tensors, f"weights {source}", own_names=True)
+    card = {"name": Path(str(source)).name, **card}
+    if not calibrated:
+        return network.eval(), {key: value for key, value in card.items() if key not in CALIBRATED}
+    offsets = (card.get("class_offsets") or {}).get("offsets") or {}
+    with torch.no_grad():
+        network.get_parameter(LAST_BIAS).add_(torch.tensor([float(offsets.get(c, 0)) for c in config.classes]))
+    return network.eval(), card
+
+
+def calibrated_digest(card: dict[str, Any]) -> str:
+    """16 hex digits that change with what `fusionsam calibrate` put into the card: the weights' file does not."""
+    return hashlib.sha256(json.dumps([card.get(key) for key in CALIBRATED]).encode()).hexdigest()[:16]
+
+
+def require_whole(tensors: dict[str, Tensor], what: str) -> None:
+    """InputError for tensors of LSTG alone, and for any that hold nan or infinity; `what` names their source."""
+    if tensors and all(name.startswith("tokenizer.") for name in tensors):
+        raise InputError(
+            f"{what}: holds LSTG alone (stage 1); give it as model.tokenizer_weights of a training, or to fusionsam "
+            "reconstruct"
+        )
+    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise InputError(
+            f"{what}: {broken[0]} holds nan or infinity ({len(broken)} such tensors), so the training diverged; train "
+            "with a lower train.lr"
+        )
+
+
+def shipped() -> list[str]:
+    """Names of the checkpoints inside the package."""
+    root = resources.files("fusionsam") / "checkpoints"
+    return sorted(p.name for p in root.iterdir() if (p / WEIGHTS).is_file()) if root.is_dir() else []
+
+
+def locate(source: str | Path) -> Path:
+    """Folder of a checkpoint: a path, or a name that ships with the package."""
+    path = Path(source)
+    if (path / WEIGHTS).is_file() and (path / CONFIG).is_file():
+        return path
+    if str(source) in shipped():
+        return Path(str(resources.files("fusionsam") / "checkpoints" / str(source)))
+    found = "a folder without " + WEIGHTS if path.is_dir() else "no such folder"
+    names = ", ".join(shipped()) or "none"
+    raise InputError(f"weights {source}: {found}; give a checkpoint folder or a shipped name ({names})")
+
+
+def commit() -> str:
+    """The commit of the source tree this runs from, '-dirty' behind it if files differ; 'unknown' outside of one."""
+    try:
+        # installed into some other project's folder, that project's commit would say nothing
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=12", "--match=")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    answer = subprocess.run(
+        ["git", *arguments],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
+    return answer.stdout.strip()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

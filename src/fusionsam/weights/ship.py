@@ -1,0 +1,54 @@
+"""A checkpoint as it ships: float16, without folder names, with the training pairs' fingerprints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from fusionsam.data.fingerprints import Fingerprints
+from fusionsam.weights.checkpoint import load_network, locate, read_checkpoint, save_checkpoint
+
+
+def with_fingerprints(source: str | Path, folder: Path) -> Path:
+    """`folder`, with the fingerprints that lie beside `source`."""
+    if (seen := Fingerprints.read(locate(source))) is not None:
+        seen.write(folder)
+    return folder
+
+
+def ship(source: str | Path, folder: str | Path, **facts: Any) -> Path:
+    """Store a checkpoint as it ships: float16, and of the paths it was trained with only the file names; the training
+    pairs' fingerprints with it.
+
+    Its card keeps the names of data set and training split; `facts` are added to it. The model card (README.md) is
+    written by a person.
+    """
+    network, card = load_network(source, calibrated=False)
+    _, config, calibrated = read_checkpoint(source)
+    data = card.get("config", {}).get("data", {})
+    origin = {
+        "encoder_weights": config.encoder.weights,
+        "sam_weights": config.sam_weights,
+        "start_from": config.start_from,
+        "tokenizer_weights": config.tokenizer_weights,
+        "data": data.get("root"),
+    }
+    started_from = {key: Path(value).name for key, value in origin.items() if value}
+    kept = {key: value for key, value in (card | calibrated).items() if key not in ("config", "name")}
+    if data:
+        kept["data"] = {key: data[key] for key in ("dataset", "train_split") if key in data}
+        for key in ("extra_pairs", "extra_labels"):
+            if data.get(key):
+                kept["data"][key] = [Path(folder).name for folder in data[key]]
+    card = {**_without_folders(kept), "started_from": started_from, **facts}
+    return with_fingerprints(source, save_checkpoint(folder, network, card, half=True))
+
+
+def _without_folders(value: Any) -> Any:
+    """Absolute paths in a card's texts (commands) cut to their last part; addresses of the web are none."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return re.sub(r"""(?<![\w.~:/-])/(?:[^/\s'",\[\]]+/)+""", "", value) if isinstance(value, str) else value
