@@ -45,7 +45,7 @@ def _numbers() -> dict[str, tuple[float, float]]:
             "model.prompts": "threshold dropout",
             "model.head": "dropout",
             "loss": "reconstruction_share perceptual_share",
-            "data": "flip photometric harsh rare_crop rare_sampling paste extra_share",
+            "data": "flip photometric harsh infrared_style night rare_crop rare_sampling paste extra_share",
             "train": "ema_decay",
         },
         (0, 0.5): {"data": "modality_dropout"},
@@ -190,6 +190,9 @@ class EncoderConfig(_Bounded):
     thermal: bool = False
     """timm's EfficientNets only: a second backbone of the same kind sees the infrared image, and its features enter the
     first one's at strides 4, 8, 16 and 32 through 1x1 convolutions."""
+    thermal_input: Literal["plain", "standardized"] = "plain"
+    """thermal only: the second backbone sees grey values as they come, or each picture with the same mean and deviation,
+    so that cameras which scale heat in other ways look alike."""
     dims: tuple[int, ...] | None = None
     """tinyvit only: widths of the four stages; None = MobileSAM's 64, 128, 160, 320."""
     depths: tuple[int, ...] | None = None
@@ -367,6 +370,11 @@ class DataConfig(_Bounded):
     harsh: float = 0.0
     """Probability, drawn per modality, of one strong disturbance on top: exposure, noise, blur, fog, a dead infrared
     frame. The fused picture is still taught to show what the cameras gave, disturbed or not."""
+    infrared_style: float = 0.0
+    """Probability that an infrared picture is shown in another style: haze removed by the dark channel (as MSRS's is),
+    another tone curve, gamma or mean. Cameras differ in what they do between heat and grey value."""
+    night: float = 0.0
+    """Probability that a bright visible picture is shown as after dark (gamma, gain, noise), infrared untouched."""
     modality_dropout: float = 0.1
     """Probability that visible is dropped, and the same again for infrared; never both."""
     shift: int = 0

@@ -51,3 +51,12 @@ def harsh(image: Tensor, generator: torch.Generator) -> Tensor:
     if len(image) == 3:
         return fog(image, 0.5 + 2.5 * strength, generator)
     return torch.full_like(image, max(0.0, 2 * strength - 1))
+
+
+def night(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Visible (3,H,W) in [0,1] as a camera sees it after dark: gamma 1.5 to 3, gain 0.15 to 0.5, noise of deviation up
+    to 0.04. A picture that is dark already (mean luma below 0.25) stays as it is."""
+    if float(torch.tensordot(LUMA, image, dims=1).mean()) < 0.25:
+        return image
+    gamma, gain, deviation = torch.rand(3, generator=generator).tolist()
+    return noise(image.pow(1.5 + 1.5 * gamma) * (0.15 + 0.35 * gain), 0.005 + 0.035 * deviation, generator)

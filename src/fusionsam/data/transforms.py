@@ -14,8 +14,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from fusionsam.config.schema import DataConfig
-from fusionsam.data.corruptions import LUMA, harsh
+from fusionsam.data.corruptions import LUMA, harsh, night
 from fusionsam.data.dataset import IGNORE, Item
+from fusionsam.data.infrared_styles import draw_style
 from fusionsam.types import Sample
 
 _PASTE_LUMA = 40.0  # grey levels; a day car pasted into a night would teach an impossible scene
@@ -57,6 +58,10 @@ class TrainTransform:
         if config.shift:
             infrared = _shifted(infrared, config.shift, generator)
         light, heat = to_unit(visible.as_subclass(Tensor)), to_unit(infrared.as_subclass(Tensor))
+        if config.infrared_style and _chance(generator, config.infrared_style):
+            heat = draw_style(heat, generator)
+        if config.night and _chance(generator, config.night):
+            light = night(light, generator)
         if _chance(generator, config.photometric):
             light = _photometric(light, generator)
         if _chance(generator, config.photometric):

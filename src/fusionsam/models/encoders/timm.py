@@ -84,6 +84,7 @@ class TimmEncoder(ImageEncoder):
         # both begin as the encoder that sees the picture alone
         self.guide = _zero(nn.Conv2d(latent_dim, self.level_channels[0], 3, padding=1)) if config.guided else None
         self.thermal: nn.Module | None = None
+        self.standardized = config.thermal_input == "standardized"
         if config.thermal:
             self.thermal = timm.create_model(config.source, pretrained=False, features_only=True)
             self.inject = nn.ModuleList(_zero(nn.Conv2d(channels, channels, 1)) for channels in self.level_channels)
@@ -93,6 +94,7 @@ class TimmEncoder(ImageEncoder):
         guidance = None if self.guide is None or z_f is None else self.guide(z_f)
         injected: list[Tensor] = []
         if self.thermal is not None and heat is not None:
+            heat = standardized(heat) if self.standardized else heat
             features = self.thermal(self.place(heat.expand(-1, 3, -1, -1), self.frame(*heat.shape[-2:])))
             injected = [layer(features[i]) for layer, i in zip(self.inject, self.picked, strict=True)]
         if guidance is None and not injected:
@@ -120,6 +122,14 @@ class TimmEncoder(ImageEncoder):
                     x = x + injected[len(levels)]
                 levels.append(x)
         return levels
+
+
+def standardized(heat: Tensor) -> Tensor:
+    """Infrared (B,1,H,W) -> each picture with mean 0.45 and deviation 0.22, clipped to [0,1]: what a camera adds or
+    scales on the way to grey values is gone. The deviation is taken as at least 0.02, so a flat frame stays flat."""
+    mean = heat.mean((2, 3), keepdim=True)
+    deviation = (heat - mean).square().mean((2, 3), keepdim=True).sqrt().clamp(min=0.02)
+    return ((heat - mean) * (0.22 / deviation) + 0.45).clamp(0, 1)
 
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:
