@@ -191,8 +191,8 @@ class EncoderConfig(_Bounded):
     """timm's EfficientNets only: a second backbone of the same kind sees the infrared image, and its features enter the
     first one's at strides 4, 8, 16 and 32 through 1x1 convolutions."""
     thermal_input: Literal["plain", "standardized"] = "plain"
-    """thermal only: the second backbone sees grey values as they come, or each picture with the same mean and deviation,
-    so that cameras which scale heat in other ways look alike."""
+    """thermal only: the second backbone sees grey values as they come, or each picture with the same mean and
+    deviation, so that cameras which scale heat in other ways look alike."""
     dims: tuple[int, ...] | None = None
     """tinyvit only: widths of the four stages; None = MobileSAM's 64, 128, 160, 320."""
     depths: tuple[int, ...] | None = None

@@ -1,8 +1,8 @@
 """Styles of an infrared picture: what cameras and data sets do between heat and the stored grey value.
 
-MFNet stores its camera's own grey values; MSRS stores the same pictures with haze removed by the dark channel (mean 24 of
-255 in the place of 74); other cameras stretch, equalise or curve theirs. Every style here is monotone in heat, but for
-haze removal, which is nearly so within a neighbourhood. Training draws one (`DataConfig.infrared_style`)."""
+MFNet stores its camera's own grey values; MSRS stores the same pictures with haze removed by the dark channel (mean 24
+of 255 in the place of 74); other cameras stretch, equalise or curve theirs. Every style here is monotone in heat, but
+for haze removal, which is nearly so within a neighbourhood. Training draws one (`DataConfig.infrared_style`)."""
 
 from __future__ import annotations
 

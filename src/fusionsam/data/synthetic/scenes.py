@@ -15,8 +15,8 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from fusionsam.data.images import write_png
-from fusionsam.data.synthetic.objects import Canvas, Rng
 from fusionsam.data.synthetic import objects
+from fusionsam.data.synthetic.objects import Canvas, Rng
 from fusionsam.errors import InputError
 from fusionsam.io import write_json, write_text
 from fusionsam.types import LARGEST, Sample
