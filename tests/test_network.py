@@ -215,11 +215,22 @@ def test_modes():
         (Prompts(torch.zeros(1, 3, 2), torch.ones(1, 2)), r"found \(1, 2\) for points \(1, 3\)"),
         (Prompts(torch.zeros(1, 3, 3), torch.ones(1, 3)), r"prompts\.points: found shape \(1, 3, 3\)"),
         (Prompts(boxes=torch.zeros(1, 4)), r"prompts\.boxes: found shape \(1, 4\), expected \(batch, boxes, 4\)"),
+        (Prompts(boxes=torch.tensor([[[9.0, 5, 7, 8]]])), r"prompts\.boxes: a box ends before it begins"),
+        (Prompts(boxes=torch.zeros(3, 1, 4)), r"prompts\.boxes: found prompts for 3 images, expected 1"),
+        (Prompts(mask=torch.zeros(1, 16, 16)), r"prompts\.mask: found shape \(1, 16, 16\)"),
+        (Prompts(mask=torch.full((1, 1, 16, 16), torch.nan)), r"prompts\.mask: holds values that are not finite"),
     ],
 )
 def test_prompts_that_contradict_themselves_are_refused(prompts, told):
     with pytest.raises(InputError, match=told):
         network()(*random_pair(1, 64, 64), prompts)
+
+
+@torch.no_grad()
+def test_a_box_that_ends_at_the_edge_is_the_box_that_ends_at_the_last_pixel():
+    pair = random_pair(1, 70, 83)
+    edge, last = (Prompts(boxes=torch.tensor([[[5.0, 6.0, *end]]])) for end in ((83.0, 70.0), (82.0, 69.0)))
+    assert torch.equal(network()(*pair, edge).logits, network()(*pair, last).logits)
 
 
 def test_forward_takes_no_label():

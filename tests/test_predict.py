@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from conftest import build_debug
 from fusionsam.cli.main import main
 from fusionsam.config.schema import preset
 from fusionsam.data.images import write_png
@@ -391,9 +392,8 @@ def test_user_prompts_from_a_file_steer_and_are_recorded(pair, weights, tmp_path
     file.write_bytes(
         '\ufeff{"Straße": {"points": [[6, 4]]}}'.encode()
     )  # UTF-8 whatever the locale, as Windows saves it
-    code = (
-        f"from fusionsam.prompt_files import *; print(read_prompts(Path({str(file)!r}), 'Stra\\xdfe', (9, 9)).points)"
-    )
+    call = f"read_prompts(Path({str(file)!r}), 'Stra\\xdfe', (9, 9))"
+    code = f"from fusionsam.inference.prompts import *; print({call}.points)"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "6., 4." in told.stdout
@@ -663,3 +663,34 @@ def test_installed_command_ends_with_code_2_and_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "no.png" in done.stderr
+
+
+def test_a_session_gives_what_predict_gives_for_every_kind_of_prompt():
+    model = FusionSAM(build_debug(), "debug", {})
+    pair = torch.rand(3, 67, 83), torch.rand(1, 67, 83)
+    session = model.encode(*pair)
+    points, labels = np.array([[[31.0, 17.0]]], np.float32), np.array([[1]])
+    same = {"points": [[31, 17]], "labels": [1]}
+    for prompts in (None, "none", same, Prompts(points, labels), Prompts(*map(torch.from_numpy, (points, labels)))):
+        one, two = session.predict(prompts), model.predict(*pair, prompts=prompts)
+        assert np.array_equal(one.labels, two.labels)
+        assert np.array_equal(one.confidence, two.confidence)
+        assert np.array_equal(one.fused, two.fused)
+    assert session.size == (67, 83)
+    assert session.nbytes >= 3 * 67 * 83 * 4
+    with pytest.raises(InputError, match=r"^prompts\.points: found list, expected a tensor or an array"):
+        session.predict(Prompts([[1, 2]], labels))
+
+
+def test_a_small_scale_keeps_the_shape_of_a_long_pair():
+    seen = []
+    model = FusionSAM(build_debug(), "debug", {})
+    infer = model.infer
+    model.infer = lambda one, two, *rest: seen.append(one.shape[2:]) or infer(one, two, *rest)
+    visible = torch.rand(1, 3, 128, 384)
+    output = model.infer_views(visible, None, scales=(0.25,))
+    assert seen == [(64, 192)]  # 32 x 96 would be below the least side: both sides grow by the same factor
+    # without scale 1 everything is still of the pair's own size, as postprocess needs
+    found = model.postprocess(output)
+    assert found.labels.shape == found.fused.shape[:2] == (128, 384)
+    assert float(output.prompts.boxes[..., 2].max()) <= 384

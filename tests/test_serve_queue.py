@@ -12,8 +12,10 @@ import torch
 
 from conftest import build_debug
 from fusionsam.errors import InputError
+from fusionsam.inference.predictor import FusionSAM
+from fusionsam.inference.session import Session
 from fusionsam.server.queue import Batcher, Busy
-from fusionsam.server.sessions import Sessions, nbytes, slim
+from fusionsam.server.sessions import Sessions
 from fusionsam.types import Prompts
 
 
@@ -149,30 +151,30 @@ def test_places_are_bounded_and_come_back():
 
 
 @pytest.fixture(scope="module")
-def encoded():
+def session():
     with torch.inference_mode():
-        return build_debug().encode(torch.rand(1, 3, 67, 79), None)
+        return FusionSAM(build_debug(), "debug", {}).encode(torch.rand(3, 67, 79), None)
 
 
-def test_sessions_end_by_time_by_number_and_by_memory(encoded):
+def test_sessions_end_by_time_by_number_and_by_memory(session):
     now = [0.0]
     sessions = Sessions(seconds=10, count=3, max_bytes=10**9, clock=lambda: now[0])
-    a, b = sessions.add(encoded), sessions.add(encoded)
+    a, b = sessions.add(session), sessions.add(session)
     now[0] = 8
     assert sessions.get(a.id) is a  # used: its time begins anew
     now[0] = 11
     assert sessions.get(b.id) is None
     assert sessions.get(a.id) is a
-    c, d, e = (sessions.add(encoded) for _ in range(3))
+    c, d, e = (sessions.add(session) for _ in range(3))
     assert [sessions.get(s.id) is s for s in (a, c, d, e)] == [False, True, True, True]
     assert sessions.remove(d.id)
     assert not sessions.remove(d.id)
     assert len(sessions) == 2
 
-    small = Sessions(seconds=10, count=99, max_bytes=2 * nbytes(encoded), clock=lambda: now[0])
-    kept = [small.add(encoded) for _ in range(4)]
+    small = Sessions(seconds=10, count=99, max_bytes=2 * session.nbytes, clock=lambda: now[0])
+    kept = [small.add(session) for _ in range(4)]
     assert [small.get(s.id) is s for s in kept] == [False, False, True, True]
-    assert small.nbytes == 2 * nbytes(encoded)
+    assert small.nbytes == 2 * session.nbytes
 
 
 @torch.inference_mode()
@@ -180,10 +182,10 @@ def test_sessions_end_by_time_by_number_and_by_memory(encoded):
 def test_one_encoding_serves_every_prompt_as_forward_does(size):
     network = build_debug()
     visible, infrared = torch.rand(1, 3, *size), torch.rand(1, 1, *size)
-    encoded = slim(network.encode(visible, infrared))
+    session = Session(FusionSAM(network, "debug", {}), network.encode(visible, infrared))
     own = Prompts(points=torch.tensor([[[31.0, 17.0]]]), point_labels=torch.tensor([[1]]))
     for prompts, mode in ((None, "self"), (own, None), (None, "none"), (None, "self")):
         whole = network(visible, infrared, prompts, mode=mode)
-        again = network.decode(encoded, prompts, mode)
+        again = network.decode(session.encoded, prompts, mode)
         for name in ("logits", "fot_logits", "fused"):
             assert torch.equal(getattr(whole, name), getattr(again, name)), (mode, name)

@@ -265,7 +265,7 @@ def test_weights_of_a_perceptual_loss_that_is_not_taken_are_refused(scenes: Path
 
 
 TWO_DEVICES = """
-import sys, torch, fusionsam.train as t
+import sys, torch, fusionsam.training.run as t
 from fusionsam.config.load import read_settings
 config, out, *flags = sys.argv[1:]
 torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,6 +88,18 @@ class Prompts:
     """(B,1,h,w) logits over the picture, of any h, w; or over the padded grid, as Output.mask_prompt is; None = the
     model's own mask prompt."""
     source: PromptMode = "user"  # where they came from; every report repeats it
+
+    def as_tensors(self) -> Prompts:
+        """The same prompts, arrays (numpy) made tensors. Raises InputError for what is neither array nor tensor."""
+        found: dict[str, Tensor | None] = {}
+        for name in ("points", "point_labels", "boxes", "mask"):
+            value = getattr(self, name)
+            if isinstance(value, np.ndarray):
+                value = torch.from_numpy(np.ascontiguousarray(value))
+            if value is not None and not isinstance(value, Tensor):
+                raise InputError(f"prompts.{name}: found {type(value).__name__}, expected a tensor or an array")
+            found[name] = value
+        return Prompts(**found, source=self.source)
 
     def to(self, device: torch.device | str) -> Prompts:
         """The same prompts on another device."""

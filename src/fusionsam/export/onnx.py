@@ -34,6 +34,7 @@ from fusionsam.inference.onnx import (
     runtime,
 )
 from fusionsam.io import given_path
+from fusionsam.models.geometry import fit
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.tokenizer import Quantizer
 from fusionsam.types import SMALLEST
@@ -171,7 +172,7 @@ def code_gap(network: FusionSAMNetwork, visible: Tensor, infrared: Tensor) -> fl
     for index, quantizer in enumerate(getattr(tokenizer, "quantizers", ())):
         if not isinstance(quantizer, Quantizer):
             continue
-        z = tokenizer.encoders[index](network._fit((visible, infrared)[index], size))
+        z = tokenizer.encoders[index](fit((visible, infrared)[index], size, network.multiple))
         tokens = quantizer.vq.project_in(z.flatten(2).transpose(1, 2))
         for part, book in zip(tokens.split(quantizer.codebook.shape[2], dim=2), quantizer.codebook, strict=True):
             squares = book.square().sum(1) + part.square().sum(2, keepdim=True)

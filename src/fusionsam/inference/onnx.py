@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fusionsam.config.schema import ModelConfig, from_dict
 from fusionsam.errors import InputError
+from fusionsam.models.geometry import pair_size
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.types import Encoded, Frame, ImageFeatures, Latents, Output, Prompts
@@ -101,7 +102,7 @@ class OnnxNetwork(FusionSAMNetwork):
 
     def encode(self, visible: Tensor | None, infrared: Tensor | None, present: Tensor | None = None) -> Encoded:
         """As FusionSAMNetwork.encode, on the CPU."""
-        size = self._check(visible, infrared)
+        size = pair_size(visible, infrared)
         if max(size) > self.config.max_side:
             raise InputError(
                 f"pair: {size[0]}x{size[1]} pixels, an exported model takes up to {self.config.max_side} a side; "
@@ -136,9 +137,7 @@ class OnnxNetwork(FusionSAMNetwork):
         self, encoded: Encoded, prompts: Prompts | None = None, mode: Literal["self", "none"] | None = None
     ) -> Output:
         """As FusionSAMNetwork.decode."""
-        used = self._prompts(
-            prompts, mode or self.config.prompts.mode, encoded.mask_prompt, encoded.size, encoded.small
-        )
+        used = self.prompts_for(encoded, prompts, mode)
         points, labels = sam_points(used, len(encoded.fused))
         assert used.mask is not None
         arrays: Arrays = {

@@ -20,8 +20,10 @@ from fusionsam.config.schema import ModelConfig
 from fusionsam.data.images import read_infrared, read_visible, require_no_thermal
 from fusionsam.errors import InputError
 from fusionsam.inference import onnx as backends
-from fusionsam.inference.prompts import prompts_from, prompts_to_json
+from fusionsam.inference.prompts import prompts_to_json
 from fusionsam.inference.render import overlay
+from fusionsam.inference.session import Session, given_prompts
+from fusionsam.models.geometry import scale_prompts
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.types import SMALLEST, Output, Prompts
@@ -131,14 +133,15 @@ class FusionSAM:
     ) -> Output:
         """`infer` on resized and, with `flip`, mirrored copies of (B,3,H,W) and (B,1,H,W): logits (B,K,H,W) whose
         softmax at the stored temperature is the mean of the copies' probabilities. All else in the Output is of one
-        view, the pair as it is where 1 is among the `scales` (factors above 0 and up to 4).
+        view: the pair as it is where 1 is among the `scales` (factors above 0 and up to 4), else the first of them,
+        with picture and prompts brought to the pair's own size.
 
         InputError for other scales, for prompts that would be pixels of another view, and as `infer` raises it."""
         require_scales(scales)
         if prompts is not None and (flip or list(scales) != [1]):
             raise InputError("prompts: yours are pixels of one view; leave out scales and flip")
         images = (visible, infrared)
-        size = next((image.shape[2:] for image in images if image is not None), (0, 0))
+        size = _size_of(images)
         side, limit = max(size), self.config.max_side
         if larger := [scale for scale in scales if scale > 1 and scale * side > limit]:
             raise InputError(
@@ -154,11 +157,14 @@ class FusionSAM:
                 output = self.infer(one, two, prompts, mode)
             except InputError as error:
                 raise InputError(f"{error}" if scale == 1 else f"at scale {scale:g}: {error}") from None
-            logits = resize(output.logits.float().flip(-1) if mirrored else output.logits.float(), (size[0], size[1]))
+            logits = resize(output.logits.float().flip(-1) if mirrored else output.logits.float(), size)
+            if first is None:
+                prompts_there = scale_prompts(output.prompts, _size_of([output.fused]), size)
+                first = replace(output, fused=resize(output.fused, size), prompts=prompts_there)
             if len(views) == 1:
-                return replace(output, logits=logits)
+                return replace(first, logits=logits)
             share = (logits / self.temperature).softmax(1)
-            first, total = first or output, share if total is None else total + share
+            total = share if total is None else total + share
         assert first is not None
         assert total is not None
         return replace(first, logits=(total / len(views)).clamp(min=1e-12).log() * self.temperature)
@@ -181,6 +187,13 @@ class FusionSAM:
             seconds=seconds,
         )
 
+    @torch.inference_mode()
+    def encode(self, visible: ImageLike | None, infrared: ImageLike | None) -> Session:
+        """A pair (either may be None), encoded once for any number of prompts: `Session.predict` takes the time of the
+        decoder alone. Images as in `predict`. Raises InputError for images that do not fit."""
+        images = [None if image is None else image.to(self.device) for image in self.preprocess(visible, infrared)]
+        return Session(self, self.network.encode(images[0], images[1]))
+
     def predict(
         self,
         visible: ImageLike | None,
@@ -191,25 +204,23 @@ class FusionSAM:
     ) -> Prediction:
         """A pair (either may be None) -> fused picture, class ids, confidence.
 
-        `prompts`: "self" or "none", or points and boxes of your own in pixels: a structures.Prompts, or the object of a
-        prompt file, {"points": [[x, y]], "labels": [1], "boxes": [[x0, y0, x1, y1]]}. Class probabilities are means
-        over copies resized by `scales`, 1 among them, and with `flip` over mirrored ones (`infer_views`).
+        `prompts`: "self" or "none", or points and boxes of your own in pixels: a `Prompts` of tensors or arrays, or the
+        object of a prompt file, {"points": [[x, y]], "labels": [1], "boxes": [[x0, y0, x1, y1]]}. Class probabilities
+        are means over copies resized by `scales`, 1 among them, and with `flip` over mirrored ones (`infer_views`).
         """
         require_one_as_it_is(scales)
         ready = self.preprocess(visible, infrared)
-        if isinstance(prompts, Mapping):
-            size = next((image.shape[-2:] for image in ready if image is not None), (0, 0))
-            prompts = prompts_from(dict(prompts), "prompts", "this pair", (size[0], size[1]))
-        if prompts is not None and not isinstance(prompts, Prompts | str):
-            raise InputError(f"prompts: found {type(prompts).__name__}; expected self, none, a Prompts or a dictionary")
-        if isinstance(prompts, Prompts):
-            _require_one(prompts)
+        own, mode = given_prompts(prompts, _size_of(ready))
         started = time.perf_counter()
-        own = prompts if isinstance(prompts, Prompts) else None
-        mode = prompts if isinstance(prompts, str) else None
         result = self.postprocess(self.infer_views(*ready, own, mode, scales, flip))
         # with the arrays on the CPU an accelerator has really finished
         return replace(result, seconds=time.perf_counter() - started)
+
+
+def _size_of(pair: Sequence[Tensor | None]) -> tuple[int, int]:
+    """(H, W) of whichever image is there."""
+    shape = next((image.shape for image in pair if image is not None), (0, 0))
+    return int(shape[-2]), int(shape[-1])
 
 
 def require_scales(scales: Sequence[float]) -> None:
@@ -228,24 +239,12 @@ def require_one_as_it_is(scales: Sequence[float]) -> None:
 
 
 def _view(image: Tensor, scale: float, mirrored: bool) -> Tensor:
-    """(1,C,H,W) resized by `scale`, to no less than what the network takes."""
+    """(1,C,H,W) resized by `scale`, or by what brings its shorter side to the least that the network takes."""
     if scale != 1:
-        size = tuple(max(SMALLEST, round(side * scale)) for side in image.shape[2:])
+        scale = max(scale, SMALLEST / min(image.shape[2:]))  # of both sides alike, or a long pair would be distorted
+        size = tuple(round(side * scale) for side in image.shape[2:])
         image = interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
     return image.flip(-1) if mirrored else image
-
-
-def _require_one(prompts: Prompts) -> None:
-    """InputError for what is no tensor, prompts of more than one image, and labels that mean nothing."""
-    for name in ("points", "point_labels", "boxes", "mask"):
-        value = getattr(prompts, name)
-        if value is not None and not isinstance(value, Tensor):
-            raise InputError(f"prompts.{name}: found {type(value).__name__}, expected a tensor")
-        if value is not None and len(value) != 1:
-            raise InputError(f"prompts.{name}: found {len(value)} rows of prompts for 1 image; give one (batch of 1)")
-    labels = prompts.point_labels
-    if isinstance(labels, Tensor) and (strange := [x for x in labels.flatten().tolist() if x not in (-1, 0, 1)]):
-        raise InputError(f"prompts.point_labels: found {strange[0]}, expected 1 (on the object), 0 (off it) or -1")
 
 
 def choose_device(device: str) -> str:

@@ -76,6 +76,8 @@ def prompts_from(raw: Any, where: str, owner: str, size: tuple[int, int]) -> Pro
         limit = torch.tensor([width, height] * (columns // 2))
         if columns == 4 and bool((array[:, :2] > array[:, 2:]).any()):
             raise InputError(f"{where}: boxes of {owner} must be x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
+        if columns == 4:  # a box may be given by its edges, which end at W and H
+            array[:, 2:] = torch.where(array[:, 2:] == limit[2:], array[:, 2:] - 1, array[:, 2:])
         if bool((array < 0).any()) or bool((array >= limit).any()):
             raise InputError(f"{where}: {key} of {owner} lie outside of its {width}x{height} pixels")
         arrays[key] = array[None]

@@ -7,19 +7,30 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fusionsam.config.schema import ModelConfig
 from fusionsam.errors import InputError
-from fusionsam.models.color import luma
 from fusionsam.models.encoders.create import create_image_encoder
 from fusionsam.models.fusion import PICTURE_HEADS, FusionMaskPrompting
+from fusionsam.models.geometry import (
+    cells,
+    content_of,
+    fit,
+    keep_inside,
+    mask_to_grid,
+    pair_size,
+    reduced_size,
+    require_prompts,
+    scale_prompts,
+    stand_in,
+    to_input,
+)
 from fusionsam.models.head import ClassificationHead
-from fusionsam.models.layers import resize, rounded, same_size, size_tensor
+from fusionsam.models.layers import resize
 from fusionsam.models.mask_decoder import FullFledgedMaskDecoder
 from fusionsam.models.prompts import PromptEncoder, cut, self_prompts
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.types import LARGEST, SMALLEST, Encoded, Frame, Output, Prompts
+from fusionsam.types import Encoded, Output, Prompts
 
 
 class FusionSAMNetwork(nn.Module):
@@ -64,17 +75,20 @@ class FusionSAMNetwork(nn.Module):
         return self.decode(self.encode(visible, infrared, present), prompts, mode)
 
     def encode(self, visible: Tensor | None, infrared: Tensor | None, present: Tensor | None = None) -> Encoded:
-        """The first half of `forward`, its dear one: everything that no prompt changes, up to SAM's image embedding.
+        """The first half of `forward`, the expensive one: all that no prompt changes, up to SAM's image embedding.
 
         Arguments and InputError as in `forward`. One Encoded serves any number of calls of `decode`.
         """
-        size = self._check(visible, infrared)
-        full_visible, full_infrared = self._stand_in(visible, infrared, present)
-        small = self._network_size(size)
-        images = [None if x is None else self._fit(x, small) for x in (visible, infrared)]
+        size = pair_size(visible, infrared)
+        full_visible, full_infrared = stand_in(visible, infrared, present)
+        small = reduced_size(size, self.config.max_side)
+        images = [None if x is None else fit(x, small, self.multiple) for x in (visible, infrared)]
         # the same tensor is fitted once; only a stand-in needs fitting of its own
-        shown = images[0] if images[0] is not None and full_visible is visible else self._fit(full_visible, small)
-        heat = images[1] if images[1] is not None and full_infrared is infrared else self._fit(full_infrared, small)
+        given = (visible, infrared)
+        shown, heat = (
+            image if image is not None and full is own else fit(full, small, self.multiple)
+            for image, full, own in zip(images, (full_visible, full_infrared), given, strict=True)
+        )
 
         latents = self.tokenizer(images[0], images[1], present)
         z_f, mask_prompt = self.fusion(latents.visible, latents.infrared)
@@ -104,170 +118,54 @@ class FusionSAMNetwork(nn.Module):
         `prompts` and `mode` as in `forward`, in pixels of the images that were encoded. Raises InputError on prompts
         that contradict themselves.
         """
-        size, small, padded = encoded.size, encoded.small, encoded.padded
-        features, z_f, mask_prompt = encoded.features, encoded.z_f, encoded.mask_prompt
-        used = self._prompts(prompts, mode or self.config.prompts.mode, mask_prompt, size, small)
+        features, z_f = encoded.features, encoded.z_f
+        used = self.prompts_for(encoded, prompts, mode)
         grid = (features.embedding.shape[2], features.embedding.shape[3])
-        sparse, dense = self.prompt_encoder(used, padded, features.frame, grid, self.config.prompts.mask)
+        sparse, dense = self.prompt_encoder(used, encoded.padded, features.frame, grid, self.config.prompts.mask)
         positions = self.prompt_encoder.positions(grid)
         fot, mask_features = self.mask_decoder(features.embedding, positions, sparse, dense, features.levels)
 
-        cells = (z_f.shape[2], z_f.shape[3])
-        fot = cut(fot, features.frame, cells)
-        levels = [self._level(level, features.frame) for level in features.levels]
-        logits = self.head(cut(mask_features, features.frame, cells), fot, z_f, levels)
+        latent_grid = (z_f.shape[2], z_f.shape[3])
+        fot = cut(fot, features.frame, latent_grid)
+        levels = [content_of(level, features.frame) for level in features.levels]
+        logits = self.head(cut(mask_features, features.frame, latent_grid), fot, z_f, levels)
         return Output(
             fused=encoded.fused,
-            logits=self._back(logits, padded, small, size),
-            fot_logits=self._back(fot, padded, small, size),
-            prompts=self._scale_prompts(used, small, size),
+            logits=to_input(logits, encoded),
+            fot_logits=to_input(fot, encoded),
+            prompts=scale_prompts(used, encoded.small, encoded.size),
             latents=encoded.latents,
-            mask_prompt=mask_prompt,
+            mask_prompt=encoded.mask_prompt,
             features=z_f,
         )
 
-    # -- sizes ---------------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _check(visible: Tensor | None, infrared: Tensor | None) -> tuple[int, int]:
-        shapes = []
-        for name, image, channels in (("visible", visible, 3), ("infrared", infrared, 1)):
-            if image is None:
-                continue
-            if image.ndim != 4 or image.shape[1] != channels:
-                raise InputError(
-                    f"{name}: found shape {tuple(image.shape)}, expected (batch, {channels}, height, width)"
-                )
-            if not all(SMALLEST <= side <= LARGEST for side in image.shape[2:]):
-                raise InputError(
-                    f"{name}: found {image.shape[2]}x{image.shape[3]} pixels, expected {SMALLEST} to {LARGEST} a side; "
-                    "resize the pair"
-                )
-            shapes.append((image.shape[0], image.shape[2], image.shape[3]))
-        if not shapes:
-            raise InputError("visible and infrared are both None; give at least one of the two images")
-        if any(shape != shapes[0] for shape in shapes):
-            raise InputError(
-                f"visible and infrared differ: (batch, height, width) {shapes[0]} and {shapes[1]}; give an aligned pair"
-            )
-        return shapes[0][1], shapes[0][2]
-
-    def _network_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        if all(side <= self.config.max_side for side in size):
-            return size
-        scale = self.config.max_side / max(size)
-        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-    def _fit(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """Reduced to `size` where larger, then padded at right and bottom to the network's multiple."""
-        if not same_size(image.shape[2:], size):
-            image = F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
-        m = self.multiple
-        # in this form a multiple stays one where sizes are symbols
-        bottom, right = ((side + m - 1) // m * m - side for side in size)
-        if same_size((bottom, right), (0, 0)):
-            return image
-        return F.pad(image, (0, right, 0, bottom), mode="replicate")
-
-    @staticmethod
-    def _stand_in(visible: Tensor | None, infrared: Tensor | None, present: Tensor | None) -> tuple[Tensor, Tensor]:
-        """For the picture only, an absent image is replaced by what the other one shows."""
-        if visible is None:
-            assert infrared is not None
-            return infrared.expand(-1, 3, -1, -1), infrared
-        if infrared is None:
-            return visible, luma(visible)
-        if present is None or (not torch.compiler.is_exporting() and bool(present.all())):
-            return visible, infrared
-        there = present[:, :, None, None, None]
-        return (
-            torch.where(there[:, 0], visible, infrared.expand_as(visible)),
-            torch.where(there[:, 1], infrared, luma(visible)),
-        )
-
-    def _level(self, level: Tensor, frame: Frame) -> Tensor:
-        if same_size(frame.content, frame.size):
-            return level
-        height, width = (rounded(level.shape[i + 2] * frame.content[i], frame.size[i]) for i in (0, 1))
-        return level[:, :, :height, :width]
-
-    @staticmethod
-    def _back(logits: Tensor, padded: tuple[int, int], small: tuple[int, int], size: tuple[int, int]) -> Tensor:
-        """Logits on the latent grid -> the input's own size. Logits are resized, never label maps."""
-        at_network = resize(logits, padded)[:, :, : small[0], : small[1]]
-        return resize(at_network, size)
-
-    # -- prompts -------------------------------------------------------------------------------------------------
-
-    def _prompts(
-        self,
-        given: Prompts | None,
-        mode: str,
-        mask_prompt: Tensor,
-        size: tuple[int, int],
-        small: tuple[int, int],
-    ) -> Prompts:
+    def prompts_for(self, encoded: Encoded, given: Prompts | None, mode: Literal["self", "none"] | None) -> Prompts:
+        """What steers SAM, in pixels of the size at which the pair is segmented: `given` prompts, or by `mode` (of the
+        configuration if None) the model's own points and box, or its mask prompt alone. Raises InputError as `decode`.
+        """
+        own_mask, small = encoded.mask_prompt, encoded.small
+        grid = (own_mask.shape[2], own_mask.shape[3])
         if given is not None:
-            self._check_prompts(given)
-            scaled = self._scale_prompts(given, size, small)
-            scaled.mask = mask_prompt if given.mask is None else self._on_grid(given.mask, mask_prompt, small)
+            require_prompts(given, len(own_mask))
+            # an exported decoder is given what was moved inside before
+            inside = given if torch.compiler.is_exporting() else keep_inside(given, encoded.size)
+            scaled = scale_prompts(inside, encoded.size, small)
+            scaled.mask = own_mask if given.mask is None else mask_to_grid(given.mask, grid, small)
             return scaled
+        mode = mode or self.config.prompts.mode
         if mode == "none":
-            return Prompts(mask=mask_prompt, source="none")
+            return Prompts(mask=own_mask, source="none")
         if mode != "self":
             raise InputError(
                 f"mode: found {mode!r}, expected self or none; hand user and oracle prompts in as `prompts`"
             )
         # peaks and box are sought inside the image, not in its padding
-        rows, columns = ((side + Tokenizer.STRIDE - 1) // Tokenizer.STRIDE for side in small)
+        rows, columns = cells(small)
         # the copy spares a traced graph the question whether what was cut out is contiguous
-        inside = mask_prompt[:, :, :rows, :columns].clone(memory_format=torch.contiguous_format)
-        own = self_prompts(inside, self.config.prompts)
-        own.mask = mask_prompt
-        # the last cell may reach past the image
-        for name in ("points", "boxes"):
-            if (xy := getattr(own, name)) is not None:
-                edge = size_tensor((small[1] - 1, small[0] - 1), xy)
-                setattr(own, name, torch.minimum(xy, edge.repeat(xy.shape[2] // 2)))
+        content = own_mask[:, :, :rows, :columns].clone(memory_format=torch.contiguous_format)
+        own = keep_inside(self_prompts(content, self.config.prompts), small)
+        own.mask = own_mask
         return own
-
-    @staticmethod
-    def _on_grid(mask: Tensor, mask_prompt: Tensor, small: tuple[int, int]) -> Tensor:
-        """A given mask over the picture -> over the picture and its padding, as the model's own is."""
-        if same_size(mask.shape[2:], mask_prompt.shape[2:]) or torch.compiler.is_exporting():
-            return mask
-        height, width = mask_prompt.shape[2:]
-        rows, columns = ((side + Tokenizer.STRIDE - 1) // Tokenizer.STRIDE for side in small)
-        return F.pad(resize(mask, (rows, columns)), (0, width - columns, 0, height - rows))
-
-    @staticmethod
-    def _check_prompts(given: Prompts) -> None:
-        for name, axes in (("points", "(batch, points, 2)"), ("boxes", "(batch, boxes, 4)")):
-            value = getattr(given, name)
-            if value is not None and not torch.compiler.is_exporting() and not bool(value.isfinite().all()):
-                raise InputError(f"prompts.{name}: holds values that are not finite; give pixels of the image")
-            if value is not None and (value.ndim != 3 or value.shape[2] != int(axes[-2])):
-                raise InputError(f"prompts.{name}: found shape {tuple(value.shape)}, expected {axes}")
-        counts = [None if x is None else tuple(x.shape[:2]) for x in (given.points, given.point_labels)]
-        if counts[0] != counts[1]:
-            raise InputError(
-                f"prompts.point_labels: found {counts[1]} for points {counts[0]} (batch, points); give every point 1 "
-                "(on the object), 0 (off it) or -1 (padding)"
-            )
-
-    @staticmethod
-    def _scale_prompts(prompts: Prompts, source: tuple[int, int], target: tuple[int, int]) -> Prompts:
-        def move(xy: Tensor | None) -> Tensor | None:
-            if xy is None:
-                return None
-            xy = xy.to(torch.promote_types(xy.dtype, torch.float32))  # whole numbers would make the factor 0
-            if same_size(source, target):
-                return xy
-            factor = xy.new_tensor([target[1] / source[1], target[0] / source[0]])
-            pairs = xy.reshape(*xy.shape[:-1], -1, 2)
-            return ((pairs + 0.5) * factor - 0.5).reshape(xy.shape)
-
-        return Prompts(move(prompts.points), prompts.point_labels, move(prompts.boxes), prompts.mask, prompts.source)
 
     def parts(self) -> dict[str, nn.Module]:
         """The stages by name, in the order they run."""

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fusionsam.data.images import read_infrared, read_visible
 from fusionsam.errors import InputError
-from fusionsam.inference.predictor import FusionSAM, Prediction
+from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.render import overlay
-from fusionsam.types import Encoded, Prompts
+from fusionsam.types import Prompts
 
 Use = Literal["both", "visible", "infrared"]
 MOST = 64
@@ -103,17 +103,13 @@ class PairSession:
             self._whole = self.model.predict(self.visible, self.infrared).labels
         return 100 * float((self._whole != self.own.labels).mean())
 
-    @torch.inference_mode()
     def _encode(self) -> None:
         started = time.perf_counter()
-        images = self.model.preprocess(
+        self._session = self.model.encode(
             self.visible if self.use != "infrared" else None, self.infrared if self.use != "visible" else None
         )
-        moved = [None if image is None else image.to(self.model.device) for image in images]
-        self._encoded: Encoded = self.model.network.encode(*moved)
-        self.own = self._decode(None)
-        self.own = replace(self.own, seconds=time.perf_counter() - started)
-        self.now = self._decode(self._prompts()) if self.prompted else self.own
+        self.own = replace(self._session.predict(), seconds=time.perf_counter() - started)
+        self.now = self._session.predict(self._prompts()) if self.prompted else self.own
         if self.use == "both":
             self._whole = self.own.labels
 
@@ -153,20 +149,13 @@ class PairSession:
         if len(points) + len(boxes) > MOST:
             raise InputError(f"prompts: {MOST} clicks and boxes are the most for one pair; clear some")
         self.points, self.boxes = points, boxes
-        self.now = self._decode(self._prompts()) if self.prompted else self.own
+        self.now = self._session.predict(self._prompts()) if self.prompted else self.own
 
     def _prompts(self) -> Prompts:
         points = torch.tensor([[xy[:2] for xy in self.points]]) if self.points else None
         labels = torch.tensor([[xy[2] for xy in self.points]]) if self.points else None
         boxes = torch.tensor([self.boxes]) if self.boxes else None
         return Prompts(points=points, point_labels=labels, boxes=boxes, source="user")
-
-    @torch.inference_mode()
-    def _decode(self, prompts: Prompts | None) -> Prediction:
-        started = time.perf_counter()
-        given = None if prompts is None else prompts.to(self.model.device)
-        result = self.model.postprocess(self.model.network.decode(self._encoded, given))
-        return replace(result, seconds=time.perf_counter() - started)
 
     # -- the answers ---------------------------------------------------------------------------------------------
 

@@ -20,13 +20,14 @@ from fusionsam import __version__
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM, Mode
 from fusionsam.inference.prompts import prompts_from
+from fusionsam.inference.session import Session
 from fusionsam.models.network import parameter_table
 from fusionsam.server.answers import PICTURES, answer, wanted_kind, wanted_pictures
 from fusionsam.server.config import ServeConfig
 from fusionsam.server.jobs import Decode, Encode, Engine, Predict
 from fusionsam.server.middleware import ACCEPTED, Gate, Metrics, error
 from fusionsam.server.queue import Batcher, Busy, Job
-from fusionsam.server.sessions import Session, Sessions
+from fusionsam.server.sessions import Sessions
 from fusionsam.server.uploads import decode_images, drain, parse_json, read_form, read_json
 from fusionsam.types import LARGEST, SMALLEST, Prompts
 
@@ -151,10 +152,10 @@ class Service:
 
     def session(self, id: str) -> Session:
         """HTTP 404 for one that is not there."""
-        session = self.sessions.get(id)
-        if session is None:
+        held = self.sessions.get(id)
+        if held is None:
             raise HTTPException(404, "session: not known, or it has expired; send the pair to /v1/sessions again")
-        return session
+        return held.session
 
 
 async def _disconnected(request: Request) -> None:
@@ -244,9 +245,9 @@ def create_app(model: FusionSAM, config: ServeConfig | None = None, token: str |
 
             async def work() -> Response:
                 pair = await service.thread(decode_images, form, config.max_pixels)
-                encoded, prediction = await service.result(Encode(pair))
-                session = service.sessions.add(encoded)
-                head = {"id": session.id, "expires_in": config.session_seconds}
+                session, prediction = await service.result(Encode(pair))
+                held = service.sessions.add(session)
+                head = {"id": held.id, "expires_in": config.session_seconds}
                 return await service.thread(answer, prediction, pictures, kind, 201, head)
 
             return await service.accepted(request, work)
@@ -258,10 +259,10 @@ def create_app(model: FusionSAM, config: ServeConfig | None = None, token: str |
         """Label a session's pair again, steered by points and boxes in its pixels. Costs the decoder only."""
         kind, pictures = wanted_kind(request.headers.get("accept", "")), wanted_pictures(images)
         session = service.session(id)
-        prompts = _prompts(await read_json(request, config.timeout), session.encoded.size)
+        prompts = _prompts(await read_json(request, config.timeout), session.size)
 
         async def work() -> Response:
-            prediction = await service.result(Decode(session.encoded, prompts))
+            prediction = await service.result(Decode(session, prompts))
             return await service.thread(answer, prediction, pictures, kind)
 
         return await service.accepted(request, work)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fusionsam.inference.predictor import FusionSAM, Mode, Prediction
-from fusionsam.server.sessions import slim
-from fusionsam.types import Encoded, Prompts
+from fusionsam.inference.session import Session
+from fusionsam.types import Prompts
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Predict:
 
 @dataclass
 class Encode:
-    """Pair -> (Encoded for a session, its Prediction under the model's own prompts)."""
+    """Pair -> (Session, its Prediction under the model's own prompts)."""
 
     images: Images
     key: None = None
@@ -63,9 +63,9 @@ class Encode:
 
 @dataclass
 class Decode:
-    """Encoded, prompts -> Prediction."""
+    """Session, prompts -> Prediction."""
 
-    encoded: Encoded
+    session: Session
     prompts: Prompts | Mode
     key: None = None
     cost: int = 0
@@ -104,19 +104,13 @@ class Engine:
         seconds = time.perf_counter() - started
         return [replace(result, seconds=seconds) for result in results]
 
-    def _encode(self, job: Encode) -> tuple[Encoded, Prediction]:
+    def _encode(self, job: Encode) -> tuple[Session, Prediction]:
         started = time.perf_counter()
-        pair = [self._stack([image]) for image in (job.images.visible, job.images.infrared)]
-        encoded = slim(self.model.network.encode(pair[0], pair[1]))
-        result = self.model.postprocess(self.model.network.decode(encoded))
-        return encoded, replace(result, seconds=time.perf_counter() - started)
+        session = self.model.encode(job.images.visible, job.images.infrared)
+        return session, replace(session.predict(), seconds=time.perf_counter() - started)
 
     def _decode(self, job: Decode) -> Prediction:
-        started = time.perf_counter()
-        own = job.prompts.to(self.model.device) if isinstance(job.prompts, Prompts) else None
-        mode = job.prompts if isinstance(job.prompts, str) else None
-        result = self.model.postprocess(self.model.network.decode(job.encoded, own, mode))
-        return replace(result, seconds=time.perf_counter() - started)
+        return job.session.predict(job.prompts)
 
     def _stack(self, images: Sequence[Tensor | None]) -> Tensor | None:
         there = [image for image in images if image is not None]

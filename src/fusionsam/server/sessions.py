@@ -7,34 +7,18 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
-
-from fusionsam.types import Encoded, Latents
+from fusionsam.inference.session import Session
 
 
 @dataclass
-class Session:
-    """One encoded pair."""
+class Held:
+    """A session that is remembered under an id."""
 
     id: str
-    encoded: Encoded
-    nbytes: int
+    session: Session
     used: float  # by the clock of its store
-
-
-def slim(encoded: Encoded) -> Encoded:
-    """Without what no prompt needs, and without the padding that views would keep alive."""
-    nothing = torch.empty(0)
-    return replace(encoded, latents=Latents(nothing, nothing), fused=encoded.fused.clone())
-
-
-def nbytes(encoded: Encoded) -> int:
-    """Memory of the tensors that `decode` needs."""
-    features = encoded.features
-    tensors = [features.embedding, *features.levels, encoded.fused, encoded.z_f, encoded.mask_prompt]
-    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 class Sessions:
@@ -44,7 +28,7 @@ class Sessions:
     def __init__(self, seconds: float, count: int, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds, self.count, self.max_bytes = seconds, count, max_bytes
         self._clock = clock
-        self._held: OrderedDict[str, Session] = OrderedDict()  # the one unused for longest first
+        self._held: OrderedDict[str, Held] = OrderedDict()  # the one unused for longest first
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -57,29 +41,29 @@ class Sessions:
         """Memory of all that is held."""
         with self._lock:
             self._expire()
-            return sum(session.nbytes for session in self._held.values())
+            return sum(held.session.nbytes for held in self._held.values())
 
-    def add(self, encoded: Encoded) -> Session:
-        """Keep `encoded` under a new id that nobody can guess."""
-        session = Session(secrets.token_urlsafe(16), encoded, nbytes(encoded), self._clock())
+    def add(self, session: Session) -> Held:
+        """Keep `session` under a new id that nobody can guess."""
+        held = Held(secrets.token_urlsafe(16), session, self._clock())
         with self._lock:
             self._expire()
-            self._held[session.id] = session
+            self._held[held.id] = held
             while len(self._held) > 1 and (
-                len(self._held) > self.count or sum(s.nbytes for s in self._held.values()) > self.max_bytes
+                len(self._held) > self.count or sum(h.session.nbytes for h in self._held.values()) > self.max_bytes
             ):
                 self._held.popitem(last=False)
-        return session
+        return held
 
-    def get(self, id: str) -> Session | None:
+    def get(self, id: str) -> Held | None:
         """The session, its time begun anew; None if there is none, or none any more."""
         with self._lock:
             self._expire()
-            session = self._held.get(id)
-            if session is not None:
-                session.used = self._clock()
+            held = self._held.get(id)
+            if held is not None:
+                held.used = self._clock()
                 self._held.move_to_end(id)
-            return session
+            return held
 
     def remove(self, id: str) -> bool:
         """End a session; whether there was one."""

@@ -1,0 +1,86 @@
+"""A pair that is encoded once and decoded at every prompt: what Python, the server and the page share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusionsam.errors import InputError
+from fusionsam.inference.prompts import prompts_from
+from fusionsam.types import Encoded, Latents, Prompts
+
+if TYPE_CHECKING:
+    from fusionsam.inference.predictor import FusionSAM, Mode, Prediction
+
+
+class Session:
+    """One encoded pair of one model; `FusionSAM.encode` makes it.
+
+    >>> session = model.encode("visible.png", "infrared.png")  # doctest: +SKIP
+    >>> session.predict({"points": [[320, 240]], "labels": [1]}).labels  # doctest: +SKIP
+    """
+
+    def __init__(self, model: FusionSAM, encoded: Encoded) -> None:
+        nothing = torch.empty(0)
+        self.model = model
+        # no prompt needs the latents, and a view would keep the padding alive
+        self.encoded = replace(encoded, latents=Latents(nothing, nothing), fused=encoded.fused.clone())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the pair in pixels."""
+        return self.encoded.size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the session holds."""
+        kept = self.encoded
+        tensors = [kept.features.embedding, *kept.features.levels, kept.fused, kept.z_f, kept.mask_prompt]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    @torch.inference_mode()
+    def predict(self, prompts: Prompts | Mapping[str, Any] | Mode | None = None) -> Prediction:
+        """The pair under other prompts, for the time of the decoder alone.
+
+        Args:
+            prompts: As in `FusionSAM.predict`: "self", "none", a `Prompts` of tensors or arrays, or a dictionary of
+                points, labels and boxes in pixels of the pair. None = the model's own mode.
+
+        Returns:
+            Fused picture, class ids and confidence at the pair's own size; `seconds` are the decoder's.
+
+        Raises:
+            InputError: For prompts that contradict themselves or are for several images.
+        """
+        started = time.perf_counter()
+        own, mode = given_prompts(prompts, self.size)
+        own = None if own is None else own.to(self.model.device)
+        result = self.model.postprocess(self.model.network.decode(self.encoded, own, mode))
+        return replace(result, seconds=time.perf_counter() - started)
+
+
+def given_prompts(
+    prompts: Prompts | Mapping[str, Any] | Mode | None, size: tuple[int, int]
+) -> tuple[Prompts | None, Mode | None]:
+    """What a caller gave, as prompts of tensors for one pair of `size` (H, W), or as a mode, or neither.
+
+    Raises InputError for anything else, prompts of more than one image, and labels other than 1, 0 and -1."""
+    if prompts is None or isinstance(prompts, str):
+        return None, prompts
+    if isinstance(prompts, Mapping):
+        return prompts_from(dict(prompts), "prompts", "this pair", size), None
+    if not isinstance(prompts, Prompts):
+        raise InputError(f"prompts: found {type(prompts).__name__}; expected self, none, a Prompts or a dictionary")
+    found = prompts.as_tensors()
+    for name in ("points", "point_labels", "boxes", "mask"):
+        value = getattr(found, name)
+        if value is not None and len(value) != 1:
+            raise InputError(f"prompts.{name}: found {len(value)} rows of prompts for 1 image; give one (batch of 1)")
+    labels = [] if found.point_labels is None else found.point_labels.flatten().tolist()
+    if strange := [label for label in labels if label not in (-1, 0, 1)]:
+        raise InputError(f"prompts.point_labels: found {strange[0]}, expected 1 (on the object), 0 (off it) or -1")
+    return found, None

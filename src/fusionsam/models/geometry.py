@@ -1,0 +1,168 @@
+"""Sizes, padding and coordinates of a pair on its way through the network. No weights, no stages.
+
+Four sizes, each (height, width): that of the input; `small`, at which it is segmented (the input's own unless it
+exceeds max_side); `padded`, `small` after padding at right and bottom to the network's multiple; the latent grid,
+padded / 4."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fusionsam.errors import InputError
+from fusionsam.models.color import luma
+from fusionsam.models.layers import resize, rounded, same_size, size_tensor
+from fusionsam.types import LARGEST, SMALLEST, Encoded, Frame, Prompts
+
+STRIDE = 4
+"""Pixels a side that a latent cell covers."""
+
+Size = tuple[int, int]
+
+
+def pair_size(visible: Tensor | None, infrared: Tensor | None) -> Size:
+    """(H, W) of a pair (B,3,H,W) and (B,1,H,W), either of which may be None.
+
+    Raises InputError for other shapes, sides outside of 64 to 4096 pixels, images that differ, and no image at all.
+    """
+    shapes = []
+    for name, image, channels in (("visible", visible, 3), ("infrared", infrared, 1)):
+        if image is None:
+            continue
+        if image.ndim != 4 or image.shape[1] != channels:
+            raise InputError(f"{name}: found shape {tuple(image.shape)}, expected (batch, {channels}, height, width)")
+        if not all(SMALLEST <= side <= LARGEST for side in image.shape[2:]):
+            raise InputError(
+                f"{name}: found {image.shape[2]}x{image.shape[3]} pixels, expected {SMALLEST} to {LARGEST} a side; "
+                "resize the pair"
+            )
+        shapes.append((image.shape[0], image.shape[2], image.shape[3]))
+    if not shapes:
+        raise InputError("visible and infrared are both None; give at least one of the two images")
+    if any(shape != shapes[0] for shape in shapes):
+        raise InputError(
+            f"visible and infrared differ: (batch, height, width) {shapes[0]} and {shapes[1]}; give an aligned pair"
+        )
+    return shapes[0][1], shapes[0][2]
+
+
+def reduced_size(size: Size, max_side: int) -> Size:
+    """`size` where neither side exceeds `max_side`, else scaled so that the longer one is `max_side`."""
+    if all(side <= max_side for side in size):
+        return size
+    scale = max_side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def fit(image: Tensor, size: Size, multiple: int) -> Tensor:
+    """(B,C,H,W) reduced to `size` where larger, then padded at right and bottom to a multiple (border repeated)."""
+    if not same_size(image.shape[2:], size):
+        image = F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
+    # in this form a multiple stays one where sizes are symbols
+    bottom, right = ((side + multiple - 1) // multiple * multiple - side for side in size)
+    if same_size((bottom, right), (0, 0)):
+        return image
+    return F.pad(image, (0, right, 0, bottom), mode="replicate")
+
+
+def stand_in(visible: Tensor | None, infrared: Tensor | None, present: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both images for the fused picture: an absent one is replaced by what the other one shows.
+
+    visible (B,3,H,W), infrared (B,1,H,W); `present` bool (B,2) marks absent images within a batch."""
+    if visible is None:
+        assert infrared is not None
+        return infrared.expand(-1, 3, -1, -1), infrared
+    if infrared is None:
+        return visible, luma(visible)
+    if present is None or (not torch.compiler.is_exporting() and bool(present.all())):
+        return visible, infrared
+    there = present[:, :, None, None, None]
+    return (
+        torch.where(there[:, 0], visible, infrared.expand_as(visible)),
+        torch.where(there[:, 1], infrared, luma(visible)),
+    )
+
+
+def content_of(level: Tensor, frame: Frame) -> Tensor:
+    """A map over an encoder's frame (B,C,h,w) -> the part of it that covers the picture."""
+    if same_size(frame.content, frame.size):
+        return level
+    height, width = (rounded(level.shape[i + 2] * frame.content[i], frame.size[i]) for i in (0, 1))
+    return level[:, :, :height, :width]
+
+
+def to_input(logits: Tensor, encoded: Encoded) -> Tensor:
+    """Logits on the latent grid (B,K,h,w) -> the input's own size. Logits are resized, never label maps."""
+    at_network = resize(logits, encoded.padded)[:, :, : encoded.small[0], : encoded.small[1]]
+    return resize(at_network, encoded.size)
+
+
+def mask_to_grid(mask: Tensor, grid: Size, small: Size) -> Tensor:
+    """A given mask prompt (B,1,h,w) over the picture -> over the picture and its padding, as the model's own is."""
+    if same_size(mask.shape[2:], grid) or torch.compiler.is_exporting():
+        return mask
+    rows, columns = cells(small)
+    return F.pad(resize(mask, (rows, columns)), (0, grid[1] - columns, 0, grid[0] - rows))
+
+
+def cells(size: Size) -> Size:
+    """Latent cells that cover `size`, the last of a row or column perhaps in part."""
+    return (size[0] + STRIDE - 1) // STRIDE, (size[1] + STRIDE - 1) // STRIDE
+
+
+def scale_prompts(prompts: Prompts, source: Size, target: Size) -> Prompts:
+    """Points and boxes in pixels of `source` -> pixels of `target`; the mask prompt stays as it is."""
+
+    def move(xy: Tensor | None) -> Tensor | None:
+        if xy is None:
+            return None
+        xy = xy.to(torch.promote_types(xy.dtype, torch.float32))  # whole numbers would make the factor 0
+        if same_size(source, target):
+            return xy
+        factor = xy.new_tensor([target[1] / source[1], target[0] / source[0]])
+        pairs = xy.reshape(*xy.shape[:-1], -1, 2)
+        return ((pairs + 0.5) * factor - 0.5).reshape(xy.shape)
+
+    return Prompts(move(prompts.points), prompts.point_labels, move(prompts.boxes), prompts.mask, prompts.source)
+
+
+def keep_inside(prompts: Prompts, size: Size) -> Prompts:
+    """Points and boxes moved to the nearest pixel of (H, W) = `size`: the last cell, and a box that ends at W and H,
+    reach past the image."""
+
+    def move(xy: Tensor | None) -> Tensor | None:
+        if xy is None:
+            return None
+        edge = size_tensor((size[1] - 1, size[0] - 1), xy).repeat(xy.shape[2] // 2)
+        return torch.minimum(xy, edge)
+
+    return Prompts(move(prompts.points), prompts.point_labels, move(prompts.boxes), prompts.mask, prompts.source)
+
+
+def require_prompts(given: Prompts, batch: int) -> None:
+    """Raises InputError for prompts that contradict themselves or the `batch` images they are for."""
+    named = {"points": (given.points, 2), "boxes": (given.boxes, 4)}
+    for name, (value, columns) in named.items():
+        if value is not None and (value.ndim != 3 or value.shape[2] != columns):
+            raise InputError(f"prompts.{name}: found shape {tuple(value.shape)}, expected (batch, {name}, {columns})")
+    counts = [None if x is None else tuple(x.shape[:2]) for x in (given.points, given.point_labels)]
+    if counts[0] != counts[1]:
+        raise InputError(
+            f"prompts.point_labels: found {counts[1]} for points {counts[0]} (batch, points); give every point 1 "
+            "(on the object), 0 (off it) or -1 (padding)"
+        )
+    if given.mask is not None and (given.mask.ndim != 4 or given.mask.shape[1] != 1 or 0 in given.mask.shape):
+        raise InputError(f"prompts.mask: found shape {tuple(given.mask.shape)}, expected (batch, 1, height, width)")
+    if torch.compiler.is_exporting():  # a graph cannot look at values
+        return
+    for name, found in (("points", given.points), ("boxes", given.boxes), ("mask", given.mask)):
+        if found is None:
+            continue
+        if len(found) != batch:
+            raise InputError(f"prompts.{name}: found prompts for {len(found)} images, expected {batch}, one an image")
+        if not bool(found.isfinite().all()):
+            wanted = "logits" if name == "mask" else "pixels of the image"
+            raise InputError(f"prompts.{name}: holds values that are not finite; give {wanted}")
+    if given.boxes is not None and bool((given.boxes[..., :2] > given.boxes[..., 2:]).any()):
+        raise InputError("prompts.boxes: a box ends before it begins; expected x0, y0, x1, y1 with x0 <= x1, y0 <= y1")
