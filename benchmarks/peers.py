@@ -60,7 +60,8 @@ from fusionsam.training.callbacks import LAST, BestWeights
 from fusionsam.training.data import PairData, open_data, pairs_digest, refuse_seen
 from fusionsam.training.losses import segmentation_loss
 from fusionsam.training.run import FREE_ON_RESUME, open_trainer
-from fusionsam.training.segmentation_task import SegmentationTask, require_finite
+from fusionsam.training.segmentation_task import SegmentationTask
+from fusionsam.training.task import require_finite
 from fusionsam.types import Batch, Report
 from fusionsam.weights.checkpoint import commit
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from fusionsam.config.datasets import find
 from fusionsam.config.schema import DataConfig
+from fusionsam.data.corruptions import night
 from fusionsam.data.dataset import IGNORE, PairDataset, collate
+from fusionsam.data.infrared_styles import draw_style, remove_haze
 from fusionsam.data.loader import TrainStream, class_shares, train_loader, val_loader
 from fusionsam.data.splits import Entry
 from fusionsam.data.synthetic.scenes import draw_scene
@@ -269,3 +271,32 @@ def test_evaluation_keeps_pixels_and_collate_marks_missing_labels(scenes):
     assert (batch.label[1] == IGNORE).all()
     assert collate([(visible, infrared, None, present, "b")]).label is None
     assert [batch.ids for batch in val_loader(scenes)] == [[sample.id] for sample in scenes.samples]
+
+
+def test_haze_removal_darkens_and_keeps_the_order_of_what_is_far_apart():
+    torch.manual_seed(0)
+    image = torch.full((1, 90, 120), 0.4) + 0.02 * torch.rand(1, 90, 120)
+    image[:, 30:60, 40:60] = 0.9  # a warm body
+    found = remove_haze(image)
+    assert found.shape == image.shape
+    assert 0 <= float(found.min()) <= float(found.max()) <= 1
+    assert float(found.mean()) < float(image.mean()) / 1.5
+    assert float(found[:, 35:55, 45:55].mean()) > 2 * float(found[:, :20].mean())
+
+
+def test_an_infrared_style_keeps_warmer_brighter_and_is_drawn_by_its_generator():
+    steps = torch.linspace(0.1, 0.9, 96).repeat(64, 1)[None]
+    for seed in range(40):
+        found = draw_style(steps, torch.Generator().manual_seed(seed))
+        assert torch.equal(found, draw_style(steps, torch.Generator().manual_seed(seed)))
+        assert 0 <= float(found.min()) <= float(found.max()) <= 1
+        columns = found[0].mean(0)
+        assert float(columns[-16:].mean()) > float(columns[:16].mean())
+
+
+def test_a_day_becomes_a_night_and_a_night_stays():
+    day = 0.3 + 0.6 * torch.rand(3, 32, 48)
+    dark = night(day, torch.Generator().manual_seed(1))
+    assert float(dark.mean()) < float(day.mean()) / 2
+    already = 0.1 * torch.rand(3, 32, 48)
+    assert torch.equal(night(already, torch.Generator().manual_seed(1)), already)

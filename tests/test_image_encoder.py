@@ -15,6 +15,8 @@ from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncode
 from fusionsam.config.schema import EncoderConfig
 from fusionsam.errors import InputError
 from fusionsam.models.encoders.base import ImageEncoder
+from fusionsam.models.encoders.create import prepare_for_inference
+from fusionsam.models.encoders.timm import standardized
 from fusionsam.weights import pretrained as foreign
 from fusionsam.weights.build import build_image_encoder
 
@@ -298,3 +300,32 @@ def test_timm_files_are_read_by_name_whatever_their_order(source, tmp_path):
     torch.save({**whole.state_dict(), "stray.weight": torch.ones(2)}, tmp_path / "odd.pth")
     with pytest.raises(InputError, match=r"stray\.weight not in the model"):
         build_image_encoder(EncoderConfig(source=source, weights=str(tmp_path / "odd.pth")), 8)
+
+
+@pytest.mark.parametrize("source", ["mobilenetv2_050", "tf_efficientnet_lite0", "convnext_atto"])
+def test_folded_batch_norms_change_nothing_but_the_time(source):
+    torch.manual_seed(3)
+    encoder = build_image_encoder(EncoderConfig(source=source, thermal=source != "convnext_atto"), 8).train()
+    image, heat = torch.rand(2, 3, 64, 96), torch.rand(2, 1, 64, 96)
+    with torch.no_grad():
+        for _ in range(3):  # running statistics that are not those of a new layer
+            encoder(image * torch.rand(()), heat=heat)
+        wanted = encoder.eval()(image, heat=heat)
+        prepare_for_inference(encoder)
+        found = encoder(image, heat=heat)
+    torch.testing.assert_close(found.embedding, wanted.embedding, atol=1e-4, rtol=1e-4)
+    left = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not left
+
+
+def test_a_standardized_thermal_input_is_blind_to_gain_and_offset():
+    torch.manual_seed(4)
+    heat = 0.2 + 0.3 * torch.rand(2, 1, 64, 96)
+    torch.testing.assert_close(standardized(heat), standardized(0.5 * heat + 0.1), atol=1e-5, rtol=0)
+    assert float(standardized(torch.full((1, 1, 8, 8), 0.3)).std()) == 0  # a dead frame stays flat
+    encoder = build_image_encoder(EncoderConfig(thermal=True, thermal_input="standardized"), 8).eval()
+    nn.init.eye_(encoder.inject[0].weight[:, :, 0, 0])
+    image = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        one, two = encoder(image, heat=heat).levels[0], encoder(image, heat=0.5 * heat + 0.1).levels[0]
+    torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)

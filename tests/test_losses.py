@@ -11,7 +11,7 @@ import torch
 from skimage.metrics import structural_similarity
 from torch.nn import functional as F
 
-from fusionsam.config.schema import LossConfig
+from fusionsam.config.schema import Config, LossConfig, TrainConfig
 from fusionsam.training.losses import (
     IGNORE,
     class_weights,
@@ -27,6 +27,8 @@ from fusionsam.training.losses import (
     segmentation_loss,
     ssim,
 )
+from fusionsam.training.segmentation_task import SegmentationTask
+from fusionsam.types import Batch
 
 KINDS = ("ce_dice", "ce_lovasz", "focal_dice")
 
@@ -323,3 +325,20 @@ def test_losses_prefer_the_truth_over_every_other_labelling():
             for guess in itertools.product((0, 1), repeat=3)
         }
         assert min(values, key=values.get) == (0, 1, 1), kind
+
+
+def test_a_frozen_tokenizer_stays_and_its_losses_are_left_out(make_debug):
+    batch = Batch(
+        torch.rand(2, 3, 64, 64), torch.rand(2, 1, 64, 64), torch.randint(9, (2, 64, 64)), torch.ones(2, 2) > 0
+    )
+    names = []
+    for freeze in (False, True):
+        network = make_debug()
+        config = Config(model=network.config, train=TrainConfig(freeze_tokenizer=freeze))
+        task = SegmentationTask(network.train(), config, 10, torch.full((9,), 1 / 9))
+        task.on_train_batch_start(batch, 0)
+        names.append(set(task.losses(network(batch.visible, batch.infrared), batch)))
+        learning = {n for n, p in network.tokenizer.named_parameters() if p.requires_grad}
+        assert learning == {"missing"} if freeze else len(learning) > 1
+        assert network.tokenizer.training is not freeze
+    assert names[0] - names[1] == {"commitment", "reconstruction"}

@@ -474,8 +474,8 @@ class TrainConfig(_Bounded):
     discriminator_stages: int = 3
     """Stage 1: stride-2 stages of the discriminator; three see patches of 46 pixels."""
     freeze_tokenizer: bool = False
-    """Stage 2: LSTG and its codebooks stay as they are (the tokens for a missing modality still learn). Set
-    loss.reconstruction_weight and loss.commitment_weight to 0 with it, they cost time and teach nothing then."""
+    """Stage 2: LSTG and its codebooks stay as they are (the tokens for a missing modality still learn), and its two
+    losses, which would teach nothing, are left out."""
 
 
 @dataclass

@@ -23,6 +23,7 @@ from fusionsam.inference import onnx as backends
 from fusionsam.inference.prompts import prompts_to_json
 from fusionsam.inference.render import overlay
 from fusionsam.inference.session import Session, given_prompts
+from fusionsam.models.encoders.create import prepare_for_inference
 from fusionsam.models.geometry import scale_prompts
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
@@ -96,6 +97,7 @@ class FusionSAM:
         if backend == "onnx":
             return cls(*backends.load(source, device))
         network, card = load_network(source, calibrated)
+        prepare_for_inference(network.image_encoder)
         return cls(network, str(card["name"]), card, choose_device(device))
 
     # -- stages --------------------------------------------------------------------------------------------------

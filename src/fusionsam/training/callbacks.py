@@ -1,4 +1,4 @@
-"""What watches a training: the best weights, checkpoints to resume from, a tokenizer that stays as it is."""
+"""What watches a training: the best weights, checkpoints to resume from, one codebook on all devices."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.errors import InputError
 from fusionsam.io import whole, whole_folder, write_text
-from fusionsam.training.segmentation_task import SegmentationTask
-from fusionsam.training.tokenizer_task import TokenizerTask
+from fusionsam.training.task import Task
 from fusionsam.weights.checkpoint import save_checkpoint
 
 LAST = "last.ckpt"
@@ -92,7 +91,7 @@ class BestWeights(Callback):
         self.validated = state_dict.get("validated", -1)
         self.started = time.monotonic()
 
-    def save(self, trainer: L.Trainer, task: SegmentationTask | TokenizerTask, folder: Path) -> None:
+    def save(self, trainer: L.Trainer, task: Task[Any], folder: Path) -> None:
         """Write the evaluated network with its validation figures."""
         scores = {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         card = {**self.card, "step": trainer.global_step, "hours": round(self.elapsed() / 3600, 3), "val": scores}
@@ -106,9 +105,9 @@ class BestWeights(Callback):
             return
         self.validated = trainer.global_step
         if trainer.is_global_zero:
-            assert isinstance(pl_module, SegmentationTask | TokenizerTask)
+            assert isinstance(pl_module, Task)
             self._write_line(trainer)
-            score = float(trainer.callback_metrics["val/psnr" if isinstance(pl_module, TokenizerTask) else "val/miou"])
+            score = float(trainer.callback_metrics[pl_module.monitor])
             if score > self.best:
                 self.best = score
                 self.save(trainer, pl_module, self.folder / "best")
@@ -153,20 +152,3 @@ class SameOnAllDevices(Callback):
         with torch.no_grad():
             for tensor in (*pl_module.buffers(), *learnt):
                 torch.distributed.broadcast(tensor, 0)
-
-
-class FrozenTokenizer(Callback):
-    """Stage 2 with train.freeze_tokenizer: in eval mode no codebook moves; without gradients no weight does."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Before the optimiser picks its parameters."""
-        assert isinstance(pl_module, SegmentationTask)
-        tokenizer = pl_module.network.tokenizer.requires_grad_(False)
-        tokenizer.missing.requires_grad_(True)  # stage 1 never taught these
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Whatever a validation did to the modes, LSTG is in eval."""
-        assert isinstance(pl_module, SegmentationTask)
-        pl_module.network.tokenizer.eval()

@@ -22,7 +22,7 @@ from fusionsam.data.loader import class_shares
 from fusionsam.errors import InputError
 from fusionsam.io import write_text
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.training.callbacks import LAST, BestWeights, FrozenTokenizer, SameOnAllDevices, WholeFiles
+from fusionsam.training.callbacks import LAST, BestWeights, SameOnAllDevices, WholeFiles
 from fusionsam.training.data import PairData, open_data, open_unlabelled, pairs_digest, refuse_seen
 from fusionsam.training.perceptual import EncoderLevels, load_vgg16
 from fusionsam.training.segmentation_task import SegmentationTask, schedule_factor
@@ -245,7 +245,6 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
             best,
             SameOnAllDevices(),
             *([] if stage_1 else [LearningRateMonitor("step")]),
-            *([FrozenTokenizer()] if config.train.freeze_tokenizer else []),
             TQDMProgressBar(refresh_rate=1 if steps < 200 else 10),
         ],
     )

@@ -1,16 +1,13 @@
-"""What a training step is: a batch in, named losses out. Lightning runs it; it knows no file and no command."""
+"""Stage 2: fusion and segmentation trained together (eq. 1). A batch in, named losses out."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from fusionsam.config.schema import Config, TrainConfig
-from fusionsam.errors import InputError
 from fusionsam.metrics.segmentation import PROTOCOLS, ConfusionMatrix, iou, plain
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.training.losses import (
@@ -21,6 +18,7 @@ from fusionsam.training.losses import (
     reconstruction_loss,
     segmentation_loss,
 )
+from fusionsam.training.task import Task, require_finite
 from fusionsam.types import Batch, Output
 
 
@@ -61,44 +59,23 @@ def parameter_groups(network: FusionSAMNetwork, config: TrainConfig) -> list[dic
     return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 
 
-def moving_average(decay: float) -> Any:
-    """The update of an AveragedModel: averaged <- decay * averaged + (1 - decay) * current."""
-
-    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        # early on a young average follows quickly, or the first weights would haunt short runs
-        weight = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
-        torch._foreach_lerp_(averaged, current, weight)
-
-    return average
-
-
-def require_finite(loss: Tensor, step: int, config: TrainConfig) -> None:
-    """InputError for a loss that is no number: every weight would be none after it. Of float16 the scaler leaves such a
-    step out."""
-    if not config.precision.startswith("16") and not bool(loss.isfinite()):
-        raise InputError(
-            f"train: the loss is {float(loss.detach())} at step {step}, so the training diverged; lower train.lr or a "
-            "loss's weight, and start again with another train.out"
-        )
-
-
-class SegmentationTask(L.LightningModule):
-    """Joint training of fusion and segmentation (eq. 1), LSTG learning along (stage 2).
+class SegmentationTask(Task[FusionSAMNetwork]):
+    """Joint training of fusion and segmentation (eq. 1), LSTG learning along (stage 2) unless it is frozen.
 
     `total_steps` sets the schedule; `shares` (K) the class weights. The moving average of the weights is validated.
     """
 
+    monitor = "val/miou"
+
     def __init__(self, network: FusionSAMNetwork, config: Config, total_steps: int, shares: Tensor) -> None:
-        super().__init__()
-        self.network = network
-        self.settings = config
+        super().__init__(network, config)
         self.total_steps = total_steps
-        self.average: AveragedModel | None = None
-        if config.train.ema_decay > 0:
-            self.average = AveragedModel(
-                network, multi_avg_fn=moving_average(config.train.ema_decay), use_buffers=False
-            )
-            self.average.requires_grad_(False)
+        # an alternative trained by this task (experiments/) has no LSTG
+        self.frozen_tokenizer = config.train.freeze_tokenizer and isinstance(network, FusionSAMNetwork)
+        if self.frozen_tokenizer:
+            # before the optimiser picks its parameters
+            network.tokenizer.requires_grad_(False)
+            network.tokenizer.missing.requires_grad_(True)  # stage 1 never taught these
         self.weights: Tensor
         self.register_buffer("weights", class_weights(shares, config.loss.class_weight_power))
         self._clear()
@@ -106,13 +83,6 @@ class SegmentationTask(L.LightningModule):
     def _clear(self) -> None:
         self.matrix = ConfusionMatrix(len(self.settings.model.classes))
         self.used: dict[str, Tensor] = {}  # modality -> (codebooks, size), how often each code was chosen
-
-    def evaluated(self) -> FusionSAMNetwork:
-        """The network that is validated and shipped: the moving average where there is one."""
-        if self.average is None:
-            return self.network
-        assert isinstance(self.average.module, FusionSAMNetwork)
-        return self.average.module
 
     def losses(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """Every named, weighted term of eq. 1 for one forward pass."""
@@ -126,6 +96,8 @@ class SegmentationTask(L.LightningModule):
             parts = fusion_terms(output.fused, batch.visible, batch.infrared, batch.present)
             terms["fusion"] = loss.fusion_weight * fusion_loss(parts, loss)
         tokens = model.tokenizer.tokens
+        if self.frozen_tokenizer:
+            return terms  # both terms of LSTG would cost time and teach nothing
         if tokens == "quantized" and output.latents.commitment is not None:
             terms["commitment"] = loss.commitment_weight * output.latents.commitment
         if tokens != "pixels" and loss.reconstruction_weight:
@@ -157,8 +129,10 @@ class SegmentationTask(L.LightningModule):
         return total
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Every step has a random state of its own, so that a resumed run draws what an unbroken one would have."""
-        torch.manual_seed(self.settings.train.seed * 1_000_003 + self.global_step)
+        """A random state of the step's own; a frozen LSTG is in eval mode whatever a validation did to the modes."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self.frozen_tokenizer:
+            self.network.tokenizer.eval()
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -216,7 +190,3 @@ class SegmentationTask(L.LightningModule):
             optimizer, lambda step: schedule_factor(step, self.total_steps, config)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Batches move by their own method."""
-        return batch.to(device)

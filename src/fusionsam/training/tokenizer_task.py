@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from fusionsam.config.schema import Config, ModelConfig
 from fusionsam.errors import InputError
@@ -25,7 +23,7 @@ from fusionsam.models.discriminator import PatchDiscriminator, adaptive_weight, 
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.losses import reconstruction_loss
 from fusionsam.training.perceptual import perceptual_distance
-from fusionsam.training.segmentation_task import moving_average, require_finite
+from fusionsam.training.task import Task, require_finite
 from fusionsam.types import Batch
 
 BETAS = (0.5, 0.9)  # Adam's, as VQ-GAN has them: the opponent changes, so old gradients mislead
@@ -45,7 +43,7 @@ def generator_parameters(tokenizer: Tokenizer) -> list[nn.Parameter]:
     return [p for name, p in tokenizer.named_parameters() if name != "missing" and p.requires_grad]
 
 
-class TokenizerTask(L.LightningModule):
+class TokenizerTask(Task[TokenizerNetwork]):
     """min over E, G, codebook, max over D of eq. 9, both modalities in every step.
 
     `schedule`: factor on the learning rate at a step. `phi`: Phi of eq. 7, image (B,3,H,W) in [0,1] -> feature maps;
@@ -54,7 +52,6 @@ class TokenizerTask(L.LightningModule):
     """
 
     monitor = "val/psnr"
-    average: AveragedModel | None
 
     def __init__(
         self,
@@ -63,39 +60,27 @@ class TokenizerTask(L.LightningModule):
         schedule: Callable[[int], float],
         phi: Callable[[Tensor], list[Tensor]] | None = None,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
         require_decoder(tokenizer)
+        super().__init__(TokenizerNetwork(tokenizer, config.model), config)
+        self.automatic_optimization = False
         train = config.train
         if config.loss.perceptual_weight > 0 and phi is None:
             raise InputError("loss.perceptual_weight: there is no Phi to measure with; set it to 0")
         if train.precision == "16-mixed":
             # its loss scale would enter the adaptive weight and miss the discriminator
             raise InputError("train.precision: '16-mixed' does not go with train.stage tokenizer; use bf16-mixed")
-        self.network = TokenizerNetwork(tokenizer, config.model)
-        self.settings, self.schedule = config, schedule
+        self.schedule = schedule
         self._phi = [phi]  # in a list: Phi is frozen and belongs in no checkpoint
         self.discriminators = nn.ModuleList(
             PatchDiscriminator(channels, train.discriminator_width, train.discriminator_stages)
             for channels in tokenizer.CHANNELS
         ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = None
-        if train.ema_decay > 0:
-            self.average = AveragedModel(self.network, multi_avg_fn=moving_average(train.ema_decay))
-            self.average.requires_grad_(False)
         self._clear()
 
     @property
     def tokenizer(self) -> Tokenizer:
         """LSTG as it is being trained."""
         return self.network.tokenizer
-
-    def evaluated(self) -> TokenizerNetwork:
-        """What is validated and saved: the moving average where there is one."""
-        if self.average is None:
-            return self.network
-        assert isinstance(self.average.module, TokenizerNetwork)
-        return self.average.module
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
@@ -189,8 +174,8 @@ class TokenizerTask(L.LightningModule):
         critic.optimizer.step()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Every step has a random state of its own, so that a resumed run draws what an unbroken one would have."""
-        torch.manual_seed(self.settings.train.seed * 1_000_003 + self.global_step)
+        """A random state of the step's own, and fresh counts of the codes."""
+        super().on_train_batch_start(batch, batch_idx)
         for counter in self.train_codes:
             counter.counts.zero_()
 
@@ -244,4 +229,4 @@ class TokenizerTask(L.LightningModule):
         phi = self._phi[0]
         if isinstance(phi, nn.Module):
             phi.to(device)
-        return batch.to(device)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)

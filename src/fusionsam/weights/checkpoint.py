@@ -106,6 +106,7 @@ def load_network(source: str | Path, calibrated: bool = True) -> tuple[FusionSAM
     config.sam_weights = config.start_from = config.tokenizer_weights = config.encoder.weights = None
     require_whole(tensors, f"weights {source}")
     network = FusionSAMNetwork(config)
+    network.to(memory_format=torch.channels_last)  # a third less time a pair on CPUs
     pretrained.load_exactly(network, tensors, f"weights {source}", own_names=True)
     card = {"name": Path(str(source)).name, **card}
     if not calibrated:

@@ -11,7 +11,7 @@ from fusionsam.config.schema import EncoderConfig
 from fusionsam.errors import InputError
 from fusionsam.models.encoders.base import ImageEncoder
 from fusionsam.models.encoders.sam import HieraVision, Sam2Encoder, SamEncoder, SamVisionEncoder
-from fusionsam.models.encoders.timm import TimmEncoder
+from fusionsam.models.encoders.timm import TimmEncoder, fold_batch_norms
 from fusionsam.models.encoders.tinyvit import TinyVitEncoder
 
 KINDS: dict[str, Callable[[EncoderConfig, int, int], ImageEncoder]] = {
@@ -38,6 +38,13 @@ def create_image_encoder(config: EncoderConfig, embed_dim: int = 256, latent_dim
     encoder = KINDS[config.kind](config, embed_dim, latent_dim)
     set_training(encoder, config)
     return encoder
+
+
+def prepare_for_inference(encoder: ImageEncoder) -> None:
+    """Fold what inference does not need apart; the encoder can no longer be trained or saved."""
+    for backbone in (encoder.backbone, getattr(encoder, "thermal", None)):
+        if backbone is not None:
+            fold_batch_norms(backbone)
 
 
 def set_training(encoder: ImageEncoder, config: EncoderConfig) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
+from timm.layers import BatchNormAct2d, LayerNorm2d
 from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fusionsam.config.schema import EncoderConfig
 from fusionsam.errors import InputError
@@ -36,6 +38,21 @@ def _require_any_size(backbone: nn.Module, info: Any, picked: list[int], source:
             f"model.encoder.source: {source} gives {found} for a picture of {height}x{width}, expected {wanted} "
             "(C,H,W); choose a convolutional backbone, for example tf_efficientnet_lite0"
         )
+
+
+def fold_batch_norms(backbone: nn.Module) -> None:
+    """Take every BatchNorm of one of timm's EfficientNets, in eval mode, into the convolution before it, for inference
+    alone: a third of the backbone's time on one thread. Other backbones are left as they are, since the order of their
+    children may not be that of their forward."""
+    if not isinstance(backbone, EfficientNetFeatures):
+        return
+    for module in list(backbone.modules()):
+        children = list(module.named_children())
+        for (name, conv), (norm_name, norm) in pairwise(children):
+            if not (isinstance(conv, nn.Conv2d) and isinstance(norm, BatchNormAct2d) and norm.running_var is not None):
+                continue
+            setattr(module, name, fuse_conv_bn_eval(conv, norm))
+            setattr(module, norm_name, nn.Sequential(norm.drop, norm.act))
 
 
 class TimmEncoder(ImageEncoder):

@@ -1,0 +1,69 @@
+"""What both stages of training share: the moving average of the weights, a random state for each step, batches that
+move by their own method. Lightning runs a task; a task knows no file and no command."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Generic, TypeVar
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from fusionsam.config.schema import Config, TrainConfig
+from fusionsam.errors import InputError
+from fusionsam.types import Batch
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+def moving_average(decay: float) -> Any:
+    """The update of an AveragedModel: averaged <- decay * averaged + (1 - decay) * current."""
+
+    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        # early on a young average follows quickly, or the first weights would haunt short runs
+        weight = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
+        torch._foreach_lerp_(averaged, current, weight)
+
+    return average
+
+
+def require_finite(loss: Tensor, step: int, config: TrainConfig) -> None:
+    """InputError for a loss that is no number: every weight would be none after it. Of float16 the scaler leaves such a
+    step out."""
+    if not config.precision.startswith("16") and not bool(loss.isfinite()):
+        raise InputError(
+            f"train: the loss is {float(loss.detach())} at step {step}, so the training diverged; lower train.lr or a "
+            "loss's weight, and start again with another train.out"
+        )
+
+
+class Task(L.LightningModule, Generic[NetworkT]):
+    """A network under training, with the moving average of its weights, which is what is validated and saved.
+
+    `monitor` names the figure of a validation by which the best weights are chosen; larger is better.
+    """
+
+    monitor: ClassVar[str]
+
+    def __init__(self, network: NetworkT, config: Config) -> None:
+        super().__init__()
+        self.network, self.settings = network, config
+        self.average: AveragedModel | None = None
+        if config.train.ema_decay > 0:
+            self.average = AveragedModel(
+                network, multi_avg_fn=moving_average(config.train.ema_decay), use_buffers=False
+            )
+            self.average.requires_grad_(False)
+
+    def evaluated(self) -> NetworkT:
+        """The network that is validated and shipped: the moving average where there is one."""
+        return self.network if self.average is None else self.average.module  # type: ignore[return-value]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Every step has a random state of its own, so that a resumed run draws what an unbroken one would have."""
+        torch.manual_seed(self.settings.train.seed * 1_000_003 + self.global_step)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Batches move by their own method."""
+        return batch.to(device)
