@@ -1,0 +1,81 @@
+"""One rig's homography from pairs of pictures that its two cameras took at the same moments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusionsam.alignment.geometry import Matrix, Size, rescaling
+from fusionsam.alignment.orientation import compressed, grey, resized
+from fusionsam.alignment.refine import Level, Refined, refine
+from fusionsam.alignment.search import coarse_search
+
+WORKING = 640
+"""Pixels of the longer side beyond which pictures are reduced before anything else."""
+SEARCHED = 5
+"""Pairs that the coarse search looks at."""
+STIFFNESS = 0.002
+
+
+@dataclass
+class Estimate:
+    """What was found."""
+
+    matrix: Matrix  # visible -> infrared, pixels of the pictures as given
+    score: float  # normalised orientation correlation over all pairs: 0 unrelated, above 0.2 related
+    scores: list[float]  # of each pair
+    shuffled: float  # mean score of pictures that do not belong together under the same matrix; nan for one pair
+    covered: float  # share of the visible frame that infrared covers, 0 to 1
+    rival: float  # score of the second best hypothesis
+
+
+def working(images: Sequence[Tensor], visible: bool) -> Tensor:
+    """uint8 (C,H,W) each, of one size -> grey float (N,h,w), the longer side at most WORKING."""
+    first = images[0]
+    factor = min(1.0, WORKING / max(first.shape[1:]))
+    size = (max(1, round(first.shape[1] * factor)), max(1, round(first.shape[2] * factor)))
+    return torch.cat([resized((compressed(grey(x)) if visible else grey(x))[None], size) for x in images])
+
+
+def estimate(visible: Sequence[Tensor], infrared: Sequence[Tensor]) -> Estimate:
+    """From N pairs, uint8 (3,H,W) and (1,H',W'), every visible picture of one size and every infrared one of one.
+
+    The result is a guess until its score is judged (`verdict`)."""
+    sizes: tuple[Size, Size] = (tuple(visible[0].shape[1:]), tuple(infrared[0].shape[1:]))  # type: ignore[assignment]
+    one, two = working(visible, True), working(infrared, False)
+    size: Size = (one.shape[1], one.shape[2])
+    found = _search(one, two, size)
+    level = Level(one, two, found[0].matrix, 256 if len(one) < 10 else 192)
+    best = refine(level, size, found[0].matrix, 24 if len(one) < 10 else 16, 8, 1.0, STIFFNESS)
+    with torch.no_grad():
+        scores = level.scores(torch.from_numpy(best.matrix)).tolist()
+        shuffled = _shuffled(level, torch.from_numpy(best.matrix))
+    frames = rescaling(sizes[0], size), rescaling(sizes[1], (two.shape[1], two.shape[2]))
+    matrix = np.linalg.inv(frames[1]) @ best.matrix @ frames[0]
+    rival = found[1].score if len(found) > 1 else float("nan")
+    return Estimate(matrix / matrix[2, 2], best.score, scores, shuffled, best.covered, rival)
+
+
+def _search(visible: Tensor, infrared: Tensor, size: Size) -> list[Refined]:
+    """The best hypotheses, refined as similarities, best first."""
+    found = []
+    for hypothesis in coarse_search(visible[:SEARCHED], infrared[:SEARCHED]):
+        level = Level(visible[:SEARCHED], infrared[:SEARCHED], hypothesis.matrix, 160)
+        found.append(refine(level, size, hypothesis.matrix, 24, 4, 2.0))
+    # a small overlap fits well by chance
+    return sorted(found, key=lambda each: -each.score * np.sqrt(each.covered))
+
+
+def _shuffled(level: Level, matrix: Tensor) -> float:
+    """Mean score of each visible picture with the next pair's infrared one."""
+    if len(level.heat) < 2:
+        return float("nan")
+    kept = level.heat
+    level.heat = kept.roll(1, 0)
+    scores = level.scores(matrix)
+    level.heat = kept
+    return float(scores.mean())

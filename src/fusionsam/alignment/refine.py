@@ -1,0 +1,90 @@
+"""The fine search: the homography that makes the orientation fields agree best, by gradient over corner moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusionsam.alignment.geometry import Matrix, Size, corner_modes, moved_corners, rescaling
+from fusionsam.alignment.orientation import local_contrast, orientation, resized, sampled
+
+UNIT = 640
+"""Corner moves are counted in pixels of a visible picture whose longer side has this many."""
+PRIOR = 8.0
+"""Moves of aspect, shear and perspective of this many pixels cost `stiffness`."""
+
+
+@dataclass
+class Refined:
+    """A homography, and how well it fits."""
+
+    matrix: Matrix  # visible -> infrared pixels of the pictures that were given
+    score: float  # normalised correlation of the orientation fields over all pairs, -1 to 1
+    covered: float  # share of the visible frame on which infrared lies
+
+
+class Level:
+    """The pairs at one working size, ready to be compared under any homography."""
+
+    def __init__(self, visible: Tensor, infrared: Tensor, start: Matrix, side: int) -> None:
+        size: Size = (visible.shape[-2], visible.shape[-1])
+        other: Size = (infrared.shape[-2], infrared.shape[-1])
+        factor = side / max(size)
+        self.size: Size = (round(size[0] * factor), round(size[1] * factor))
+        # infrared at about the same number of pixels a degree, never enlarged
+        scale = np.sqrt(abs(np.linalg.det(start[:2, :2])))
+        reduce = min(1.0, factor / scale)
+        frame: Size = (max(24, round(other[0] * reduce)), max(24, round(other[1] * reduce)))
+        self.field = orientation(local_contrast(resized(visible, self.size)))
+        self.energy = self.field.square().sum(1)
+        self.heat = local_contrast(resized(infrared, frame))
+        self.before = torch.from_numpy(rescaling(other, frame))
+        self.after = torch.from_numpy(np.linalg.inv(rescaling(size, self.size)))
+
+    def compared(self, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Under visible -> infrared `matrix` (3,3): agreement of each pair (N), energies (N) to divide it by, and the
+        share of the visible frame that is covered."""
+        image, mask = sampled(self.heat, self.before @ matrix @ self.after, self.size)
+        field = orientation(image, mask)
+        agreement = ((self.field * field).sum(1) * mask).sum((1, 2))
+        energies = (self.energy * mask).sum((1, 2)), (field.square().sum(1) * mask).sum((1, 2))
+        return agreement, torch.stack(energies), mask.mean()
+
+    def score(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """The normalised correlation over all pairs, and the share that is covered."""
+        agreement, energies, covered = self.compared(matrix)
+        return agreement.sum() / (energies.sum(1).prod() + 1e-6).sqrt(), covered
+
+    def scores(self, matrix: Tensor) -> Tensor:
+        """The normalised correlation of each pair (N)."""
+        agreement, energies, _ = self.compared(matrix)
+        return agreement / (energies.prod(0) + 1e-6).sqrt()
+
+
+def refine(
+    level: Level, size: Size, start: Matrix, steps: int, modes: int = 8, rate: float = 1.0, stiffness: float = 0.0
+) -> Refined:
+    """Improve `start` (visible -> infrared) by `steps` of Adam over the first `modes` of eight corner moves (4: scale,
+    turn and shift); `rate` is in pixels of a visible picture of UNIT, `size` the visible picture's own."""
+    basis = corner_modes(size) * (max(size) / UNIT)
+    begin = torch.from_numpy(start)
+    moves = torch.zeros(modes).double().requires_grad_(True)
+    optimiser = torch.optim.Adam([moves], lr=rate, betas=(0.8, 0.95))
+    best, result = -np.inf, Refined(start, -1.0, 0.0)
+    for step in range(steps + 1):
+        for group in optimiser.param_groups:
+            group["lr"] = rate * (1 - 0.9 * step / steps)
+        matrix = begin @ moved_corners(size, (moves[:, None, None] * basis[:modes]).sum(0))
+        score, covered = level.score(matrix)
+        goal = score - stiffness * (moves[4:] / PRIOR).square().sum()
+        if goal.item() > best:
+            best = goal.item()
+            found = matrix.detach().numpy()
+            result = Refined(found / found[2, 2], score.item(), covered.item())
+        optimiser.zero_grad()
+        (-goal).backward()
+        optimiser.step()
+    return result

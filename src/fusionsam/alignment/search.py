@@ -1,0 +1,89 @@
+"""The coarse search: scale, turn and shift of one camera against the other, by Fourier correlation over all pairs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from fusionsam.alignment.geometry import Matrix, Size, apply, centre, corners, rescaling, similarity
+from fusionsam.alignment.orientation import local_contrast, orientation, resized, sampled
+
+COARSE = 160
+"""Pixels of the visible picture's longer side."""
+FIELDS_OF_VIEW = (0.46, 1.75)
+"""Widths of the infrared frame that are tried, as a share of the visible one."""
+STEPS = 23
+TURNS = (-3.0, 0.0, 3.0)
+REACH = 0.25
+"""How far the centres may lie apart, as a share of the visible picture's longer side."""
+
+
+class Hypothesis(NamedTuple):
+    """A similarity that may be right."""
+
+    score: float
+    """Correlation over its standard deviation by chance, roughly: comparable among hypotheses alone."""
+    matrix: Matrix
+    """Visible pixels -> infrared pixels, both of the pictures that were searched."""
+
+
+def coarse_search(visible: Tensor, infrared: Tensor, keep: int = 3) -> list[Hypothesis]:
+    """The best `keep` similarities, best first, no two alike. `visible` (N,H,W) and `infrared` (N,H',W') grey of the
+    same moments, local contrast not yet normalised."""
+    size, other = tuple(visible.shape[-2:]), tuple(infrared.shape[-2:])
+    factor = COARSE / max(size)
+    small = (round(size[0] * factor), round(size[1] * factor))
+    field = torch.view_as_complex(orientation(local_contrast(resized(visible, small))).movedim(1, -1).contiguous())
+    found = []
+    for ratio in np.geomspace(*FIELDS_OF_VIEW, STEPS):
+        width = round(ratio * small[1])
+        frame = (max(8, round(width * other[0] / other[1])), width)
+        heat = local_contrast(resized(infrared, frame))
+        for turn in TURNS:
+            score, matrix = _best_shift(field, heat, turn, int(REACH * COARSE))
+            full = np.linalg.inv(rescaling(other, frame)) @ matrix @ rescaling(size, small)
+            found.append(Hypothesis(score, full))
+    return _apart(sorted(found, key=lambda each: -each.score), size, keep)
+
+
+def _best_shift(field: Tensor, heat: Tensor, turn: float, reach: int) -> tuple[float, Matrix]:
+    """`field` complex (N,H,W) of the visible pictures, `heat` (N,h,w) at the same scale -> score and the matrix visible
+    to infrared of the best shift of the centres by up to `reach` pixels."""
+    size, frame = tuple(field.shape[-2:]), tuple(heat.shape[-2:])
+    # the turned infrared is laid on a canvas that holds both frames, all three with the same middle
+    canvas: Size = (max(size[0], frame[0]), max(size[1], frame[1]))
+    turned = similarity(1, turn, centre(canvas), centre(frame))
+    image, mask = sampled(heat, torch.from_numpy(turned), canvas)
+    other = torch.view_as_complex(orientation(image, mask).movedim(1, -1).contiguous())
+    shape = [next_fast_len(side + room) for side, room in zip(canvas, (size[0] + 8, size[1] + 8), strict=True)]
+
+    def correlation(one: Tensor, two: Tensor) -> Tensor:
+        product = torch.fft.fft2(one, s=shape) * torch.fft.fft2(two, s=shape).conj()
+        return torch.fft.ifft2(product.sum(0)).real
+
+    together = correlation(field, other)
+    chance = correlation(field.abs() ** 2, other.abs() ** 2)
+    score = together / (chance.clamp(min=0) + 0.02 * chance.max()).sqrt()
+    # shift (dy, dx): visible pixel p looks at the canvas at p - shift; 0 is where the middles coincide
+    y0, x0 = (size[0] - canvas[0]) // 2, (size[1] - canvas[1]) // 2
+    window = torch.roll(score, (reach - y0, reach - x0), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
+    best = int(window.argmax())
+    dy, dx = best // window.shape[1] - reach + y0, best % window.shape[1] - reach + x0
+    shift = np.array([[1, 0, -dx], [0, 1, -dy], [0, 0, 1.0]])
+    return float(window.max()), turned @ shift
+
+
+def _apart(found: list[Hypothesis], size: Size, keep: int) -> list[Hypothesis]:
+    kept: list[Hypothesis] = []
+    least = 0.04 * max(size)
+    for each in found:
+        moved = [apply(np.linalg.inv(other.matrix) @ each.matrix, corners(size)) - corners(size) for other in kept]
+        if all(np.linalg.norm(move, axis=1).mean() > least for move in moved):
+            kept.append(each)
+        if len(kept) == keep:
+            break
+    return kept
