@@ -18,7 +18,7 @@ WORKING = 640
 """Pixels of the longer side beyond which pictures are reduced before anything else."""
 SEARCHED = 5
 """Pairs that the coarse search looks at."""
-STIFFNESS = 0.002
+STIFFNESS = 0.01
 
 
 @dataclass

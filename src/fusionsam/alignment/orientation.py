@@ -44,8 +44,11 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
     reach = min(math.ceil(2.5 * sigma), 3 * max(images.shape[-2:]))
     kernel = torch.exp(-(torch.arange(-reach, reach + 1.0) ** 2) / (2 * sigma * sigma))
     kernel = (kernel / kernel.sum()).to(images)
-    padded = F.pad(images[:, None], (reach, reach, reach, reach), mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None])[:, 0]
+    padded = F.pad(images[None], (reach, reach, reach, reach), mode="replicate")
+    # a group a picture: several times as fast on a CPU as pictures in a batch
+    count = len(images)
+    across = F.conv2d(padded, kernel.expand(count, 1, 1, -1), groups=count)
+    return F.conv2d(across, kernel[:, None].expand(count, 1, -1, 1), groups=count)[0]
 
 
 def broad_blur(images: Tensor, sigma: float) -> Tensor:

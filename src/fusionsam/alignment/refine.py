@@ -72,11 +72,10 @@ def refine(
     basis = corner_modes(size) * (max(size) / UNIT)
     begin = torch.from_numpy(start)
     moves = torch.zeros(modes).double().requires_grad_(True)
-    optimiser = torch.optim.Adam([moves], lr=rate, betas=(0.8, 0.95))
+    # Adam (arXiv 1412.6980) in four lines: torch.optim takes seconds to import
+    mean, square = torch.zeros_like(moves), torch.zeros_like(moves)
     best, result = -np.inf, Refined(start, -1.0, 0.0)
     for step in range(steps + 1):
-        for group in optimiser.param_groups:
-            group["lr"] = rate * (1 - 0.9 * step / steps)
         matrix = begin @ moved_corners(size, (moves[:, None, None] * basis[:modes]).sum(0))
         score, covered = level.score(matrix)
         goal = score - stiffness * (moves[4:] / PRIOR).square().sum()
@@ -84,7 +83,11 @@ def refine(
             best = goal.item()
             found = matrix.detach().numpy()
             result = Refined(found / found[2, 2], score.item(), covered.item())
-        optimiser.zero_grad()
-        (-goal).backward()
-        optimiser.step()
+        if step == steps:
+            break
+        (gradient,) = torch.autograd.grad(goal, moves)
+        mean, square = 0.8 * mean + 0.2 * gradient, 0.95 * square + 0.05 * gradient.square()
+        usual, spread = mean / (1 - 0.8 ** (step + 1)), (square / (1 - 0.95 ** (step + 1))).sqrt()
+        with torch.no_grad():
+            moves += rate * (1 - 0.9 * step / steps) * usual / (spread + 1e-8)
     return result

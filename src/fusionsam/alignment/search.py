@@ -37,36 +37,49 @@ def coarse_search(visible: Tensor, infrared: Tensor, keep: int = 3) -> list[Hypo
     size, other = tuple(visible.shape[-2:]), tuple(infrared.shape[-2:])
     factor = COARSE / max(size)
     small = (round(size[0] * factor), round(size[1] * factor))
-    field = torch.view_as_complex(orientation(local_contrast(resized(visible, small))).movedim(1, -1).contiguous())
+    spectra = _Spectra(_complex(orientation(local_contrast(resized(visible, small)))))
     found = []
     for ratio in np.geomspace(*FIELDS_OF_VIEW, STEPS):
         width = round(ratio * small[1])
         frame = (max(8, round(width * other[0] / other[1])), width)
         heat = local_contrast(resized(infrared, frame))
         for turn in TURNS:
-            score, matrix = _best_shift(field, heat, turn, int(REACH * COARSE))
+            score, matrix = _best_shift(spectra, heat, turn, int(REACH * COARSE))
             full = np.linalg.inv(rescaling(other, frame)) @ matrix @ rescaling(size, small)
             found.append(Hypothesis(score, full))
     return _apart(sorted(found, key=lambda each: -each.score), size, keep)
 
 
-def _best_shift(field: Tensor, heat: Tensor, turn: float, reach: int) -> tuple[float, Matrix]:
-    """`field` complex (N,H,W) of the visible pictures, `heat` (N,h,w) at the same scale -> score and the matrix visible
-    to infrared of the best shift of the centres by up to `reach` pixels."""
-    size, frame = tuple(field.shape[-2:]), tuple(heat.shape[-2:])
+class _Spectra:
+    """Fourier transforms of the visible pictures' fields, one for each size of the canvas."""
+
+    def __init__(self, field: Tensor) -> None:
+        self.field, self.energy = field, field.abs().square()
+        self.size: Size = (field.shape[-2], field.shape[-1])
+        self._known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def at(self, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Of the field and of its energy."""
+        if shape not in self._known:
+            self._known = {shape: (torch.fft.fft2(self.field, s=shape), torch.fft.rfft2(self.energy, s=shape))}
+        return self._known[shape]
+
+
+def _best_shift(spectra: _Spectra, heat: Tensor, turn: float, reach: int) -> tuple[float, Matrix]:
+    """`heat` (N,h,w) at the scale of the visible fields -> score and the matrix visible to infrared of the best shift of
+    the centres by up to `reach` pixels."""
+    size, frame = spectra.size, (heat.shape[-2], heat.shape[-1])
     # the turned infrared is laid on a canvas that holds both frames, all three with the same middle
     canvas: Size = (max(size[0], frame[0]), max(size[1], frame[1]))
     turned = similarity(1, turn, centre(canvas), centre(frame))
     image, mask = sampled(heat, torch.from_numpy(turned), canvas)
-    other = torch.view_as_complex(orientation(image, mask).movedim(1, -1).contiguous())
-    shape = [next_fast_len(side + room) for side, room in zip(canvas, (size[0] + 8, size[1] + 8), strict=True)]
-
-    def correlation(one: Tensor, two: Tensor) -> Tensor:
-        product = torch.fft.fft2(one, s=shape) * torch.fft.fft2(two, s=shape).conj()
-        return torch.fft.ifft2(product.sum(0)).real
-
-    together = correlation(field, other)
-    chance = correlation(field.abs() ** 2, other.abs() ** 2)
+    other = _complex(orientation(image, mask))
+    # room for the shifts alone: what wraps round farther out is not looked at
+    lengths = [max(one, (one + two) // 2 + reach + 2) for one, two in zip(canvas, size, strict=True)]
+    shape = (next_fast_len(lengths[0]), next_fast_len(lengths[1]))
+    first, energy = spectra.at(shape)
+    together = torch.fft.ifft2((first * torch.fft.fft2(other, s=shape).conj()).sum(0)).real
+    chance = torch.fft.irfft2((energy * torch.fft.rfft2(other.abs().square(), s=shape).conj()).sum(0), s=shape)
     score = together / (chance.clamp(min=0) + 0.02 * chance.max()).sqrt()
     # shift (dy, dx): visible pixel p looks at the canvas at p - shift; 0 is where the middles coincide
     y0, x0 = (size[0] - canvas[0]) // 2, (size[1] - canvas[1]) // 2
@@ -75,6 +88,11 @@ def _best_shift(field: Tensor, heat: Tensor, turn: float, reach: int) -> tuple[f
     dy, dx = best // window.shape[1] - reach + y0, best % window.shape[1] - reach + x0
     shift = np.array([[1, 0, -dx], [0, 1, -dy], [0, 0, 1.0]])
     return float(window.max()), turned @ shift
+
+
+def _complex(field: Tensor) -> Tensor:
+    """(N,2,H,W) -> complex (N,H,W)."""
+    return torch.view_as_complex(field.movedim(1, -1).contiguous())
 
 
 def _apart(found: list[Hypothesis], size: Size, keep: int) -> list[Hypothesis]:
