@@ -1,0 +1,85 @@
+"""One resampling from one camera's frame into the other's, with the mask of what is there."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from fusionsam.alignment.geometry import Size
+from fusionsam.alignment.rig import Rig
+
+MOST_SAMPLES = 4
+"""Samples a side of an output pixel where the source is finer."""
+
+
+class Warped(NamedTuple):
+    """A picture in the other camera's frame."""
+
+    image: Tensor  # (C,H,W), of the dtype that was given; outside of the source its border goes on
+    inside: Tensor  # bool (H,W): the source reaches there
+
+
+class Warp:
+    """The way from every pixel of a target frame to a source picture, ready for any number of pictures."""
+
+    def __init__(self, rig: Rig, frame: str = "visible", shift: tuple[float, float] = (0.0, 0.0)) -> None:
+        """`frame` visible: infrared pictures come into the visible frame; infrared: the other way round. `shift` (x, y)
+        in target pixels is where the picture is moved to besides."""
+        to_source = rig.visible_to_infrared if frame == "visible" else rig.infrared_to_visible_points
+        target, source = (rig.visible_size, rig.infrared_size)[:: 1 if frame == "visible" else -1]
+        self.source, self.target = source, target
+        self.samples = _samples(to_source, target)
+        fine: Size = (target[0] * self.samples, target[1] * self.samples)
+        rows, columns = np.meshgrid(*(_places(side, self.samples) for side in target), indexing="ij")
+        points = np.stack([columns.ravel() - shift[0], rows.ravel() - shift[1]], 1)
+        places = to_source(points).reshape(*fine, 2)
+        self.inside = torch.from_numpy(_inside(to_source, target, source, shift))
+        limits = np.array([source[1], source[0]], dtype=np.float64)
+        # grid_sample's -1 and 1 are the outer edges of the outer pixels
+        grid = (2 * (places + 0.5) / limits - 1).clip(-1e6, 1e6)
+        self.grid = torch.from_numpy(np.nan_to_num(grid, nan=1e6)).float()
+
+    @property
+    def covered(self) -> float:
+        """Share of the target frame that the source reaches, 0 to 1."""
+        return float(self.inside.float().mean())
+
+    def __call__(self, image: Tensor) -> Warped:
+        """`image` (C,H,W) of the source's size, of any dtype: deep counts stay counts."""
+        # double where float cannot hold every count
+        wide = torch.float64 if image.dtype in (torch.float64, torch.int32, torch.int64) else torch.float32
+        values = F.grid_sample(
+            image.to(wide)[None], self.grid.to(wide)[None], padding_mode="border", align_corners=False
+        )
+        if self.samples > 1:
+            values = F.avg_pool2d(values, self.samples)
+        if not image.dtype.is_floating_point:
+            values = values.round()
+        return Warped(values[0].to(image.dtype), self.inside)
+
+
+def _places(side: int, samples: int) -> NDArray[np.float64]:
+    """Sample positions along a side of `side` pixels, `samples` a pixel."""
+    return (np.arange(side * samples) + 0.5) / samples - 0.5
+
+
+def _samples(to_source: Any, target: Size) -> int:
+    """How many source pixels an output pixel spans in the middle of the frame, so that nothing is skipped over."""
+    y, x = (target[0] - 1) / 2, (target[1] - 1) / 2
+    ends = to_source(np.array([[x - 0.5, y], [x + 0.5, y], [x, y - 0.5], [x, y + 0.5]]))
+    step = max(float(np.linalg.norm(ends[1] - ends[0])), float(np.linalg.norm(ends[3] - ends[2])))
+    return min(MOST_SAMPLES, max(1, math.ceil(step - 0.25))) if math.isfinite(step) else 1
+
+
+def _inside(to_source: Any, target: Size, source: Size, shift: tuple[float, float]) -> NDArray[np.bool_]:
+    rows, columns = np.meshgrid(np.arange(target[0]), np.arange(target[1]), indexing="ij")
+    places = to_source(np.stack([columns.ravel() - shift[0], rows.ravel() - shift[1]], 1).astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        low, high = places >= -0.5, places <= np.array([source[1], source[0]]) - 0.5
+    return (low & high).all(1).reshape(target)
