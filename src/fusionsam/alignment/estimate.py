@@ -30,23 +30,26 @@ class Estimate:
     scores: list[float]  # of each pair
     shuffled: float  # mean score of pictures that do not belong together under the same matrix; nan for one pair
     covered: float  # share of the visible frame that infrared covers, 0 to 1
-    rival: float  # score of the second best hypothesis
 
 
-def working(images: Sequence[Tensor], visible: bool) -> Tensor:
-    """uint8 (C,H,W) each, of one size -> grey float (N,h,w), the longer side at most WORKING."""
-    first = images[0]
-    factor = min(1.0, WORKING / max(first.shape[1:]))
-    size = (max(1, round(first.shape[1] * factor)), max(1, round(first.shape[2] * factor)))
-    return torch.cat([resized((compressed(grey(x)) if visible else grey(x))[None], size) for x in images])
+def working(image: Tensor, visible: bool) -> Tensor:
+    """uint8 (C,H,W) -> grey float (h,w), the longer side at most WORKING: all that `estimate` needs of a picture."""
+    factor = min(1.0, WORKING / max(image.shape[1:]))
+    size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[2] * factor)))
+    return resized((compressed(grey(image)) if visible else grey(image))[None], size)[0]
 
 
-def estimate(visible: Sequence[Tensor], infrared: Sequence[Tensor]) -> Estimate:
-    """From N pairs, uint8 (3,H,W) and (1,H',W'), every visible picture of one size and every infrared one of one.
+def estimate(
+    visible: Sequence[Tensor], infrared: Sequence[Tensor], visible_size: Size, infrared_size: Size
+) -> Estimate:
+    """From N pairs as `working` makes them, all visible pictures of one size and all infrared ones of one; the sizes
+    (H, W) are those of the pictures as they are.
 
-    The result is a guess until its score is judged (`verdict`)."""
-    sizes: tuple[Size, Size] = (tuple(visible[0].shape[1:]), tuple(infrared[0].shape[1:]))  # type: ignore[assignment]
-    one, two = working(visible, True), working(infrared, False)
+    The result is a guess until `judge.judge` has looked at it. Deterministic.
+
+    >>> found = estimate([working(v, True)], [working(t, False)], (480, 640), (256, 320))  # doctest: +SKIP
+    """
+    one, two = torch.stack(list(visible)), torch.stack(list(infrared))
     size: Size = (one.shape[1], one.shape[2])
     found = _search(one, two, size)
     level = Level(one, two, found[0].matrix, 256 if len(one) < 10 else 192)
@@ -54,10 +57,9 @@ def estimate(visible: Sequence[Tensor], infrared: Sequence[Tensor]) -> Estimate:
     with torch.no_grad():
         scores = level.scores(torch.from_numpy(best.matrix)).tolist()
         shuffled = _shuffled(level, torch.from_numpy(best.matrix))
-    frames = rescaling(sizes[0], size), rescaling(sizes[1], (two.shape[1], two.shape[2]))
+    frames = rescaling(visible_size, size), rescaling(infrared_size, (two.shape[1], two.shape[2]))
     matrix = np.linalg.inv(frames[1]) @ best.matrix @ frames[0]
-    rival = found[1].score if len(found) > 1 else float("nan")
-    return Estimate(matrix / matrix[2, 2], best.score, scores, shuffled, best.covered, rival)
+    return Estimate(matrix / matrix[2, 2], best.score, scores, shuffled, best.covered)
 
 
 def _search(visible: Tensor, infrared: Tensor, size: Size) -> list[Refined]:

@@ -54,9 +54,7 @@ class Lens:
         """For a resized copy of the picture."""
         way = rescaling(source, target)
         x, y = way[0, 0], way[1, 1]
-        return Lens(
-            self.fx * x, self.fy * y, self.cx * x + way[0, 2], self.cy * y + way[1, 2], self.distortion
-        )
+        return Lens(self.fx * x, self.fy * y, self.cx * x + way[0, 2], self.cy * y + way[1, 2], self.distortion)
 
     def as_dict(self) -> dict[str, Any]:
         """As rig.json has it."""
@@ -74,4 +72,5 @@ class Lens:
         if len(bent) > 5 or not np.isfinite([*four, *bent]).all() or min(four[:2]) <= 0:
             raise InputError(f"{name}: focal lengths {four[:2]}, {len(bent)} coefficients; {remedy}, all finite")
         k1, k2, p1, p2, k3 = [*bent, 0.0, 0.0, 0.0, 0.0, 0.0][:5]
-        return cls(*four, (k1, k2, p1, p2, k3))
+        fx, fy, cx, cy = four
+        return cls(fx, fy, cx, cy, (k1, k2, p1, p2, k3))

@@ -73,8 +73,8 @@ class Rig:
         return moved if self.visible_lens is None else self.visible_lens.distorted(moved)
 
     def at(self, visible_size: Size, infrared_size: Size, name: str = "the rig") -> Rig:
-        """The rig for pictures of these sizes: itself, or rescaled where both sides of a picture are reduced or enlarged
-        alike. InputError for other sizes, which are of other cameras."""
+        """The rig for pictures of these sizes: itself, or rescaled where both sides of a picture are resized alike.
+        InputError for other sizes, which are of other cameras."""
         pairs = (("visible", self.visible_size, visible_size), ("infrared", self.infrared_size, infrared_size))
         for kind, own, given in pairs:
             factor = given[1] / own[1]
@@ -114,7 +114,9 @@ def read_rig(path: str | Path) -> Rig:
     path = Path(path)
     values = _json(path)
     if values.get("format") != FORMAT:
-        raise InputError(f"{path}: is no rig file (its format is {values.get('format')!r}); expected {FORMAT!r}; {REMEDY}")
+        raise InputError(
+            f"{path}: is no rig file (its format is {values.get('format')!r}); expected {FORMAT!r}; {REMEDY}"
+        )
     if values.get("version") != VERSION:
         raise InputError(f"{path}: is a rig of version {values.get('version')!r}, expected {VERSION}; {REMEDY}")
     matrix = _matrix(path, values.get("infrared_to_visible"))
@@ -128,7 +130,9 @@ def read_rig(path: str | Path) -> Rig:
     require_sound(rig, str(path))
     # a hand may change it, if it takes the digest out: a file that was cut or merged by accident still has it
     if "digest" in values and values["digest"] != rig.digest:
-        raise InputError(f"{path}: its digest does not fit its numbers; {REMEDY}, or take the digest out if you edited it")
+        raise InputError(
+            f"{path}: its digest does not fit its numbers; {REMEDY}, or take the digest out if you edited it"
+        )
     return rig
 
 

@@ -34,7 +34,8 @@ class Hypothesis(NamedTuple):
 def coarse_search(visible: Tensor, infrared: Tensor, keep: int = 3) -> list[Hypothesis]:
     """The best `keep` similarities, best first, no two alike. `visible` (N,H,W) and `infrared` (N,H',W') grey of the
     same moments, local contrast not yet normalised."""
-    size, other = tuple(visible.shape[-2:]), tuple(infrared.shape[-2:])
+    size: Size = (visible.shape[-2], visible.shape[-1])
+    other: Size = (infrared.shape[-2], infrared.shape[-1])
     factor = COARSE / max(size)
     small = (round(size[0] * factor), round(size[1] * factor))
     spectra = _Spectra(_complex(orientation(local_contrast(resized(visible, small)))))
@@ -66,8 +67,8 @@ class _Spectra:
 
 
 def _best_shift(spectra: _Spectra, heat: Tensor, turn: float, reach: int) -> tuple[float, Matrix]:
-    """`heat` (N,h,w) at the scale of the visible fields -> score and the matrix visible to infrared of the best shift of
-    the centres by up to `reach` pixels."""
+    """`heat` (N,h,w) at the scale of the visible fields -> score and the matrix visible to infrared of the best shift
+    of the centres by up to `reach` pixels."""
     size, frame = spectra.size, (heat.shape[-2], heat.shape[-1])
     # the turned infrared is laid on a canvas that holds both frames, all three with the same middle
     canvas: Size = (max(size[0], frame[0]), max(size[1], frame[1]))

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from fusionsam.alignment.geometry import Size
 from fusionsam.alignment.rig import Rig
 
+BLOCK = 1 << 20
+"""Points that are looked up at once."""
 MOST_SAMPLES = 4
 """Samples a side of an output pixel where the source is finer."""
 
@@ -35,15 +37,21 @@ class Warp:
         target, source = (rig.visible_size, rig.infrared_size)[:: 1 if frame == "visible" else -1]
         self.source, self.target = source, target
         self.samples = _samples(to_source, target)
-        fine: Size = (target[0] * self.samples, target[1] * self.samples)
-        rows, columns = np.meshgrid(*(_places(side, self.samples) for side in target), indexing="ij")
-        points = np.stack([columns.ravel() - shift[0], rows.ravel() - shift[1]], 1)
-        places = to_source(points).reshape(*fine, 2)
-        self.inside = torch.from_numpy(_inside(to_source, target, source, shift))
+        self.inside = torch.zeros(target, dtype=torch.bool)
+        self.grid = torch.empty(target[0] * self.samples, target[1] * self.samples, 2)
         limits = np.array([source[1], source[0]], dtype=np.float64)
-        # grid_sample's -1 and 1 are the outer edges of the outer pixels
-        grid = (2 * (places + 0.5) / limits - 1).clip(-1e6, 1e6)
-        self.grid = torch.from_numpy(np.nan_to_num(grid, nan=1e6)).float()
+        for first in range(0, target[0], step := max(1, BLOCK // (target[1] * self.samples**2))):
+            part = slice(first, min(first + step, target[0]))
+            places = to_source(_points(part, target[1], 1, shift))
+            with np.errstate(invalid="ignore"):
+                inside = ((places >= -0.5) & (places <= limits - 0.5)).all(1)
+            self.inside[part] = torch.from_numpy(inside.reshape(-1, target[1]))
+            if self.samples > 1:
+                places = to_source(_points(part, target[1], self.samples, shift))
+            # grid_sample's -1 and 1 are the outer edges of the outer pixels
+            grid = np.nan_to_num(2 * (places + 0.5) / limits - 1, nan=1e6).clip(-1e6, 1e6)
+            rows = slice(part.start * self.samples, part.stop * self.samples)
+            self.grid[rows] = torch.from_numpy(grid).float().reshape(-1, target[1] * self.samples, 2)
 
     @property
     def covered(self) -> float:
@@ -64,9 +72,12 @@ class Warp:
         return Warped(values[0].to(image.dtype), self.inside)
 
 
-def _places(side: int, samples: int) -> NDArray[np.float64]:
-    """Sample positions along a side of `side` pixels, `samples` a pixel."""
-    return (np.arange(side * samples) + 0.5) / samples - 0.5
+def _points(rows: slice, width: int, samples: int, shift: tuple[float, float]) -> NDArray[np.float64]:
+    """(N,2) x, y of the samples of some rows, `samples` a side of a pixel, moved back by `shift`."""
+    across = (np.arange(width * samples) + 0.5) / samples - 0.5 - shift[0]
+    down = (np.arange(rows.start * samples, rows.stop * samples) + 0.5) / samples - 0.5 - shift[1]
+    x, y = np.meshgrid(across, down)
+    return np.stack([x.ravel(), y.ravel()], 1)
 
 
 def _samples(to_source: Any, target: Size) -> int:
@@ -75,11 +86,3 @@ def _samples(to_source: Any, target: Size) -> int:
     ends = to_source(np.array([[x - 0.5, y], [x + 0.5, y], [x, y - 0.5], [x, y + 0.5]]))
     step = max(float(np.linalg.norm(ends[1] - ends[0])), float(np.linalg.norm(ends[3] - ends[2])))
     return min(MOST_SAMPLES, max(1, math.ceil(step - 0.25))) if math.isfinite(step) else 1
-
-
-def _inside(to_source: Any, target: Size, source: Size, shift: tuple[float, float]) -> NDArray[np.bool_]:
-    rows, columns = np.meshgrid(np.arange(target[0]), np.arange(target[1]), indexing="ij")
-    places = to_source(np.stack([columns.ravel() - shift[0], rows.ravel() - shift[1]], 1).astype(np.float64))
-    with np.errstate(invalid="ignore"):
-        low, high = places >= -0.5, places <= np.array([source[1], source[0]]) - 0.5
-    return (low & high).all(1).reshape(target)

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (one line of help, module that owns the command)
     "predict": ("fuse pairs of images and label every pixel", "inference.files"),
+    "align": ("find how two cameras stand to each other, for pairs that are not aligned", "cli.align"),
     "info": ("show a model's parts, sizes, classes and where its weights came from", "cli.info"),
     "train": ("train by a configuration file, or resume a run", "training.run"),
     "evaluate": ("score a model or a folder of predictions against labels", "evaluation.run"),

@@ -1,0 +1,104 @@
+"""A rig from points that a person clicked in both pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionsam.alignment.geometry import Size, apply, from_points
+from fusionsam.alignment.rig import Rig, require_sound
+from fusionsam.errors import InputError
+
+FEWEST = 4
+LARGE = 0.02
+"""Mean distance of the points after the fit, as a share of the visible picture's longer side, that is warned of."""
+FORMAT = (
+    'expected JSON {"visible": [[x, y], ...], "infrared": [[x, y], ...]}, or CSV rows '
+    "visible_x,visible_y,infrared_x,infrared_y"
+)
+
+
+def read_points(path: str | Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N,2) x, y in the visible and in the infrared picture, N at least 4. InputError for anything else."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "no UTF-8 text"
+        raise InputError(f"{path}: cannot be read ({reason}); {FORMAT}") from None
+    try:
+        if text.lstrip().startswith("{"):
+            values: Any = json.loads(text)
+            one, two = (np.array(values[name], dtype=np.float64) for name in ("visible", "infrared"))
+        else:
+            rows = [row for row in csv.reader(text.splitlines()) if row and not row[0].lstrip().startswith("#")]
+            if rows and not _is_number(rows[0][0]):
+                rows = rows[1:]
+            table = np.array([[float(cell) for cell in row] for row in rows], dtype=np.float64)
+            if table.ndim != 2 or table.shape[1] != 4:
+                raise ValueError("not four columns")
+            one, two = table[:, :2], table[:, 2:]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())[:80]}; {FORMAT}") from None
+    if one.ndim != 2 or one.shape != two.shape or one.shape[1] != 2 or not np.isfinite([one, two]).all():
+        raise InputError(f"{path}: found points of shapes {one.shape} and {two.shape}; {FORMAT}")
+    if len(one) < FEWEST:
+        raise InputError(f"{path}: {len(one)} pairs of points, expected at least {FEWEST}; click more")
+    return one, two
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def rig_from_points(
+    visible: NDArray[np.float64], infrared: NDArray[np.float64], visible_size: Size, infrared_size: Size, name: str
+) -> Rig:
+    """The homography of least squares. InputError, naming `name`, for points outside of the pictures, on one line or
+    that contradict one another so much that the picture would fold."""
+    for kind, points, size in (("visible", visible, visible_size), ("infrared", infrared, infrared_size)):
+        outside = ((points < -0.5) | (points > np.array(size)[::-1] - 0.5)).any(1)
+        if outside.any():
+            x, y = points[outside][0]
+            raise InputError(
+                f"{name}: the {kind} point ({x:g}, {y:g}) lies outside of {size[0]}x{size[1]} (height x width) pixels; "
+                "give x then y, in pixels of the picture as it is"
+            )
+        spread = np.linalg.svd(points - points.mean(0), compute_uv=False)
+        if spread[1] < 0.01 * max(size):
+            raise InputError(f"{name}: the {kind} points lie on one line; click them all over the picture")
+    try:
+        matrix = from_points(infrared, visible)
+    except np.linalg.LinAlgError:
+        matrix = np.full((3, 3), np.nan)
+    if not np.isfinite(matrix).all():
+        raise InputError(f"{name}: the points determine no transformation; click them all over the picture")
+    distances = np.linalg.norm(apply(matrix, infrared) - visible, axis=1)
+    warnings = []
+    if len(visible) == FEWEST:
+        warnings.append(
+            "found from 4 points, which any transformation fits; click six or more to learn how well it does"
+        )
+    elif distances.mean() > LARGE * max(visible_size):
+        worst = int(distances.argmax()) + 1
+        warnings.append(f"the points disagree by {distances.mean():.1f} pixels; the worst is number {worst}")
+    told = {
+        "source": "points",
+        "points": len(visible),
+        "point_error": round(float(distances.mean()), 3),
+        "point_errors": [round(float(value), 3) for value in distances],
+        "verdict": f"fitted to {len(visible)} points, mean distance {distances.mean():.1f} visible pixels",
+        "warnings": warnings,
+    }
+    rig = Rig(visible_size, infrared_size, matrix, told=told)
+    require_sound(rig, name)
+    return rig
