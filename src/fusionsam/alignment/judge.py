@@ -50,8 +50,8 @@ def judge(found: Estimate, visible_size: Size, infrared_size: Size) -> Verdict:
         warnings.append(f"infrared covers {found.covered:.0%} of the visible picture; the rest is without infrared")
     if count > 1 and found.shuffled > 0.5 * found.score:
         warnings.append(
-            f"pictures of different pairs fit nearly as well ({found.shuffled:.2f}): all show one scene; give more varied "
-            "pairs"
+            f"pictures of different pairs fit nearly as well ({found.shuffled:.2f}): all show one scene; give "
+            "more varied pairs"
         )
     word = "clear" if found.score >= needed + 0.1 else "fair"
     return Verdict(True, f"accepted, a {word} fit: {told}", warnings)
