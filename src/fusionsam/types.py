@@ -34,6 +34,10 @@ class Sample:
     visible: Tensor | None  # uint8 (3,H,W)
     infrared: Tensor | None  # uint8 (1,H,W)
     label: Tensor | None = None  # int64 (H,W), ids of the data set's classes
+    covered: Tensor | None = (
+        None  # bool (2,H,W): where the visible, where the infrared camera reaches; None: everywhere
+    )
+    alignment: dict[str, Any] = field(default_factory=dict)  # what was done to bring the two into one frame; plain JSON
 
     @property
     def size(self) -> tuple[int, int]:

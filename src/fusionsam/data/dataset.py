@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fusionsam.alignment.apply import Aligner
 from fusionsam.config.datasets import DatasetRow, find
 from fusionsam.data.images import read_infrared, read_label, read_rgbt, read_visible
 from fusionsam.data.splits import Entry, entries
@@ -30,7 +31,10 @@ class PairDataset(Dataset[Sample]):
     With a `row` that names classes, label ids outside of 0..K-1 (and 255, ignore) raise InputError naming the file.
     So do arrays of one pair whose sizes differ."""
 
-    def __init__(self, entries: Sequence[Entry], row: DatasetRow | None = None, cache: bool = False) -> None:
+    def __init__(
+        self, entries: Sequence[Entry], row: DatasetRow | None = None, cache: bool = False, align: Aligner | None = None
+    ) -> None:
+        self.align = align
         self.entries = list(entries)
         self.row = row
         self._cache: dict[int, Sample] | None = {} if cache else None
@@ -41,13 +45,15 @@ class PairDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         if self._cache is None:
-            return read_sample(self.entries[index], self.row)
+            return read_sample(self.entries[index], self.row, self.align)
         if (kept := self._cache.get(index)) is not None:
             return replace(kept, label=None if kept.label is None else kept.label.long())
-        sample = read_sample(self.entries[index], self.row)
+        sample = read_sample(self.entries[index], self.row, self.align)
         # Ids are kept in 8 bits: as int64 the label would take twice the room of both images together.
         small = None if sample.label is None else sample.label.to(torch.uint8)
-        size = sum(array.nbytes for array in (sample.visible, sample.infrared, small) if array is not None)
+        size = sum(
+            array.nbytes for array in (sample.visible, sample.infrared, small, sample.covered) if array is not None
+        )
         if size > self._room:
             self._room = 0  # full: where labels alone are asked for, labels alone are read from now on
             return sample
@@ -69,14 +75,20 @@ class PairDataset(Dataset[Sample]):
 
 
 def open_split(
-    dataset: str, root: str | Path, split: str, class_file: str | Path | None = None, cache: bool = False
+    dataset: str,
+    root: str | Path,
+    split: str,
+    class_file: str | Path | None = None,
+    cache: bool = False,
+    align: Aligner | None = None,
 ) -> PairDataset:
     """The split of a data set, ready to read. Raises InputError as `splits.entries` and `catalog.find` do."""
-    return PairDataset(entries(dataset, root, split, class_file), find(dataset, class_file), cache)
+    return PairDataset(entries(dataset, root, split, class_file), find(dataset, class_file), cache, align)
 
 
-def read_sample(entry: Entry, row: DatasetRow | None = None) -> Sample:
-    """Both images and the label of one entry. Raises InputError for unreadable files, differing sizes, strange ids."""
+def read_sample(entry: Entry, row: DatasetRow | None = None, align: Aligner | None = None) -> Sample:
+    """Both images and the label of one entry, of two cameras that `align` brings into one frame (the label's is that
+    frame). Raises InputError for unreadable files, differing sizes, strange ids."""
     visible: Tensor | None
     infrared: Tensor | None
     if entry.rgbt is not None:
@@ -85,7 +97,15 @@ def read_sample(entry: Entry, row: DatasetRow | None = None) -> Sample:
         visible = None if entry.visible is None else read_visible(entry.visible)
         infrared = None if entry.infrared is None else read_infrared(entry.infrared)
     label = None if entry.label is None else _read_label(entry, row)
+    covered, told = None, {}
+    if align is not None and visible is not None and infrared is not None:
+        try:
+            aligned = align(visible, infrared)
+        except InputError as error:
+            raise InputError(f"{entry.id}: {error}") from None
+        visible, infrared, covered, told = aligned.visible, aligned.infrared, aligned.covered, aligned.told
     if entry.mirrored:
+        covered = None if covered is None else covered.flip(-1)
         visible = None if visible is None else visible.flip(-1)
         infrared = None if infrared is None else infrared.flip(-1)
     sizes = {
@@ -99,8 +119,11 @@ def read_sample(entry: Entry, row: DatasetRow | None = None) -> Sample:
     }
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{path} is {height}x{width}" for path, (height, width) in sizes.items())
-        raise InputError(f"{entry.id}: sizes differ: {found} (height x width); expected one aligned size")
-    return Sample(entry.id, visible, infrared, label)
+        raise InputError(
+            f"{entry.id}: sizes differ: {found} (height x width); expected one aligned size; give --align auto, or "
+            "a rig.json of `fusionsam align`"
+        )
+    return Sample(entry.id, visible, infrared, label, covered, told)
 
 
 def _read_label(entry: Entry, row: DatasetRow | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fusionsam.config.schema import ModelConfig, from_dict
 from fusionsam.errors import InputError
-from fusionsam.models.geometry import pair_size
+from fusionsam.models.geometry import pair_size, require_mask, stand_in_where
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.types import Encoded, Frame, ImageFeatures, Latents, Output, Prompts
@@ -100,14 +100,23 @@ class OnnxNetwork(FusionSAMNetwork):
         self.config = from_dict(ModelConfig, self.facts["config"], f"{folder}/{encoder}")
         self.eval()
 
-    def encode(self, visible: Tensor | None, infrared: Tensor | None, present: Tensor | None = None) -> Encoded:
-        """As FusionSAMNetwork.encode, on the CPU."""
+    def encode(
+        self,
+        visible: Tensor | None,
+        infrared: Tensor | None,
+        present: Tensor | None = None,
+        covered: Tensor | None = None,
+    ) -> Encoded:
+        """As FusionSAMNetwork.encode, on the CPU. The file has no input for `covered`: what a camera does not reach
+        is taken from the other one."""
         size = pair_size(visible, infrared)
         if max(size) > self.config.max_side:
             raise InputError(
                 f"pair: {size[0]}x{size[1]} pixels, an exported model takes up to {self.config.max_side} a side; "
                 "resize it, or use --backend torch"
             )
+        if covered is not None and visible is not None and infrared is not None:
+            visible, infrared = stand_in_where(visible, infrared, require_mask(covered, size))
         given = visible if visible is not None else infrared
         assert given is not None
         batch = given.shape[0]

@@ -118,11 +118,14 @@ class FusionSAM:
         infrared: Tensor | None,
         prompts: Prompts | None = None,
         mode: Mode | None = None,
+        covered: Tensor | None = None,
     ) -> Output:
-        """The network's one forward pass without gradients: (B,3,H,W), (B,1,H,W) in [0,1] -> Output on the device."""
+        """The network's one forward pass without gradients: (B,3,H,W), (B,1,H,W) in [0,1] -> Output on the device;
+        `covered` bool (B,2,H,W) is false at pixels that a camera does not reach."""
         images = [None if image is None else image.to(self.device) for image in (visible, infrared)]
+        there = None if covered is None else covered.to(self.device)
         given = None if prompts is None else prompts.to(self.device)
-        return self.network(images[0], images[1], given, mode=mode)
+        return self.network(images[0], images[1], given, mode=mode, covered=there)
 
     def infer_views(
         self,
@@ -132,11 +135,12 @@ class FusionSAM:
         mode: Mode | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
+        covered: Tensor | None = None,
     ) -> Output:
         """`infer` on resized and, with `flip`, mirrored copies of (B,3,H,W) and (B,1,H,W): logits (B,K,H,W) whose
         softmax at the stored temperature is the mean of the copies' probabilities. All else in the Output is of one
         view: the pair as it is where 1 is among the `scales` (factors above 0 and up to 4), else the first of them,
-        with picture and prompts brought to the pair's own size.
+        with picture and prompts brought to the pair's own size. `covered` as in `infer`.
 
         InputError for other scales, for prompts that would be pixels of another view, and as `infer` raises it."""
         require_scales(scales)
@@ -155,8 +159,9 @@ class FusionSAM:
         first, total = None, None
         for scale, mirrored in views:
             one, two = (None if image is None else _view(image, scale, mirrored) for image in images)
+            there = None if covered is None else _view(covered.float(), scale, mirrored) >= 0.5
             try:
-                output = self.infer(one, two, prompts, mode)
+                output = self.infer(one, two, prompts, mode, there)
             except InputError as error:
                 raise InputError(f"{error}" if scale == 1 else f"at scale {scale:g}: {error}") from None
             logits = resize(output.logits.float().flip(-1) if mirrored else output.logits.float(), size)
@@ -203,18 +208,23 @@ class FusionSAM:
         prompts: Prompts | Mapping[str, Any] | Mode | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
+        covered: Tensor | None = None,
     ) -> Prediction:
         """A pair (either may be None) -> fused picture, class ids, confidence.
 
         `prompts`: "self" or "none", or points and boxes of your own in pixels: a `Prompts` of tensors or arrays, or the
         object of a prompt file, {"points": [[x, y]], "labels": [1], "boxes": [[x0, y0, x1, y1]]}. Class probabilities
         are means over copies resized by `scales`, 1 among them, and with `flip` over mirrored ones (`infer_views`).
+        `covered` bool (2,H,W) is false at pixels that the visible, or the infrared camera does not reach, as
+        `alignment.apply.Aligner` tells it.
         """
         require_one_as_it_is(scales)
         ready = self.preprocess(visible, infrared)
         own, mode = given_prompts(prompts, _size_of(ready))
         started = time.perf_counter()
-        result = self.postprocess(self.infer_views(*ready, own, mode, scales, flip))
+        result = self.postprocess(
+            self.infer_views(*ready, own, mode, scales, flip, None if covered is None else covered[None])
+        )
         # with the arrays on the CPU an accelerator has really finished
         return replace(result, seconds=time.perf_counter() - started)
 

@@ -84,6 +84,28 @@ def stand_in(visible: Tensor | None, infrared: Tensor | None, present: Tensor | 
     )
 
 
+def stand_in_where(visible: Tensor, infrared: Tensor, covered: Tensor) -> tuple[Tensor, Tensor]:
+    """`stand_in` pixel by pixel: `covered` bool (B,2,H,W) says where the visible and where the infrared image is."""
+    there, warm = covered[:, :1], covered[:, 1:]
+    return torch.where(there, visible, infrared.expand_as(visible)), torch.where(warm, infrared, luma(visible))
+
+
+def require_mask(covered: Tensor, size: Size) -> Tensor:
+    """`covered` as it is. InputError unless it is bool (B,2,H,W) of the images' size."""
+    if covered.dtype != torch.bool or covered.ndim != 4 or covered.shape[1] != 2 or tuple(covered.shape[2:]) != size:
+        raise InputError(
+            f"covered: found {covered.dtype} of shape {tuple(covered.shape)}, expected bool (batch, 2, {size[0]}, "
+            f"{size[1]}): where the visible, and where the infrared image is"
+        )
+    return covered
+
+
+def covered_cells(covered: Tensor, size: Size, multiple: int) -> Tensor:
+    """`covered` bool (B,2,H,W) of an input -> bool (B,2,h,w) of the latent cells of its padded network size: those of
+    which at least half is there."""
+    return F.avg_pool2d(fit(covered.float(), size, multiple), STRIDE) >= 0.5
+
+
 def content_of(level: Tensor, frame: Frame) -> Tensor:
     """A map over an encoder's frame (B,C,h,w) -> the part of it that covers the picture."""
     if same_size(frame.content, frame.size):

@@ -15,14 +15,17 @@ from fusionsam.models.fusion import PICTURE_HEADS, FusionMaskPrompting
 from fusionsam.models.geometry import (
     cells,
     content_of,
+    covered_cells,
     fit,
     keep_inside,
     mask_to_grid,
     pair_size,
     reduced_size,
+    require_mask,
     require_prompts,
     scale_prompts,
     stand_in,
+    stand_in_where,
     to_input,
 )
 from fusionsam.models.head import ClassificationHead
@@ -64,17 +67,25 @@ class FusionSAMNetwork(nn.Module):
         *,
         mode: Literal["self", "none"] | None = None,
         present: Tensor | None = None,
+        covered: Tensor | None = None,
     ) -> Output:
         """The one forward pass of training, evaluation, prediction, export and serving. It takes no label.
 
         visible (B,3,H,W) or None, infrared (B,1,H,W) or None, in [0,1], the same H and W from 64 to 4096. `prompts`
         (user or oracle) replace the model's own points and boxes, in pixels of this input; `mode` overrides the
-        configured one; `present` bool (B,2) marks absent images within a batch. Raises InputError on a wrong size and
-        on prompts that contradict themselves.
+        configured one; `present` bool (B,2) marks absent images within a batch, and `covered` bool (B,2,H,W) pixels
+        that one camera does not reach: for the picture the other one stands there, and for the tokenizer the token of
+        a missing camera. Raises InputError on a wrong size and on prompts that contradict themselves.
         """
-        return self.decode(self.encode(visible, infrared, present), prompts, mode)
+        return self.decode(self.encode(visible, infrared, present, covered), prompts, mode)
 
-    def encode(self, visible: Tensor | None, infrared: Tensor | None, present: Tensor | None = None) -> Encoded:
+    def encode(
+        self,
+        visible: Tensor | None,
+        infrared: Tensor | None,
+        present: Tensor | None = None,
+        covered: Tensor | None = None,
+    ) -> Encoded:
         """The first half of `forward`, the expensive one: all that no prompt changes, up to SAM's image embedding.
 
         Arguments and InputError as in `forward`. One Encoded serves any number of calls of `decode`.
@@ -82,6 +93,10 @@ class FusionSAMNetwork(nn.Module):
         size = pair_size(visible, infrared)
         full_visible, full_infrared = stand_in(visible, infrared, present)
         small = reduced_size(size, self.config.max_side)
+        whole = covered is None or visible is None or infrared is None or bool(covered.all())
+        if covered is not None and not whole:
+            full_visible, full_infrared = stand_in_where(full_visible, full_infrared, require_mask(covered, size))
+            visible, infrared = full_visible, full_infrared
         images = [None if x is None else fit(x, small, self.multiple) for x in (visible, infrared)]
         # the same tensor is fitted once; only a stand-in needs fitting of its own
         given = (visible, infrared)
@@ -90,7 +105,8 @@ class FusionSAMNetwork(nn.Module):
             for image, full, own in zip(images, (full_visible, full_infrared), given, strict=True)
         )
 
-        latents = self.tokenizer(images[0], images[1], present)
+        there = None if covered is None or whole else covered_cells(covered, small, self.multiple)
+        latents = self.tokenizer(images[0], images[1], present, there)
         z_f, mask_prompt = self.fusion(latents.visible, latents.infrared)
         controls = self.picture_head(z_f, shown, heat)
         picture = self.picture_head.compose(controls, shown, heat)

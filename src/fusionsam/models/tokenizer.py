@@ -187,11 +187,18 @@ class Tokenizer(nn.Module):
             raise InputError("model.tokenizer.tokens: 'pixels' has no decoder to reconstruct with; use quantized")
         return self.decoders[index](latents)
 
-    def forward(self, visible: Tensor | None, infrared: Tensor | None, present: Tensor | None = None) -> Latents:
+    def forward(
+        self,
+        visible: Tensor | None,
+        infrared: Tensor | None,
+        present: Tensor | None = None,
+        cells: Tensor | None = None,
+    ) -> Latents:
         """Both grids of latents; an absent modality (None, or false in `present`) becomes its learned token.
 
-        visible (B,3,H,W) and infrared (B,1,H,W) in [0,1], H and W multiples of 4; present bool (B,2). Rows whose image
-        is absent have code -1.
+        visible (B,3,H,W) and infrared (B,1,H,W) in [0,1], H and W multiples of 4; present bool (B,2). `cells` bool
+        (B,2,h,w) is false where a camera does not reach: the learned token stands there, too. What is absent has code
+        -1.
         """
         images = (visible, infrared)
         given = next((image for image in images if image is not None), None)
@@ -224,6 +231,9 @@ class Tokenizer(nn.Module):
                     latent = latent.index_copy(0, rows, part.to(latent.dtype))  # under autocast they may differ
                     if code is not None:
                         code = code.new_full((batch, *code.shape[1:]), -1).index_copy(0, rows, code)
+            if cells is not None:
+                latent = torch.where(cells[:, index, None], latent, token.to(latent.dtype))
+                code = None if code is None else torch.where(cells[:, index, ..., None], code, -1)
             latents.append(latent)
             codes.append(code)
             commitment = commitment + term
