@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from fusionsam.models.layers import resize
 from fusionsam.models.mask_decoder import FullFledgedMaskDecoder
 from fusionsam.models.prompts import PromptEncoder, cut, self_prompts
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.types import Encoded, Output, Prompts
+from fusionsam.types import Encoded, Output, PromptMode, Prompts
 
 
 class FusionSAMNetwork(nn.Module):
@@ -65,7 +65,7 @@ class FusionSAMNetwork(nn.Module):
         infrared: Tensor | None,
         prompts: Prompts | None = None,
         *,
-        mode: Literal["self", "none"] | None = None,
+        mode: PromptMode | None = None,
         present: Tensor | None = None,
         covered: Tensor | None = None,
     ) -> Output:
@@ -126,9 +126,7 @@ class FusionSAMNetwork(nn.Module):
             padded=(picture.shape[2], picture.shape[3]),
         )
 
-    def decode(
-        self, encoded: Encoded, prompts: Prompts | None = None, mode: Literal["self", "none"] | None = None
-    ) -> Output:
+    def decode(self, encoded: Encoded, prompts: Prompts | None = None, mode: PromptMode | None = None) -> Output:
         """The second half of `forward`, cheap enough to run at every click: prompts -> masks and logits.
 
         `prompts` and `mode` as in `forward`, in pixels of the images that were encoded. Raises InputError on prompts
@@ -155,7 +153,7 @@ class FusionSAMNetwork(nn.Module):
             features=z_f,
         )
 
-    def prompts_for(self, encoded: Encoded, given: Prompts | None, mode: Literal["self", "none"] | None) -> Prompts:
+    def prompts_for(self, encoded: Encoded, given: Prompts | None, mode: PromptMode | None) -> Prompts:
         """What steers SAM, in pixels of the size at which the pair is segmented: `given` prompts, or by `mode` (of the
         configuration if None) the model's own points and box, or its mask prompt alone. Raises InputError as `decode`.
         """
