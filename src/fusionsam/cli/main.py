@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reconstruct": ("show what the tokenizer keeps of a pair", "evaluation.reconstruct"),
     "data": ("look at a data set before hours are spent on it", "cli.data"),
     "synth": ("draw paired street scenes with labels", "cli.synth"),
+    "benchmark": ("measure time and memory beside SAM, SegFormer and the obvious alternative", "cli.benchmark"),
     "export": ("write the model as ONNX and compare it with the original", "export.onnx"),
     "serve": ("answer pairs over HTTP", "server.run"),
     "demo": ("try the model in a browser", "page.run"),
