@@ -1,6 +1,6 @@
-"""The table of the tokenizer study from the runs that `make tokenizer-study` made.
+"""The table of the tokenizer study from the runs that `make -f experiments/tokenizer/Makefile` made.
 
-    python benchmarks/tokenizer_study.py --runs runs/tokenizer_study --out results/tokenizer_study
+    python experiments/tokenizer/table.py --runs runs/tokenizer_study --out results/tokenizer_study
 
 reads ROW/history.jsonl and ROW/final/training.json of every finished run, and the report of its stage 2 (in the folder
 runs/tokenizer_stage_2) where there is one, and writes table.json and table.md. PSNR, SSIM, usage and mIoU are those of
@@ -63,7 +63,9 @@ def main() -> int:
     args = parser.parse_args()
     finished = sorted(file.parent.parent for file in args.runs.glob("*/final/training.json"))
     if not finished:
-        print(f"{args.runs}: no finished run in it; `make tokenizer-study` makes them", file=sys.stderr)
+        print(
+            f"{args.runs}: no finished run in it; `make -f experiments/tokenizer/Makefile` makes them", file=sys.stderr
+        )
         return 2
     rows = sorted((read_row(run) for run in finished), key=lambda row: (row["row"] != "base", row["row"]))
     write_json(args.out / "table.json", rows)

@@ -1,10 +1,13 @@
-"""What a user would train instead, trained and scored exactly as FusionSAM is (`make peers`).
+"""What a user would train instead, trained and scored exactly as FusionSAM is: experiments/two_stream/Makefile.
 
-    python benchmarks/peers.py train --peer early --config configs/mfnet_tiny.yaml --minutes 30 --out runs/peer_early \
-        --data.root data/mfnet --model.encoder.weights hub
-    python benchmarks/peers.py evaluate --weights runs/peer_early/final --dataset mfnet --root data/mfnet --out DIR
-    python benchmarks/peers.py robustness --weights runs/peer_early/final --dataset mfnet --root data/mfnet --out DIR
+    python experiments/two_stream/baselines.py train --peer early --config configs/mfnet_tiny.yaml --minutes 30 \
+        --out runs/peer_early --data.root data/mfnet --model.encoder.weights hub
+    python experiments/two_stream/baselines.py evaluate --weights runs/peer_early/final --dataset mfnet \
+        --root data/mfnet --out DIR
+    python experiments/two_stream/baselines.py robustness --weights runs/peer_early/final --dataset mfnet \
+        --root data/mfnet --out DIR
 
+A baseline is called peer in flags, folders and reports.
 Data lists, augmentation, class weights, loss, optimiser, schedule, moving average and seeds are the package's own, by
 the same configuration file; --train.lr and any other setting may follow; --model.start_from is a peer's folder here.
 `--minutes` measures a few steps, derives the number of steps from them and runs the whole schedule over these;
@@ -30,7 +33,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
-from peers_networks import LITE0, PEERS, PeerNetwork
+from networks import LITE0, PEERS, PeerNetwork
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -360,7 +363,7 @@ def _parser() -> argparse.ArgumentParser:
 def run(argv: list[str]) -> int:
     """The command line without its error handling."""
     args, flags = _parser().parse_known_args(argv)
-    command = shlex.join(["python", "benchmarks/peers.py", *argv])
+    command = shlex.join(["python", "experiments/two_stream/baselines.py", *argv])
     if args.task == "train":
         if (args.minutes or args.steps or 0) <= 0:
             raise InputError("--minutes, --steps: expected more than 0")
@@ -369,7 +372,7 @@ def run(argv: list[str]) -> int:
         print(f"weights: {train_peer(args.peer, config, args.minutes, args.steps, args.resume, command)}")
         return 0
     if flags:
-        raise InputError(f"{flags[0]}: not known; see python benchmarks/peers.py {args.task} --help")
+        raise InputError(f"{flags[0]}: not known; see python experiments/two_stream/baselines.py {args.task} --help")
     one = args.against[0] if args.task == "evaluate" and args.against else None
     config = EvaluateConfig(
         args.dataset, args.root, args.split, out=args.out, against=one, bootstrap=args.bootstrap, command=command
@@ -386,7 +389,7 @@ def main() -> int:
     try:
         return run(sys.argv[1:])
     except InputError as error:
-        print(f"peers: error: {error}", file=sys.stderr)
+        print(f"baselines: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return cli.INTERRUPTED
