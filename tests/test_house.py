@@ -130,6 +130,14 @@ class TestCodeBlocks:
             for file in re.findall(r"make -f (\S+)", text):
                 assert (ROOT / file).is_file() or "NAME" in file, (page, file)
 
+    def test_ci_calls_recipes_of_the_makefile_on_every_promised_python(self):
+        text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+        jobs = yaml.safe_load(text)["jobs"]
+        targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
+        assert {"check", "test", "docs"} <= set(re.findall(r"run: make ([a-z-]+)", text)) <= targets
+        promised = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+        assert jobs["test"]["strategy"]["matrix"]["python"] == promised
+
     def test_settings_named_in_the_docs_exist(self):
         def names(values, prefix=""):
             for key, value in values.items():
