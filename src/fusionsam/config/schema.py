@@ -308,7 +308,7 @@ class LossConfig(_Bounded):
     prompt_weight: float = 0.3
     """Binary cross-entropy and Dice of the mask prompt to foreground: only a loss, the label never enters forward."""
     fusion_weight: float = 4.0
-    """f_f as a whole; at 0.5 segmentation holds the picture near the plain average (results/README.md)."""
+    """f_f as a whole; at 0.5 segmentation holds the picture near the plain average (docs/findings.md)."""
     intensity_weight: float = 0.2
     """L1 to max(Y1, I2)."""
     gradient_weight: float = 25.0
