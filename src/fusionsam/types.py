@@ -9,7 +9,7 @@ P points, M boxes. Images are float in [0, 1] unless a docstring says uint8.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from fusionsam.errors import InputError
 
 IGNORE = 255
 """Label id of pixels that neither teach nor count."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the luma Y of ITU-R BT.601: the one place where they stand."""
 
 SMALLEST, LARGEST = 64, 4096
 """Pixels a side of a pair that the network takes."""

@@ -24,12 +24,13 @@ from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.predictor import FusionSAM, Prediction, require_one_as_it_is
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import confidence_map
+from fusionsam.io import JsonObject, Made, OutputFolder, State, require_writable
 from fusionsam.types import IGNORE
 from fusionsam.weights.checkpoint import CONFIG, WEIGHTS, calibrated_digest, locate
 
 RESULTS = ("fused.png", "labels.png", "overlay.png", "confidence.png")
 SOURCES = ("visible", "infrared", "rgbt")
-UNFINISHED: dict[str, Any] = {"run": None}
+UNFINISHED: JsonObject = {"run": None}
 """What a NAME.json says while its pictures are put in their places."""
 
 
@@ -76,46 +77,33 @@ def require_apart(entries: Sequence[Entry], out: Path, endings: Sequence[str], f
                 )
 
 
-def _todo(entries: Sequence[Entry], out: Path, asked: dict[str, Any], with_confidence: bool) -> list[Entry]:
+def _todo(entries: Sequence[Entry], out: Path, asked: JsonObject, with_confidence: bool) -> list[Entry]:
     """Entries whose results are not there yet. InputError where files of their names are of another pair, or were
     written by somebody else."""
-    expected = [*RESULTS[: 3 + with_confidence]]
+    folder = OutputFolder(out, "predict", "choose another --out, or --overwrite")
     found = []
     for entry in entries:
-        there = [path for name in RESULTS if (path := out / f"{entry.id}_{name}").exists()]
-        stored, this = _stored(out / f"{entry.id}.json"), {**asked, **_sources(entry)}
-        if stored is None and there:
-            raise InputError(
-                f"{there[0]}: is there, and no {entry.id}.json of ours; choose another --out, or --overwrite"
-            )
+        record, names = f"{entry.id}.json", [f"{entry.id}_{name}" for name in RESULTS]
+        stored = folder.read(record, damaged=UNFINISHED)  # damaged, as an older version left it
         if stored is not None and not _is_ours(stored):
-            raise InputError(f"{out / entry.id}.json: was not written by predict; choose another --out, or --overwrite")
-        run = (stored or {}).get("run") or {}
-        for key in SOURCES:
-            if run.get(key) and this[key] and run[key][0] != this[key][0]:
-                raise InputError(
-                    f"{out / entry.id}.json: is of {run[key][0]}, not of {this[key][0]}; choose another --out, or "
-                    "--overwrite"
-                )
-        if run != this or not all((out / f"{entry.id}_{name}").exists() for name in expected):
+            folder.foreign(record)
+        run = None if stored is None else stored["run"] or {}
+        told = None if run is None else _made(run)
+        now = _made({**asked, **_sources(entry)})
+        if folder.state(record, told, now, names[: 3 + with_confidence], names) is not State.FINISHED:
             found.append(entry)
     return found
 
 
-def _is_ours(stored: dict[str, Any]) -> bool:
+def _made(run: Any) -> Made:
+    """`run` of a NAME.json: the files' paths are what it was made of; size and time tell whether they are unchanged."""
+    paths = {name: run[name][0] for name in SOURCES if run.get(name)}
+    return Made(paths, run)
+
+
+def _is_ours(stored: JsonObject) -> bool:
     run = stored.get("run", 0)
     return run is None or (isinstance(run, dict) and all(isinstance(run.get(key) or [], list) for key in SOURCES))
-
-
-def _stored(path: Path) -> dict[str, Any] | None:
-    """What a NAME.json holds; None if there is none, UNFINISHED if it is damaged, as an older version left it."""
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError):
-        return UNFINISHED
-    return stored if isinstance(stored, dict) else {}
 
 
 def run(options: PredictOptions) -> int:
@@ -137,12 +125,7 @@ def run(options: PredictOptions) -> int:
     clicks = prompts_file(prompts)
     require_one_as_it_is(scales)
     model = FusionSAM.from_pretrained(weights, options.device, options.backend, calibrated=not options.as_trained)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    require_writable(out)
     described = {"weights": model.name, "commit": model.card.get("commit", ""), "step": model.card.get("step")}
     files = (
         backends.files(weights) if options.backend == "onnx" else [locate(weights) / name for name in (WEIGHTS, CONFIG)]

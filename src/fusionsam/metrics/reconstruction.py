@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fusionsam.errors import InputError
 from fusionsam.models.tokenizer import Tokenizer
+from fusionsam.types import LUMA
 
 MODALITIES = ("visible", "infrared")
 BEST_PSNR = 100.0
@@ -39,7 +40,7 @@ def psnr(image: Float[Tensor, "B C H W"], rebuilt: Float[Tensor, "B C H W"]) -> 
 
 def structural_similarity(image: Float[Tensor, "B C H W"], rebuilt: Float[Tensor, "B C H W"]) -> float:
     """SSIM of luma (of the one channel where there is one), window 7 x 7, (B,C,H,W) in [0,1]."""
-    weights = image.new_tensor([0.299, 0.587, 0.114])[None, :, None, None]
+    weights = image.new_tensor(LUMA)[None, :, None, None]
     grey = [(x * weights).sum(1, keepdim=True) if x.shape[1] == 3 else x for x in (image, rebuilt)]
     return float(ssim(grey[0].cpu().double(), grey[1].cpu().double()))
 

@@ -1,4 +1,4 @@
-"""BT.601 luma and chroma (ITU-R BT.601): the one place where its numbers stand."""
+"""Luma and chroma of ITU-R BT.601, as tensors with gradients."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fusionsam.types import LUMA
+
 
 def luma(rgb: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
     """BT.601 luma (B,1,H,W) of an RGB image (B,3,H,W); same range."""
     red, green, blue = rgb.unbind(1)
-    return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
+    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
 
 
 def chroma(rgb: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 2 H W"]:
