@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +20,12 @@ from fusionsam.config.datasets import CATALOG, DatasetRow
 from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.fingerprints import Digests, Fingerprints, fingerprint
 from fusionsam.data.leaks import Leak, compare, weigh
+from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.splits import Entry, entries
 from fusionsam.errors import InputError, NoSplit
 from fusionsam.evaluation import report as reports
 from fusionsam.evaluation import worst_pairs
+from fusionsam.inference.alignment import add_align_arguments
 from fusionsam.inference.label_maps import FolderPredictor, NetworkPredictor
 from fusionsam.inference.predictor import FusionSAM, require_scales
 from fusionsam.io import given_path, require_writable
@@ -56,6 +59,10 @@ class EvaluateConfig:
     modality: Literal["both", "visible", "infrared"] = "both"
     flip: bool = False
     scales: Sequence[float] = (1.0,)
+    align: str | None = None
+    """rig.json, or auto: the pairs are of two cameras that see apart, the labels in the visible one's frame."""
+    no_refine: bool = False
+    """With align: the rig alone, without a small shift of each pair."""
     seeds: bool = False
     """The weights differ in nothing but their seed; refused if the seeds they record repeat."""
     against: str | Path | None = None
@@ -131,6 +138,7 @@ def evaluate(config: EvaluateConfig) -> Report:
 def open_labelled(config: EvaluateConfig) -> PairDataset:
     """The split to score on; InputError if the data set has no classes or a pair has no label."""
     data = open_split(config.dataset, config.root, config.split, config.class_file)
+    data.align = open_aligner(config.align, partial(fit, data.entries), refine=not config.no_refine)
     assert data.row is not None
     if not data.row.classes:
         raise InputError(
@@ -347,6 +355,7 @@ def _context(config: EvaluateConfig, data: PairDataset, guard: dict[str, Any]) -
         "flip": config.flip,
         "scales": list(config.scales),
         "multi_scale": len(config.scales) > 1,
+        "align": data.align and {"rig": data.align.rig.digest, "by": config.align, "refine": not config.no_refine},
         "leak_guard": guard_findings(guard),
         "notes": list(guard["notes"]),
         "commit": checkpoint.commit(),
@@ -370,6 +379,7 @@ def _title(config: EvaluateConfig, name: str, values: dict[str, Any], partial: t
     )
     how += [f"{config.modality} only"] if config.modality != "both" else []
     how += [f"scales {', '.join(f'{s:g}' for s in config.scales)}"] if list(config.scales) != [1.0] else []
+    how += [f"aligned by {config.align}"] if config.align else []
     how += ["flip"] if config.flip else []
     alike = values["leak_guard"]["look_alikes"]
     how += [f"{alike} pictures look like training pictures"] if alike else []
@@ -412,6 +422,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--modality", choices=("both", "visible", "infrared"), default=defaults["modality"], help="what the model sees")
     add("--flip", action="store_true", help="average with the mirrored pair; the report says so")
     add("--scales", nargs="+", type=float, default=(1.0,), help="average over resized copies; the report says so")
+    add_align_arguments(parser)
     add("--seeds", action="store_true", help="the weights are one configuration trained from different seeds")
     add("--against", metavar="REPORT.json", help="a report of the same split: is the difference real?")
     add("--allow-partial", action="store_true", help="score a folder with missing or extra predictions")

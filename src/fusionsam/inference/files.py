@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from fusionsam.alignment.apply import Frame
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
+from fusionsam.data.rigs import AUTO, fit, keep, open_aligner, summary
 from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
 from fusionsam.errors import InputError
 from fusionsam.inference import onnx as backends
+from fusionsam.inference.alignment import add_align_arguments
 from fusionsam.inference.predictor import FusionSAM, Prediction, require_one_as_it_is
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import confidence_map
@@ -135,12 +138,16 @@ def run(
     min_confidence: float = 0.0,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    align: str | None = None,
+    frame: Frame = "visible",
+    refine: bool = True,
 ) -> int:
     """Predict files or folders into `out`; returns the number of pairs predicted (finished ones are skipped).
 
     For each pair NAME_fused.png, NAME_labels.png (class ids; 255 where the model is less certain than
     `min_confidence`), NAME_overlay.png and NAME.json. `as_trained` leaves out what `fusionsam calibrate` fitted;
-    `scales` and `flip` are those of FusionSAM.predict. Every file is complete or absent, and a NAME.json is only there
+    `scales` and `flip` are those of FusionSAM.predict; `align` is a rig.json, or auto to find the rig in the pairs, and
+    `frame` and `refine` are Aligner's. Every file is complete or absent, and a NAME.json is only there
     with the pictures it describes, or UNFINISHED. Raises InputError as its parts do, for an `out` where a result would
     replace an input, and, without `overwrite`, for one that holds results of other pairs or files of these names that
     predict did not write.
@@ -152,6 +159,7 @@ def run(
     require_one_as_it_is(scales)
     if not 0 <= min_confidence <= 1:
         raise InputError(f"--min-confidence {min_confidence}: expected a probability from 0 to 1, for instance 0.9")
+    aligner = open_aligner(align, partial(fit, entries), frame=frame, refine=refine)
     model = FusionSAM.from_pretrained(weights, device, backend, calibrated=not as_trained)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -169,19 +177,28 @@ def run(
         "calibrated": calibrated_digest(model.card),
         "prompts": steered + "+confidence" * with_confidence,
         **({"min_confidence": min_confidence} if min_confidence else {}),
+        **({"align": [aligner.rig.digest, frame, refine]} if aligner else {}),
         **({"scales": list(scales), "flip": flip} if flip or len(scales) > 1 else {}),
     }
+    if aligner and align == AUTO:
+        keep(aligner, out, entries)
+    told = []
     todo = entries if overwrite else _todo(entries, out, asked, with_confidence)
     for entry in tqdm(todo, desc="predict", unit="pair", disable=len(entries) == 1):
         sources = _sources(entry)
-        sample = read_sample(entry)
+        sample = read_sample(entry, align=aligner)
         steer: Any = prompts if clicks is None else read_prompts(clicks, entry.id, sample.size)
         try:
-            prediction = model.predict(sample.visible, sample.infrared, steer, scales, flip)
+            prediction = model.predict(sample.visible, sample.infrared, steer, scales, flip, sample.covered)
         except InputError as error:
             raise InputError(f"{entry.id}: {error}") from None
         head = {"name": entry.id, **described, "run": {**asked, **sources}}
+        if sample.alignment:
+            head["alignment"] = sample.alignment
+            told.append(sample.alignment)
         _write(out, entry.id, prediction, with_confidence, min_confidence, head)
+    for line in summary(told, str(align)):
+        tqdm.write(line)
     skipped = len(entries) - len(todo)
     if skipped:
         tqdm.write(f"{skipped} of {len(entries)} pairs were already done in {out}; --overwrite does them again")
@@ -256,6 +273,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=given_path, required=True, help="folder for the results; finished pairs are skipped"
     )
+    add_align_arguments(parser, frame=True)
     parser.add_argument("--weights", default="tiny", help="shipped name or checkpoint folder (default: tiny)")
     parser.add_argument(
         "--prompts",
@@ -314,6 +332,9 @@ def main(args: argparse.Namespace) -> int:
         min_confidence=args.min_confidence,
         scales=tuple(args.scales),
         flip=args.flip,
+        align=args.align,
+        frame=args.frame,
+        refine=not args.no_refine,
     )
     print(f"{done} pair{'s' * (done != 1)} -> {args.out}")
     return 0
