@@ -9,7 +9,7 @@ P points, M boxes. Images are float in [0, 1] unless a docstring says uint8.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch

@@ -351,6 +351,11 @@ class DataConfig(_Bounded):
     """Split for selection."""
     class_file: str | None = None
     """YAML with classes and palette, for pairs and manifest."""
+    align: str | None = None
+    """rig.json of `fusionsam align`, or auto to find one in the training pairs: for cameras that see apart. Labels are
+    in the visible camera's frame; where infrared does not reach, the luma of the visible picture stands."""
+    align_refine: bool = True
+    """With data.align: each pair is shifted by a little where its edges then agree better by a set margin."""
     crop: tuple[int, int] = (352, 480)
     """Height and width of the training crops."""
     scale: tuple[float, float] = (0.75, 1.75)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from fusionsam.config.datasets import CATALOG, DatasetRow
 from fusionsam.data.dataset import PairDataset, open_split
+from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.sequences import recording_sequences
 from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
@@ -26,6 +28,7 @@ from fusionsam.evaluation.leak_guard import LeakCheck, check_leaks, fitted_notes
 from fusionsam.evaluation.published import SINCE, TEST_IMAGES
 from fusionsam.evaluation.report import ORACLE, Report
 from fusionsam.evaluation.tally import Tally, scores, summarise
+from fusionsam.inference.alignment import add_align_arguments
 from fusionsam.inference.label_maps import FolderPredictor, NetworkPredictor
 from fusionsam.inference.predictor import FusionSAM, require_scales
 from fusionsam.io import given_path, require_writable
@@ -54,6 +57,10 @@ class EvaluateConfig:
     modality: Literal["both", "visible", "infrared"] = "both"
     flip: bool = False
     scales: Sequence[float] = (1.0,)
+    align: str | None = None
+    """rig.json, or auto: the pairs are of two cameras that see apart, the labels in the visible one's frame."""
+    no_refine: bool = False
+    """With align: the rig alone, without a small shift of each pair."""
     seeds: bool = False
     """The weights differ in nothing but their seed; refused if the seeds they record repeat."""
     against: str | Path | None = None
@@ -142,6 +149,7 @@ def _evaluate_folder(config: EvaluateConfig, data: PairDataset, other: tuple[Rep
 def open_labelled(config: EvaluateConfig) -> PairDataset:
     """The split to score on; InputError if the data set has no classes or a pair has no label."""
     data = open_split(config.dataset, config.root, config.split, config.class_file)
+    data.align = open_aligner(config.align, partial(fit, data.entries), refine=not config.no_refine)
     assert data.row is not None
     if not data.row.classes:
         raise InputError(
@@ -310,6 +318,7 @@ def _context(config: EvaluateConfig, data: PairDataset, guard: LeakCheck) -> dic
         "flip": config.flip,
         "scales": list(config.scales),
         "multi_scale": len(config.scales) > 1,
+        "align": data.align and {"rig": data.align.rig.digest, "by": config.align, "refine": not config.no_refine},
         "leak_guard": guard.findings,
         "notes": list(guard.notes),
         "commit": checkpoint.commit(),
@@ -327,6 +336,7 @@ def _title(config: EvaluateConfig, name: str, report: Report, partial: tuple[int
     how = [f"prompts {report.prompts}" if report.prompts else f"predictions read as {report.prediction_format}"]
     how += [f"{config.modality} only"] if config.modality != "both" else []
     how += [f"scales {', '.join(f'{s:g}' for s in config.scales)}"] if list(config.scales) != [1.0] else []
+    how += [f"aligned by {config.align}"] if config.align else []
     how += ["flip"] if config.flip else []
     how += [f"{guard.look_alikes} pictures look like training pictures"] if guard.look_alikes else []
     how += ["class offsets fitted on these pairs"] if report.fitted["class_offsets"] else []
@@ -368,6 +378,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--modality", choices=("both", "visible", "infrared"), default=defaults["modality"], help="what the model sees")
     add("--flip", action="store_true", help="average with the mirrored pair; the report says so")
     add("--scales", nargs="+", type=float, default=(1.0,), help="average over resized copies; the report says so")
+    add_align_arguments(parser)
     add("--seeds", action="store_true", help="the weights are one configuration trained from different seeds")
     add("--against", metavar="REPORT.json", help="a report of the same split: is the difference real?")
     add("--allow-partial", action="store_true", help="score a folder with missing or extra predictions")

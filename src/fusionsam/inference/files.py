@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from os.path import realpath
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
+from fusionsam.data.rigs import AUTO, fit, keep, open_aligner, summary
 from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
 from fusionsam.errors import InputError
 from fusionsam.inference import onnx as backends
@@ -111,7 +113,8 @@ def run(options: PredictOptions) -> int:
 
     For each pair NAME_fused.png, NAME_labels.png (class ids; 255 where the model is less certain than
     `min_confidence`), NAME_overlay.png and NAME.json. `as_trained` leaves out what `fusionsam calibrate` fitted;
-    `scales` and `flip` are those of FusionSAM.predict. Every file is complete or absent, and a NAME.json is only there
+    `scales` and `flip` are those of FusionSAM.predict; `align` is a rig.json, or auto to find the rig in the pairs, and
+    `frame` and `refine` are Aligner's. Every file is complete or absent, and a NAME.json is only there
     with the pictures it describes, or UNFINISHED. Raises InputError as its parts do, for an `out` where a result would
     replace an input, and, without `overwrite`, for one that holds results of other pairs or files of these names that
     predict did not write.
@@ -124,6 +127,7 @@ def run(options: PredictOptions) -> int:
     require_apart(entries, out, [*(f"_{name}" for name in RESULTS), ".json"], folders)
     clicks = prompts_file(prompts)
     require_one_as_it_is(scales)
+    aligner = open_aligner(options.align, partial(fit, entries), frame=options.frame, refine=not options.no_refine)
     model = FusionSAM.from_pretrained(weights, options.device, options.backend, calibrated=not options.as_trained)
     require_writable(out)
     described = {"weights": model.name, "commit": model.card.get("commit", ""), "step": model.card.get("step")}
@@ -138,19 +142,28 @@ def run(options: PredictOptions) -> int:
         "calibrated": calibrated_digest(model.card),
         "prompts": steered + "+confidence" * with_confidence,
         **({"min_confidence": min_confidence} if min_confidence else {}),
+        **({"align": [aligner.rig.digest, options.frame, not options.no_refine]} if aligner else {}),
         **({"scales": list(scales), "flip": flip} if flip or len(scales) > 1 else {}),
     }
+    if aligner and options.align == AUTO:
+        keep(aligner, out, entries)
+    told = []
     todo = entries if options.overwrite else _todo(entries, out, asked, with_confidence)
     for entry in tqdm(todo, desc="predict", unit="pair", disable=len(entries) == 1):
         sources = _sources(entry)
-        sample = read_sample(entry)
+        sample = read_sample(entry, align=aligner)
         steer: Any = prompts if clicks is None else read_prompts(clicks, entry.id, sample.size)
         try:
-            prediction = model.predict(sample.visible, sample.infrared, steer, scales, flip)
+            prediction = model.predict(sample.visible, sample.infrared, steer, scales, flip, sample.covered)
         except InputError as error:
             raise InputError(f"{entry.id}: {error}") from None
         head = {"name": entry.id, **described, "run": {**asked, **sources}}
+        if sample.alignment:
+            head["alignment"] = sample.alignment
+            told.append(sample.alignment)
         _write(out, entry.id, prediction, with_confidence, min_confidence, head)
+    for line in summary(told, str(options.align)):
+        tqdm.write(line)
     skipped = len(entries) - len(todo)
     if skipped:
         tqdm.write(f"{skipped} of {len(entries)} pairs were already done in {out}; --overwrite does them again")

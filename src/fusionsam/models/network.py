@@ -93,9 +93,10 @@ class FusionSAMNetwork(nn.Module):
         size = pair_size(visible, infrared)
         full_visible, full_infrared = stand_in(visible, infrared, present)
         small = reduced_size(size, self.config.max_side)
-        whole = covered is None or visible is None or infrared is None or bool(covered.all())
-        if covered is not None and not whole:
-            full_visible, full_infrared = stand_in_where(full_visible, full_infrared, require_mask(covered, size))
+        if covered is not None and (visible is None or infrared is None or bool(require_mask(covered, size).all())):
+            covered = None
+        if covered is not None:
+            full_visible, full_infrared = stand_in_where(full_visible, full_infrared, covered)
             visible, infrared = full_visible, full_infrared
         images = [None if x is None else fit(x, small, self.multiple) for x in (visible, infrared)]
         # the same tensor is fitted once; only a stand-in needs fitting of its own
@@ -105,7 +106,7 @@ class FusionSAMNetwork(nn.Module):
             for image, full, own in zip(images, (full_visible, full_infrared), given, strict=True)
         )
 
-        there = None if covered is None or whole else covered_cells(covered, small, self.multiple)
+        there = None if covered is None else covered_cells(covered, small, self.multiple)
         latents = self.tokenizer(images[0], images[1], present, there)
         z_f, mask_prompt = self.fusion(latents.visible, latents.infrared)
         controls = self.picture_head(z_f, shown, heat)
