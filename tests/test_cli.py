@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fusionsam.cli import main as cli
 from fusionsam.cli.main import main
-from fusionsam.cli.main import main as cli
 from fusionsam.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -24,7 +24,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from fusionsam.cli import main; main(['--help']); main(['--version']); main(['trian'])\n"
+        "import sys; from fusionsam.cli.main import main; main(['--help']); main(['--version']); main(['trian'])\n"
         "heavy = {'torch', 'transformers', 'lightning', 'numpy', 'timm', 'PIL', 'yaml', 'jsonargparse'}\n"
         "print('LOADED', sorted(heavy & set(sys.modules)))"
     )

@@ -17,6 +17,7 @@ from fusionsam.errors import InputError
 from fusionsam.evaluation import fusion as fusion_quality
 from fusionsam.evaluation.simple_fusions import FUSIONS
 from fusionsam.inference import files as predict_files
+from fusionsam.inference.options import PredictOptions
 from fusionsam.metrics.fusion import METRICS, fusion_metrics, luma
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.weights.checkpoint import save_checkpoint
@@ -98,7 +99,9 @@ def test_several_processes_score_as_one_does(pairs, tmp_path):
 def test_a_checkpoint_scores_as_the_pictures_that_predict_writes_from_it(pairs, tmp_path):
     torch.manual_seed(0)
     ours = str(save_checkpoint(tmp_path / "ours", FusionSAMNetwork(preset("debug")), {}))
-    predict_files.run(*folders(pairs), tmp_path / "written", ours, device="cpu")
+    visible, infrared = folders(pairs)
+    given = {"visible": visible, "infrared": infrared, "out": tmp_path / "written", "weights": ours, "device": "cpu"}
+    predict_files.run(PredictOptions(**given))
     text = fusion_quality.run(
         *folders(pairs), tmp_path / "out", fused=[tmp_path / "written"], weights=[ours], baselines=False, device="cpu"
     )

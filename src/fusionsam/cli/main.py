@@ -7,8 +7,6 @@ a plain argparse parser does not do, `parse(prog, argv) -> Namespace`. `args.com
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import errno
 import importlib
 import importlib.util
@@ -19,11 +17,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+
+from fusionsam.cli.parser import Parser, UsageError, suggestion
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (one line of help, module that owns the command)
-    "predict": ("fuse pairs of images and label every pixel", "inference.files"),
+    "predict": ("fuse pairs of images and label every pixel", "cli.predict"),
     "align": ("find how two cameras stand to each other, for pairs that are not aligned", "cli.align"),
     "info": ("show a model's parts, sizes, classes and where its weights came from", "cli.info"),
     "train": ("train by a configuration file, or resume a run", "training.run"),
@@ -44,38 +43,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("try the model in a browser", "page.run"),
 }
 INTERRUPTED, TERMINATED = 130, 143
-
-
-class UsageError(Exception):
-    """A command line that cannot be understood, in one sentence."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but an error is one sentence instead of a page of usage, and flags are never abbreviated."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs["allow_abbrev"] = False
-        super().__init__(*args, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the sentence, with the command that explains more."""
-        raise UsageError(f"{message}; see {self.prog} --help")
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse, but a misspelt flag is named before anything is said of required ones."""
-        typed = list(args or [])
-        typed = typed[: typed.index("--")] if "--" in typed else typed
-        if self._subparsers is None:
-            for flag in (token.split("=")[0] for token in typed if token.startswith("--")):
-                if flag not in self._option_string_actions:
-                    self.error(f"unknown flag {flag}{suggestion(flag, self._option_string_actions)}")
-        return super().parse_known_args(args, namespace)
-
-
-def suggestion(typed: str, known: Any) -> str:
-    """' (did you mean X?)' for the nearest of `known`, or nothing."""
-    near = difflib.get_close_matches(typed, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def available() -> dict[str, str]:
@@ -116,6 +83,10 @@ def run(argv: list[str]) -> int:
         raise UsageError(f"no command {name!r}{suggestion(name, commands)}; choose one of {', '.join(commands)}")
     module = importlib.import_module(f"fusionsam.{COMMANDS[name][1]}")
     prog = f"fusionsam {name}"
+    if hasattr(module, "Options"):
+        from fusionsam.cli import options
+
+        return int(module.main(options.parse(module.Options, prog, rest, shlex.join(["fusionsam", *argv]))))
     if hasattr(module, "parse"):
         args = module.parse(prog, rest)
     else:

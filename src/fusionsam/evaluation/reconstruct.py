@@ -21,7 +21,7 @@ from fusionsam.data.images import write_png
 from fusionsam.data.splits import Entry
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
-from fusionsam.inference.files import add_pair_arguments, pairs_to_predict, require_apart
+from fusionsam.inference.files import pairs_to_predict, require_apart
 from fusionsam.inference.predictor import choose_device
 from fusionsam.inference.render import codes_picture
 from fusionsam.io import given_path, write_json
@@ -210,7 +210,8 @@ def _require_ours(out: Path, inputs: dict[str, str], endings: Sequence[str]) -> 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `fusionsam reconstruct`."""
-    add_pair_arguments(parser)
+    parser.add_argument("--visible", type=given_path, help="visible image, or a folder of them; may be left out")
+    parser.add_argument("--infrared", type=given_path, help="infrared image, or a folder with the same names")
     parser.add_argument("--out", type=given_path, required=True, help="folder for the pictures and summary.json")
     parser.add_argument(
         "--weights", default="tiny", help="shipped name or checkpoint folder, of stage 1 or whole (default: tiny)"

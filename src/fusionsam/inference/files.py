@@ -1,15 +1,13 @@
-"""`fusionsam predict`: pairs of files or folders in, pictures and JSON out, finished ones skipped."""
+"""Prediction of many: pairs of files or folders in, pictures and JSON out, finished ones skipped."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from os.path import realpath
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,10 @@ from fusionsam.data.images import write_png
 from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
 from fusionsam.errors import InputError
 from fusionsam.inference import onnx as backends
+from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.predictor import FusionSAM, Prediction, require_one_as_it_is
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import confidence_map
-from fusionsam.io import given_path
 from fusionsam.types import IGNORE
 from fusionsam.weights.checkpoint import CONFIG, WEIGHTS, calibrated_digest, locate
 
@@ -120,23 +118,8 @@ def _stored(path: Path) -> dict[str, Any] | None:
     return stored if isinstance(stored, dict) else {}
 
 
-def run(
-    visible: Path | None,
-    infrared: Path | None,
-    out: Path,
-    weights: str = "tiny",
-    prompts: str | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    with_confidence: bool = False,
-    rgbt: Path | None = None,
-    backend: str = "torch",
-    as_trained: bool = False,
-    min_confidence: float = 0.0,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-) -> int:
-    """Predict files or folders into `out`; returns the number of pairs predicted (finished ones are skipped).
+def run(options: PredictOptions) -> int:
+    """Predict files or folders into `options.out`; returns the number of pairs predicted (finished ones are skipped).
 
     For each pair NAME_fused.png, NAME_labels.png (class ids; 255 where the model is less certain than
     `min_confidence`), NAME_overlay.png and NAME.json. `as_trained` leaves out what `fusionsam calibrate` fitted;
@@ -145,14 +128,15 @@ def run(
     replace an input, and, without `overwrite`, for one that holds results of other pairs or files of these names that
     predict did not write.
     """
-    entries = pairs_to_predict(visible, infrared, rgbt)
-    folders = any(path is not None and path.is_dir() for path in (visible, infrared, rgbt))
+    given, out, weights = (options.visible, options.infrared, options.rgbt), options.out, options.weights
+    prompts, scales, flip = options.prompts, options.scales, options.flip
+    min_confidence, with_confidence = options.min_confidence, options.confidence_map
+    entries = pairs_to_predict(*given)
+    folders = any(path is not None and path.is_dir() for path in given)
     require_apart(entries, out, [*(f"_{name}" for name in RESULTS), ".json"], folders)
     clicks = prompts_file(prompts)
     require_one_as_it_is(scales)
-    if not 0 <= min_confidence <= 1:
-        raise InputError(f"--min-confidence {min_confidence}: expected a probability from 0 to 1, for instance 0.9")
-    model = FusionSAM.from_pretrained(weights, device, backend, calibrated=not as_trained)
+    model = FusionSAM.from_pretrained(weights, options.device, options.backend, calibrated=not options.as_trained)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK):
@@ -160,7 +144,9 @@ def run(
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     described = {"weights": model.name, "commit": model.card.get("commit", ""), "step": model.card.get("step")}
-    files = backends.files(weights) if backend == "onnx" else [locate(weights) / name for name in (WEIGHTS, CONFIG)]
+    files = (
+        backends.files(weights) if options.backend == "onnx" else [locate(weights) / name for name in (WEIGHTS, CONFIG)]
+    )
     fingerprint = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()  # names and steps may agree
     mode = prompts or model.config.prompts.mode
     steered = mode if clicks is None else hashlib.sha256(clicks.read_bytes()).hexdigest()
@@ -171,7 +157,7 @@ def run(
         **({"min_confidence": min_confidence} if min_confidence else {}),
         **({"scales": list(scales), "flip": flip} if flip or len(scales) > 1 else {}),
     }
-    todo = entries if overwrite else _todo(entries, out, asked, with_confidence)
+    todo = entries if options.overwrite else _todo(entries, out, asked, with_confidence)
     for entry in tqdm(todo, desc="predict", unit="pair", disable=len(entries) == 1):
         sources = _sources(entry)
         sample = read_sample(entry)
@@ -237,83 +223,3 @@ def _write(
             os.replace(part, out / f"{name}.json")
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
-
-
-def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
-    """--visible and --infrared."""
-    parser.add_argument("--visible", type=given_path, help="visible image, or a folder of them; may be left out")
-    parser.add_argument(
-        "--infrared", type=given_path, help="infrared image, or a folder with the same names; may be left out"
-    )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `fusionsam predict`."""
-    add_pair_arguments(parser)
-    parser.add_argument(
-        "--rgbt", type=given_path, help="instead: a four-channel RGB + thermal PNG as MFNet's, or a folder"
-    )
-    parser.add_argument(
-        "--out", type=given_path, required=True, help="folder for the results; finished pairs are skipped"
-    )
-    parser.add_argument("--weights", default="tiny", help="shipped name or checkpoint folder (default: tiny)")
-    parser.add_argument(
-        "--prompts",
-        help="self: the model's own points and box; none: its mask prompt only; FILE.json: yours (default: as the "
-        "weights were configured)",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    parser.add_argument("--backend", choices=["torch", "onnx"], default="torch", help="onnx: --weights is an export")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="predict finished pairs again; replace files and films"
-    )
-    parser.add_argument(
-        "--video", action="store_true", help="the two are films, or folders of frames: write NAME_overlay.mp4"
-    )
-    parser.add_argument("--fps", type=float, help="with --video: frames a second (default: the film's, 25 for folders)")
-    parser.add_argument("--confidence-map", action="store_true", help="also write NAME_confidence.png (0-255)")
-    parser.add_argument(
-        "--min-confidence",
-        type=float,
-        default=0.0,
-        metavar="P",
-        help="unknown (255) in labels and overlay where the class is less probable than P (0-1): for data.extra_labels",
-    )
-    parser.add_argument("--as-trained", action="store_true", help="without what calibrate fitted")
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored pair: twice the time")
-    parser.add_argument(
-        "--scales", nargs="+", type=float, default=(1.0,), help="average over resized copies, 1 among them: 1 1.25"
-    )
-
-
-def main(args: argparse.Namespace) -> int:
-    """`fusionsam predict`."""
-    if args.as_trained and args.backend == "onnx":
-        raise InputError(
-            "--as-trained: what calibrate fitted is inside an export; leave it out, or use --backend torch"
-        )
-    if args.video:
-        from fusionsam.inference import video
-
-        load = partial(FusionSAM.from_pretrained, backend=args.backend, calibrated=not args.as_trained)
-        return video.command(args, load)
-    if args.fps is not None:
-        raise InputError("--fps: is of films; give --video with it, or leave it out")
-    done = run(
-        args.visible,
-        args.infrared,
-        args.out,
-        weights=args.weights,
-        prompts=args.prompts,
-        device=args.device,
-        overwrite=args.overwrite,
-        with_confidence=args.confidence_map,
-        rgbt=args.rgbt,
-        backend=args.backend,
-        as_trained=args.as_trained,
-        min_confidence=args.min_confidence,
-        scales=tuple(args.scales),
-        flip=args.flip,
-    )
-    print(f"{done} pair{'s' * (done != 1)} -> {args.out}")
-    return 0

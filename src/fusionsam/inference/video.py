@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import re
 import time
@@ -22,6 +21,8 @@ from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import MAX_PIXELS
 from fusionsam.data.splits import pair_entries
 from fusionsam.errors import InputError
+from fusionsam.inference.options import PredictOptions
+from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import Color, legend_strip, overlay
 from fusionsam.io import whole
@@ -235,35 +236,29 @@ def frame_picture(prediction: Labelled) -> NDArray[np.uint8]:
     return np.asarray(sheet)
 
 
-# -- the command -------------------------------------------------------------------------------------------------
+# -- from files to a file ----------------------------------------------------------------------------------------
 
 
-def command(args: argparse.Namespace, load: Callable[[str, str], Predictor]) -> int:
-    """`fusionsam predict --video`; `load` (weights, device) comes from `predict`, which stands above this file."""
-    views = args.flip or tuple(args.scales) != (1.0,)
-    if args.rgbt is not None or args.confidence_map or args.min_confidence or views:
-        raise InputError(
-            "--video: takes --visible and --infrared, and no --rgbt, --confidence-map, --min-confidence, --flip or "
-            "--scales; leave them out"
-        )
-    source = open_source(args.visible, args.infrared, args.fps)
-    clicks = prompts_file(args.prompts)
+def run(options: PredictOptions) -> tuple[int, float, Path]:
+    """Predict the film or the frames that `options` name; returns frames, frames per second and the film written,
+    NAME_overlay.mp4 in `options.out`. InputError as its parts do, and for a film that is there without `overwrite`."""
+    source = open_source(options.visible, options.infrared, options.fps)
+    clicks = prompts_file(options.prompts)
 
     def prompts(name: str, size: tuple[int, int]) -> Any:
-        return args.prompts if clicks is None else read_prompts(clicks, name, size)
+        return options.prompts if clicks is None else read_prompts(clicks, name, size)
 
-    given = args.visible or args.infrared
-    out = args.out / f"{given.resolve().name if given.is_dir() else given.stem}_overlay.mp4"
-    inputs = [path for path in (args.visible, args.infrared) if path is not None]
+    inputs = [path for path in (options.visible, options.infrared) if path is not None]
+    out = options.out / f"{inputs[0].resolve().name if inputs[0].is_dir() else inputs[0].stem}_overlay.mp4"
     if taken := [path for path in inputs if realpath(path) == realpath(out)]:
         raise InputError(f"{taken[0]}: would be overwritten by the film of that name; choose another --out")
-    if out.exists() and not args.overwrite:
+    if out.exists() and not options.overwrite:
         raise InputError(f"{out}: is there; choose another --out, or --overwrite")
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
+        options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{args.out}: cannot be written ({error.strerror}); choose another --out") from None
-    model = load(args.weights, args.device)
-    count, rate = overlay_video(model, source, out, prompts)
-    print(f"{count} frames, {rate:.2f} frames per second -> {out}")
-    return 0
+        raise InputError(f"{options.out}: cannot be written ({error.strerror}); choose another --out") from None
+    model = FusionSAM.from_pretrained(
+        options.weights, options.device, options.backend, calibrated=not options.as_trained
+    )
+    return *overlay_video(model, source, out, prompts), out

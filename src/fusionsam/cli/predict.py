@@ -1,0 +1,20 @@
+"""The command `fusionsam predict`."""
+
+from __future__ import annotations
+
+from fusionsam.inference.options import PredictOptions as Options
+
+
+def main(options: Options) -> int:
+    """Predict files, folders or films, and say where the results are."""
+    if options.video:
+        from fusionsam.inference import video
+
+        count, rate, film = video.run(options)
+        print(f"{count} frames, {rate:.2f} frames per second -> {film}")
+        return 0
+    from fusionsam.inference import files
+
+    done = files.run(options)
+    print(f"{done} pair{'s' * (done != 1)} -> {options.out}")
+    return 0

@@ -1,0 +1,79 @@
+"""Options that several commands share: each name, default and help text stands here once.
+
+A command's options are a frozen dataclass that inherits what it shares and adds its own; `cli.options` makes flags of
+it. The docstring under a field is its help. Nothing heavy is imported: `--help` answers before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fusionsam.config.datasets import CATALOG
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which labelled or unlabelled pairs."""
+
+    dataset: str = field(metadata={"one_of": CATALOG})
+    """row of the catalogue"""
+    root: Path | str
+    """folder of the data set, or the manifest file"""
+    split: str = "val"
+    """official split, or NAME of a list NAME.txt beside the data"""
+    class_file: Path | str | None = field(default=None, kw_only=True, metadata={"metavar": "FILE"})
+    """YAML with classes and palette, for pairs and manifest"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions:
+    """Two files or two folders."""
+
+    visible: Path | None = None
+    """visible image, or a folder of them; may be left out"""
+    infrared: Path | None = None
+    """infrared image, or a folder with the same names; may be left out"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsOption:
+    """One model."""
+
+    weights: str = "tiny"
+    """shipped name or checkpoint folder"""
+
+
+DEFAULT_WEIGHTS = WeightsOption().weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOption:
+    """Where networks run."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOption:
+    """Where results go."""
+
+    out: Path
+    """folder for the results"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverwriteOption:
+    """Whether finished results stay."""
+
+    overwrite: bool = False
+    """make finished results again and replace them"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandLine:
+    """What was typed."""
+
+    command: str = field(default="", metadata={"flag": False})
+    """the command line; results repeat it"""

@@ -1,0 +1,59 @@
+"""The options of `fusionsam predict`. No torch: `--help` is made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fusionsam.config.options import DeviceOption, OutOption, OverwriteOption, PairOptions, WeightsOption
+from fusionsam.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(PairOptions, OutOption, WeightsOption, DeviceOption, OverwriteOption):
+    """Fuse pairs and label every pixel. For each pair NAME_fused.png, NAME_labels.png (class ids), NAME_overlay.png and
+    NAME.json are written into --out; pairs that are finished there are skipped."""
+
+    rgbt: Path | None = None
+    """instead of --visible and --infrared: a four-channel RGB + thermal PNG as MFNet's, or a folder of them"""
+    prompts: str | None = None
+    """self: the model's own points and box; none: its mask prompt only; FILE.json: yours (left out: as the weights were
+    configured)"""
+    backend: Literal["torch", "onnx"] = "torch"
+    """onnx: --weights is a folder that export wrote"""
+    overwrite: bool = OverwriteOption.overwrite
+    """predict finished pairs again; replace files and films"""
+    video: bool = False
+    """the two are films, or folders of frames: write NAME_overlay.mp4"""
+    fps: float | None = None
+    """with --video: frames a second (left out: the film's, 25 for folders)"""
+    confidence_map: bool = False
+    """also write NAME_confidence.png (0-255)"""
+    min_confidence: float = field(default=0.0, metadata={"metavar": "P"})
+    """unknown (255) in labels and overlay where the class is less probable than P (0-1): for data.extra_labels"""
+    as_trained: bool = False
+    """without what calibrate fitted"""
+    flip: bool = False
+    """average with the mirrored pair: twice the time"""
+    scales: tuple[float, ...] = (1.0,)
+    """average over resized copies, 1 among them: 1 1.25"""
+
+    def __post_init__(self) -> None:
+        """InputError for options that do not go together."""
+        if self.as_trained and self.backend == "onnx":
+            raise InputError(
+                "--as-trained: what calibrate fitted is inside an export; leave it out, or use --backend torch"
+            )
+        if self.fps is not None and not self.video:
+            raise InputError("--fps: is of films; give --video with it, or leave it out")
+        of_pictures = self.rgbt is not None or self.confidence_map or self.min_confidence or self.flip
+        if self.video and (of_pictures or self.scales != (1.0,)):
+            raise InputError(
+                "--video: takes --visible and --infrared, and no --rgbt, --confidence-map, --min-confidence, --flip or "
+                "--scales; leave them out"
+            )
+        if not 0 <= self.min_confidence <= 1:
+            raise InputError(
+                f"--min-confidence {self.min_confidence}: expected a probability from 0 to 1, for instance 0.9"
+            )
