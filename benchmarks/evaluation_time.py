@@ -6,7 +6,6 @@ process's CPU time, so that other programs on the machine do not count.
 """
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -23,19 +22,18 @@ import torch
 
 from fusionsam.data import fingerprints, images, predictions
 from fusionsam.data.synthetic.scenes import draw_scene, scene_id
-from fusionsam.evaluation import report as reports
+from fusionsam.evaluation import leak_guard
+from fusionsam.evaluation import run as evaluation
 from fusionsam.evaluation.run import EvaluateConfig, evaluate
+from fusionsam.evaluation.tally import Tally
 from fusionsam.inference import label_maps as predictors
 from fusionsam.io import write_json
 from fusionsam.weights.checkpoint import commit
 
 TIMED = {
     "decoding": [(images, "_load"), (predictors, "image_size"), (predictions, "image_size")],
-    "metric": [(reports.Tally, "update"), (reports, "scores")],
-    "leak_guard": [
-        (fingerprints.Fingerprints, "add"),
-        (importlib.import_module("fusionsam.evaluation.run"), "compare"),
-    ],
+    "metric": [(Tally, "update"), (evaluation, "scores")],
+    "leak_guard": [(fingerprints.Fingerprints, "add"), (leak_guard, "compare")],
 }
 """What is asked for -> the functions that do it; none of them calls another one."""
 
@@ -87,15 +85,15 @@ def timed(root: Path, **options: str) -> dict[str, object]:
                 stack.enter_context(patch.object(owner, name, clocked(getattr(owner, name), what)))
         before = time.process_time()
         config = EvaluateConfig("mfnet", root, "many", predictions=root / "predictions", out=root / "out", **options)
-        values = evaluate(config).values
+        report = evaluate(config)
         total = time.process_time() - before
     shares = {what: round(seconds / total, 3) for what, seconds in spent.items()}
     return {
         "cpu_seconds": round(total, 1),
         "shares": {**shares, "other": round(1 - sum(shares.values()), 3)},
-        "metric_ms_an_image": round(1000 * spent["metric"] / values["n_images"], 2),
-        "n_images": values["n_images"],
-        "miou": round(values["miou"], 2),
+        "metric_ms_an_image": round(1000 * spent["metric"] / report.n_images, 2),
+        "n_images": report.n_images,
+        "miou": round(report.miou or 0.0, 2),
     }
 
 

@@ -41,16 +41,17 @@ from fusionsam.config.schema import Config, from_dict, to_dict
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.images import write_png
 from fusionsam.data.loader import class_shares, train_loader
+from fusionsam.data.sequences import recording_sequences
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
-from fusionsam.evaluation import report as reports
-from fusionsam.evaluation import robustness
+from fusionsam.evaluation import report_files, robustness
+from fusionsam.evaluation.comparison import compare
+from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.run import (
     EvaluateConfig,
     check_classes,
     digest,
     evaluate,
-    guard_findings,
     leak_guard,
     open_labelled,
 )
@@ -62,7 +63,7 @@ from fusionsam.training.losses import segmentation_loss
 from fusionsam.training.run import FREE_ON_RESUME, open_trainer
 from fusionsam.training.segmentation_task import SegmentationTask
 from fusionsam.training.task import require_finite
-from fusionsam.types import Batch, Report
+from fusionsam.types import Batch
 from fusionsam.weights.checkpoint import commit
 
 WEIGHTS, CARD, BUDGET = "model.safetensors", "peer.json", "budget.json"
@@ -282,7 +283,7 @@ def evaluate_peer(config: EvaluateConfig, folder: Path) -> Report:
     ours = {f"{entry.id}.png" for entry in data.entries}
     if other := sorted({path.name for path in (out / "predictions").glob("*.png")} - ours):
         raise InputError(f"{out}/predictions: holds {other[0]}, which is not in {config.split}; choose another --out")
-    reports.require_split(out, config.dataset, reports.split_digest([entry.id for entry in data.entries]))
+    report_files.require_split(out, config.dataset, report_files.split_digest([entry.id for entry in data.entries]))
     guard = leak_guard(config, data.entries, [card], [folder])
     ece = CalibrationError()
     for index in tqdm(range(len(data)), desc=f"{card['peer']} on {config.dataset}/{config.split}"):
@@ -297,22 +298,20 @@ def evaluate_peer(config: EvaluateConfig, folder: Path) -> Report:
         known: dict[str, Any] = {"predictions": out / "predictions", "out": scratch, "prediction_format": "ids"}
         known |= {"against": None, "train_split": "none"}  # `guard` knows more
         report = evaluate(EvaluateConfig(**{**vars(config), **known}))
-        values, images = reports.read_comparable(scratch, config.dataset, report.values["split_ids_sha256"])
+        report, images = report_files.read_comparable(scratch, config.dataset, report.split_ids_sha256)
     single = card["peer"] in ("visible", "infrared")
-    values |= {
-        "weights": str(folder), "weights_sha256": digest(folder / WEIGHTS), "ece": 100 * ece.value(),
-        "modality": card["peer"] if single else "both", "command": config.command,
-        "peer": {key: value for key, value in card.items() if key not in ("config", "classes")},
-    }  # fmt: skip
-    values |= {"leak_guard": guard_findings(guard), "notes": guard["notes"]}
-    title = f"peer {card['peer']} on {config.dataset}/{config.split}: mIoU {values['miou']:.2f} ({values['protocol']})"
-    values.pop("title")
-    final = Report(title, values)
+    report.weights, report.weights_sha256, report.ece = str(folder), digest(folder / WEIGHTS), 100 * ece.value()
+    report.modality, report.command = card["peer"] if single else "both", config.command
+    report.peer = {key: value for key, value in card.items() if key not in ("config", "classes")}
+    report.leak_guard, report.notes = guard.findings, guard.notes
+    name = f"peer {card['peer']} on {config.dataset}/{config.split}"
+    report.title = f"{name}: mIoU {report.miou:.2f} ({report.protocol})"
     if config.against is not None:
-        other = reports.read_comparable(config.against, config.dataset, values["split_ids_sha256"])
-        values["against"] = reports.compare(final.as_dict(), images, *other, config.bootstrap)
-    reports.write(out, final, images)
-    return final
+        theirs, matrices = report_files.read_comparable(config.against, config.dataset, report.split_ids_sha256)
+        how = (report.classes, report.protocol, config.bootstrap, config.seed, theirs.title)
+        report.against = compare(images, matrices, *how, recording_sequences(data.entries))
+    report_files.write(out, report, images)
+    return report
 
 
 def robustness_of_peer(config: EvaluateConfig, folder: Path, others: list[str]) -> str:
@@ -326,7 +325,7 @@ def robustness_of_peer(config: EvaluateConfig, folder: Path, others: list[str]) 
     values = robustness.measure(predictor(network), data, seed=config.seed, bootstrap=config.bootstrap)
     values = {
         "title": f"peer {card['peer']}", **values, "split": config.split, "weights": str(folder),
-        "weights_sha256": digest(folder / WEIGHTS), "notes": guard["notes"], "commit": commit(),
+        "weights_sha256": digest(folder / WEIGHTS), "notes": guard.notes, "commit": commit(),
         "command": config.command,
     }  # fmt: skip
     return robustness.to_markdown(robustness.write(values, out, tables))
@@ -376,7 +375,7 @@ def run(argv: list[str]) -> int:
         args.dataset, args.root, args.split, out=args.out, against=one, bootstrap=args.bootstrap, command=command
     )
     if args.task == "evaluate":
-        print(reports.table(evaluate_peer(config, args.weights).as_dict()))
+        print(evaluate_peer(config, args.weights))
     else:
         print(robustness_of_peer(config, args.weights, args.against))
     return 0

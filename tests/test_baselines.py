@@ -19,8 +19,8 @@ from transformers import (
 from fusionsam.config.datasets import find
 from fusionsam.data.synthetic.scenes import draw_scene, synthesize
 from fusionsam.errors import InputError
-from fusionsam.evaluation import report as reports
 from fusionsam.evaluation import sam_baseline as baselines
+from fusionsam.evaluation.report_files import read_comparable
 from fusionsam.evaluation.sam_baseline import BaselineConfig, assemble, baseline, drawn_prompts
 from fusionsam.inference.predictor import FusionSAM, Prediction
 from fusionsam.inference.segment_anything import PlainSam
@@ -172,7 +172,7 @@ def test_an_oracle_run_scores_its_own_pictures_is_marked_resumes_and_is_never_co
     stored = json.loads((tmp_path / "report_oracle.json").read_text())
     assert (stored["prompts"], stored["modality"], stored["weights"]) == ("oracle", "infrared", None)
     with pytest.raises(InputError, match="oracle"):
-        reports.read_comparable(tmp_path / "report_oracle.json", "mfnet", stored["split_ids_sha256"])
+        read_comparable(tmp_path / "report_oracle.json", "mfnet", stored["split_ids_sha256"])
 
     matrix, painted = np.zeros((9, 9), int), {}
     ids = (street / "val.txt").read_text().split()
@@ -188,7 +188,7 @@ def test_an_oracle_run_scores_its_own_pictures_is_marked_resumes_and_is_never_co
     again = baseline(config)
     assert not np.asarray(Image.open(tmp_path / f"predictions/{ids[0]}.png")).any()  # kept as it was found
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"predictions/{ids[1]}.png")), painted[ids[1]])
-    assert np.sum(again.values["confusion_matrix"]) == matrix.sum()
+    assert np.sum(again.confusion_matrix) == matrix.sum()
     with pytest.raises(InputError, match="made with another image, seed"):
         baseline(replace(config, image="visible", seed=1))
     for foreign in (b'[{"a": 1}]', b"null", b"\xff"):
@@ -205,7 +205,7 @@ def test_a_self_run_on_the_fused_picture_names_its_prompts_and_classes(sam2, str
     config = BaselineConfig(
         str(sam2[1]), "mfnet", street, tmp_path / "out", weights=str(ours), bootstrap=0, device="cpu"
     )
-    values = baseline(config).values
+    values = baseline(config).to_dict()
     assert (values["prompts"], values["weights"], values["baseline"]["image"]) == ("self", str(ours), "fused")
     assert any("majority of the prompt's model" in note for note in values["notes"])
     id = (street / "val.txt").read_text().split()[0]

@@ -24,8 +24,12 @@ from fusionsam.data.images import write_png
 from fusionsam.data.predictions import PredictionFolder
 from fusionsam.data.synthetic.scenes import synthesize
 from fusionsam.errors import InputError
-from fusionsam.evaluation import report as reports
+from fusionsam.evaluation import run as evaluation
+from fusionsam.evaluation.comparison import compare
+from fusionsam.evaluation.report import PublishedScore
+from fusionsam.evaluation.report_files import read_comparable
 from fusionsam.evaluation.run import EvaluateConfig, add_arguments, evaluate, main
+from fusionsam.evaluation.tally import Tally
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.metrics.segmentation import PROTOCOLS, ImageMatrices, paired_bootstrap
 from fusionsam.weights.build import build_network
@@ -78,7 +82,7 @@ def direct(home):
 
 @pytest.fixture(scope="module")
 def scored(home):
-    return run(home, out=home / "scored").values
+    return run(home, out=home / "scored").to_dict()
 
 
 def write_predictions(folder, direct, form="ids"):
@@ -140,7 +144,7 @@ def test_changing_the_labels_changes_no_prediction_unless_the_prompts_are_oracle
         Image.fromarray((np.asarray(Image.open(path))[::-1] + 1) % 9).save(path)
     seen = []
     monkeypatch.setattr(
-        reports.Tally,
+        Tally,
         "update",
         lambda self, id, ids, label, confidence: (
             seen.append(ids),
@@ -157,7 +161,7 @@ def test_changing_the_labels_changes_no_prediction_unless_the_prompts_are_oracle
 @pytest.mark.parametrize("form", ["ids", "palette", "grey", "rgb", "bgr"])
 def test_predictions_in_any_form_score_as_the_network_itself(home, scored, direct, tmp_path, form):
     folder = write_predictions(tmp_path / "p", direct, form)
-    values = run(home, predictions=folder).values
+    values = run(home, predictions=folder).to_dict()
     same = ("miou", "interval", "per_class_iou", "per_class_boundary_f", "confusion_matrix", "protocols", "by_time")
     assert {key: values[key] for key in same} == {key: scored[key] for key in same}
     assert values["prediction_format"] == (form if form in ("rgb", "bgr") else "ids")
@@ -200,7 +204,7 @@ def test_missing_and_extra_predictions_are_listed_and_refused(home, direct, tmp_
     first.rename(tmp_path / "away.png")
     with pytest.raises(InputError, match=f"1 predictions missing .*{first.stem.removesuffix('_labels')}"):
         run(home, predictions=folder)
-    values = run(home, predictions=folder, allow_partial=True).as_dict()
+    values = run(home, predictions=folder, allow_partial=True).to_dict()
     assert (values["n_images"], values["split_images"], values["missing"]) == (5, 6, 1)
     assert values["title"].startswith("PARTIAL (5 of 6 images)")
     (tmp_path / "away.png").rename(first)
@@ -210,7 +214,7 @@ def test_missing_and_extra_predictions_are_listed_and_refused(home, direct, tmp_
     shutil.copy(first, folder / "stranger.png")
     with pytest.raises(InputError, match=r"1 predictions not in the split \(first: stranger\.png\)"):
         run(home, predictions=folder)
-    assert run(home, predictions=folder, allow_partial=True).values["extra"] == 1
+    assert run(home, predictions=folder, allow_partial=True).extra == 1
 
 
 def test_a_prediction_of_another_size_is_refused(home, direct, tmp_path):
@@ -225,7 +229,7 @@ def test_oracle_reports_are_marked_and_never_compared(home, scored, tmp_path):
     report = run(home, prompts="oracle", out=tmp_path)
     assert report.title.startswith("ORACLE PROMPTS (upper bound, ground truth was used)")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["per_image_oracle.json", "report_oracle.json"]
-    assert report.values["prompts"] == "oracle"
+    assert report.prompts == "oracle"
     renamed = shutil.copy(tmp_path / "report_oracle.json", tmp_path / "harmless.json")
     with pytest.raises(InputError, match="oracle"):
         run(home, against=renamed)
@@ -234,31 +238,32 @@ def test_oracle_reports_are_marked_and_never_compared(home, scored, tmp_path):
 
 
 def test_against_itself_nothing_is_real_and_against_the_truth_everything(home, scored, direct, tmp_path):
-    against = run(home, against=home / "scored").values["against"]
+    against = run(home, against=home / "scored").to_dict()["against"]
     assert (against["difference"], against["interval"], against["real"], against["n_common"]) == (0, [0, 0], False, 6)
     assert "not real" in against["words"]
     images = against["images"]
     assert (images["difference"], images["better"], images["worse"]) == (0, 0, 0)
     truth = {id: (label.astype(np.uint8), label) for id, (_, label) in direct.items()}
-    values = run(home, predictions=write_predictions(tmp_path / "p", truth), against=home / "scored").values
+    values = run(home, predictions=write_predictions(tmp_path / "p", truth), against=home / "scored")
+    report, values = values, values.to_dict()
     against = values["against"]
     assert values["miou"] == 100
     assert against["real"]
     assert against["difference"] == pytest.approx(100 - scored["miou"])
     assert against["per_class_iou"]["car"]["theirs"] == scored["per_class_iou"]["car"]
-    assert "is real at 95 %" in reports.table({"title": "", **values})
-    alone = reports.read_comparable(home / "scored", values["dataset"], values["split_ids_sha256"])[1].dense()
+    assert "is real at 95 %" in str(report)
+    alone = read_comparable(home / "scored", values["dataset"], values["split_ids_sha256"])[1].dense()
     own = [PROTOCOLS["present"](matrix).miou for matrix in alone]
     images = against["images"]
     assert images["miou"] == pytest.approx([100, np.mean(own)])
     assert images["better"] == sum(score < 100 for score in own)
     low, high = images["interval"]
     assert low < images["difference"] < high
-    assert f"better on {images['better']} and worse on 0 of 6" in reports.table({"title": "", **values})
+    assert f"better on {images['better']} and worse on 0 of 6" in str(report)
     one = dict(list(truth.items())[:1])
     lone = run(
         home, predictions=write_predictions(tmp_path / "q", one), against=home / "scored", allow_partial=True
-    ).values["against"]
+    ).to_dict()["against"]
     assert lone["n_common"] == 1
     assert not lone["real"]
     assert lone["words"].endswith("too few images to tell")
@@ -285,7 +290,6 @@ def test_a_training_split_that_is_asked_for_must_be_there(home):
 def test_images_without_a_label_make_no_difference_real():
     void, told = np.zeros((2, 2), int), np.array([[50, 0], [0, 50]])
     worse = np.array([[49, 1], [0, 50]])
-    columns = {"protocol": "present", "bootstrap": {"seed": 0}, "classes": ["a", "b"], "title": "b"}
 
     def images(first):
         kept = ImageMatrices(2)
@@ -293,9 +297,9 @@ def test_images_without_a_label_make_no_difference_real():
             kept.add(str(number), matrix)
         return kept
 
-    found = reports.compare(columns, images(told), columns, images(worse), 200)
-    assert (found["n_common"], found["real"]) == (1, False)
-    assert found["words"].endswith("too few images to tell")
+    found = compare(images(told), images(worse), ["a", "b"], "present", 200)
+    assert (found.n_common, found.real) == (1, False)
+    assert found.words.endswith("too few images to tell")
     both = np.stack([told, *[void] * 9]), np.stack([worse, *[void] * 9])
     assert paired_bootstrap(*both, "present", 200).p > 0.5  # a third of the draws tell nothing
 
@@ -353,7 +357,7 @@ def test_leak_guard_knows_what_the_weights_saw_where_no_training_list_is(home, t
     assert all(len(json.dumps(row)) < 400 for row in rows)  # hashes, nothing a picture could be made of
     source, target = ((data / f"{s}.txt").read_text().split()[0] for s in ("train", "val"))
     (data / "train.txt").unlink()
-    guard = run(home, root=data, weights=[weights]).values["leak_guard"]
+    guard = run(home, root=data, weights=[weights]).to_dict()["leak_guard"]
     assert (guard["checked"], guard["leaks"]) == (["weights (fingerprints)"], 0)
     seen, image = np.asarray(Image.open(data / "images" / f"{source}.png")), data / "images" / f"{target}.png"
     for kind, picture in {"content": seen, "mirrored": seen[:, ::-1]}.items():
@@ -363,7 +367,7 @@ def test_leak_guard_knows_what_the_weights_saw_where_no_training_list_is(home, t
     # the border cut off, and mirrored besides: a look-alike, as the guard by lists says too
     cut = Image.fromarray(seen[5:-5, 6:-6][:, ::-1].copy()).resize((128, 96), Image.Resampling.BICUBIC)
     cut.save(image)
-    values = run(home, root=data, weights=[weights]).values
+    values = run(home, root=data, weights=[weights]).to_dict()
     assert values["leak_guard"]["look_alikes"] >= 1
     assert any(f"pair 1 = held/{target} (perceptual" in note for note in values["notes"])
     (weights / "training_fingerprints.json").write_text('[{"content": [1, 2]}]')
@@ -374,10 +378,11 @@ def test_leak_guard_knows_what_the_weights_saw_where_no_training_list_is(home, t
 def test_without_a_training_list_the_title_says_so_and_what_the_weights_remember_still_counts(
     home, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(reports.PUBLISHED, "mfnet", (3, (("Someone", 61.5, "nine classes"),)))
+    monkeypatch.setitem(evaluation.TEST_IMAGES, "mfnet", 3)
+    monkeypatch.setitem(evaluation.SINCE, "mfnet", [PublishedScore("Someone", 61.5, "nine classes")])
     report = run(home, split="test", train_split="none")
     assert report.title.startswith("LEAK GUARD OFF")
-    assert "published" not in report.values
+    assert "published" not in report.to_dict()
     weights = shutil.copytree(home / "a", tmp_path / "weights")
     of_training(open_split("mfnet", home / "data", "val")).write(weights)
     for seen in ({"weights": [weights]}, {"predictions": tmp_path / "maps", "predicted_by": weights}):
@@ -386,7 +391,7 @@ def test_without_a_training_list_the_title_says_so_and_what_the_weights_remember
                 write_png(tmp_path / "maps" / f"{id}.png", np.zeros((96, 128), np.uint8))
         with pytest.raises(InputError, match=r"3 of its 6 pictures are in the training split"):
             run(home, train_split="none", **seen)
-    assert run(home, predictions=tmp_path / "maps").values["leak_guard"]["leaks"] == 0
+    assert run(home, predictions=tmp_path / "maps").leak_guard.leaks == 0
 
 
 def test_label_maps_prompted_by_the_truth_are_known_by_the_file_beside_them(home, scored, tmp_path):
@@ -409,7 +414,7 @@ def test_flip_makes_the_prediction_of_a_mirrored_pair_the_mirrored_prediction(ho
     (data / "one.txt").write_text(id)
     (data / "mirror.txt").write_text(f"{id}_flip")
     matrices = {
-        (split, flip): run(home, root=data, split=split, flip=flip).values["confusion_matrix"]
+        (split, flip): run(home, root=data, split=split, flip=flip).confusion_matrix
         for split in ("one", "mirror")
         for flip in (True, False)
     }
@@ -419,7 +424,7 @@ def test_flip_makes_the_prediction_of_a_mirrored_pair_the_mirrored_prediction(ho
 
 def test_scales_average_probabilities_of_resized_pairs(home, tmp_path):
     report = run(home, split="val", scales=(0.75, 1.0))
-    assert report.values["multi_scale"]
+    assert report.multi_scale
     assert "scales 0.75, 1" in report.title
     model = FusionSAM.from_pretrained(home / "a", "cpu")
     expected = np.zeros((9, 9), np.int64)
@@ -429,7 +434,7 @@ def test_scales_average_probabilities_of_resized_pairs(home, tmp_path):
         one, two = model.infer(*small).logits, model.infer(*pair).logits
         both = F.interpolate(one, (96, 128), mode="bilinear", align_corners=False).softmax(1) + two.softmax(1)
         expected += confusion_matrix(sample.label.flatten(), both.argmax(1).flatten(), labels=range(9))
-    np.testing.assert_array_equal(report.values["confusion_matrix"], expected)
+    np.testing.assert_array_equal(report.confusion_matrix, expected)
 
 
 def test_one_modality_is_all_the_network_sees(home, tmp_path, scored):
@@ -439,14 +444,14 @@ def test_one_modality_is_all_the_network_sees(home, tmp_path, scored):
         array[..., 3] = np.arange(128)
         Image.fromarray(array).save(path)
     options = {"modality": "visible", "train_split": "none"}
-    one, two = (run(home, root=root, **options).values for root in (home / "data", data))
+    one, two = (run(home, root=root, **options).to_dict() for root in (home / "data", data))
     assert one["confusion_matrix"] == two["confusion_matrix"] != scored["confusion_matrix"]
 
 
 def test_several_checkpoints_give_mean_and_sample_deviation(home, scored, tmp_path):
     report = run(home, weights=[home / "a", home / "b"], seeds=True, out=tmp_path)
-    other = run(home, weights=[home / "b"]).values
-    values = report.as_dict()
+    other = run(home, weights=[home / "b"]).to_dict()
+    values = report.to_dict()
     assert values["miou"] == pytest.approx((scored["miou"] + other["miou"]) / 2)
     assert values["miou_deviation"] == pytest.approx(abs(scored["miou"] - other["miou"]) / 2**0.5)
     assert values["per_class_iou"]["car"] == pytest.approx(
@@ -469,11 +474,12 @@ def test_a_setting_that_json_cannot_say_is_spelt(home, tmp_path):
 
 
 def test_published_rows_stand_only_beside_the_whole_official_test_split(home, monkeypatch):
-    monkeypatch.setitem(reports.PUBLISHED, "mfnet", (3, (("Someone", 61.5, "nine classes"),)))
-    assert run(home, split="test").values["published"][0]["method"] == "Someone"
-    assert "61.5  Someone (nine classes)" in reports.table(run(home, split="test").as_dict())
+    monkeypatch.setitem(evaluation.TEST_IMAGES, "mfnet", 3)
+    monkeypatch.setitem(evaluation.SINCE, "mfnet", [PublishedScore("Someone", 61.5, "nine classes")])
+    assert run(home, split="test").published[0].method == "Someone"
+    assert "61.5  Someone (nine classes)" in str(run(home, split="test"))
     for options in ({"split": "val"}, {"split": "test", "prompts": "oracle"}, {"split": "test_day"}):
-        assert "published" not in run(home, **options).values
+        assert run(home, **options).published is None
 
 
 def test_bad_input_is_refused_by_name(home, tmp_path):
@@ -508,7 +514,7 @@ def test_bad_input_is_refused_by_name(home, tmp_path):
 
 
 def test_interrupted_evaluation_leaves_no_half_files(home, scored, tmp_path, monkeypatch):
-    update, calls = reports.Tally.update, []
+    update, calls = Tally.update, []
 
     def stop(self, *arguments):
         calls.append(1)
@@ -516,7 +522,7 @@ def test_interrupted_evaluation_leaves_no_half_files(home, scored, tmp_path, mon
             raise KeyboardInterrupt
         return update(self, *arguments)
 
-    monkeypatch.setattr(reports.Tally, "update", stop)
+    monkeypatch.setattr(Tally, "update", stop)
     with pytest.raises(KeyboardInterrupt):
         run(home, out=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -104,7 +104,7 @@ class TestShippedCheckpoint:
         root = data_root / "mfnet156"
         if not root.is_dir():
             pytest.skip(f"no real MFNet pairs at {root}")
-        report = evaluate(EvaluateConfig("mfnet", root, "val", weights=["tiny"], bootstrap=0)).as_dict()
+        report = evaluate(EvaluateConfig("mfnet", root, "val", weights=["tiny"], bootstrap=0)).to_dict()
         assert report["prompts"] == "self"
         assert report["miou"] >= 60
         assert min(report["per_class_iou"][name] for name in ("car", "person", "bike")) > 40

@@ -232,12 +232,12 @@ def test_reports_are_those_of_the_package(scenes, trained, tmp_path):
     assert peers.run(["evaluate", *given, "--out", str(out)]) == 0
     scored = collect([out])[0]
     assert scored.label == "early/final"
-    values = scored.values
+    values = scored.to_dict()
     assert "this evaluation" not in str(against_sam([scored]).rows)  # SAM is not in it
     with pytest.raises(InputError, match=r"predictions: holds .* is not in train; choose another --out"):
         peers.run(["evaluate", *given, "--out", str(out), "--split", "train"])
     again = evaluate(EvaluateConfig("mfnet", scenes, predictions=out / "predictions", bootstrap=0))
-    assert values["confusion_matrix"] == again.values["confusion_matrix"]
+    assert values["confusion_matrix"] == again.confusion_matrix
     assert 0 <= values["ece"] <= 100
     assert values["peer"]["steps"] == STEPS
     table = tmp_path / "table"

@@ -20,13 +20,16 @@ from fusionsam.config.load import differences, read_settings
 from fusionsam.config.schema import to_dict
 from fusionsam.data.synthetic.scenes import synthesize
 from fusionsam.errors import InputError
-from fusionsam.evaluation import report as reports
+from fusionsam.evaluation.published import published
+from fusionsam.evaluation.report import ORACLE, Report
+from fusionsam.evaluation.report_files import write
+from fusionsam.evaluation.report_form import plain_json
 from fusionsam.evaluation.tables import figures as report_figures
 from fusionsam.evaluation.tables import run as report
 from fusionsam.evaluation.tables.formats import latex_escape, to_csv, to_latex, to_markdown
 from fusionsam.evaluation.tables.sources import collect, collect_fusion
-from fusionsam.evaluation.tables.tables import build, published
-from fusionsam.types import Report
+from fusionsam.evaluation.tables.tables import build
+from fusionsam.evaluation.tally import Tally, scores
 from fusionsam.weights.checkpoint import CARD, CONFIG, WEIGHTS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -36,20 +39,19 @@ def write_report(folder, dataset="mfnet", seed=0, images=3, **changes):
     """A true report of random maps, as `fusionsam evaluate` writes it; `changes` overwrite its values."""
     rng = np.random.default_rng(seed)
     classes = CATALOG[dataset].classes
-    tally = reports.Tally(classes)
+    tally = Tally(classes)
     for number in range(images):
         label = rng.integers(0, len(classes), (11, 13))
         wrong = rng.random(label.shape) < 0.4
         predicted = np.where(wrong, rng.integers(0, len(classes), label.shape), label)
         tally.update(f"{number:05d}{'DN'[number % 2]}", predicted, label)
-    values = reports.scores(tally, dataset, 20)
-    values |= {
+    values = plain_json(scores(tally, dataset, 20)) | {
         "dataset": dataset, "split": "val", "split_images": images, "split_ids_sha256": f"{dataset}{images}",
         "modality": "both", "prompts": "self", "flip": False, "scales": [1.0], "leak_guard": {"leaks": 0},
         "weights": f"runs/{folder.name}/final", "weights_card": None, "weights_sha256": "0", **changes,
     }  # fmt: skip
-    title = values.pop("title", f"{values['weights']} on {dataset}")
-    return reports.write(folder, Report(title, values), None)
+    values.setdefault("title", f"{values['weights']} on {dataset}")
+    return write(folder, Report.from_dict(values), None)
 
 
 def tables(*folders):
@@ -148,7 +150,8 @@ class TestGroups:
         for number in (1, 2):
             path = write_report(tmp_path / "seeds" / f"checkpoint_{number}", seed=number)
         values = json.loads(path.read_text()) | {"checkpoints": [{"prompts": "self"}] * 2, "miou_deviation": 1.25}
-        reports.write(tmp_path / "seeds", Report("mean", {**values, "weights": ["runs/x/best", "runs/y/best"]}), None)
+        summary = {**values, "title": "mean", "weights": ["runs/x/best", "runs/y/best"]}
+        write(tmp_path / "seeds", Report.from_dict(summary), None)
         (row,) = rows(tables(tmp_path)["table1_mfnet"], "our split")
         assert (row["method"], row["95 % interval"]) == ("x/best and 1 more", "± 1.25 over 2 checkpoints")
 
@@ -157,7 +160,7 @@ class TestOracle:
     def test_upper_bounds_never_stand_beside_others(self, tmp_path):
         baseline = {"sam": "w/mobilesam.safetensors", "image": "fused"}
         write_report(tmp_path / "plain", seed=1)
-        write_report(tmp_path / "bound", seed=2, prompts="oracle", title=f"{reports.ORACLE}: x")
+        write_report(tmp_path / "bound", seed=2, prompts="oracle", title=f"{ORACLE}: x")
         write_report(tmp_path / "sam", seed=3, prompts="oracle", baseline=baseline)
         write_report(tmp_path / "hidden", seed=4, checkpoints=[{"prompts": "oracle"}, {"prompts": "self"}])
         found = tables(tmp_path)

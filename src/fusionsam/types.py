@@ -9,7 +9,7 @@ P points, M boxes. Images are float in [0, 1] unless a docstring says uint8.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -162,15 +162,3 @@ class Pixels(NamedTuple):
 
     logits: Tensor  # (n,K) float16 or float32
     label: Tensor  # int64 (n), none of them IGNORE
-
-
-@dataclass
-class Report:
-    """The outcome of one evaluation; `as_dict` is what report.json holds."""
-
-    title: str
-    values: dict[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Title and values in one flat dictionary of plain JSON types."""
-        return {"title": self.title, **self.values}

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+from fusionsam.config.datasets import MFNET_CLASSES, MFNET_PALETTE
 from fusionsam.errors import InputError
 from fusionsam.types import LARGEST, SMALLEST
 
@@ -244,18 +245,9 @@ class ModelConfig(_Bounded):
 
     preset: str = "tiny"
     """Name of the preset this began as."""
-    classes: list[str] = field(
-        default_factory=lambda: [
-            "unlabeled", "car", "person", "bike", "curve", "car_stop", "guardrail", "color_cone", "bump"
-        ]
-    )  # fmt: skip
+    classes: list[str] = field(default_factory=lambda: list(MFNET_CLASSES))
     """Class names; the position is the id."""
-    palette: list[tuple[int, int, int]] = field(
-        default_factory=lambda: [
-            (0, 0, 0), (64, 0, 128), (64, 64, 0), (0, 128, 192), (0, 0, 192), (128, 128, 0), (64, 64, 128),
-            (192, 128, 128), (192, 64, 0),
-        ]
-    )  # fmt: skip
+    palette: list[tuple[int, int, int]] = field(default_factory=lambda: list(MFNET_PALETTE))
     """RGB of each class, 0-255."""
     foreground: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5, 6, 7, 8])
     """Class ids that the mask prompt should point at."""

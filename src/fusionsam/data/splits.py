@@ -31,6 +31,8 @@ class Entry:
     """Read the files and mirror them left-right (an ID_flip of a list without a file of its own)."""
     extra: bool = False
     """Of data.extra_pairs: drawn by its share, counted nowhere."""
+    sequence: str | None = None
+    """The recording it is a frame of, where a manifest says so."""
 
 
 def held_out(id: str) -> bool:
@@ -202,7 +204,7 @@ def _with_label(entry: Entry, listing: Path) -> Entry:
     return entry
 
 
-COLUMNS = ("visible", "infrared", "label", "split", "id")
+COLUMNS = ("visible", "infrared", "label", "split", "id", "sequence")
 ALIASES = {
     **dict.fromkeys(("vis", "vi", "rgb", "color", "colour"), "visible"),
     **dict.fromkeys(("ir", "thermal", "tir", "lwir"), "infrared"),
@@ -258,7 +260,8 @@ def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> l
             absent.append(id)
             continue
         label = paths.get("label") if "label" in there else None
-        found.append(Entry(id, paths.get("visible"), paths.get("infrared"), label))
+        sequence = row.get("sequence") or None
+        found.append(Entry(id, paths.get("visible"), paths.get("infrared"), label, sequence=sequence))
     return found
 
 

@@ -179,13 +179,13 @@ def main(args: argparse.Namespace) -> int:
     pixels = collect(model, data)
     pairs = {
         "dataset": args.dataset, "split": args.split, "pairs": len(data), "command": args.command_line,
-        "content": guard["content"],
+        "content": guard.content,
     }  # fmt: skip
     stored: dict[str, Any] = {}
     offsets, without = None, list[Tensor]()
     if not args.class_offsets and (before := checkpoint.read_checkpoint(args.weights)[2].get("class_offsets")):
         offsets = _tensor(before["offsets"])
-        if [tuple(pair) for pair in before.get("content", ())] == guard["content"]:
+        if [tuple(pair) for pair in before.get("content", ())] == guard.content:
             without = [_tensor(each) for each in before["offsets_without_block"]]
         else:
             without = [offsets] * len(blocks(len(pixels)))

@@ -25,16 +25,9 @@ from fusionsam.data.corruptions import blur, fog, noise
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
-from fusionsam.evaluation import report as reports
-from fusionsam.evaluation.run import (
-    EvaluateConfig,
-    check_classes,
-    digest,
-    fitted_notes,
-    fitted_on,
-    leak_guard,
-    open_labelled,
-)
+from fusionsam.evaluation.leak_guard import fitted_notes, fitted_on
+from fusionsam.evaluation.report_files import split_digest
+from fusionsam.evaluation.run import EvaluateConfig, check_classes, digest, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import Row, Table, to_markdown, write_table
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.io import given_path, require_writable, write_json
@@ -153,7 +146,7 @@ def require_same(others: Sequence[Mapping[str, Any]], values: Mapping[str, Any])
 
 def _images(data: PairDataset) -> dict[str, Any]:
     assert data.row is not None
-    ids_digest = reports.split_digest([entry.id for entry in data.entries])
+    ids_digest = split_digest([entry.id for entry in data.entries])
     return {"dataset": data.row.name, "split_ids_sha256": ids_digest, "n_images": len(data)}
 
 
@@ -297,12 +290,12 @@ def main(args: argparse.Namespace) -> int:
     guard = leak_guard(config, data.entries, [model.card])
     values = measure(network_predictor(model, args.prompts), data, args.conditions, args.seed, args.bootstrap)
     title = f"{args.weights} as trained" if args.as_trained else str(args.weights)
-    fitted = {**fitted_on(model.card, guard["content"]), "calibration": 0}  # there is no confidence in the table
+    fitted = {**fitted_on(model.card, guard.content), "calibration": 0}  # there is no confidence in the table
     values = {
         "title": title, **values, "split": args.split, "weights": str(args.weights),
         "weights_sha256": digest(checkpoint.locate(args.weights) / checkpoint.WEIGHTS),
         "prompts": args.prompts or model.config.prompts.mode, "as_trained": args.as_trained,
-        "notes": guard["notes"] + fitted_notes(fitted, len(data)),
+        "notes": guard.notes + fitted_notes(fitted, len(data)),
         "commit": checkpoint.commit(), "command": args.command_line, "seconds": time.perf_counter() - started,
     }  # fmt: skip
     print(to_markdown(write(values, args.out, others)))

@@ -17,25 +17,23 @@ from tqdm import tqdm
 
 from fusionsam.config.datasets import CATALOG, DatasetRow
 from fusionsam.data.dataset import PairDataset, open_split
-from fusionsam.data.fingerprints import Digests, Fingerprints, fingerprint
-from fusionsam.data.leaks import Leak, compare, weigh
-from fusionsam.data.splits import Entry, entries
-from fusionsam.errors import InputError, NoSplit
-from fusionsam.evaluation import report as reports
-from fusionsam.evaluation import worst_pairs
+from fusionsam.data.sequences import recording_sequences
+from fusionsam.data.splits import Entry
+from fusionsam.errors import InputError
+from fusionsam.evaluation import report_files, worst_pairs
+from fusionsam.evaluation.comparison import compare
+from fusionsam.evaluation.leak_guard import LeakCheck, check_leaks, fitted_notes, fitted_on, training_lists
+from fusionsam.evaluation.published import SINCE, TEST_IMAGES
+from fusionsam.evaluation.report import ORACLE, Report
+from fusionsam.evaluation.tally import Tally, scores, summarise
 from fusionsam.inference.label_maps import FolderPredictor, NetworkPredictor
 from fusionsam.inference.predictor import FusionSAM, require_scales
 from fusionsam.io import given_path, require_writable
 from fusionsam.metrics.segmentation import ImageMatrices
-from fusionsam.types import Report
 from fusionsam.weights import checkpoint
 
-FITTED = {
-    "calibration": "the temperature was fitted on: confidences (ECE) are too good here",
-    "class_offsets": "the class offsets were fitted on: IoUs are too good here; what they gain on other pairs is in "
-    "training.json",
-}
-"""What is fitted, by the names of checkpoint.CALIBRATED."""
+Card = dict[str, Any]
+"""What a checkpoint's training.json says."""
 
 
 @dataclass(frozen=True)
@@ -82,34 +80,29 @@ def evaluate(config: EvaluateConfig) -> Report:
 
     With several weights each has its report in a folder checkpoint_1, checkpoint_2, ... and the returned summary holds
     mean and deviation. Raises InputError for impossible options, unusable data or weights, splits that share pictures
-    with the training split, and reports that must not be compared."""
+    with the training split, and reports that must not be compared.
+
+    >>> report = evaluate(EvaluateConfig("mfnet", "data/mfnet", "val", weights=["tiny"]))  # doctest: +SKIP
+    >>> print(report)  # doctest: +SKIP
+    """
     _check(config)
     data = open_labelled(config)
     assert data.row is not None
-    split = reports.split_digest([entry.id for entry in data.entries])
+    split = report_files.split_digest([entry.id for entry in data.entries])
     if config.out is not None:
-        reports.require_split(Path(config.out), config.dataset, split)
-    other = None if config.against is None else reports.read_comparable(config.against, config.dataset, split)
+        report_files.require_split(Path(config.out), config.dataset, split)
+    other = None
+    if config.against is not None:
+        other = report_files.read_comparable(config.against, config.dataset, split)
+    if config.predictions is not None:
+        return _evaluate_folder(config, data, other)
     model, cards = None, []
     for source in config.weights:  # one at a time: five of the largest would not fit
         model = FusionSAM.from_pretrained(source, config.device, calibrated=not config.as_trained)
         check_classes(model.config.classes, source, data.row)
         cards.append(model.card)
     _check_seeds(config, cards)
-    folder = None
-    if config.predictions is not None:
-        folder = FolderPredictor(config.predictions, data, config.prediction_format, config.allow_partial)
-        if folder.prompts == "oracle" and config.against is not None:
-            raise InputError(
-                f"{config.predictions}: were prompted by the ground truth (oracle); they are compared with no report, "
-                "leave out --against"
-            )
-        if config.predicted_by is not None:
-            cards.append(checkpoint.read_checkpoint(config.predicted_by)[2])
     guard = leak_guard(config, data.entries, cards)
-    if folder is not None:
-        return _run(config, data, folder, guard, config.out, other, None, cards[0] if cards else {})
-
     found: list[Report] = []
     for number, source in enumerate(config.weights, 1):
         out = None if config.out is None else Path(config.out)
@@ -121,11 +114,29 @@ def evaluate(config: EvaluateConfig) -> Report:
         found.append(_run(config, data, NetworkPredictor(model, *options), guard, out, other, source, model.card))
     if len(found) == 1:
         return found[0]
-    values = reports.summarise([report.values for report in found])
-    report = Report(_title(config, f"mean of {len(found)} checkpoints", values, None), values)
+    report = summarise(found)
+    report.title = _title(config, f"mean of {len(found)} checkpoints", report, None)
     if config.out is not None:
-        reports.write(Path(config.out), report, None)
+        report_files.write(Path(config.out), report, None)
     return report
+
+
+def _evaluate_folder(config: EvaluateConfig, data: PairDataset, other: tuple[Report, ImageMatrices] | None) -> Report:
+    """Score label maps that somebody predicted."""
+    assert config.predictions is not None
+    folder = FolderPredictor(config.predictions, data, config.prediction_format, config.allow_partial)
+    if folder.prompts == "oracle" and config.against is not None:
+        raise InputError(
+            f"{config.predictions}: were prompted by the ground truth (oracle); they are compared with no report, "
+            "leave out --against"
+        )
+    cards = []
+    if config.predicted_by is not None:
+        cards.append(checkpoint.read_checkpoint(config.predicted_by)[2])
+    _check_seeds(config, cards)
+    guard = leak_guard(config, data.entries, cards)
+    out = None if config.out is None else Path(config.out)
+    return _run(config, data, folder, guard, out, other, None, cards[0] if cards else {})
 
 
 def open_labelled(config: EvaluateConfig) -> PairDataset:
@@ -193,190 +204,135 @@ def check_classes(classes: Sequence[str], source: str | Path, row: DatasetRow) -
             )
 
 
-def _check_seeds(config: EvaluateConfig, cards: list[dict[str, Any]]) -> None:
+def _check_seeds(config: EvaluateConfig, cards: Sequence[Card]) -> None:
     seeds = [card.get("seed") for card in cards]
     if config.seeds and (None in seeds or len(set(seeds)) < len(seeds)):
         raise InputError(f"seeds: the checkpoints record the seeds {seeds}; expected a different one each")
 
 
 def leak_guard(
-    config: EvaluateConfig, evaluated: list[Entry], cards: list[dict[str, Any]], folders: Sequence[Path] = ()
-) -> dict[str, Any]:
-    """Compare the split with what the weights were trained on: by the fingerprints that they carry (or that lie in
-    `folders`), and by the lists and pictures of the training split as far as those are here. `content` of what is
-    returned has the digests of the evaluated pairs."""
+    config: EvaluateConfig, evaluated: Sequence[Entry], cards: Sequence[Card], folders: Sequence[Path] = ()
+) -> LeakCheck:
+    """`check_leaks` of the evaluated pairs with what the weights of `config`, of `cards` and in `folders` were trained
+    on."""
     off = config.train_split == "none"
-    sources: dict[tuple[str, str, str], str | Path | None] = {}
-    for card in [] if off else cards or [{}]:
-        data = (card.get("config") or {}).get("data") or card.get("data") or {}
-        name = config.train_split or data.get("train_split") or "train"
-        if data.get("dataset") in (None, config.dataset):
-            sources[config.dataset, str(config.root), name] = config.class_file
-        else:  # MSRS repeats MFNet's pictures: another data set is no excuse
-            sources[data["dataset"], str(data.get("root")), name] = data.get("class_file")
-    checked: list[str] = []
-    notes = ["no list of training pictures was compared (--train-split none)"] if off else []
-    found: list[Leak] = []  # to refuse
-    alike: list[Leak] = []
-    known: list[tuple[str, Fingerprints, list[str]]] = []  # name, what was trained on, its ids
-    sources_seen = [*config.weights, *([config.predicted_by] if config.predicted_by is not None else [])]
-    for folder in [*map(checkpoint.locate, sources_seen), *folders]:
-        if (seen := Fingerprints.read(folder)) is not None:
-            numbers = [f"pair {number}" for number in range(1, len(seen.content) + 1)]
-            known.append((f"{folder.name} (fingerprints)", seen, numbers))
-    for (dataset, root, name), class_file in sources.items():
-        try:
-            training = entries(dataset, root, name, class_file)
-        except InputError as error:
-            if config.train_split is not None:
-                raise InputError(f"--train-split {name!r}: {error}") from None
-            if not known:
-                why = "is here" if isinstance(error, NoSplit) else f"could be read ({error})"
-                notes.append(f"no list of the training split {dataset}/{name} {why}, so it was not compared")
-            continue
-        split = f"{dataset}/{name}"
-        known.insert(0, (split, fingerprint(split, training), [entry.id for entry in training]))
-    # of predictions that nobody knows the training of, with no list to compare, nothing is to be looked up
-    ours = fingerprint(config.split, evaluated) if known or cards else Fingerprints()
-    for name, seen, ids in known:
-        training_name = f"{name} (training)"
-        prints = {training_name: seen, config.split: ours}
-        leaks = compare(prints, {training_name: ids, config.split: [entry.id for entry in evaluated]})
-        refused, stray = weigh(leaks, {training_name: ids, config.split: evaluated})
-        # one picture of several trainings counts once
-        found += [leak for leak in refused if leak.second_id not in {before.second_id for before in found}]
-        alike += [leak for leak in stray if leak.second_id not in {before.second_id for before in alike}]
-        checked.append(name)
-    pictures = {leak.second_id for leak in found}
-    if found:
-        shown = "; ".join(map(str, found[:3])) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
-        if not config.allow_train_test_leak_and_know_that_scores_are_worthless:
-            raise InputError(
-                f"split {config.split!r}: {len(pictures)} of its {len(evaluated)} pictures are in the training split: "
-                f"{shown}; evaluate on pictures the weights never saw"
-            )
-        notes.append(f"leaks: {shown}")
-    if alike:
-        notes.append(f"{len(alike)} look-alikes in the training split (not refused), for example {alike[0]}")
-    kinds = {kind: sum(leak.kind == kind for leak in found) for kind in sorted({leak.kind for leak in found})}
-    counts = {"leaks": len(pictures), "kinds": kinds, "look_alikes": len(alike)}
-    return {"checked": checked, "off": off, **counts, "notes": notes, "content": ours.content}
-
-
-def guard_findings(guard: dict[str, Any]) -> dict[str, Any]:
-    """What a report keeps of `leak_guard` under that name; its notes stand among the report's."""
-    return {key: value for key, value in guard.items() if key not in ("notes", "content")}
-
-
-def fitted_on(card: dict[str, Any], content: Sequence[Digests]) -> dict[str, int]:
-    """To how many of the evaluated pairs, known by their pixels, `fusionsam calibrate` fitted each of
-    checkpoint.CALIBRATED."""
-    found = {}
-    for key in checkpoint.CALIBRATED:
-        known = {tuple(pair) for pair in (card.get(key) or {}).get("content", ())}
-        found[key] = sum(pair in known and any(pair) for pair in content)
-    return found
-
-
-def fitted_notes(fitted: dict[str, int], pairs: int) -> list[str]:
-    """What a reader of the figures must know of `fitted_on`."""
-    return [f"{count} of these {pairs} pairs are of those that {FITTED[key]}" for key, count in fitted.items() if count]
+    sources = [*config.weights, *([config.predicted_by] if config.predicted_by is not None else [])]
+    return check_leaks(
+        evaluated,
+        config.split,
+        [] if off else training_lists(cards, config.dataset, config.root, config.train_split, config.class_file),
+        [*map(checkpoint.locate, sources), *folders],
+        off=off,
+        wanted=config.train_split,
+        known_weights=bool(cards),
+        allowed=config.allow_train_test_leak_and_know_that_scores_are_worthless,
+    )
 
 
 def _run(
     config: EvaluateConfig,
     data: PairDataset,
     predictor: NetworkPredictor | FolderPredictor,
-    guard: dict[str, Any],
-    out: str | Path | None,
-    other: tuple[dict[str, Any], ImageMatrices] | None,
+    guard: LeakCheck,
+    out: Path | None,
+    other: tuple[Report, ImageMatrices] | None,
     weights: str | Path | None,
-    card: dict[str, Any],
+    card: Card,
 ) -> Report:
-    assert data.row is not None
-    started, counting = time.perf_counter(), 0.0
-    tally, used = reports.Tally(data.row.classes), set()
+    started = time.perf_counter()
     absent = set(predictor.folder.missing) if isinstance(predictor, FolderPredictor) else set()
     todo = [index for index, entry in enumerate(data.entries) if entry.id not in absent]
+    tally, prompts, counting = _count(config, data, predictor, todo)
+    sequences = recording_sequences(data.entries)
+    figures = scores(tally, config.dataset, config.bootstrap, config.seed, sequences)
+    fitted = fitted_on(card, guard.content)
+    if weights is None:  # there is no confidence in label maps
+        fitted["calibration"] = 0
+    report = Report(
+        **vars(figures),
+        **_context(config, data, guard),
+        **predictor.describe(),
+        title="",
+        prompts=prompts,
+        weights=None if weights is None else str(weights),
+        weights_sha256=None if weights is None else digest(checkpoint.locate(weights) / checkpoint.WEIGHTS),
+        fitted=fitted,
+        seconds_counting=counting,
+    )
+    report.notes += fitted_notes(fitted, len(data.entries))
+    whole = len(todo) == len(data.entries)
+    official = config.split == "test" and whole and TEST_IMAGES.get(config.dataset) == len(todo)
+    if official and prompts != "oracle" and not guard.leaks and not guard.off:
+        report.published = SINCE[config.dataset]
+    name = str(weights if weights is not None else config.predictions)
+    report.title = _title(config, name, report, None if whole else (len(todo), len(data.entries)))
+    if other is not None:
+        theirs, matrices = other
+        report.against = compare(
+            tally.images, matrices, report.classes, report.protocol, config.bootstrap, config.seed, theirs.title,
+            sequences,
+        )  # fmt: skip
+        report.against.report = str(config.against)
+    report.seconds = time.perf_counter() - started
+    if out is not None:
+        report_files.write(out, report, tally.images)
+        if config.worst:
+            worst_pairs.draw(predictor, data, tally.images, report.protocol, out / "worst", config.worst)
+        else:
+            worst_pairs.clear(out / "worst")
+    return report
+
+
+def _count(
+    config: EvaluateConfig, data: PairDataset, predictor: NetworkPredictor | FolderPredictor, todo: Sequence[int]
+) -> tuple[Tally, str | None, float]:
+    """Predict and count the pairs at the places `todo`: the counts, what steered SAM, and the seconds of counting."""
+    assert data.row is not None
+    tally, used, counting = Tally(data.row.classes), set(), 0.0
     for index in tqdm(todo, desc=f"evaluating {config.dataset}/{config.split}"):
         predicted = predictor(data, index)
         before = time.perf_counter()
         tally.update(data.entries[index].id, predicted.ids, predicted.label, predicted.confidence)
         counting += time.perf_counter() - before
         used.add(predicted.prompts)
-    values = reports.scores(tally, config.dataset, config.bootstrap, config.seed)
-    prompts = next(iter(used)) if len(used) == 1 else "mixed"
-    values |= _context(config, data, guard) | predictor.describe()
-    values |= {"prompts": prompts, "weights": None if weights is None else str(weights)}
-    if weights is not None:
-        values["weights_sha256"] = digest(checkpoint.locate(weights) / checkpoint.WEIGHTS)
-    values["fitted"] = fitted_on(card, guard["content"])
-    if weights is None:  # there is no confidence in label maps
-        values["fitted"]["calibration"] = 0
-    values["notes"] += fitted_notes(values["fitted"], len(data.entries))
-    values |= {"seconds": time.perf_counter() - started, "seconds_counting": counting}
-    total, complete = len(data.entries), len(todo) == len(data.entries)
-    if config.dataset in reports.PUBLISHED and config.split == "test" and complete and prompts != "oracle":
-        count, rows = reports.PUBLISHED[config.dataset]
-        if total == count and not guard["leaks"] and not guard["off"]:
-            values["published"] = [dict(zip(("method", "miou", "protocol"), row, strict=True)) for row in rows]
-    name = str(weights if weights is not None else config.predictions)
-    report = Report(_title(config, name, values, None if complete else (len(todo), total)), values)
-    if other is not None:
-        values["against"] = reports.compare(report.as_dict(), tally.images, *other, config.bootstrap)
-        values["against"]["report"] = str(config.against)
-    if out is not None:
-        reports.write(Path(out), report, tally.images)
-        shown = Path(out) / "worst"
-        if config.worst:
-            worst_pairs.draw(predictor, data, tally.images, values["protocol"], shown, config.worst)
-        else:
-            worst_pairs.clear(shown)
-    return report
+    return tally, next(iter(used)) if len(used) == 1 else "mixed", counting
 
 
-def _context(config: EvaluateConfig, data: PairDataset, guard: dict[str, Any]) -> dict[str, Any]:
-    """What every report repeats of its options."""
+def _context(config: EvaluateConfig, data: PairDataset, guard: LeakCheck) -> dict[str, Any]:
+    """What every report repeats of its options, by the fields of a Report."""
     return {
         "dataset": config.dataset,
         "split": config.split,
-        "split_ids_sha256": reports.split_digest([entry.id for entry in data.entries]),
+        "split_ids_sha256": report_files.split_digest([entry.id for entry in data.entries]),
         "split_images": len(data.entries),
         "as_trained": config.as_trained,
         "modality": config.modality,
         "flip": config.flip,
         "scales": list(config.scales),
         "multi_scale": len(config.scales) > 1,
-        "leak_guard": guard_findings(guard),
-        "notes": list(guard["notes"]),
+        "leak_guard": guard.findings,
+        "notes": list(guard.notes),
         "commit": checkpoint.commit(),
         "command": config.command,
     }
 
 
-def _title(config: EvaluateConfig, name: str, values: dict[str, Any], partial: tuple[int, int] | None) -> str:
+def _title(config: EvaluateConfig, name: str, report: Report, partial: tuple[int, int] | None) -> str:
     """What was scored and all that a reader must know before comparing the figure."""
-    marks = [reports.ORACLE] if values["prompts"] == "oracle" else []
-    if values["leak_guard"]["leaks"]:
-        marks.append(f"TRAIN-TEST LEAK ({values['leak_guard']['leaks']} pictures were trained on)")
-    if values["leak_guard"]["off"]:
-        marks.append("LEAK GUARD OFF (the training split was not compared)")
-    if partial:
-        marks.append(f"PARTIAL ({partial[0]} of {partial[1]} images)")
-    how = (
-        [f"prompts {values['prompts']}"]
-        if values["prompts"]
-        else [f"predictions read as {values['prediction_format']}"]
-    )
+    guard = report.leak_guard
+    marks = [ORACLE] if report.prompts == "oracle" else []
+    marks += [f"TRAIN-TEST LEAK ({guard.leaks} pictures were trained on)"] if guard.leaks else []
+    marks += ["LEAK GUARD OFF (the training split was not compared)"] if guard.off else []
+    marks += [f"PARTIAL ({partial[0]} of {partial[1]} images)"] if partial else []
+    how = [f"prompts {report.prompts}" if report.prompts else f"predictions read as {report.prediction_format}"]
     how += [f"{config.modality} only"] if config.modality != "both" else []
     how += [f"scales {', '.join(f'{s:g}' for s in config.scales)}"] if list(config.scales) != [1.0] else []
     how += ["flip"] if config.flip else []
-    alike = values["leak_guard"]["look_alikes"]
-    how += [f"{alike} pictures look like training pictures"] if alike else []
-    how += ["class offsets fitted on these pairs"] if values["fitted"]["class_offsets"] else []
+    how += [f"{guard.look_alikes} pictures look like training pictures"] if guard.look_alikes else []
+    how += ["class offsets fitted on these pairs"] if report.fitted["class_offsets"] else []
     how += ["as trained"] if config.as_trained else []
-    score = "undefined" if values["miou"] is None else f"{values['miou']:.2f}"
-    what = f"{name} on {config.dataset}/{config.split}: mIoU {score} ({values['protocol']})"
+    score = "undefined" if report.miou is None else f"{report.miou:.2f}"
+    what = f"{name} on {config.dataset}/{config.split}: mIoU {score} ({report.protocol})"
     return ": ".join([*marks, ", ".join([what, *how])])
 
 
@@ -437,5 +393,5 @@ def main(args: argparse.Namespace) -> int:
     known = {field.name for field in fields(EvaluateConfig)} - {"command"}
     config = EvaluateConfig(**{name: value for name, value in vars(args).items() if name in known}, command=command)
     report = evaluate(config)
-    print(reports.table(report.as_dict()))
+    print(report)
     return 0

@@ -29,13 +29,15 @@ from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
-from fusionsam.evaluation import report as reports
-from fusionsam.evaluation.run import FITTED, EvaluateConfig, check_classes, evaluate, leak_guard
+from fusionsam.evaluation import report_files
+from fusionsam.evaluation.leak_guard import FITTED
+from fusionsam.evaluation.report import ORACLE, Baseline, Report
+from fusionsam.evaluation.run import EvaluateConfig, check_classes, evaluate, leak_guard
 from fusionsam.inference.predictor import FusionSAM, Prediction, choose_device
 from fusionsam.inference.segment_anything import PlainSam
 from fusionsam.io import given_path, require_writable, write_json
 from fusionsam.models.prompts import oracle_prompts
-from fusionsam.types import Report, Sample
+from fusionsam.types import Sample
 from fusionsam.weights import checkpoint
 
 SETTINGS = "settings.json"
@@ -249,32 +251,26 @@ def _score(config: BaselineConfig, plain: EvaluateConfig) -> Report:
     used = _uses_network(config)
     with tempfile.TemporaryDirectory(dir=config.out) as scratch:
         report = evaluate(replace(plain, out=scratch))
-        mark = reports.file_mark(report.as_dict())
-        values = {**report.as_dict(), "per_image": f"per_image{mark}.json"}
-        images = reports.read_images(Path(scratch) / f"report{mark}.json", values)
+        mark = report_files.file_mark(report)
+        report.per_image = f"per_image{mark}.json"
+        images = report_files.read_images(Path(scratch) / f"report{mark}.json", report)
     if config.prompts == "oracle":  # of our network the picture alone was used, which no offset changes
-        values["fitted"] = dict.fromkeys(values["fitted"], 0)
-        values["notes"] = [note for note in values["notes"] if not note.endswith(FITTED["class_offsets"])]
-    values.pop("published", None)  # those are trained methods; a prompted SAM is compared in a table of its own
+        report.fitted = dict.fromkeys(report.fitted, 0)
+        report.notes = [note for note in report.notes if not note.endswith(FITTED["class_offsets"])]
+    report.published = None  # those are trained methods; a prompted SAM is compared in a table of its own
     name = Path(config.sam).stem if Path(config.sam).exists() else str(config.sam)
-    both = config.image == "fused" or config.prompts == "self"
-    values |= {
-        "prompts": config.prompts,
-        "weights": str(config.weights) if used else None,
-        "modality": "both" if both else config.image,
-        "baseline": {
-            "sam": str(config.sam), "image": config.image, "prompts": config.prompts,
-            "class_rule": CLASS_RULES[config.prompts], "points": config.points,
-        },
-        "notes": [*values["notes"], CLASS_RULES[config.prompts]],
-    }  # fmt: skip
-    score = "undefined" if values["miou"] is None else f"{values['miou']:.2f}"
-    title = f"{name} on the {config.image} image, {config.dataset}/{config.split}: mIoU {score} ({values['protocol']})"
-    marks = [reports.ORACLE] if config.prompts == "oracle" else []
-    values["title"] = ": ".join([*marks, f"{title}, prompts {config.prompts}"])
-    final = Report(values.pop("title"), values)
-    reports.write(Path(config.out), final, images)
-    return final
+    rule = CLASS_RULES[config.prompts]
+    report.prompts = config.prompts
+    report.weights = str(config.weights) if used else None
+    report.modality = "both" if used else config.image
+    report.baseline = Baseline(str(config.sam), config.image, config.prompts, rule, config.points)
+    report.notes = [*report.notes, rule]
+    score = "undefined" if report.miou is None else f"{report.miou:.2f}"
+    title = f"{name} on the {config.image} image, {config.dataset}/{config.split}: mIoU {score} ({report.protocol})"
+    marks = [ORACLE] if config.prompts == "oracle" else []
+    report.title = ": ".join([*marks, f"{title}, prompts {config.prompts}"])
+    report_files.write(Path(config.out), report, images)
+    return report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -306,5 +302,5 @@ def main(args: argparse.Namespace) -> int:
     names = {field.name for field in fields(BaselineConfig)} - {"command"}
     given = {name: value for name, value in vars(args).items() if name in names}
     report = baseline(BaselineConfig(**given, command=getattr(args, "command_line", "")))
-    print(reports.table(report.as_dict()))
+    print(report)
     return 0

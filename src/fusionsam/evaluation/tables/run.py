@@ -88,7 +88,7 @@ def _chosen(data: PairDataset, config: PanelConfig) -> list[str]:
 
 def _palette(one: Scored, class_file: Path | None) -> dict[str, Color]:
     """Class -> colour of the report's data set; empty where nothing tells."""
-    dataset, classes = one.values["dataset"], one.values["classes"]
+    dataset, classes = one.report.dataset, one.report.classes
     if dataset not in CATALOG:
         return {}
     row = find(dataset, class_file if not CATALOG[dataset].classes else None)
@@ -108,8 +108,9 @@ def _slug(text: str, taken: set[str]) -> str:
 
 def _run_name(one: Scored) -> str:
     """Who was scored, with modality and prompts; a baseline's name says already what it saw."""
-    keys = ("prompts",) if one.values.get("baseline") else ("modality", "prompts")
-    how = ", ".join(str(one.values[key]) for key in keys if one.values.get(key))
+    report = one.report
+    parts = [report.prompts] if report.baseline is not None else [report.modality, report.prompts]
+    how = ", ".join(part for part in parts if part)
     return f"{one.label} ({how})" if how else one.label
 
 
@@ -120,13 +121,14 @@ def figures(found: Sequence[Scored], out: Path, class_file: Path | None = None) 
     taken: set[str] = set()
     for one in found:
         mark = "oracle " if one.oracle else ""
-        name = _slug(f"confusion {mark}{one.values['dataset']} {one.values.get('split')} {_run_name(one)}", taken)
-        figure = report_figures.confusion(one.values["title"], one.values["confusion_matrix"], one.values["classes"])
+        report = one.report
+        name = _slug(f"confusion {mark}{report.dataset} {report.split} {_run_name(one)}", taken)
+        figure = report_figures.confusion(report.title, report.confusion_matrix, report.classes)
         written += report_figures.save(figure, out / name)
     charts: dict[tuple[str, ...], list[Scored]] = {}
     for one in found:
-        v = one.values
-        key = (v["dataset"], str(v.get("split")), v["split_ids_sha256"], one.group, "oracle" if one.oracle else "")
+        r = one.report
+        key = (r.dataset, str(r.split), r.split_ids_sha256, one.group, "oracle" if one.oracle else "")
         charts.setdefault(key, []).append(one)
     for (dataset, split, _, group, mark), members in charts.items():
         title = f"{report_tables.NAMES.get(dataset, dataset)}, {group}"
@@ -134,7 +136,7 @@ def figures(found: Sequence[Scored], out: Path, class_file: Path | None = None) 
         series = {}
         for one in members:
             label = _run_name(one)
-            series[label if label not in series else f"{label} {one.path.parent}"] = one.values["per_class_iou"]
+            series[label if label not in series else f"{label} {one.path.parent}"] = one.report.per_class_iou
         figure = report_figures.bars(title, series, _palette(members[0], class_file))
         written += report_figures.save(figure, out / _slug(f"bars {mark} {dataset} {split}", taken))
     return written

@@ -8,13 +8,12 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
-from importlib import resources
 from typing import Any
 
 from fusionsam.config.schema import Config, from_dict, to_dict
 from fusionsam.errors import InputError
-from fusionsam.evaluation import report as reports
+from fusionsam.evaluation.published import SINCE, published
+from fusionsam.evaluation.report import Report, shared_mean
 from fusionsam.evaluation.tables.formats import Row, Table, drop_empty
 from fusionsam.evaluation.tables.sources import VARIANTS, Scored
 from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS
@@ -26,12 +25,6 @@ NAMES = {"mfnet": "MFNet", "fmb": "FMB", "msrs": "MSRS", "pst900": "PST900"}
 _PART_OF_BUDGET = {"data": ("root", "workers"), "train": ("out", "seed", "validate_every", "checkpoint_minutes")}
 
 
-@cache
-def published() -> dict[str, Any]:
-    """The numbers of the FusionSAM paper's Tables 1-4, in percent, with what must be said of them."""
-    return dict(json.loads(resources.files("fusionsam").joinpath("published.json").read_text(encoding="utf-8")))
-
-
 def _cell(value: float | None, digits: int = 2) -> str:
     return NONE if value is None else f"{value:.{digits}f}"
 
@@ -41,17 +34,17 @@ def _notes(row: Mapping[str, Any], dataset: str | None = None) -> tuple[str, ...
     return tuple(published()["notes"][key] for key in keys)
 
 
-def _spread(values: Mapping[str, Any]) -> str:
+def _spread(report: Report) -> str:
     """The 95 % interval over images, or the deviation over checkpoints."""
-    if values.get("miou_deviation") is not None:
-        return f"± {values['miou_deviation']:.2f} over {len(values.get('checkpoints', ()))} checkpoints"
-    low, high = values.get("interval") or (None, None)
+    if report.miou_deviation is not None:
+        return f"± {report.miou_deviation:.2f} over {len(report.checkpoints or ())} checkpoints"
+    low, high = report.interval or (None, None)
     return NONE if low is None or high is None else f"{low:.2f} to {high:.2f}"
 
 
 def _labels(found: Sequence[Scored]) -> list[str]:
     """A label for each report; where two rows would read alike, with the report's folder."""
-    alike = [(one.label, one.group, one.values.get("modality"), one.values.get("prompts")) for one in found]
+    alike = [(one.label, one.group, one.report.modality, one.report.prompts) for one in found]
     count = Counter(alike)
     return [
         f"{one.label} ({one.path.parent})" if count[key] > 1 else one.label
@@ -68,62 +61,73 @@ def _by_group(found: Sequence[Scored]) -> list[Scored]:
 def per_class(name: str, title: str, dataset: str, found: Sequence[Scored], beside_published: bool = True) -> Table:
     """IoU of every class and mIoU, one row a report; the paper's rows and later ones above them where there are any.
 
-    Columns that would be empty throughout (day, night, interval) are left out, and so are protocols that say nothing
-    the headline does not."""
+    Where reports have different classes in their mean, a column has the mean over the classes that all have. Columns
+    that would be empty throughout (day, night, interval) are left out, and so are protocols that say nothing the
+    headline does not."""
     paper = published().get(dataset) if beside_published else None
-    classes = list(
-        dict.fromkeys([*(paper["classes"] if paper else ()), *(c for s in found for c in s.values["classes"])])
-    )
-    named = list(dict.fromkeys(p for s in found for p in s.values["protocols"]))
-    others = [p for p in named if any(_protocol(s, p) not in (NONE, _cell(s.values["miou"])) for s in found)]
-    tail = ("95 % interval", *(f"mIoU {p}" for p in others), "day (present)", "night (present)")
+    classes = list(dict.fromkeys([*(paper["classes"] if paper else ()), *(c for s in found for c in s.report.classes)]))
+    named = list(dict.fromkeys(p for s in found for p in s.report.protocols))
+    others = [p for p in named if any(_protocol(s, p) not in (NONE, _cell(s.report.miou)) for s in found)]
+    shared = shared_mean([(s.report.counted, s.report.per_class_iou) for s in found])
+    over = [] if shared is None else shared[0]
+    tail = (
+        "95 % interval", f"mIoU of {len(over)} classes", *(f"mIoU {p}" for p in others), "day (present)",
+        "night (present)",
+    )  # fmt: skip
     columns = ("method", "source", "modality", "prompts", *classes, "mIoU", "protocol", *tail)
-    rows = []
-    for row in paper["rows"] if paper else ():
-        ratios = dict(zip(paper["classes"], row["iou"], strict=True)) if paper else {}
-        cells = [_cell(ratios.get(c), 1) for c in classes] + [
-            _cell(row["miou"], 1),
-            paper["protocol"] if paper else NONE,
-        ]
-        head = (row["method"], "published", "both", NONE)
-        rows.append(Row(PUBLISHED_GROUP, (*head, *cells, *[NONE] * len(tail)), _notes(row, dataset)))
-    for method, miou, protocol in reports.PUBLISHED[dataset][1] if paper else ():
-        cells = [NONE] * len(classes) + [_cell(miou, 1), protocol]
-        rows.append(Row(SINCE_GROUP, (method, "published", "both", NONE, *cells, *[NONE] * len(tail))))
+    rows = _published_rows(dataset, classes, over, len(tail)) if paper else []
     found = _by_group(found)
     for one, label in zip(found, _labels(found), strict=True):
-        v, times = one.values, one.values.get("by_time") or {}
-        head = (label, "this evaluation", str(v.get("modality") or NONE), str(v.get("prompts") or NONE))
-        scores = [_cell(v["per_class_iou"].get(c)) for c in classes]
-        last = [_protocol(one, p) for p in others] + [_cell(times.get(t, {}).get("miou")) for t in ("day", "night")]
-        rows.append(Row(one.group, (*head, *scores, _cell(v["miou"]), v["protocol"], _spread(v), *last)))
-    table = Table(name, title, columns, rows, [paper["note"]] if paper else [])
-    return drop_empty(table, tail)
+        r, times = one.report, one.report.by_time or {}
+        head = (label, "this evaluation", r.modality or NONE, r.prompts or NONE)
+        scores = [_cell(r.per_class_iou.get(c)) for c in classes]
+        last = [_mean_over(r.per_class_iou, over), *(_protocol(one, p) for p in others)]
+        last += [_cell(times[t].miou) if t in times else NONE for t in ("day", "night")]
+        rows.append(Row(one.group, (*head, *scores, _cell(r.miou), r.protocol, _spread(r), *last)))
+    notes = [paper["note"]] if paper else []
+    notes += [f"mIoU of {len(over)} classes: those that every report has, {', '.join(over)}."] if over else []
+    return drop_empty(Table(name, title, columns, rows, notes), tail)
+
+
+def _published_rows(dataset: str, classes: Sequence[str], over: Sequence[str], tail: int) -> list[Row]:
+    """The paper's rows of `per_class` and those of later methods; `over` are the classes of the shared mean."""
+    paper, rows = published()[dataset], []
+    for row in paper["rows"]:
+        ratios = dict(zip(paper["classes"], row["iou"], strict=True))
+        cells = [_cell(ratios.get(c), 1) for c in classes] + [_cell(row["miou"], 1), paper["protocol"]]
+        last = [NONE, _mean_over(ratios, over, 1), *[NONE] * (tail - 2)]
+        head = (row["method"], "published", "both", NONE)
+        rows.append(Row(PUBLISHED_GROUP, (*head, *cells, *last), _notes(row, dataset)))
+    for later in SINCE[dataset]:
+        cells = [NONE] * len(classes) + [_cell(later.miou, 1), later.protocol]
+        rows.append(Row(SINCE_GROUP, (later.method, "published", "both", NONE, *cells, *[NONE] * tail)))
+    return rows
+
+
+def _mean_over(ratios: Mapping[str, float | None], over: Sequence[str], digits: int = 2) -> str:
+    """Mean over the classes `over`; a dash where there are none, or one of them is not told."""
+    values = [value for name in over if (value := ratios.get(name)) is not None]
+    return _cell(sum(values) / len(values), digits) if over and len(values) == len(over) else NONE
 
 
 def _protocol(one: Scored, name: str) -> str:
-    return _cell(one.values["protocols"].get(name, {}).get("miou"))
+    score = one.report.protocols.get(name)
+    return NONE if score is None else _cell(score.miou)
 
 
 def _two_sets(found: Sequence[Scored]) -> list[str]:
-    return list(dict.fromkeys(["mfnet", "fmb", *(one.values["dataset"] for one in found)]))
+    return list(dict.fromkeys(["mfnet", "fmb", *(one.report.dataset for one in found)]))
 
 
-def _mious(by_set: Mapping[str, float], sets: Sequence[str], digits: int) -> list[str]:
+def _mious(by_set: Mapping[str, float | None], sets: Sequence[str], digits: int) -> list[str]:
     return [_cell(by_set.get(name), digits) for name in sets]
 
 
 def _plain(one: Scored) -> bool:
     """One of our networks, seeing both images once at full size."""
-    v = one.values
-    marks = (
-        v.get("flip"),
-        v.get("baseline"),
-        v.get("peer"),
-        (v.get("scales") or [1.0]) != [1.0],
-        v.get("modality") != "both",
-    )
-    return bool(v.get("weights")) and not any(marks)
+    r = one.report
+    marks = (r.flip, r.baseline, r.peer, r.scales != [1.0], r.modality != "both")
+    return bool(r.weights) and not any(marks)
 
 
 def _budget(config: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -149,16 +153,9 @@ def ablation(found: Sequence[Scored]) -> Table:
     pixels: list[tuple[tuple[str, ...], Scored]] = []
     for one in found:
         if _plain(one) and one.variant and one.config is not None:
-            v = one.values
+            r = one.report
             shared, lstg, words = _budget(one.config)
-            key: tuple[str, ...] = (
-                v["dataset"],
-                v["split_ids_sha256"],
-                one.group,
-                str(v.get("prompts")),
-                words,
-                shared,
-            )
+            key: tuple[str, ...] = (r.dataset, r.split_ids_sha256, one.group, str(r.prompts), words, shared)
             if one.variant == "A":
                 pixels.append((key, one))
             else:
@@ -178,12 +175,12 @@ def ablation(found: Sequence[Scored]) -> Table:
         heading = f"{group}; {NAMES.get(dataset, dataset)}, one budget: {words}"
         heading += f" (settings {number})" if len(groups) > 1 else ""
         for one in sorted(members, key=lambda one: order.index(one.variant or "other")):
-            scores = _mious({dataset: one.values["miou"]}, sets, 2)
+            scores = _mious({dataset: one.report.miou}, sets, 2)
             cells = (
                 VARIANTS[one.variant or "other"],
                 "this evaluation",
                 *scores,
-                _spread(one.values),
+                _spread(one.report),
                 prompts,
                 one.label,
             )
@@ -193,20 +190,20 @@ def ablation(found: Sequence[Scored]) -> Table:
 
 def against_sam(found: Sequence[Scored]) -> Table:
     """Table 4: unmodified SAM and SAM2 beside ours."""
-    chosen = [one for one in found if one.values.get("baseline") or (_plain(one) and one.variant in ("C", None))]
+    chosen = [one for one in found if one.report.baseline is not None or (_plain(one) and one.variant in ("C", None))]
     sets = _two_sets(chosen)
-    chosen = sorted(_by_group(chosen), key=lambda one: sets.index(one.values["dataset"]))
+    chosen = sorted(_by_group(chosen), key=lambda one: sets.index(one.report.dataset))
     columns = ("method", "source", "SAM sees", "prompts", *(NAMES.get(n, n) for n in sets), "95 % interval", "protocol")
     rows = []
     for row in published()["sam"]:
         cells = (row["method"], "published", row["image"], NONE, *_mious(row["miou"], sets, 1), NONE, "not stated")
         rows.append(Row(PUBLISHED_GROUP, cells, _notes(row)))
     for one, label in zip(chosen, _labels(chosen), strict=True):
-        v = one.values
-        image = str((v.get("baseline") or {}).get("image", "fused"))
-        scores = _mious({v["dataset"]: v["miou"]}, sets, 2)
-        cells = (label, "this evaluation", image, str(v.get("prompts") or NONE), *scores, _spread(v), v["protocol"])
-        rows.append(Row(f"{NAMES.get(v['dataset'], v['dataset'])}, {one.group}", cells))
+        r = one.report
+        image = r.baseline.image if r.baseline is not None else "fused"
+        scores = _mious({r.dataset: r.miou}, sets, 2)
+        cells = (label, "this evaluation", image, r.prompts or NONE, *scores, _spread(r), r.protocol)
+        rows.append(Row(f"{NAMES.get(r.dataset, r.dataset)}, {one.group}", cells))
     return Table("table4_sam", "Table 4: SAM, SAM2 and ours, mIoU in percent", columns, rows)
 
 
@@ -224,10 +221,10 @@ def fusion_quality(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]
 def build(found: Sequence[Scored], fusion: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> list[Table]:
     """Tables 1 to 4, one for each further data set, fusion metrics, and the upper bounds by themselves."""
     honest = [one for one in found if not one.oracle]
-    networks = [one for one in honest if not one.values.get("baseline")]
+    networks = [one for one in honest if one.report.baseline is None]
 
     def of(dataset: str, among: Sequence[Scored]) -> list[Scored]:
-        return [one for one in among if one.values["dataset"] == dataset]
+        return [one for one in among if one.report.dataset == dataset]
 
     where = "IoU and mIoU in percent"
     tables = [
@@ -236,13 +233,13 @@ def build(found: Sequence[Scored], fusion: Mapping[str, Mapping[str, Mapping[str
         per_class("table3_fmb", f"Table 3: FMB, {where}", "fmb", of("fmb", networks)),
         against_sam(honest),
     ]
-    for dataset in sorted({one.values["dataset"] for one in networks} - {"mfnet", "fmb"}):
+    for dataset in sorted({one.report.dataset for one in networks} - {"mfnet", "fmb"}):
         title = f"{NAMES.get(dataset, dataset)}, {where}"
         tables.append(per_class(f"table_{dataset}", title, dataset, of(dataset, networks)))
     if fusion:
         tables.append(fusion_quality(fusion))
     oracle = [one for one in found if one.oracle]
-    for dataset in sorted({one.values["dataset"] for one in oracle}):
+    for dataset in sorted({one.report.dataset for one in oracle}):
         title = f"UPPER BOUND, {NAMES.get(dataset, dataset)}: prompts drawn from the ground truth, {where}"
         table = per_class(f"upper_bound_{dataset}", title, dataset, of(dataset, oracle), beside_published=False)
         table.notes.append("The ground truth was used. No row may be held against one of another table.")

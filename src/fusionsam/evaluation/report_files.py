@@ -1,0 +1,106 @@
+"""Reports on disk: report.json with the matrices of each image beside it, written whole and read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fusionsam.errors import InputError
+from fusionsam.evaluation.report import Report
+from fusionsam.evaluation.report_form import JsonObject
+from fusionsam.io import write_text
+from fusionsam.metrics.segmentation import ImageMatrices
+
+
+def split_digest(ids: Sequence[str]) -> str:
+    """SHA-256 of the sorted ids, one a line: two reports are of one split if it is equal."""
+    return hashlib.sha256("".join(f"{i}\n" for i in sorted(ids)).encode()).hexdigest()
+
+
+def file_mark(report: Report) -> str:
+    """What the names of a report's files end in: `_oracle` where the ground truth prompted."""
+    return "_oracle" if report.oracle else ""
+
+
+def write(out: Path, report: Report, images: ImageMatrices | None) -> Path:
+    """Write report.json (report_oracle.json where the ground truth prompted) and the per-image matrices beside it; each
+    appears whole or not at all. Returns the report's path; InputError if the folder cannot be written."""
+    mark = file_mark(report)
+    report = replace(report, per_image=None if images is None else f"per_image{mark}.json")
+    path = out / f"report{mark}.json"
+    # both are spelt before either is written: what cannot be spelt leaves an older pair as it was
+    texts = {path: json.dumps(report.to_dict(), indent=1, allow_nan=False)}
+    if images is not None:
+        matrices = {"split_ids_sha256": report.split_ids_sha256, **images.as_dict()}
+        texts = {out / f"per_image{mark}.json": json.dumps(matrices, allow_nan=False), **texts}
+    for file, text in texts.items():
+        write_text(file, text)
+    return path
+
+
+def require_split(out: Path, dataset: str, split: str) -> None:
+    """InputError if `out` holds a report of another data set or split (its `split_digest`): it would be lost."""
+    for path in out.glob("report*.json"):
+        try:
+            found = read(path)
+        except InputError:
+            continue  # not one of ours; that file's name is refused or replaced when it is written
+        if (found.dataset, found.split_ids_sha256) != (dataset, split):
+            raise InputError(
+                f"{path}: is the report of {found.dataset}/{found.split}, other pairs than these; choose another --out"
+            )
+
+
+def read(path: str | Path) -> Report:
+    """A report; a folder stands for its report.json. InputError for whatever is not a report of ours."""
+    path = Path(path)
+    path = path / "report.json" if path.is_dir() else path
+    return Report.from_dict(_read_json(path), str(path))
+
+
+def _read_json(path: Path) -> JsonObject:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        detail = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as JSON ({detail}); expected a report.json with its files") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds a {type(values).__name__}, expected a report.json of fusionsam evaluate")
+    return values
+
+
+def read_comparable(path: str | Path, dataset: str, digest: str) -> tuple[Report, ImageMatrices]:
+    """A report and its per-image matrices, if it may be held against one of `dataset` with the split `digest`.
+
+    Raises InputError for oracle reports, other data sets or splits, and missing or foreign per-image matrices."""
+    path = Path(path)
+    path = path / "report.json" if path.is_dir() else path
+    report = read(path)
+    if report.oracle:
+        raise InputError(
+            f"{path}: its prompts were drawn from the ground truth (oracle); it is compared with no report"
+        )
+    if report.dataset != dataset or report.split_ids_sha256 != digest:
+        raise InputError(
+            f"{path}: is of {report.dataset}/{report.split} with other images than the split evaluated here; "
+            "compare reports of one split"
+        )
+    if not report.per_image:
+        raise InputError(f"{path}: a summary over checkpoints has no per-image matrices; compare one of its reports")
+    return report, read_images(path, report)
+
+
+def read_images(path: Path, report: Report) -> ImageMatrices:
+    """The per-image matrices beside `report`, read from `path`; InputError if they are missing or not its own."""
+    beside = path.parent / Path(str(report.per_image)).name
+    if not beside.is_file():
+        raise InputError(f"{beside}: no such file; keep it beside {path.name}, the paired bootstrap needs it")
+    images = ImageMatrices.from_dict(_read_json(beside))
+    if not images.ids or images.dense().sum(0, dtype=np.int64).tolist() != report.confusion_matrix:
+        raise InputError(f"{beside}: does not add up to the matrix of {path.name}; evaluate again")
+    return images
