@@ -15,6 +15,7 @@ from fusionsam.data.images import read_heat, read_rgbt, read_visible_facts
 from fusionsam.data.infrared import DEFAULT, PHOTOGRAPH, Heat, InfraredOptions, to_heat
 from fusionsam.data.splits import Entry
 from fusionsam.data.stretch import Notice
+from fusionsam.types import LUMA
 
 
 @dataclass
