@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "fit a temperature that makes confidences honest, and class offsets",
         "evaluation.calibrate",
     ),
+    "clicks": ("count the clicks that a Segment Anything needs for an object", "evaluation.clicks"),
     "baselines": ("score an unmodified Segment Anything, prompted by points and boxes", "evaluation.sam_baseline"),
     "fusion-metrics": ("score fused pictures by the eleven fusion metrics", "evaluation.fusion"),
     "report": ("tables and panels from a folder of evaluations", "evaluation.tables.run"),
