@@ -27,6 +27,7 @@ from fusionsam.evaluation.interaction import Ask, Bools, Click, Object, iou, obj
 from fusionsam.evaluation.run import EvaluateConfig, digest, guard_findings, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import to_markdown, write_table
 from fusionsam.inference.interactive import PICTURES, SHIPPED, InteractivePair, InteractiveSAM, Picture
+from fusionsam.inference.interactive import locate as locate_sam
 from fusionsam.inference.predictor import FusionSAM, choose_device
 from fusionsam.io import OTHER_OUT, given_path, require_writable, write_json
 from fusionsam.types import IGNORE, Sample
@@ -58,10 +59,10 @@ class ClicksConfig:
     """Smaller regions are left out."""
     most: int = 10
     """Clicks on one object."""
-    limit: int = 0
-    """Objects to measure, drawn by `seed`; 0 = all."""
+    pairs: int = 0
+    """Pairs to measure, drawn by `seed`; 0 = all. Those of a smaller number are kept by a larger one."""
     seed: int = 0
-    """Of the drawn objects and of the bootstrap."""
+    """Of the drawn pairs and of the bootstrap."""
     bootstrap: int = 1000
     class_file: str | Path | None = None
     device: str = "auto"
@@ -83,24 +84,23 @@ def measure(config: ClicksConfig) -> dict[str, Any]:
     device = choose_device(config.device)
     model = FusionSAM.from_pretrained(config.weights, device) if "fused" in config.images else None
     guard = leak_guard(plain, data.entries, [model.card]) if model is not None else None
-    wanted = _draw(data, config)
-    _run(config, data, wanted, done, model, device)
-    measured = [one for entry in data.entries for one in done.get(entry.id, ())]
+    drawn = _drawn(data, config)
+    _run(config, data, drawn, done, model, device)
+    measured = [one for index in sorted(drawn) for one in done[data.entries[index].id]]
     if not measured:
         raise InputError(
             f"{config.root}: split {config.split!r} has no object of {config.min_pixels} pixels; lower --min-pixels"
         )
     notes = [CHOICES[config.choose], "clicks come from the ground truth, as a user knows what he wants"]
-    if config.limit:
-        total = sum(map(len, _all_objects(data, config)))
-        notes.append(f"{len(measured)} objects drawn of {total}, seed {config.seed}")
+    if len(drawn) < len(data):
+        notes.append(f"{len(drawn)} pairs drawn of {len(data)}, seed {config.seed}")
     values = {
         "title": f"Clicks: {config.sam} on {config.dataset}/{config.split}",
         "most": config.most,
         **scores(measured, data.row.classes, config.most, config.bootstrap, config.seed),
         **_settings(config),
         "bootstrap": config.bootstrap,
-        "n_images": len(data),
+        "n_images": len(drawn),
         "guard": None if guard is None else guard_findings(guard),
         "notes": notes + ([] if guard is None else guard["notes"]),
         "commit": checkpoint.commit(),
@@ -113,7 +113,7 @@ def measure(config: ClicksConfig) -> dict[str, Any]:
 
 
 def _check(config: ClicksConfig) -> None:
-    lowest = {"min_pixels": 1, "most": max(AFTER), "limit": 0, "seed": 0, "bootstrap": 0}
+    lowest = {"min_pixels": 1, "most": max(AFTER), "pairs": 0, "seed": 0, "bootstrap": 0}
     for name, least in lowest.items():
         if getattr(config, name) < least:
             flag = name.replace("_", "-")
@@ -129,8 +129,10 @@ def _check(config: ClicksConfig) -> None:
 
 def _settings(config: ClicksConfig) -> dict[str, Any]:
     """All that a line of objects.jsonl depends on."""
-    names = ("dataset", "split", "sam", "choose", "min_pixels", "most", "limit", "seed")
+    names = ("dataset", "split", "sam", "choose", "min_pixels", "most", "seed")
     found = {name: getattr(config, name) for name in names}
+    if Path(located := locate_sam(config.sam)).is_file():
+        found["sam_sha256"] = digest(Path(located))
     found["images"] = list(dict.fromkeys(config.images))
     if "fused" in config.images:
         found["weights"] = str(config.weights)
@@ -161,43 +163,24 @@ def _read_lines(path: Path, settings: dict[str, Any]) -> dict[str, list[Measured
     return found
 
 
-def _all_objects(data: PairDataset, config: ClicksConfig) -> list[list[int]]:
-    """For each pair the numbers of its objects."""
-    counts = []
-    for index in range(len(data)):
-        label = data.label(index)
-        assert label is not None
-        counts.append(list(range(len(objects(label.numpy(), config.min_pixels)))))
-    return counts
-
-
-def _draw(data: PairDataset, config: ClicksConfig) -> list[list[int] | None]:
-    """For each pair the numbers of the objects to measure; None = all of them."""
-    if not config.limit:
-        return [None] * len(data)
-    everything = [(index, number) for index, numbers in enumerate(_all_objects(data, config)) for number in numbers]
-    order = np.random.default_rng(config.seed).permutation(len(everything))[: config.limit]
-    drawn: list[list[int] | None] = [[] for _ in range(len(data))]
-    for place in sorted(order.tolist()):
-        index, number = everything[place]
-        chosen = drawn[index]
-        assert chosen is not None
-        chosen.append(number)
-    return drawn
+def _drawn(data: PairDataset, config: ClicksConfig) -> list[int]:
+    """The pairs to measure, in the order of a draw by the seed: more pairs begin with those of fewer."""
+    order = np.random.default_rng(config.seed).permutation(len(data)).tolist()
+    return order[: config.pairs] if config.pairs else order
 
 
 def _run(
     config: ClicksConfig,
     data: PairDataset,
-    wanted: Sequence[list[int] | None],
+    drawn: Sequence[int],
     done: dict[str, list[Measured]],
     model: FusionSAM | None,
     device: str,
 ) -> None:
     """Measure what `done` lacks, into it and, a line a pair, into objects.jsonl."""
-    todo = [index for index, entry in enumerate(data.entries) if entry.id not in done]
-    if len(todo) < len(data):
-        tqdm.write(f"{len(data) - len(todo)} of {len(data)} pairs were already in {config.out}")
+    todo = [index for index in drawn if data.entries[index].id not in done]
+    if len(todo) < len(drawn):
+        tqdm.write(f"{len(drawn) - len(todo)} of {len(drawn)} pairs were already in {config.out}")
     if not todo:
         return
     sam = InteractiveSAM.from_pretrained(config.sam, device)
@@ -207,9 +190,7 @@ def _run(
             assert sample.label is not None
             label = sample.label.numpy()
             found = objects(label, config.min_pixels)
-            numbers = wanted[index]
-            chosen = found if numbers is None else [found[number] for number in numbers]
-            rows = _pair(config, sample, chosen, label != IGNORE, sam, model) if chosen else []
+            rows = _pair(config, sample, found, label != IGNORE, sam, model) if found else []
             done[sample.id] = rows
             lines.write(json.dumps({"id": sample.id, "objects": [asdict(row) for row in rows]}) + "\n")
             lines.flush()
@@ -273,8 +254,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--choose", choices=tuple(CHOICES), default=default["choose"], help="of the first three masks (%(default)s)")
     add("--min-pixels", type=int, default=default["min_pixels"], help="smaller regions are left out (%(default)s)")
     add("--most", type=int, default=default["most"], help="clicks on one object (%(default)s)")
-    add("--limit", type=int, default=default["limit"], metavar="N", help="draw N objects; 0 = all (%(default)s)")
-    add("--seed", type=int, default=default["seed"], help="of drawn objects and bootstrap (%(default)s)")
+    add("--pairs", type=int, default=default["pairs"], metavar="N", help="draw N pairs; 0 = all (%(default)s)")
+    add("--seed", type=int, default=default["seed"], help="of drawn pairs and bootstrap (%(default)s)")
     add("--bootstrap", type=int, default=default["bootstrap"], help="resamples of the recordings (%(default)s)")
     add("--class-file", help="YAML with classes and palette, for pairs and manifest")
     add("--device", default=default["device"], help="auto, cpu, cuda, mps (%(default)s)")
