@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("measure time and memory beside SAM, SegFormer and the obvious alternative", "cli.benchmark"),
     "export": ("write the model as ONNX and compare it with the original", "export.onnx"),
     "serve": ("answer pairs over HTTP", "server.run"),
+    "label": ("label a folder of pairs in a browser, objects by clicks", "server.labelling.run"),
     "demo": ("try the model in a browser", "page.run"),
 }
 INTERRUPTED, TERMINATED = 130, 143

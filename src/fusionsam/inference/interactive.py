@@ -55,7 +55,8 @@ class InteractiveSAM:
 
     def __init__(self, sam: PlainSam, name: str = "") -> None:
         self.sam, self.name = sam, name
-        self._lock = threading.Lock()  # the placer and the model are not made for two threads
+        # two threads must not be in one module at once; a click need not wait for the next picture's embedding
+        self._encoding, self._decoding = threading.Lock(), threading.Lock()
 
     @classmethod
     def from_pretrained(cls, source: str | Path = SHIPPED, device: str = "cpu") -> InteractiveSAM:
@@ -73,7 +74,7 @@ class InteractiveSAM:
             InputError: for another shape or range.
         """
         ready = _as_rgb(picture)
-        with self._lock:
+        with self._encoding:
             return self.sam.encode(ready)
 
     def mask(
@@ -103,7 +104,7 @@ class InteractiveSAM:
         if spots is None and corners is None:
             raise InputError("prompts: found no point and no box; give at least one")
         mask = None if previous is None else self._previous(previous)
-        with self._lock, torch.inference_mode():
+        with self._decoding, torch.inference_mode():
             logits, scores = self.sam.decode(
                 encoded, spots, marks, corners, mask, previous is None if several is None else several
             )

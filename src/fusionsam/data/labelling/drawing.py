@@ -194,7 +194,9 @@ class Drawing:
 
     def _changed(self, box: Box) -> None:
         self.revision += 1
-        left = np.unique(self.instances)
+        left = np.flatnonzero(
+            np.bincount(self.instances.ravel(), minlength=1)
+        )  # of 12 megapixels far faster than unique
         self.classes = {number: self.classes[number] for number in left.tolist() if number in self.classes}
 
     def _exchange(self, source: list[_Step], target: list[_Step]) -> Box | None:

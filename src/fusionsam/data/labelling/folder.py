@@ -91,6 +91,11 @@ class LabelFolder:
         try:
             with Image.open(path) as image:
                 stored = json.loads(image.info[_KEY])
+                if (image.height, image.width) != size:  # before its pixels are decoded
+                    raise InputError(
+                        f"{path}: was drawn on {image.height}x{image.width} pixels, the pair has {size[0]}x{size[1]} "
+                        "(height x width); remove it to begin this pair anew"
+                    )
                 instances = np.array(image)
             drawing = Drawing(
                 instances.astype(np.uint16),
@@ -99,14 +104,11 @@ class LabelFolder:
                 bool(stored["done"]),
                 int(stored["clicks"]),
             )
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
             reason = " ".join(str(error).split())[:100]
             raise InputError(f"{path}: is no drawing of ours ({reason}); remove it to begin this pair anew") from None
-        if drawing.instances.shape != size:
-            raise InputError(
-                f"{path}: was drawn on {drawing.instances.shape}, the pair is {size} (height, width); remove it to "
-                "begin this pair anew"
-            )
         if (bad := [c for c in drawing.classes.values() if not 0 < c < len(self.classes)]) or (
             set(np.unique(drawing.instances).tolist()) - {0, *drawing.classes}
         ):
