@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionsam.evaluation.interaction import clicks_needed, iou_after, recordings
+from fusionsam.evaluation.interaction import clicks_needed, iou_after
 from fusionsam.evaluation.tables.formats import Row, Table
 
 NAME = "clicks"
@@ -30,16 +30,23 @@ class Measured:
 
 
 def scores(
-    measured: Sequence[Measured], classes: Sequence[str], most: int, draws: int = 1000, seed: int = 0
+    measured: Sequence[Measured],
+    classes: Sequence[str],
+    most: int,
+    sequences: Mapping[str, str],
+    draws: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Everything that the report says of the objects; plain JSON types.
 
     For every picture and group of objects (all, day, night, each class): NoC@80, NoC@85 (an object that never gets
     there counts `most`), share not reached in percent, mean IoU in percent after 1, 3 and 5 clicks, and 95 % intervals
     of `draws` bootstrap resamples of whole recordings. `difference`: NoC@80 on the fused picture less that on each
-    other one, paired. `recordings`: NoC@80 of each recording.
+    other one, paired. `recordings`: NoC@80 of each recording, which `sequences` tells by the pair's id; a pair that is
+    not in it is a recording of its own.
     """
-    groups = np.array(recordings([one.id for one in measured]))
+    names = [sequences.get(one.id, f"pair {one.id}") for one in measured]
+    groups = np.unique(names, return_inverse=True)[1]
     pictures = list(measured[0].ious)
     figures = {name: _figures(measured, name, most) for name in pictures}
     rows: dict[str, Any] = {}

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from fusionsam.config.datasets import CATALOG
 from fusionsam.data.dataset import PairDataset
+from fusionsam.data.sequences import recording_sequences
 from fusionsam.errors import InputError
 from fusionsam.evaluation.click_report import AFTER, NAME, TARGETS, Measured, scores, table
 from fusionsam.evaluation.interaction import Ask, Bools, Click, Object, iou, objects, simulate
@@ -91,13 +92,14 @@ def measure(config: ClicksConfig) -> dict[str, Any]:
         raise InputError(
             f"{config.root}: split {config.split!r} has no object of {config.min_pixels} pixels; lower --min-pixels"
         )
+    sequences = recording_sequences(data.entries)
     notes = [CHOICES[config.choose], "clicks come from the ground truth, as a user knows what he wants"]
     if len(drawn) < len(data):
         notes.append(f"{len(drawn)} pairs drawn of {len(data)}, seed {config.seed}")
     values = {
         "title": f"Clicks: {config.sam} on {config.dataset}/{config.split}",
         "most": config.most,
-        **scores(measured, data.row.classes, config.most, config.bootstrap, config.seed),
+        **scores(measured, data.row.classes, config.most, sequences, config.bootstrap, config.seed),
         **_settings(config),
         "bootstrap": config.bootstrap,
         "n_images": len(drawn),

@@ -8,7 +8,6 @@ as the most clicks allowed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,8 +18,6 @@ from scipy import ndimage
 from fusionsam.types import IGNORE
 
 Bools = NDArray[np.bool_]
-NEAR_IDS = 6
-"""Frames whose numbers differ by less belong to one recording (MFNet's splits are cut with this distance)."""
 
 
 @dataclass(frozen=True)
@@ -121,19 +118,3 @@ def clicks_needed(ious: Sequence[float], target: float, most: int) -> tuple[int,
 def iou_after(ious: Sequence[float], clicks: int) -> float:
     """IoU after `clicks` clicks, or after the last where the user had nothing left to click at."""
     return ious[min(clicks, len(ious)) - 1]
-
-
-def recordings(ids: Sequence[str], nearest: int = NEAR_IDS) -> list[int]:
-    """A group number for each picture: numbers in ids (the last digits of each, what stands around them being equal)
-    that lie closer than `nearest`, one to the next, are one recording. An id without a number is a group of its own."""
-    parts = [re.fullmatch(r"(.*?)(\d{1,18})(\D*)", id, re.DOTALL) for id in ids]
-    keyed = sorted(
-        ((found[1], found[3], int(found[2]), index) if found else (ids[index], "", -1, index))
-        for index, found in enumerate(parts)
-    )
-    groups, group, before = [0] * len(ids), -1, None
-    for stem, tail, number, index in keyed:
-        near = before is not None and before[:2] == (stem, tail) and number >= 0 and number - before[2] < nearest
-        group += not near
-        groups[index], before = group, (stem, tail, number)
-    return groups
