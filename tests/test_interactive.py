@@ -11,6 +11,7 @@ from PIL import Image
 
 from fusionsam.errors import InputError
 from fusionsam.inference.interactive import MAX_POINTS, InteractivePair, InteractiveSAM, locate
+from fusionsam.inference.predictor import FusionSAM
 
 H, W = 79, 113
 
@@ -138,3 +139,17 @@ def test_a_name_that_is_no_file_is_told(tmp_path):
     assert locate("sam").is_file()
     with pytest.raises(InputError, match=r"nothere\.pth"):
         InteractiveSAM.from_pretrained(tmp_path / "nothere.pth")
+
+
+def test_a_session_gives_masks_of_its_pair_on_each_of_its_pictures(sam, picture, make_debug):
+    visible, infrared = np.dstack([picture] * 3), 255 - picture
+    model = FusionSAM(make_debug(), "debug", {})
+    session, ours = model.encode(visible, infrared), InteractiveSAM.from_pretrained(sam[1])
+    for on, image in (("visible", visible), ("infrared", infrared), ("fused", session.encoded.fused[0])):
+        wanted = ours.mask(ours.encode(image), [[50, 40]])
+        found = session.mask([[50, 40]], on=on, sam=ours)
+        torch.testing.assert_close(found.logits, wanted.logits)
+        assert found.masks.shape == (3, H, W)
+        assert session.mask([[50, 40]], on=on, previous=found.logits[0], sam=ours).masks.shape == (1, H, W)
+    with pytest.raises(InputError, match="no such picture; choose one of fused, visible"):
+        model.encode(visible, None).mask([[1, 1]], on="infrared", sam=ours)

@@ -7,34 +7,32 @@ network segments by itself.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from fusionsam.config.datasets import CATALOG
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.sequences import recording_sequences
 from fusionsam.errors import InputError
+from fusionsam.evaluation.click_options import Choose, ClicksOptions, settings
 from fusionsam.evaluation.click_report import AFTER, NAME, TARGETS, Measured, scores, table
 from fusionsam.evaluation.interaction import Ask, Bools, Click, Object, iou, objects, simulate
-from fusionsam.evaluation.run import EvaluateConfig, digest, guard_findings, leak_guard, open_labelled
-from fusionsam.evaluation.tables.formats import to_markdown, write_table
-from fusionsam.inference.interactive import PICTURES, SHIPPED, InteractivePair, InteractiveSAM, Picture
+from fusionsam.evaluation.run import EvaluateConfig, digest, leak_guard, open_labelled
+from fusionsam.evaluation.tables.formats import write_table
+from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture
 from fusionsam.inference.interactive import locate as locate_sam
 from fusionsam.inference.predictor import FusionSAM, choose_device
-from fusionsam.io import OTHER_OUT, given_path, require_writable, write_json
+from fusionsam.io import OTHER_OUT, require_writable, write_json
 from fusionsam.types import IGNORE, Sample
 from fusionsam.weights import checkpoint
 
-Choose = Literal["score", "best"]
 CHOICES: dict[Choose, str] = {
     "score": "of a first click's three masks the one with the highest predicted IoU is taken",
     "best": "of a first click's three masks the one nearest to the truth is taken, as a user would choose by eye",
@@ -42,103 +40,58 @@ CHOICES: dict[Choose, str] = {
 LINES = "objects.jsonl"
 
 
-@dataclass(frozen=True)
-class ClicksConfig:
-    """What is measured and how; the options of `fusionsam clicks` and their defaults."""
-
-    dataset: str
-    root: str | Path
-    out: str | Path
-    split: str = "val"
-    sam: str = SHIPPED
-    """`sam` (ships), or a SAM of your own: SamModel or Sam2Model folder or hub name, SAM or MobileSAM file."""
-    weights: str | Path = "tiny"
-    """Our checkpoint: draws the fused picture."""
-    images: Sequence[Picture] = PICTURES
-    choose: Choose = "score"
-    min_pixels: int = 400
-    """Smaller regions are left out."""
-    most: int = 10
-    """Clicks on one object."""
-    pairs: int = 0
-    """Pairs to measure, drawn by `seed`; 0 = all. Those of a smaller number are kept by a larger one."""
-    seed: int = 0
-    """Of the drawn pairs and of the bootstrap."""
-    bootstrap: int = 1000
-    class_file: str | Path | None = None
-    device: str = "auto"
-    command: str = ""
-
-
-def measure(config: ClicksConfig) -> dict[str, Any]:
+def measure(options: ClicksOptions) -> dict[str, Any]:
     """Click at the objects of a split and write clicks.json, .md, .tex, .csv and objects.jsonl into `out`.
 
     Pairs that `out` holds already, measured with the same settings, are kept. InputError for unusable options, data or
     weights, and for an `out` with pairs measured otherwise."""
     started = time.perf_counter()
-    _check(config)
-    plain = EvaluateConfig(config.dataset, config.root, config.split, [config.weights], class_file=config.class_file)
+    plain = EvaluateConfig(
+        options.dataset, options.root, options.split, [options.weights], class_file=options.class_file
+    )
     data = open_labelled(plain)
     assert data.row is not None
-    require_writable(config.out)
-    done = _read_lines(Path(config.out) / LINES, _settings(config))
-    device = choose_device(config.device)
-    model = FusionSAM.from_pretrained(config.weights, device) if "fused" in config.images else None
+    require_writable(options.out)
+    done = _read_lines(Path(options.out) / LINES, _settings(options))
+    device = choose_device(options.device)
+    model = FusionSAM.from_pretrained(options.weights, device) if "fused" in options.images else None
     guard = leak_guard(plain, data.entries, [model.card]) if model is not None else None
-    drawn = _drawn(data, config)
-    _run(config, data, drawn, done, model, device)
+    drawn = _drawn(data, options)
+    _run(options, data, drawn, done, model, device)
     measured = [one for index in sorted(drawn) for one in done[data.entries[index].id]]
     if not measured:
         raise InputError(
-            f"{config.root}: split {config.split!r} has no object of {config.min_pixels} pixels; lower --min-pixels"
+            f"{options.root}: split {options.split!r} has no object of {options.min_pixels} pixels; lower --min-pixels"
         )
     sequences = recording_sequences(data.entries)
-    notes = [CHOICES[config.choose], "clicks come from the ground truth, as a user knows what he wants"]
+    notes = [CHOICES[options.choose], "clicks come from the ground truth, as a user knows what he wants"]
     if len(drawn) < len(data):
-        notes.append(f"{len(drawn)} pairs drawn of {len(data)}, seed {config.seed}")
+        notes.append(f"{len(drawn)} pairs drawn of {len(data)}, seed {options.seed}")
     values = {
-        "title": f"Clicks: {config.sam} on {config.dataset}/{config.split}",
-        "most": config.most,
-        **scores(measured, data.row.classes, config.most, sequences, config.bootstrap, config.seed),
-        **_settings(config),
-        "bootstrap": config.bootstrap,
+        "title": f"Clicks: {options.sam} on {options.dataset}/{options.split}",
+        "most": options.most,
+        **scores(measured, data.row.classes, options.most, sequences, options.bootstrap, options.seed),
+        **_settings(options),
+        "bootstrap": options.bootstrap,
         "n_images": len(drawn),
-        "guard": None if guard is None else guard_findings(guard),
-        "notes": notes + ([] if guard is None else guard["notes"]),
+        "guard": None if guard is None else asdict(guard.findings),
+        "notes": notes + ([] if guard is None else guard.notes),
         "commit": checkpoint.commit(),
-        "command": config.command,
+        "command": options.command,
         "seconds": time.perf_counter() - started,
     }
-    write_json(Path(config.out) / f"{NAME}.json", values, allow_nan=False)
-    write_table(table(values), Path(config.out))
+    write_json(Path(options.out) / f"{NAME}.json", values, allow_nan=False)
+    write_table(table(values), Path(options.out))
     return values
 
 
-def _check(config: ClicksConfig) -> None:
-    lowest = {"min_pixels": 1, "most": max(AFTER), "pairs": 0, "seed": 0, "bootstrap": 0}
-    for name, least in lowest.items():
-        if getattr(config, name) < least:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag}: found {getattr(config, name)}; expected at least {least}")
-    if config.choose not in CHOICES:
-        raise InputError(f"--choose {config.choose!r}: expected one of {', '.join(CHOICES)}")
-    for on in config.images:
-        if on not in PICTURES:
-            raise InputError(f"--images {on!r}: expected some of {', '.join(PICTURES)}")
-    if not config.images:
-        raise InputError(f"--images: found none; expected some of {', '.join(PICTURES)}")
-
-
-def _settings(config: ClicksConfig) -> dict[str, Any]:
+def _settings(options: ClicksOptions) -> dict[str, Any]:
     """All that a line of objects.jsonl depends on."""
-    names = ("dataset", "split", "sam", "choose", "min_pixels", "most", "seed")
-    found = {name: getattr(config, name) for name in names}
-    if Path(located := locate_sam(config.sam)).is_file():
+    found: dict[str, Any] = settings(options)
+    if Path(located := locate_sam(options.sam)).is_file():
         found["sam_sha256"] = digest(Path(located))
-    found["images"] = list(dict.fromkeys(config.images))
-    if "fused" in config.images:
-        found["weights"] = str(config.weights)
-        found["weights_sha256"] = digest(checkpoint.locate(config.weights) / checkpoint.WEIGHTS)
+    if "fused" in options.images:
+        found["weights_sha256"] = digest(checkpoint.locate(options.weights) / checkpoint.WEIGHTS)
     return found
 
 
@@ -165,14 +118,14 @@ def _read_lines(path: Path, settings: dict[str, Any]) -> dict[str, list[Measured
     return found
 
 
-def _drawn(data: PairDataset, config: ClicksConfig) -> list[int]:
+def _drawn(data: PairDataset, options: ClicksOptions) -> list[int]:
     """The pairs to measure, in the order of a draw by the seed: more pairs begin with those of fewer."""
-    order = np.random.default_rng(config.seed).permutation(len(data)).tolist()
-    return order[: config.pairs] if config.pairs else order
+    order = np.random.default_rng(options.seed).permutation(len(data)).tolist()
+    return order[: options.pairs] if options.pairs else order
 
 
 def _run(
-    config: ClicksConfig,
+    options: ClicksOptions,
     data: PairDataset,
     drawn: Sequence[int],
     done: dict[str, list[Measured]],
@@ -182,24 +135,24 @@ def _run(
     """Measure what `done` lacks, into it and, a line a pair, into objects.jsonl."""
     todo = [index for index in drawn if data.entries[index].id not in done]
     if len(todo) < len(drawn):
-        tqdm.write(f"{len(drawn) - len(todo)} of {len(drawn)} pairs were already in {config.out}")
+        tqdm.write(f"{len(drawn) - len(todo)} of {len(drawn)} pairs were already in {options.out}")
     if not todo:
         return
-    sam = InteractiveSAM.from_pretrained(config.sam, device)
-    with (Path(config.out) / LINES).open("a", encoding="utf-8") as lines:
+    sam = InteractiveSAM.from_pretrained(options.sam, device)
+    with (Path(options.out) / LINES).open("a", encoding="utf-8") as lines:
         for index in tqdm(todo, desc="clicks", unit="pair"):
             sample = data[index]
             assert sample.label is not None
             label = sample.label.numpy()
-            found = objects(label, config.min_pixels)
-            rows = _pair(config, sample, found, label != IGNORE, sam, model) if found else []
+            found = objects(label, options.min_pixels)
+            rows = _pair(options, sample, found, label != IGNORE, sam, model) if found else []
             done[sample.id] = rows
             lines.write(json.dumps({"id": sample.id, "objects": [asdict(row) for row in rows]}) + "\n")
             lines.flush()
 
 
 def _pair(
-    config: ClicksConfig,
+    options: ClicksOptions,
     sample: Sample,
     chosen: Sequence[Object],
     valid: Bools,
@@ -210,7 +163,7 @@ def _pair(
     if model is not None:
         given["fused"] = model.predict(sample.visible, sample.infrared).fused
     pictures: dict[Picture, Any] = {}
-    for on in dict.fromkeys(config.images):
+    for on in dict.fromkeys(options.images):
         if given[on] is None:
             raise InputError(f"{sample.id}: has no {on} image; leave it out of --images")
         pictures[on] = given[on]
@@ -219,8 +172,8 @@ def _pair(
     for one in chosen:
         ious = {}
         for on in pictures:
-            ask = user(pair, on, one.mask, valid, config.choose)
-            ious[on] = simulate(ask, one.mask, valid, config.most, max(TARGETS), max(AFTER))
+            ask = user(pair, on, one.mask, valid, options.choose)
+            ious[on] = simulate(ask, one.mask, valid, options.most, max(TARGETS), max(AFTER))
         rows.append(Measured(sample.id, one.class_id, one.pixels, {on: [round(v, 5) for v in ious[on]] for on in ious}))
     return rows
 
@@ -240,32 +193,3 @@ def user(pair: InteractivePair, on: Picture, truth: Bools, valid: Bools, choose:
         return mask
 
     return ask
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `fusionsam clicks`."""
-    default = {field.name: field.default for field in fields(ClicksConfig)}
-    add = parser.add_argument
-    add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
-    add("--root", type=given_path, required=True, help="folder of the data set (or the manifest file)")
-    add("--out", type=given_path, required=True, help=f"folder for {NAME}.json, {NAME}.md and {LINES}; can be resumed")
-    add("--split", default=default["split"], help="official split, or NAME of a list NAME.txt (%(default)s)")
-    add("--sam", default=default["sam"], help="sam, or a SAM, SAM2 or MobileSAM of your own (%(default)s)")
-    add("--weights", default=default["weights"], help="our checkpoint, for the fused picture (%(default)s)")
-    add("--images", nargs="+", choices=PICTURES, default=PICTURES, help="pictures to click on (all three)")
-    add("--choose", choices=tuple(CHOICES), default=default["choose"], help="of the first three masks (%(default)s)")
-    add("--min-pixels", type=int, default=default["min_pixels"], help="smaller regions are left out (%(default)s)")
-    add("--most", type=int, default=default["most"], help="clicks on one object (%(default)s)")
-    add("--pairs", type=int, default=default["pairs"], metavar="N", help="draw N pairs; 0 = all (%(default)s)")
-    add("--seed", type=int, default=default["seed"], help="of drawn pairs and bootstrap (%(default)s)")
-    add("--bootstrap", type=int, default=default["bootstrap"], help="resamples of the recordings (%(default)s)")
-    add("--class-file", help="YAML with classes and palette, for pairs and manifest")
-    add("--device", default=default["device"], help="auto, cpu, cuda, mps (%(default)s)")
-
-
-def main(args: argparse.Namespace) -> int:
-    """`fusionsam clicks`."""
-    names = {field.name for field in fields(ClicksConfig)} - {"command"}
-    given = {name: value for name, value in vars(args).items() if name in names}
-    print(to_markdown(table(measure(ClicksConfig(**given, command=getattr(args, "command_line", ""))))))
-    return 0

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -178,6 +179,12 @@ class InteractivePair:
         for on in order:
             if on in self.pictures:
                 pool.submit(self.encoded, on)
+
+
+@lru_cache(maxsize=2)
+def shipped_sam(device: str = "cpu") -> InteractiveSAM:
+    """The weights that ship, read once a process and device."""
+    return InteractiveSAM.from_pretrained(SHIPPED, device)
 
 
 def locate(source: str | Path) -> str | Path:
