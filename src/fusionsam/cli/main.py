@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "fit a temperature that makes confidences honest, and class offsets",
         "evaluation.calibrate",
     ),
+    "clicks": ("count the clicks that a Segment Anything needs for an object", "cli.clicks"),
     "baselines": ("score an unmodified Segment Anything, prompted by points and boxes", "evaluation.sam_baseline"),
     "fusion-metrics": ("score fused pictures by the eleven fusion metrics", "evaluation.fusion"),
     "report": ("tables and panels from a folder of evaluations", "evaluation.tables.run"),
@@ -41,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("measure time and memory beside SAM, SegFormer and the obvious alternative", "cli.benchmark"),
     "export": ("write the model as ONNX and compare it with the original", "export.onnx"),
     "serve": ("answer pairs over HTTP", "server.run"),
+    "label": ("label a folder of pairs in a browser, objects by clicks", "cli.label"),
     "demo": ("try the model in a browser", "page.run"),
 }
 INTERRUPTED, TERMINATED = 130, 143

@@ -203,7 +203,7 @@ class FusionSAM:
         """A pair (either may be None), encoded once for any number of prompts: `Session.predict` takes the time of the
         decoder alone. Images as in `predict`. Raises InputError for images that do not fit."""
         images = [None if image is None else image.to(self.device) for image in self.preprocess(visible, infrared)]
-        return Session(self, self.network.encode(images[0], images[1]))
+        return Session(self, self.network.encode(images[0], images[1]), *images)
 
     def predict(
         self,
