@@ -261,3 +261,19 @@ class TestShippedCheckpoint:
         assert report["prompts"] == "self"
         assert report["miou"] >= 60
         assert min(report["per_class_iou"][name] for name in ("car", "person", "bike")) > 40
+
+
+def test_the_public_names_are_these_and_each_is_documented():
+    """Removing or renaming a public name breaks somebody's code: this list changes with a line in CHANGELOG.md."""
+    import fusionsam
+
+    names = [
+        "Config", "FusionSAM", "InputError", "ModelConfig", "Prediction", "Prompts", "Report", "Rig", "Session",
+        "__version__", "evaluate", "load_config", "preset", "train",
+    ]  # fmt: skip
+    assert sorted(fusionsam.__all__) == sorted(names)
+    assert set(names) <= set(dir(fusionsam))
+    for name in set(names) - {"__version__"}:
+        assert getattr(fusionsam, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'Tensor'"):
+        fusionsam.Tensor  # noqa: B018

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fusionsam import __version__
 from fusionsam.errors import InputError
-from fusionsam.io import given_path, whole
+from fusionsam.io import VERSION, given_path, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
         if not found.verdict.accepted:
             raise InputError(f"{args.visible or args.rgbt}: {found.verdict.text}")
         rig, shown = found.rig, found.shown
-    rig.told.update({"fusionsam": __version__, "command": args.command_line})
+    rig.told.update({"fusionsam": VERSION, "command": args.command_line})
     image = rigs.picture(rig, shown)
     beside = out.with_suffix(".png")
     with whole(beside) as part:

@@ -32,7 +32,8 @@ from fusionsam.evaluation import report_files
 from fusionsam.evaluation.leak_guard import FITTED
 from fusionsam.evaluation.report import ORACLE, Baseline, Report
 from fusionsam.evaluation.run import EvaluateConfig, check_classes, evaluate, leak_guard
-from fusionsam.inference.predictor import FusionSAM, Prediction, choose_device
+from fusionsam.inference.prediction import Prediction
+from fusionsam.inference.predictor import FusionSAM, choose_device
 from fusionsam.inference.segment_anything import PlainSam
 from fusionsam.io import Made, OutputFolder, given_path, require_writable, write_json
 from fusionsam.models.prompts import oracle_prompts

@@ -23,7 +23,8 @@ from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
 from fusionsam.errors import InputError
 from fusionsam.inference import onnx as backends
 from fusionsam.inference.options import PredictOptions
-from fusionsam.inference.predictor import FusionSAM, Prediction, require_one_as_it_is
+from fusionsam.inference.prediction import Prediction
+from fusionsam.inference.predictor import FusionSAM, require_one_as_it_is
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import confidence_map
 from fusionsam.io import JsonObject, Made, OutputFolder, State, require_writable

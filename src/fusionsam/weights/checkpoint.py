@@ -17,10 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fusionsam import __version__
 from fusionsam.config.schema import ModelConfig, from_dict
 from fusionsam.errors import InputError
-from fusionsam.io import whole, write_json, write_text
+from fusionsam.io import VERSION, whole, write_json, write_text
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.weights import pretrained
 
@@ -54,9 +53,9 @@ def save_checkpoint(folder: str | Path, network: Configured, card: dict[str, Any
             kept = kept.clamp(-HALF_MAX, HALF_MAX).half()
         tensors[name] = kept
     with whole(folder / WEIGHTS, remedy, also=(SafetensorError,)) as part:  # SafetensorError is its for a full disk
-        save_file(tensors, part, metadata={"format": "fusionsam", "version": __version__})
+        save_file(tensors, part, metadata={"format": "fusionsam", "version": VERSION})
     write_text(folder / CONFIG, yaml.safe_dump(_plain(asdict(network.config)), sort_keys=False), remedy)
-    write_json(folder / CARD, {**card, "version": __version__}, remedy)
+    write_json(folder / CARD, {**card, "version": VERSION}, remedy)
     return folder
 
 
