@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-from fusionsam.config.options import DeviceOption, OutOption, OverwriteOption, PairOptions, WeightsOption
+from fusionsam.config.options import AnyPairOptions, DeviceOption, OutOption, OverwriteOption, WeightsOption
 from fusionsam.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(PairOptions, OutOption, WeightsOption, DeviceOption, OverwriteOption):
+class PredictOptions(AnyPairOptions, OutOption, WeightsOption, DeviceOption, OverwriteOption):
     """Fuse pairs and label every pixel. For each pair NAME_fused.png, NAME_labels.png (class ids), NAME_overlay.png and
     NAME.json are written into --out; pairs that are finished there are skipped."""
 
-    rgbt: Path | None = None
-    """instead of --visible and --infrared: a four-channel RGB + thermal PNG as MFNet's, or a folder of them"""
     prompts: str | None = None
     """self: the model's own points and box; none: its mask prompt only; FILE.json: yours (left out: as the weights were
     configured)"""

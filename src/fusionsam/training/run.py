@@ -1,8 +1,7 @@
-"""Training runs on Lightning: data, task, logs, checkpoints, resume; and the command `fusionsam train`."""
+"""Training runs on Lightning: data, task, logs, checkpoints, resume."""
 
 from __future__ import annotations
 
-import argparse
 import math
 import warnings
 from dataclasses import replace
@@ -15,7 +14,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from fusionsam.config.load import as_yaml, differences, parse_settings, read_settings
+from fusionsam.config.load import as_yaml, differences, read_settings
 from fusionsam.config.schema import Config, TrainConfig, to_dict
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.loader import class_shares
@@ -265,15 +264,3 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
             best.save(trainer, task, out / "best")
     torch.set_grad_enabled(True)
     return out
-
-
-def parse(prog: str, argv: list[str]) -> argparse.Namespace:
-    """Settings and --resume of `fusionsam train`."""
-    return parse_settings(prog, argv, {"resume": "continue the run in train.out from its last checkpoint"})
-
-
-def main(args: argparse.Namespace) -> int:
-    """Train, and say where the weights are."""
-    out = train(args.settings, args.resume, args.command_line)
-    print(f"weights: {out / 'best'} (best validation), {out / 'final'}")
-    return 0
