@@ -1,4 +1,4 @@
-# CPU image of `fusionsam serve`; its steps are the README's. docs/serve.md shows how to build and run it.
+# CPU image of `fusionsam serve`; its steps are the README's. docs/how-to/serve.md shows how to build and run it.
 FROM python:3.12-slim
 
 WORKDIR /app

@@ -203,10 +203,10 @@ def test_an_oracle_run_scores_its_own_pictures_is_marked_resumes_and_is_never_co
         baseline(replace(config, image="visible", seed=1))
     for foreign in (b'[{"a": 1}]', b"null", b"\xff"):
         (tmp_path / "settings.json").write_bytes(foreign)
-        with pytest.raises(InputError, match=r"settings\.json: is not ours to read"):
+        with pytest.raises(InputError, match=r"settings\.json: was not written by baselines"):
             baseline(config)
     (tmp_path / "settings.json").unlink()
-    with pytest.raises(InputError, match=r"holds label maps, and no settings\.json that tells how"):
+    with pytest.raises(InputError, match=r"is there, and no settings\.json of ours tells of it"):
         baseline(config)
 
 

@@ -27,7 +27,8 @@ from fusionsam.config.schema import (
 from fusionsam.errors import InputError
 from fusionsam.models.network import FusionSAMNetwork
 
-YAMLS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
+ROOT = Path(__file__).parents[1]
+YAMLS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "experiments").glob("*/*.yaml")])
 
 
 @pytest.mark.parametrize(

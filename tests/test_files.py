@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fusionsam.errors import InputError
-from fusionsam.io import whole, whole_folder, write_json, write_text
+from fusionsam.io import Made, OutputFolder, State, whole, whole_folder, write_json, write_text
 
 
 def write_half(path, error, **options):
@@ -67,3 +67,45 @@ def test_a_folder_is_of_one_moment_whenever_it_is_killed(tmp_path):
         whole_folder(tmp_path / "file" / "best"),
     ):
         raise AssertionError("nothing to write into")
+
+
+MINE = Made({"pair": "a", "list": [1]}, {"weights": "w"})
+
+
+@pytest.mark.parametrize(
+    ("stored", "files", "expected"),
+    [
+        (None, [], State.NEW),
+        (None, ["v.png"], r"v\.png: is there, and no v\.json of ours tells of it; choose another --out"),
+        (MINE, ["v.png", "w.png"], State.FINISHED),
+        (MINE, ["v.png"], State.UNFINISHED),
+        (Made(MINE.inputs, {"weights": "x"}), ["v.png", "w.png"], State.UNFINISHED),
+        (Made({"pair": "b", "list": [1]}), [], r"v\.json: is of b, not of a"),
+        (Made({"pair": "b", "list": [2]}), [], r"v\.json: was made with another pair, list"),
+        (Made({"list": [2]}), [], r"v\.json: was made with another list"),
+        (Made({}), ["v.png"], State.UNFINISHED),  # begun, and broken off before it was told what of
+    ],
+)
+def test_what_is_ours_what_is_finished_and_what_may_be_replaced(tmp_path, stored, files, expected):
+    for name in files:
+        (tmp_path / name).touch()
+    folder = OutputFolder(tmp_path, "predict")
+    if isinstance(expected, State):
+        assert folder.state("v.json", stored, MINE, ["v.png", "w.png"]) is expected
+    else:
+        with pytest.raises(InputError, match=expected):
+            folder.state("v.json", stored, MINE, ["v.png", "w.png"])
+
+
+def test_a_record_in_another_form_is_somebody_elses(tmp_path):
+    folder = OutputFolder(tmp_path, "predict")
+    assert folder.read("v.json") is None
+    (tmp_path / "v.json").write_text('{"a": 1}')
+    assert folder.read("v.json") == {"a": 1}
+    for foreign in (b"[1]", b"null", b"\xff", b"{"):
+        (tmp_path / "v.json").write_bytes(foreign)
+        with pytest.raises(InputError, match=r"v\.json: was not written by predict; choose another --out"):
+            folder.read("v.json")
+    assert folder.read("v.json", damaged={}) == {}
+    with pytest.raises(InputError, match=r"v\.json: tells of image b, c, which would be lost"):
+        folder.require_none_lost("v.json", "image", ["a", "b", "c"], ["a"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torchmetrics.functional.image import visual_information_fidelity as referen
 
 from fusionsam.errors import InputError
 from fusionsam.evaluation.simple_fusions import FUSIONS
-from fusionsam.metrics.segmentation import fusion as fm
+from fusionsam.metrics import fusion as fm
 
 
 def picture(seed, shape=(53, 61)):
@@ -132,6 +133,17 @@ def test_flat_sources_give_finite_figures():
     assert tuple(values) == fm.METRICS
     assert all(math.isfinite(v) for v in values.values())
     assert values["VIF"] == pytest.approx(1)
+
+
+def test_a_prepared_source_gives_the_same_to_the_last_digit():
+    sources = fm.prepare(A), fm.prepare(B)
+    for fused in (F, picture(4), A):
+        assert fm.fusion_metrics(*sources, fused) == fm.fusion_metrics(A, B, fused)
+
+
+def test_the_weights_of_luma_stand_in_one_place():
+    files = sorted(Path(fm.__file__).parents[1].rglob("*.py"))
+    assert [path.name for path in files if "0.587" in path.read_text(encoding="utf-8")] == ["types.py"]
 
 
 def test_luma_takes_both_layouts_and_keeps_grey():

@@ -1,6 +1,9 @@
-"""The house rules: what the README shows works, what ships is what it says, files keep their places."""
+"""The house rules: what README and docs show works, what ships is what it says, files keep their places."""
 
+import ast
+import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,58 +12,208 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from PIL import Image
 from safetensors import safe_open
 
 from fusionsam.cli.main import COMMANDS, main
-from fusionsam.config.schema import preset
+from fusionsam.config.schema import Config, preset, to_dict
 from fusionsam.evaluation.run import EvaluateConfig, evaluate
+from fusionsam.evaluation.tables import results
 from fusionsam.weights.checkpoint import CARD, WEIGHTS, locate, read_checkpoint, shipped
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LOG = sorted((ROOT / "docs" / "log").glob("*.md"))
+"""The diary: its commands are those of older commits."""
+DOCS = [page for page in sorted((ROOT / "docs").glob("**/*.md")) if page not in LOG]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "experiments" / "README.md", *DOCS]
+MAKEFILES = [ROOT / "Makefile", *sorted((ROOT / "experiments").glob("*/Makefile"))]
+PYTHON_THAT_RUNS = ["README.md", "first-pair.md"]
+"""Pages whose Python runs as it stands; elsewhere it needs files of the reader and is compiled."""
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
+def shell_of(page: Path) -> list[str]:
+    text = page.read_text() if page in MAKEFILES else "\n".join(blocks(page, "sh"))
+    return text.replace("\\\n", " ").splitlines()
+
+
 def shown_commands() -> list[tuple[str, str]]:
     found = []
-    for page in [*PAGES, ROOT / "Makefile"]:
-        text = page.read_text() if page.name == "Makefile" else "\n".join(blocks(page, "sh"))
-        for line in text.replace("\\\n", " ").splitlines():
-            match = re.search(r"(?:^|\s|/)fusionsam ([a-z-]+)(.*)", line)
+    for page in [*PAGES, *MAKEFILES]:
+        for line in shell_of(page):
+            match = re.search(r"(?:^|\s|/)fusionsam ([a-z-]+)(.*)", line.split(" #")[0])
             if match:
                 found.append((match[1], match[2]))
-    return found
+    return sorted(set(found))
 
 
-def test_readme_python_runs(tmp_path, monkeypatch):
+def shown_scripts() -> list[tuple[str, str]]:
+    found = set()
+    for page in [*PAGES, *MAKEFILES, ROOT / "experiments" / "README.md"]:
+        for line in shell_of(page):
+            found |= set(re.findall(r"python ((?:examples|benchmarks|experiments)/\S+\.py)(.*)", line.split(" #")[0]))
+    for script in sorted((ROOT / "examples").glob("*.py")):  # what their docstrings show
+        lines = ast.get_docstring(ast.parse(script.read_text()))
+        found |= set(re.findall(r"python (examples/\S+\.py)(?!`)(.*)", re.sub(r" +#.*", "", lines or "")))
+    return sorted(found)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A working folder with a copy of the examples."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks(ROOT / "README.md", "python")
-    names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert names["out"].fused.shape == (480, 640, 3)
-    assert set(np.unique(names["out"].labels)) <= set(range(9))
-    assert (tmp_path / "overlay.png").stat().st_size > 1000
+    return tmp_path
 
 
-@pytest.mark.parametrize(("command", "rest"), shown_commands())
-def test_commands_and_flags_in_the_docs_exist(command, rest, capsys):
-    assert command in COMMANDS
-    flags = re.findall(r"(--[a-z][\w.-]*\w)", rest)
-    words = [command, *re.findall(r"^ ([a-z]+)(?= --|$)", rest)]
-    assert main([*words, "--help"]) == 0
-    text = capsys.readouterr().out
-    missing = [flag for flag in flags if flag not in text]
-    assert not missing
+class TestCodeBlocks:
+    def test_readme_is_short_and_its_python_runs(self, elsewhere):
+        page = ROOT / "README.md"
+        assert page.stat().st_size <= 6000
+        assert re.search(r"<!-- figures -->\n.*\n<!-- /figures -->", page.read_text(), re.DOTALL)
+        (code,) = blocks(page, "python")
+        names: dict = {}
+        exec(compile(code, "README.md", "exec"), names)
+        assert names["out"].fused.shape == (480, 640, 3)
+        assert set(np.unique(names["out"].labels)) <= set(range(9))
+        assert (elsewhere / "overlay.png").stat().st_size > 1000
+
+    @pytest.mark.parametrize("page", PAGES, ids=name_of)
+    def test_python_json_and_yaml_of_the_docs_hold(self, page, elsewhere):
+        for code in blocks(page, "python"):
+            compiled = compile(code, name_of(page), "exec")
+            if page.name in PYTHON_THAT_RUNS and page.name != "README.md":
+                exec(compiled, {})
+        for text in blocks(page, "json"):
+            json.loads(text)
+        for text in blocks(page, "yaml"):
+            yaml.safe_load(text)
+
+    def test_no_block_lacks_its_language_but_listings_of_files(self):
+        known = {"sh", "python", "json", "yaml", ""}
+        for page in PAGES:
+            fences = re.findall(r"(?m)^```(.*)$", page.read_text())
+            assert len(fences) % 2 == 0, page
+            assert set(fences[::2]) <= known, (page, set(fences[::2]) - known)
+
+    @pytest.mark.parametrize(("command", "rest"), shown_commands())
+    def test_commands_and_flags_in_the_docs_exist(self, command, rest, capsys):
+        assert command in COMMANDS
+        flags = re.findall(r"(--[a-z][\w.-]*\w)", rest)
+        words = [command, *re.findall(r"^ ([a-z]+)(?= --|$)", rest)]
+        assert main([*words, "--help"]) == 0
+        text = capsys.readouterr().out
+        missing = [flag for flag in flags if flag not in text]
+        assert not missing
+
+    @pytest.mark.parametrize(("script", "rest"), shown_scripts())
+    def test_scripts_and_their_flags_exist(self, script, rest):
+        text = (ROOT / script).read_text()
+        own = [flag for flag in re.findall(r"(--[a-z][\w-]*)(?=[ =\n]|$)", rest) if "." not in flag]
+        assert [flag for flag in own if f'"{flag}"' not in text] == []
+
+    def test_make_targets_in_the_docs_exist(self):
+        targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
+        assert {"setup", "demo", "test", "check", "docs", "bench"} <= targets
+        for page in PAGES:
+            text = "\n".join([*blocks(page, "sh"), *re.findall(r"`([^`\n]+)`", page.read_text())])
+            named = set(re.findall(r"(?m)^make ([a-z-]+)\b(?! *=)", text)) - {"-f"}
+            assert named <= targets, (page, named - targets)
+            for file in re.findall(r"make -f (\S+)", text):
+                assert (ROOT / file).is_file() or "NAME" in file, (page, file)
+
+    def test_ci_calls_recipes_of_the_makefile_on_every_promised_python(self):
+        text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+        jobs = yaml.safe_load(text)["jobs"]
+        targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
+        assert {"check", "test", "docs"} <= set(re.findall(r"run: make ([a-z-]+)", text)) <= targets
+        promised = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+        assert jobs["test"]["strategy"]["matrix"]["python"] == promised
+
+    def test_settings_named_in_the_docs_exist(self):
+        def names(values, prefix=""):
+            for key, value in values.items():
+                yield prefix + key
+                if isinstance(value, dict):
+                    yield from names(value, f"{prefix}{key}.")
+
+        known = set(names(to_dict(Config())))
+        for page in PAGES:
+            named = re.findall(r"`(?:--)?((?:model|data|loss|train)\.[a-z_.]*[a-z_])[^`]*`", page.read_text())
+            named = [name for name in named if not name.endswith((".py", ".yaml", ".txt"))]
+            assert [name for name in named if name not in known] == [], page
+
+    def test_every_command_has_a_row(self):
+        rows = (ROOT / "docs" / "reference" / "commands.md").read_text()
+        assert [name for name in COMMANDS if f"| `fusionsam {name}" not in rows] == []
+
+    def test_links_between_pages_lead_somewhere(self):
+        for page in [*PAGES, *LOG, locate("tiny") / "README.md", ROOT / "results" / "tables.md"]:
+            for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
+                assert (page.parent / target).exists(), f"{name_of(page)} -> {target}"
 
 
-def test_links_between_pages_lead_somewhere():
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} -> {target}"
+class TestExamples:
+    def run(self, *words, cwd):
+        env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+        done = subprocess.run([sys.executable, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    def test_predict_writes_two_pictures_of_each_pair(self, elsewhere):
+        self.run("examples/predict.py", "examples/pairs/visible", "examples/pairs/infrared", cwd=elsewhere)
+        written = {path.name for path in (elsewhere / "out" / "predicted").iterdir()}
+        assert written == {f"{pair}_{kind}.png" for pair in ("day", "night") for kind in ("fused", "overlay")}
+
+    def test_fine_tune_scores_what_it_trained(self, tmp_path):
+        told = self.run(ROOT / "examples/fine_tune.py", "--rehearse", "--steps", "2", "--out", "run", cwd=tmp_path)
+        assert re.search(r"on mfnet/val: mIoU [\d.]+ \(present\)", told.splitlines()[-1])
+        assert (tmp_path / "run" / "final" / WEIGHTS).is_file()
+
+    def test_onnx_without_torch_gives_the_labels_of_python(self, elsewhere, make_debug):
+        pytest.importorskip("onnxruntime")
+        from fusionsam.export.onnx import write
+        from fusionsam.inference.predictor import FusionSAM
+
+        network = make_debug()
+        write(network, elsewhere / "onnx")
+        pair = [elsewhere / "examples/pairs" / kind / "night.png" for kind in ("visible", "infrared")]
+        small = [elsewhere / f"{number}.png" for number in range(2)]
+        for source, target in zip(pair, small, strict=True):
+            Image.open(source).resize((160, 128)).save(target)
+        script = ["examples/onnx_without_torch.py", "--model", "onnx/fusionsam.onnx", "--out", "out"]
+        text = (ROOT / script[0]).read_text()
+        assert not re.search(r"^(import|from) (torch|fusionsam)", text, re.MULTILINE)
+        self.run(*script, "--visible", small[0], "--infrared", small[1], cwd=elsewhere)
+        ours = FusionSAM(network, "debug", {}).predict(*small).labels
+        theirs = np.asarray(Image.open(elsewhere / "out" / "labels.png"))
+        assert np.mean(ours == theirs) > 0.999
+
+    def test_notebook_runs(self, elsewhere, monkeypatch):
+        if not (importlib.util.find_spec("nbclient") and importlib.util.find_spec("ipykernel")):
+            pytest.skip("needs nbclient and ipykernel (pip install '.[dev]')")
+        import nbformat
+        from nbclient import NotebookClient
+
+        monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+        notebook = nbformat.read(elsewhere / "examples" / "quickstart.ipynb", as_version=4)
+        assert not any(cell.get("outputs") for cell in notebook.cells), "keep outputs out of git"
+        NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
+        shown = [kind for cell in notebook.cells for o in cell.get("outputs", []) for kind in o.get("data", {})]
+        assert shown.count("image/png") == 4
+
+
+def test_tables_are_what_the_command_makes_of_the_reports():
+    made = results.listing(ROOT / "results")
+    assert (ROOT / "results" / "tables.md").read_text() == made, "run `make tables`"
 
 
 def test_import_is_silent_and_light():
@@ -78,7 +231,7 @@ def test_no_tracked_file_names_a_machine_or_outweighs_the_limit():
         if not path.exists():
             continue
         assert path.stat().st_size < 40 * 2**20, name
-        if path.suffix in {".py", ".md", ".toml", ".yaml", ".json", ".cff", ""}:
+        if path.suffix in {".py", ".md", ".toml", ".yaml", ".yml", ".json", ".ipynb", ".mk", ".cff", ""}:
             assert not re.search(r"/(?:work|root|home)/", path.read_text(errors="ignore")), name
 
 

@@ -56,7 +56,7 @@ def test_sam2_embedding_and_levels_equal_transformers(sam2):
 
 
 def test_letterbox_numbers(sam):
-    encoder = build_image_encoder(EncoderConfig(kind="sam", source=sam[1]), 32)
+    encoder = build_image_encoder(EncoderConfig(kind="sam", source=str(sam[1])), 32)
     assert encoder.image_size == 64  # from the folder's config.json
     encoder.image_size = 1024
     sizes = {(480, 640): (768, 1024), (37, 1001): (38, 1024), (2048, 1024): (1024, 512), (3, 4000): (1, 1024)}
@@ -79,7 +79,7 @@ def test_padding_is_zero_after_normalisation(sam):
     assert placed.shape == (1, 3, 64, 64)
     torch.testing.assert_close(placed[0, :, 0, 0], torch.ones(3))  # (255 - 127) / 128
     torch.testing.assert_close(placed[0, :, 0, 1], torch.zeros(3), atol=1e-6, rtol=0)
-    vit = build_image_encoder(EncoderConfig(kind="sam", source=sam[1]), 32)
+    vit = build_image_encoder(EncoderConfig(kind="sam", source=str(sam[1])), 32)
     placed = vit.place(torch.zeros(1, 3, 20, 40), vit.frame(20, 40))
     assert bool((placed[..., 32:, :] == 0).all())
     torch.testing.assert_close(placed[0, :, 31, 63], torch.tensor([-2.1179, -2.0357, -1.8044]), atol=1e-3, rtol=0)
@@ -240,14 +240,14 @@ def test_lite0_file_fills_the_backbone_by_order():
 
 def test_wrong_pairs_are_refused(sam, sam2, tmp_path):
     with pytest.raises(InputError, match=r"holds a sam2 encoder, model\.encoder\.kind is sam"):
-        build_image_encoder(EncoderConfig(kind="sam", source=sam[1], weights=sam2[1]), 32)
+        build_image_encoder(EncoderConfig(kind="sam", source=str(sam[1]), weights=str(sam2[1])), 32)
     with pytest.raises(InputError, match="describes a 'sam2' model, 'sam' is needed"):
-        build_image_encoder(EncoderConfig(kind="sam", source=sam2[1]), 32)
+        build_image_encoder(EncoderConfig(kind="sam", source=str(sam2[1])), 32)
     (tmp_path / "config.json").write_text('{"model_type": "sam", "vision_config": {"hidden_size": "wide"}}')
     with pytest.raises(InputError, match="impossible vision part"):
         build_image_encoder(EncoderConfig(kind="sam", source=str(tmp_path)), 32)
     with pytest.raises(InputError, match=r"model\.decoder\.hidden: 256, .* puts out 32 channels"):
-        build_image_encoder(EncoderConfig(kind="sam", source=sam[1]))
+        build_image_encoder(EncoderConfig(kind="sam", source=str(sam[1])))
     with pytest.raises(InputError, match=r"model\.encoder\.source: 'no_such_net'"):
         build_image_encoder(EncoderConfig(source="no_such_net"))
     for one_size in ("swin_tiny_patch4_window7_224", "maxvit_tiny_tf_224"):

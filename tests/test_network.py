@@ -235,5 +235,5 @@ def test_a_box_that_ends_at_the_edge_is_the_box_that_ends_at_the_last_pixel():
 
 def test_forward_takes_no_label():
     assert list(inspect.signature(FusionSAMNetwork.forward).parameters) == [
-        "self", "visible", "infrared", "prompts", "mode", "present",
+        "self", "visible", "infrared", "prompts", "mode", "present", "covered",
     ]  # fmt: skip

@@ -392,14 +392,8 @@ def test_user_prompts_from_a_file_steer_and_are_recorded(pair, weights, tmp_path
     file.write_bytes(
         '\ufeff{"Straße": {"points": [[6, 4]]}}'.encode()
     )  # UTF-8 whatever the locale, as Windows saves it
-<<<<<<< HEAD
     call = f"read_prompts(Path({str(file)!r}), 'Stra\\xdfe', (9, 9))"
     code = f"from fusionsam.inference.prompts import *; print({call}.points)"
-=======
-    code = (
-        f"from fusionsam.inference.prompts import *; print(read_prompts(Path({str(file)!r}), 'Stra\\xdfe', (9, 9)).points)"
-    )
->>>>>>> 2a403e4 (feat(cli): options: a command's flags, help and defaults are read from one dataclass; predict is the first)
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "6., 4." in told.stdout

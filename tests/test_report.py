@@ -196,7 +196,7 @@ class TestAblationAndSam:
             "longer": config(model__tokenizer__tokens="pixels", train__max_steps=61),
             "alone": config(train__max_steps=999),
         }
-        # as configs/ablation_*.yaml have it: (A) has no LSTG that could come from stage 1
+        # as experiments/ablation/*.yaml have it: (A) has no LSTG that could come from stage 1
         for card in cards.values():
             pixels = card["config"]["model"]["tokenizer"]["tokens"] == "pixels"
             card["config"]["model"]["tokenizer_weights"] = None if pixels else "tiny"
@@ -244,7 +244,11 @@ class TestAblationAndSam:
         schedule = {f"train.{key}" for key in ("out", "max_steps", "warmup_steps", "validate_every")}
         for name in ("a", "b", "c", "continuous"):
             merged = to_dict(
-                read_settings(CONFIGS / "mfnet_tiny.yaml", "--config", str(CONFIGS / f"ablation_{name}.yaml"))
+                read_settings(
+                    CONFIGS / "mfnet_tiny.yaml",
+                    "--config",
+                    str(CONFIGS.parent / "experiments/ablation" / f"{name}.yaml"),
+                )
             )
             changed = set(differences(base, merged)) - schedule
             found[name] = changed

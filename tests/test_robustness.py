@@ -181,9 +181,9 @@ def test_the_full_row_is_what_evaluate_says(root, tmp_path, make_debug):
         (["--out", "FILE"], "file/x: cannot be written (Not a directory); choose another --out"),
         (
             ["--out", "ROWS", "--conditions", "fog"],
-            "rows/robustness.json: holds rows of visible only, which would be lost",
+            "rows/robustness.json: tells of rows of visible only, which would be lost",
         ),
-        (["--out", "OTHER"], "other/robustness.json: holds a table of other pairs (rival), which would be lost"),
+        (["--out", "OTHER"], "other/robustness.json: is of other pairs (rival), not of these"),
     ],
 )
 def test_what_would_spoil_the_table_is_told_before_anything_is_measured(

@@ -8,10 +8,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fusionsam.errors import InputError
 
@@ -33,6 +35,105 @@ def require_writable(out: str | Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); {OTHER_OUT}") from error
+
+
+JsonObject = dict[str, object]
+
+
+class State(Enum):
+    """What stands in a folder under the names of one result."""
+
+    NEW = "new"
+    UNFINISHED = "unfinished"
+    """Ours and of the same inputs, to be made again."""
+    FINISHED = "finished"
+    """Ours, whole, made of the same inputs in the same way."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What results were made of, and how: plain JSON values by names that a message can say."""
+
+    inputs: Mapping[str, object]
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """The folder that a command writes its results into, and the one rule for what may be replaced there.
+
+    Beside its results every command keeps a record, a JSON file that says what they were made of.
+
+    1. A file of a result's name that no record tells of, and a record in another form, are somebody else's: refused.
+    2. A record of other inputs is refused, since what it tells would be lost.
+    3. Results of the same inputs are finished if they were made in the same way and every file is there; else they may
+       be replaced.
+
+    >>> OutputFolder("runs/a", "predict").read("v.json") is None  # nothing is there
+    True
+    """
+
+    path: str | Path
+    owner: str
+    """The command."""
+    remedy: str = OTHER_OUT
+    """How every message ends."""
+
+    def __truediv__(self, name: str) -> Path:
+        return Path(self.path) / name
+
+    def read(self, record: str, damaged: JsonObject | None = None) -> JsonObject | None:
+        """The record of that name; None where there is none. InputError for a file that holds no JSON object, unless
+        `damaged` says what such a file stands for."""
+        try:
+            found = json.loads((self / record).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, RecursionError):
+            if damaged is not None:
+                return damaged
+            self.foreign(record)
+        if not isinstance(found, dict):
+            self.foreign(record)
+        return found
+
+    def foreign(self, record: str) -> NoReturn:
+        """InputError for a record that this command did not write."""
+        raise InputError(f"{self / record}: was not written by {self.owner}; {self.remedy}")
+
+    def state(
+        self, record: str, stored: Made | None, now: Made, files: Sequence[str], more: Sequence[str] = ()
+    ) -> State:
+        """What stands there of one result.
+
+        Args:
+            record: Name of the record.
+            stored: What it tells; None where there is none.
+            now: What this run makes the result of, and how.
+            files: The result's files, all of which a finished one has.
+            more: Further names that would be replaced.
+
+        Raises:
+            InputError: rules 1 and 2.
+        """
+        there = [name for name in dict.fromkeys([*files, *more]) if (self / name).exists()]
+        if stored is None:
+            if there:
+                raise InputError(f"{self / there[0]}: is there, and no {record} of ours tells of it; {self.remedy}")
+            return State.NEW
+        other = [name for name, value in stored.inputs.items() if name in now.inputs and now.inputs[name] != value]
+        if other:
+            was, is_now = stored.inputs.get(other[0]), now.inputs.get(other[0])
+            if len(other) > 1 or not (isinstance(was, str) and isinstance(is_now, str)):
+                raise InputError(f"{self / record}: was made with another {', '.join(other)}; {self.remedy}")
+            raise InputError(f"{self / record}: is of {was}, not of {is_now}; {self.remedy}")
+        return State.FINISHED if stored == now and set(files) <= set(there) else State.UNFINISHED
+
+    def require_none_lost(self, record: str, what: str, told: Iterable[str], kept: Iterable[str]) -> None:
+        """InputError if the record tells of some `what` that this run would not write again."""
+        if lost := [name for name in told if name not in set(kept)]:
+            shown = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
+            raise InputError(f"{self / record}: tells of {what} {shown}, which would be lost; {self.remedy}")
 
 
 @contextmanager

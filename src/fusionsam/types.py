@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # `--help` of a command needs the bounds below, and not torch
 IGNORE = 255
 """Label id of pixels that neither teach nor count."""
 
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the luma Y of ITU-R BT.601: the one place where they stand."""
+
 SMALLEST, LARGEST = 64, 4096
 """Pixels a side of a pair that the network takes."""
 

@@ -40,10 +40,18 @@ class Aligner:
     """
 
     def __init__(
-        self, rig: Rig, name: str = "the rig", frame: Frame = "visible", refine: bool = True, film: bool = False
+        self,
+        rig: Rig,
+        name: str = "the rig",
+        frame: Frame = "visible",
+        refine: bool = True,
+        film: bool = False,
+        fill: bool = False,
     ) -> None:
         """`frame` is the camera whose pixels stay as they are. With `refine` each pair is shifted by a little where its
-        edges then agree better by a set margin (parallax, jitter); of a `film` the shift is smoothed over time."""
+        edges then agree better by a set margin (parallax, jitter); of a `film` the shift is smoothed over time. With
+        `fill` what a camera does not reach is taken from the other one, for readers that take no mask."""
+        self.fill = fill
         self.rig, self.name, self.frame, self.refine = rig, name, frame, refine
         self._recent: deque[tuple[float, float]] | None = deque(maxlen=REMEMBERED) if film else None
         self._warps: dict[tuple[Size, Size], Warp] = {}
@@ -78,8 +86,10 @@ class Aligner:
             told["warning"] = f"{other} covers {warp.covered:.0%} of the frame; the rest is without it"
         whole = torch.ones_like(warped.inside)
         if self.frame == "visible":
-            return Aligned(visible, warped.image, torch.stack([whole, warped.inside]), told)
-        return Aligned(warped.image, infrared, torch.stack([warped.inside, whole]), told)
+            pair = Aligned(visible, warped.image, torch.stack([whole, warped.inside]), told)
+        else:
+            pair = Aligned(warped.image, infrared, torch.stack([warped.inside, whole]), told)
+        return Aligned(*filled(pair), pair.covered, told) if self.fill else pair
 
     def _shift(self, still: Tensor, warped: Warped, told: dict[str, Any]) -> tuple[float, float]:
         """How far the warped picture is moved, in pixels of the frame; what was found goes into `told`."""

@@ -35,6 +35,7 @@ COMMANDS = {
     "reconstruct": "show what the tokenizer keeps of a pair",
     "data": "look at a data set before hours are spent on it",
     "synth": "draw paired street scenes with labels",
+    "benchmark": "measure time and memory beside SAM, SegFormer and the obvious alternative",
     "export": "write the model as ONNX and compare it with the original",
     "serve": "answer pairs over HTTP",
     "demo": "try the model in a browser",

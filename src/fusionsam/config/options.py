@@ -45,6 +45,16 @@ class AnyPairOptions(PairOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlignOptions:
+    """How two cameras that see apart are brought together."""
+
+    align: str | None = field(default=None, metadata={"metavar": "RIG"})
+    """rig.json of `fusionsam align`, or auto to find one in these pairs first: for cameras that see apart"""
+    no_refine: bool = False
+    """with --align: the rig alone, without a small shift of each pair"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WeightsOption:
     """One model."""
 

@@ -308,7 +308,7 @@ class LossConfig(_Bounded):
     prompt_weight: float = 0.3
     """Binary cross-entropy and Dice of the mask prompt to foreground: only a loss, the label never enters forward."""
     fusion_weight: float = 4.0
-    """f_f as a whole; at 0.5 segmentation holds the picture near the plain average (results/README.md)."""
+    """f_f as a whole; at 0.5 segmentation holds the picture near the plain average (docs/findings.md)."""
     intensity_weight: float = 0.2
     """L1 to max(Y1, I2)."""
     gradient_weight: float = 25.0
@@ -351,6 +351,11 @@ class DataConfig(_Bounded):
     """Split for selection."""
     class_file: str | None = None
     """YAML with classes and palette, for pairs and manifest."""
+    align: str | None = None
+    """rig.json of `fusionsam align`, or auto to find one in the training pairs: for cameras that see apart. Labels are
+    in the visible camera's frame; where infrared does not reach, the luma of the visible picture stands."""
+    align_refine: bool = True
+    """With data.align: each pair is shifted by a little where its edges then agree better by a set margin."""
     crop: tuple[int, int] = (352, 480)
     """Height and width of the training crops."""
     scale: tuple[float, float] = (0.75, 1.75)

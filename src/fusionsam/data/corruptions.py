@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as V
 
-LUMA = torch.tensor([0.299, 0.587, 0.114])  # BT.601
+from fusionsam.types import LUMA
 
 
 def noise(image: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
@@ -33,7 +33,7 @@ def fog(image: Tensor, depth: float, generator: torch.Generator) -> Tensor:
     field = F.interpolate(drifts, (height, width), mode="bilinear", align_corners=True)[0]
     distance = torch.linspace(1, 0.1, height)[None, :, None]
     kept = torch.exp(-depth * distance * field)
-    light = torch.tensordot(LUMA, image, dims=1).flatten().quantile(0.95).clamp(min=0.15)
+    light = torch.tensordot(torch.tensor(LUMA), image, dims=1).flatten().quantile(0.95).clamp(min=0.15)
     return image * kept + light * (1 - kept)
 
 
@@ -56,7 +56,7 @@ def harsh(image: Tensor, generator: torch.Generator) -> Tensor:
 def night(image: Tensor, generator: torch.Generator) -> Tensor:
     """Visible (3,H,W) in [0,1] as a camera sees it after dark: gamma 1.5 to 3, gain 0.15 to 0.5, noise of deviation up
     to 0.04. A picture that is dark already (mean luma below 0.25) stays as it is."""
-    if float(torch.tensordot(LUMA, image, dims=1).mean()) < 0.25:
+    if float(torch.tensordot(torch.tensor(LUMA), image, dims=1).mean()) < 0.25:
         return image
     gamma, gain, deviation = torch.rand(3, generator=generator).tolist()
     return noise(image.pow(1.5 + 1.5 * gamma) * (0.15 + 0.35 * gain), 0.005 + 0.035 * deviation, generator)

@@ -29,7 +29,8 @@ class PairDataset(Dataset[Sample]):
     """Samples of a list of entries, read from disk at each access, or with `cache` once, up to CACHE bytes of them.
 
     With a `row` that names classes, label ids outside of 0..K-1 (and 255, ignore) raise InputError naming the file.
-    So do arrays of one pair whose sizes differ."""
+    So do arrays of one pair whose sizes differ, unless `align` brings the pairs (those of data.extra_pairs aside) into
+    one frame."""
 
     def __init__(
         self, entries: Sequence[Entry], row: DatasetRow | None = None, cache: bool = False, align: Aligner | None = None
@@ -45,10 +46,10 @@ class PairDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         if self._cache is None:
-            return read_sample(self.entries[index], self.row, self.align)
+            return self._read(index)
         if (kept := self._cache.get(index)) is not None:
             return replace(kept, label=None if kept.label is None else kept.label.long())
-        sample = read_sample(self.entries[index], self.row, self.align)
+        sample = self._read(index)
         # Ids are kept in 8 bits: as int64 the label would take twice the room of both images together.
         small = None if sample.label is None else sample.label.to(torch.uint8)
         size = sum(
@@ -60,6 +61,10 @@ class PairDataset(Dataset[Sample]):
         self._room -= size
         self._cache[index] = replace(sample, label=small)
         return sample
+
+    def _read(self, index: int) -> Sample:
+        entry = self.entries[index]
+        return read_sample(entry, self.row, None if entry.extra else self.align)  # those are of cameras of their own
 
     def label(self, index: int) -> Tensor | None:
         """int64 (H,W) of one pair without decoding its images (unless the cache has them or will want them)."""
@@ -86,9 +91,8 @@ def open_split(
     return PairDataset(entries(dataset, root, split, class_file), find(dataset, class_file), cache, align)
 
 
-def read_sample(entry: Entry, row: DatasetRow | None = None, align: Aligner | None = None) -> Sample:
-    """Both images and the label of one entry, of two cameras that `align` brings into one frame (the label's is that
-    frame). Raises InputError for unreadable files, differing sizes, strange ids."""
+def read_pictures(entry: Entry) -> Sample:
+    """Both images of one entry as they are, of whatever sizes. Raises InputError for unreadable files."""
     visible: Tensor | None
     infrared: Tensor | None
     if entry.rgbt is not None:
@@ -96,6 +100,17 @@ def read_sample(entry: Entry, row: DatasetRow | None = None, align: Aligner | No
     else:
         visible = None if entry.visible is None else read_visible(entry.visible)
         infrared = None if entry.infrared is None else read_infrared(entry.infrared)
+    if entry.mirrored:
+        visible = None if visible is None else visible.flip(-1)
+        infrared = None if infrared is None else infrared.flip(-1)
+    return Sample(entry.id, visible, infrared)
+
+
+def read_sample(entry: Entry, row: DatasetRow | None = None, align: Aligner | None = None) -> Sample:
+    """Both images and the label of one entry, of two cameras that `align` brings into one frame (the label's is that
+    frame). Raises InputError for unreadable files, differing sizes, strange ids."""
+    pictures = read_pictures(replace(entry, mirrored=False))  # a rig is of the pictures as they were taken
+    visible, infrared = pictures.visible, pictures.infrared
     label = None if entry.label is None else _read_label(entry, row)
     covered, told = None, {}
     if align is not None and visible is not None and infrared is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from fusionsam.data.dataset import PairDataset, read_sample
+from fusionsam.data.dataset import PairDataset, read_pictures
 from fusionsam.data.splits import FLIP, Entry
 from fusionsam.errors import InputError
 from fusionsam.io import write_text
@@ -150,7 +150,7 @@ def fingerprint(name: str, entries: Sequence[Entry], progress: bool = True) -> F
     found = Fingerprints()
     quiet = not progress or len(entries) < _PROGRESS_FROM
     for entry in tqdm(entries, desc=f"leak guard: {name}", disable=quiet):
-        found.add(entry, read_sample(replace(entry, label=None)))  # labels tell nothing here, and may need a palette
+        found.add(entry, read_pictures(entry))
     return found
 
 
@@ -160,7 +160,7 @@ def of_training(data: PairDataset, started_from: Sequence[Path] = ()) -> Fingerp
     Samples are read through the data set, so that a cache is filled and not read past."""
     found = Fingerprints()
     for index, entry in enumerate(data.entries):
-        found.add(entry, data[index])
+        found.add(entry, data[index] if data.align is None else read_pictures(entry))
     for folder in started_from:
         if (earlier := Fingerprints.read(folder)) is not None:
             found.extend(earlier)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fusionsam.errors import InputError
 from fusionsam.io import whole
-from fusionsam.types import LARGEST
+from fusionsam.types import LARGEST, LUMA
 
 MAX_PIXELS = 2 * LARGEST**2
 """Largest height * width that is decoded."""
@@ -325,7 +325,7 @@ def read_infrared(path: str | Path) -> Tensor:
 def _grey(rgb: Pixels) -> Pixels:
     if (rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 0] == rgb[..., 2]).all():
         return rgb[..., 0]
-    return rgb[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    return rgb[..., :3].astype(np.float32) @ np.array(LUMA, dtype=np.float32)
 
 
 def read_rgbt(path: str | Path) -> tuple[Tensor, Tensor]:

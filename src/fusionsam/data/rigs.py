@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
-from fusionsam.alignment.choose import candidate, choose
+from fusionsam.alignment.apply import Aligner
+from fusionsam.alignment.choose import Candidate, candidate, choose
 from fusionsam.alignment.estimate import Estimate, estimate, working
 from fusionsam.alignment.geometry import Size
 from fusionsam.alignment.judge import Verdict, judge
 from fusionsam.alignment.picture import sheet
 from fusionsam.alignment.points import read_points, rig_from_points
-from fusionsam.alignment.rig import Rig
+from fusionsam.alignment.rig import Rig, read_rig
 from fusionsam.alignment.warp import Warp
 from fusionsam.data.images import image_size, read_infrared, read_rgbt, read_visible
 from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
 
+AUTO = "auto"
+UNRELATED = 0.1
+"""Median score below which a rig is thought to be of other cameras."""
 PAIRS = 8
 """Pairs that a rig is found from."""
 CANDIDATES = 48
 """Pairs, evenly spaced, that are looked at to choose from."""
+STRIDE = 25
+"""Frames of a film from one that is looked at to the next: a second."""
 
 
 @dataclass
@@ -49,32 +58,63 @@ def fit(entries: Sequence[Entry], pairs: int = PAIRS) -> Fit:
     looked, skipped = [], []
     for entry in both[::step]:
         try:
-            visible, infrared = _read(entry)
+            looked.append(_Looked.at(entry, *_read(entry)))
         except InputError as error:
             skipped.append(str(error))
-            continue
-        kept = (working(visible, True), working(infrared, False))
-        looked.append((entry, candidate(visible, infrared), kept))
     if not looked:
         raise InputError(f"align: none of {len(skipped)} pairs can be read; the first: {skipped[0]}")
-    chosen = [looked[index] for index in choose([each[1] for each in looked], pairs)]
-    found = estimate([each[2][0] for each in chosen], [each[2][1] for each in chosen], *sizes)
+    return _fit(looked, sizes, pairs, skipped)
+
+
+def fit_frames(frames: Iterable[tuple[torch.Tensor, torch.Tensor]], pairs: int = PAIRS) -> Fit:
+    """As `fit`, from frames of two films: uint8 (3,H,W) and (1,H',W') each, of one size, of which every STRIDE-th is
+    looked at. InputError for films without a frame."""
+    chosen = itertools.islice(frames, 0, CANDIDATES * STRIDE, STRIDE)
+    looked = []
+    sizes: tuple[Size, Size] = ((0, 0), (0, 0))
+    for number, (visible, infrared) in enumerate(chosen):
+        looked.append(_Looked.at(Entry(f"frame{number * STRIDE:05d}"), visible, infrared))
+        sizes = (visible.shape[1], visible.shape[2]), (infrared.shape[1], infrared.shape[2])
+    if not looked:
+        raise InputError("align: the films hold no frame; give others")
+    return _fit(looked, sizes, pairs, [])
+
+
+@dataclass
+class _Looked:
+    """What is kept of a pair that was read."""
+
+    entry: Entry
+    candidate: Candidate
+    visible: torch.Tensor  # as `working` makes them
+    infrared: torch.Tensor
+
+    @classmethod
+    def at(cls, entry: Entry, visible: torch.Tensor, infrared: torch.Tensor) -> _Looked:
+        return cls(entry, candidate(visible, infrared), working(visible, True), working(infrared, False))
+
+
+def _fit(looked: Sequence[_Looked], sizes: tuple[Size, Size], pairs: int, skipped: Sequence[str]) -> Fit:
+    chosen = [looked[index] for index in choose([each.candidate for each in looked], pairs)]
+    found = estimate([each.visible for each in chosen], [each.infrared for each in chosen], *sizes)
     verdict = judge(found, *sizes)
     warnings = list(verdict.warnings)
     if skipped:
         warnings.append(f"{len(skipped)} pairs could not be read and were left out; the first: {skipped[0]}")
+    scores = zip(chosen, found.scores, strict=True)
     told = {
         "source": "pairs",
         "score": round(found.score, 4),
         "shuffled_score": None if len(chosen) < 2 else round(found.shuffled, 4),
         "covered": round(found.covered, 4),
-        "pairs": [{"id": each[0].id, "score": round(s, 4)} for each, s in zip(chosen, found.scores, strict=True)],
+        "pairs": [{"id": each.entry.id, "score": round(score, 4)} for each, score in scores],
         "verdict": verdict.text,
         "warnings": warnings,
     }
     rig = Rig(sizes[0], sizes[1], torch.linalg.inv(torch.from_numpy(found.matrix)).numpy(), told=told)
     order = sorted(range(len(chosen)), key=lambda index: found.scores[index])
-    return Fit(rig, Verdict(verdict.accepted, verdict.text, warnings), found, chosen[order[len(order) // 2]][0])
+    shown = chosen[order[len(order) // 2]].entry
+    return Fit(rig, Verdict(verdict.accepted, verdict.text, warnings), found, shown)
 
 
 def _one_size(entries: Sequence[Entry]) -> tuple[Size, Size]:
@@ -89,9 +129,7 @@ def _one_size(entries: Sequence[Entry]) -> tuple[Size, Size]:
         except InputError:
             continue  # told when it is read
     if not found:
-        raise InputError(
-            f"{entries[0].visible or entries[0].rgbt}: cannot be read, as all {len(entries)} pairs; check them"
-        )
+        raise InputError(f"align: none of {len(entries)} pairs can be read, as {entries[0].id}; check the files")
     if len(found) > 1:
         kinds = "; ".join(f"{v[0]}x{v[1]} with {t[0]}x{t[1]} ({n})" for (v, t), n in found.most_common(3))
         raise InputError(
@@ -124,3 +162,41 @@ def picture(rig: Rig, entry: Entry) -> Image.Image:
     visible, infrared = _read(entry)
     size: tuple[Size, Size] = ((visible.shape[1], visible.shape[2]), (infrared.shape[1], infrared.shape[2]))
     return sheet(visible, infrared, Warp(rig.at(*size))(infrared))
+
+
+def open_aligner(align: str | None, find: Callable[[], Fit], film: bool = False, **how: Any) -> Aligner | None:
+    """None without `align`; auto calls `find`. `how` is frame and refine of Aligner. InputError for a bad file, and
+    where auto finds nothing to believe."""
+    if align is None:
+        return None
+    if align != AUTO:
+        return Aligner(read_rig(align), align, film=film, **how)
+    found = find()
+    if not found.verdict.accepted:
+        raise InputError(f"--align auto: {found.verdict.text}; or align them by points: fusionsam align --points")
+    print(f"--align auto: {found.verdict.text}", file=sys.stderr)
+    for warning in found.verdict.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return Aligner(found.rig, "--align auto", film=film, **how)
+
+
+def keep(aligner: Aligner, out: Path, entries: Sequence[Entry]) -> None:
+    """Leave the rig beside the results, so that it can be looked at and used again; not over a pair's own rig.json."""
+    if all(entry.id != "rig" for entry in entries):
+        aligner.rig.write(out / "rig.json")
+
+
+def summary(told: Sequence[dict[str, Any]], name: str) -> list[str]:
+    """What a person should hear of many pairs' alignment."""
+    scores = sorted(each["score"] for each in told if "score" in each)
+    lines = []
+    if scores and scores[len(scores) // 2] < UNRELATED:
+        lines.append(
+            f"warning: {name}: the edges of the two cameras hardly agree (score {scores[len(scores) // 2]:.2f}); "
+            "is it the rig of these cameras?"
+        )
+    small = [each["covered"] for each in told if "warning" in each]
+    if small:
+        share = f"{min(small):.0%} of the frame or little more"
+        lines.append(f"warning: in {len(small)} of {len(told)} pairs one camera covers {share}")
+    return lines

@@ -14,10 +14,10 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from fusionsam.config.schema import DataConfig
-from fusionsam.data.corruptions import LUMA, harsh, night
+from fusionsam.data.corruptions import harsh, night
 from fusionsam.data.dataset import IGNORE, Item
 from fusionsam.data.infrared_styles import draw_style
-from fusionsam.types import Sample
+from fusionsam.types import LUMA, Sample
 
 _PASTE_LUMA = 40.0  # grey levels; a day car pasted into a night would teach an impossible scene
 
@@ -156,7 +156,10 @@ class TrainTransform:
             return target
         source = self._geometry(other, generator)
         chosen = self._rare_class(source[2].as_subclass(Tensor).long(), generator)
-        luma = [(LUMA[:, None, None] * image.as_subclass(Tensor)).sum(0).mean() for image in (target[0], source[0])]
+        luma = [
+            (torch.tensor(LUMA)[:, None, None] * image.as_subclass(Tensor)).sum(0).mean()
+            for image in (target[0], source[0])
+        ]
         if chosen is None or abs(luma[0] - luma[1]) > _PASTE_LUMA:
             return target
         where = source[2].as_subclass(Tensor) == chosen
@@ -215,7 +218,7 @@ def _color_matrix(generator: torch.Generator) -> Tensor:
     """(3,3) on RGB: chroma scaled (saturation) and turned (hue, up to 18 degrees) in YIQ; luma unchanged."""
     saturation = math.exp(_uniform(generator, -0.5, 0.4))
     angle = math.radians(_uniform(generator, -18, 18))
-    to_yiq = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    to_yiq = torch.tensor([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
     cos, sin = saturation * math.cos(angle), saturation * math.sin(angle)
     turn = torch.tensor([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
     return torch.linalg.inv(to_yiq) @ turn @ to_yiq

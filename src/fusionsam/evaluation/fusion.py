@@ -25,8 +25,10 @@ from fusionsam.errors import InputError
 from fusionsam.evaluation import simple_fusions as fusion_baselines
 from fusionsam.evaluation.options import FusionMetricsOptions
 from fusionsam.evaluation.simple_fusions import FUSIONS
-from fusionsam.io import require_writable, whole, write_json
-from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, luma
+from fusionsam.io import Made, OutputFolder, require_writable, whole, write_json
+from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, prepare
+
+MEANS, ROWS = "fusion_metrics.json", "fusion_metrics.csv"
 
 Scores = dict[str, float]  # metric -> value
 Table = dict[str, dict[str, Scores]]  # method -> image -> metrics
@@ -50,10 +52,14 @@ def measure(job: Job) -> dict[str, Scores]:
         name: read_visible(given).numpy() if isinstance(given, Path) else given for name, given in job.fused.items()
     }
     found = {}
+    try:
+        sources = prepare(visible, "visible"), prepare(infrared, "infrared")
+    except InputError as error:
+        raise InputError(f"{job.visible}: {error}") from None
     for name in (*pictures, *job.built_in):
         try:
             picture = pictures[name] if name in pictures else FUSIONS[name](visible, infrared)
-            found[name] = fusion_metrics(luma(visible), infrared[0], luma(picture))
+            found[name] = fusion_metrics(*sources, picture)
         except InputError as error:
             raise InputError(f"{job.visible} ({name}): {error}") from None
     return found
@@ -176,12 +182,12 @@ def write(out: Path, table: Table) -> dict[str, Scores]:
         method: {"images": len(table[method]), **{m: v if math.isfinite(v) else None for m, v in scores.items()}}
         for method, scores in found.items()
     }
-    with whole(out / "fusion_metrics.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
+    with whole(out / ROWS) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["method", "image", *METRICS])
         for method, rows in table.items():
             writer.writerows([method, id, *(row[metric] for metric in METRICS)] for id, row in rows.items())
-    write_json(out / "fusion_metrics.json", plain, allow_nan=False)
+    write_json(out / MEANS, plain, allow_nan=False)
     return found
 
 
@@ -218,6 +224,7 @@ def run(options: FusionMetricsOptions) -> str:
     folders = {name: fused_files(path, ids) for name, path in zip(names[len(weights) :], fused, strict=True)}
     check_sizes(entries, folders, fusion_baselines.SMALLEST_SIDE if baselines else SMALLEST_SIDE)
     require_writable(out)
+    _require_ours(out, ids)
     models: list[Any] = []
     notes: list[str] = []
     if weights:
@@ -245,6 +252,23 @@ def run(options: FusionMetricsOptions) -> str:
     table = measure_all(jobs(), len(entries), workers)
     found = write(out, table)
     return "\n".join([as_text(found, {method: len(rows) for method, rows in table.items()}, names), *notes])
+
+
+def _require_ours(out: Path, ids: Sequence[str]) -> None:
+    """InputError for figures of other images in `out`, which would be lost, and for files that somebody else wrote."""
+    folder = OutputFolder(out, "fusion-metrics")
+    stored = folder.read(MEANS)
+    folder.state(MEANS, None if stored is None else Made({}), Made({}), [ROWS])
+    if stored is None or not (folder / ROWS).exists():
+        return
+    try:
+        with (folder / ROWS).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        rows = [{}]
+    if any("image" not in row for row in rows):
+        folder.foreign(ROWS)
+    folder.require_none_lost(ROWS, "image", dict.fromkeys(row["image"] for row in rows), ids)
 
 
 def _trained_on(weights: Mapping[str, str | Path], entries: Sequence[Entry]) -> dict[str, int]:

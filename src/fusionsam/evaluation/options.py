@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from fusionsam.config.options import (
+    AlignOptions,
     BootstrapOptions,
     CommandLine,
     DataOptions,
@@ -26,7 +27,7 @@ CONDITION_NAMES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(DataOptions, DeviceOption, BootstrapOptions, CommandLine):
+class EvaluateConfig(DataOptions, AlignOptions, DeviceOption, BootstrapOptions, CommandLine):
     """What is evaluated, and how.
 
     >>> EvaluateConfig("mfnet", "data/mfnet", "val", weights=["tiny"]).bootstrap

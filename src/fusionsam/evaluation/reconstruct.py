@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from fusionsam.evaluation.options import ReconstructOptions
 from fusionsam.inference.files import pairs_to_predict, require_apart
 from fusionsam.inference.predictor import choose_device
 from fusionsam.inference.render import codes_picture
-from fusionsam.io import write_json
+from fusionsam.io import Made, OutputFolder, write_json
 from fusionsam.metrics.reconstruction import (
     MODALITIES,
     CodeUsage,
@@ -41,6 +39,7 @@ from fusionsam.types import LARGEST
 from fusionsam.weights import pretrained as foreign
 from fusionsam.weights.checkpoint import load_network, read_checkpoint
 
+SUMMARY = "summary.json"
 SMALLEST = 7
 """Pixels a side: the window of SSIM."""
 ERROR_GAIN = 4
@@ -110,7 +109,7 @@ def run(options: ReconstructOptions) -> dict[str, Any]:
     size, bits = codebook_size(tokenizer), bits_per_pixel(tokenizer)
     # told before the first picture, so that a run that is killed can be started again over its own pictures
     begun = {**{entry.id: {} for entry in entries}, **earlier["images"]}
-    write_json(out / "summary.json", {**earlier, "unfinished": True, "inputs": inputs, "images": begun})
+    write_json(out / SUMMARY, {**earlier, "unfinished": True, "inputs": inputs, "images": begun})
     images: dict[str, dict[str, Any]] = {}
     usage = {name: CodeUsage(size or 1) for name in MODALITIES}
     for entry in tqdm(entries, desc="reconstruct", unit="pair", disable=len(entries) == 1):
@@ -162,7 +161,7 @@ def run(options: ReconstructOptions) -> dict[str, Any]:
         if size is not None:
             summary[name] |= {"bits_per_pixel": bits, **usage[name].as_dict()}
     summary |= {"inputs": inputs, "images": images}
-    write_json(out / "summary.json", summary)
+    write_json(out / SUMMARY, summary)
     return summary
 
 
@@ -177,26 +176,19 @@ def _digest(entry: Entry) -> str:
     return found.hexdigest()[:16]
 
 
-def _require_ours(out: Path, inputs: dict[str, str], endings: Sequence[str]) -> dict[str, Any]:
+def _require_ours(out: Path, inputs: Mapping[str, str], endings: Sequence[str]) -> dict[str, Any]:
     """An earlier run's summary.json. InputError for one that somebody else wrote, for one of other images, whose
     figures would be lost, and for a picture of these names that it does not tell of."""
-    path = out / "summary.json"
-    found: Any = {"images": {}, "pairs": 0}
-    with suppress(FileNotFoundError, NotADirectoryError):
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            found = None
-    if not isinstance(found, dict) or not isinstance(found.get("images"), dict) or "pairs" not in found:
-        raise InputError(f"{path}: was not written by reconstruct; choose another --out")
-    other = [id for id, figures in found["images"].items() if figures and id not in inputs]
-    known = found.get("inputs")
-    known = known if isinstance(known, dict) else {}
-    other += [id for id, digest in inputs.items() if known.get(id, digest) != digest]
-    if other:
-        raise InputError(f"{path}: tells of another image {other[0]!r} ({len(other)} such); choose another --out")
-    for id in inputs:
-        for ending in endings:
-            if id not in found["images"] and (there := out / f"{id}{ending}").exists():
-                raise InputError(f"{there}: is there, and no summary.json of ours tells of it; choose another --out")
+    folder = OutputFolder(out, "reconstruct")
+    stored: Any = folder.read(SUMMARY)
+    found: dict[str, Any] = {"images": {}, "pairs": 0} if stored is None else stored
+    if not isinstance(found.get("images"), dict) or "pairs" not in found:
+        folder.foreign(SUMMARY)
+    digests = found.get("inputs")
+    digests = digests if isinstance(digests, dict) else {}
+    folder.require_none_lost(SUMMARY, "image", [id for id, figures in found["images"].items() if figures], inputs)
+    for id, digest in inputs.items():
+        name = f"files of {id}"
+        told = Made({name: digests.get(id, digest)}) if id in found["images"] else None
+        folder.state(SUMMARY, told, Made({name: digest}), [f"{id}{ending}" for ending in endings])
     return found

@@ -13,7 +13,7 @@ import numpy as np
 from fusionsam.errors import InputError
 from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.report_form import JsonObject
-from fusionsam.io import write_text
+from fusionsam.io import Made, OutputFolder, write_text
 from fusionsam.metrics.segmentation import ImageMatrices
 
 
@@ -44,16 +44,19 @@ def write(out: Path, report: Report, images: ImageMatrices | None) -> Path:
 
 
 def require_split(out: Path, dataset: str, split: str) -> None:
-    """InputError if `out` holds a report of another data set or split (its `split_digest`): it would be lost."""
-    for path in out.glob("report*.json"):
-        try:
-            found = read(path)
-        except InputError:
-            continue  # not one of ours; that file's name is refused or replaced when it is written
-        if (found.dataset, found.split_ids_sha256) != (dataset, split):
-            raise InputError(
-                f"{path}: is the report of {found.dataset}/{found.split}, other pairs than these; choose another --out"
-            )
+    """InputError if `out` holds a report of another data set or split (its `split_digest`), or none of ours: it would
+    be lost."""
+    folder = OutputFolder(out, "evaluate")
+    for name in ("report.json", "report_oracle.json"):
+        stored = folder.read(name)
+        if stored is None:
+            continue
+        if not {"dataset", "split_ids_sha256"} <= set(stored):
+            folder.foreign(name)
+        was = Made({"pairs": f"{stored['dataset']}/{stored.get('split')} ({str(stored['split_ids_sha256'])[:8]})"})
+        same = (stored["dataset"], stored["split_ids_sha256"]) == (dataset, split)
+        now = was if same else Made({"pairs": f"{dataset} ({split[:8]})"})
+        folder.state(name, was, now, [name])
 
 
 def read(path: str | Path) -> Report:

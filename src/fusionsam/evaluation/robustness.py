@@ -30,7 +30,7 @@ from fusionsam.evaluation.report_files import split_digest
 from fusionsam.evaluation.run import check_classes, digest, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import Row, Table, write_table
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.io import require_writable, write_json
+from fusionsam.io import Made, OutputFolder, require_writable, write_json
 from fusionsam.metrics.segmentation import (
     PROTOCOLS,
     ConfusionMatrix,
@@ -124,13 +124,13 @@ def require_usable(
         raise InputError(f"--seed {seed}, --bootstrap {bootstrap}: expected at least 0")
     require_same(others, {**_images(data), "seed": seed})
     require_writable(out)
-    if not (out / f"{NAME}.json").exists():
+    folder, record = OutputFolder(out, NAME), f"{NAME}.json"
+    if folder.read(record) is None:
         return
-    there = read_table(out)
-    lost = sorted(set(there["conditions"]) - {"full", *conditions})
-    if lost or there.get("split_ids_sha256") != _images(data)["split_ids_sha256"]:
-        what = f"rows of {', '.join(lost)}" if lost else f"a table of other pairs ({there['title']})"
-        raise InputError(f"{out / NAME}.json: holds {what}, which would be lost; choose another --out")
+    there, pairs = read_table(out), _images(data)["split_ids_sha256"]
+    was = Made({"pairs": f"other pairs ({there['title']})" if there.get("split_ids_sha256") != pairs else "these"})
+    folder.state(record, was, Made({"pairs": "these"}), [record])
+    folder.require_none_lost(record, "rows of", there["conditions"], ["full", *conditions])
 
 
 def require_same(others: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> None:

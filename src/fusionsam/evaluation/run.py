@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from fusionsam.config.datasets import DatasetRow
 from fusionsam.data.dataset import PairDataset, open_split
+from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.sequences import recording_sequences
 from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
@@ -100,6 +102,7 @@ def _evaluate_folder(config: EvaluateConfig, data: PairDataset, other: tuple[Rep
 def open_labelled(config: EvaluateConfig) -> PairDataset:
     """The split to score on; InputError if the data set has no classes or a pair has no label."""
     data = open_split(config.dataset, config.root, config.split, config.class_file)
+    data.align = open_aligner(config.align, partial(fit, data.entries), refine=not config.no_refine)
     assert data.row is not None
     if not data.row.classes:
         raise InputError(
@@ -268,6 +271,7 @@ def _context(config: EvaluateConfig, data: PairDataset, guard: LeakCheck) -> dic
         "flip": config.flip,
         "scales": list(config.scales),
         "multi_scale": len(config.scales) > 1,
+        "align": data.align and {"rig": data.align.rig.digest, "by": config.align, "refine": not config.no_refine},
         "leak_guard": guard.findings,
         "notes": list(guard.notes),
         "commit": checkpoint.commit(),
@@ -285,6 +289,7 @@ def _title(config: EvaluateConfig, name: str, report: Report, partial: tuple[int
     how = [f"prompts {report.prompts}" if report.prompts else f"predictions read as {report.prediction_format}"]
     how += [f"{config.modality} only"] if config.modality != "both" else []
     how += [f"scales {', '.join(f'{s:g}' for s in config.scales)}"] if list(config.scales) != [1.0] else []
+    how += [f"aligned by {config.align}"] if config.align else []
     how += ["flip"] if config.flip else []
     how += [f"{guard.look_alikes} pictures look like training pictures"] if guard.look_alikes else []
     how += ["class offsets fitted on these pairs"] if report.fitted["class_offsets"] else []

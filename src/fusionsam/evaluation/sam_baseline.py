@@ -11,7 +11,6 @@ Class 0 (unlabeled, background) is what no mask covers.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from fusionsam.evaluation.report import ORACLE, Baseline, Report
 from fusionsam.evaluation.run import check_classes, evaluate, leak_guard
 from fusionsam.inference.predictor import FusionSAM, Prediction, choose_device
 from fusionsam.inference.segment_anything import PlainSam
-from fusionsam.io import require_writable, write_json
+from fusionsam.io import Made, OutputFolder, require_writable, write_json
 from fusionsam.models.prompts import oracle_prompts
 from fusionsam.types import Sample
 from fusionsam.weights import checkpoint
@@ -165,25 +164,12 @@ def _stamps(source: Path) -> list[list[Any]]:
 
 def _require_same(out: Path, settings: dict[str, Any]) -> None:
     """InputError if `out` cannot be written, or if its settings.json, where there is one, differs from `settings`."""
-    path = out / SETTINGS
+    folder = OutputFolder(out, "baselines", "choose another --out, or remove it")
     require_writable(out)
-    if not path.is_file():
-        if any((out / "predictions").glob("*.png")):
-            raise InputError(
-                f"{out}: holds label maps, and no {SETTINGS} that tells how they were made; choose another --out"
-            )
-        return
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        stored = None
-    if not isinstance(stored, dict):
-        raise InputError(f"{path}: is not ours to read; choose another --out, or remove it")
-    differing = sorted(name for name in {*stored, *settings} if stored.get(name) != settings.get(name))
-    if differing:
-        raise InputError(
-            f"{out}: holds label maps made with another {', '.join(differing)}; choose another --out, or remove it"
-        )
+    stored = folder.read(SETTINGS)
+    maps = [f"predictions/{path.name}" for path in sorted((out / "predictions").glob("*.png"))]
+    told = None if stored is None else Made({**dict.fromkeys(settings), **stored})
+    folder.state(SETTINGS, told, Made({**dict.fromkeys(stored or ()), **settings}), maps)
 
 
 def _paint(config: BaselineConfig, data: PairDataset, folder: Path, settings: dict[str, Any]) -> None:

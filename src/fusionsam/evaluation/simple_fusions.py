@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from fusionsam.errors import InputError
+from fusionsam.metrics.fusion import luma
 
 Picture = NDArray[np.uint8]
 Grey = NDArray[np.float64]
@@ -37,9 +38,9 @@ def _fuse(visible: Picture, infrared: Picture, rule: Callable[[Grey, Grey], Grey
             f"pair: size {shapes[0][1:]} is too small, expected sides of at least {SMALLEST_SIDE}; enlarge it"
         )
     color = visible.astype(np.float64)
-    luma = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+    grey = luma(color)
     # With Cb and Cr fixed, R, G and B are luma plus constants: a new luma is the same shift of all three.
-    shift = rule(luma, infrared[0].astype(np.float64)) - luma
+    shift = rule(grey, infrared[0].astype(np.float64)) - grey
     return np.clip(np.rint(color + shift), 0, 255).astype(np.uint8)
 
 

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from os.path import realpath
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
+from fusionsam.data.rigs import AUTO, fit, keep, open_aligner, summary
 from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
 from fusionsam.errors import InputError
 from fusionsam.inference import onnx as backends
@@ -24,12 +26,13 @@ from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.predictor import FusionSAM, Prediction, require_one_as_it_is
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import confidence_map
+from fusionsam.io import JsonObject, Made, OutputFolder, State, require_writable
 from fusionsam.types import IGNORE
 from fusionsam.weights.checkpoint import CONFIG, WEIGHTS, calibrated_digest, locate
 
 RESULTS = ("fused.png", "labels.png", "overlay.png", "confidence.png")
 SOURCES = ("visible", "infrared", "rgbt")
-UNFINISHED: dict[str, Any] = {"run": None}
+UNFINISHED: JsonObject = {"run": None}
 """What a NAME.json says while its pictures are put in their places."""
 
 
@@ -76,46 +79,33 @@ def require_apart(entries: Sequence[Entry], out: Path, endings: Sequence[str], f
                 )
 
 
-def _todo(entries: Sequence[Entry], out: Path, asked: dict[str, Any], with_confidence: bool) -> list[Entry]:
+def _todo(entries: Sequence[Entry], out: Path, asked: JsonObject, with_confidence: bool) -> list[Entry]:
     """Entries whose results are not there yet. InputError where files of their names are of another pair, or were
     written by somebody else."""
-    expected = [*RESULTS[: 3 + with_confidence]]
+    folder = OutputFolder(out, "predict", "choose another --out, or --overwrite")
     found = []
     for entry in entries:
-        there = [path for name in RESULTS if (path := out / f"{entry.id}_{name}").exists()]
-        stored, this = _stored(out / f"{entry.id}.json"), {**asked, **_sources(entry)}
-        if stored is None and there:
-            raise InputError(
-                f"{there[0]}: is there, and no {entry.id}.json of ours; choose another --out, or --overwrite"
-            )
+        record, names = f"{entry.id}.json", [f"{entry.id}_{name}" for name in RESULTS]
+        stored = folder.read(record, damaged=UNFINISHED)  # damaged, as an older version left it
         if stored is not None and not _is_ours(stored):
-            raise InputError(f"{out / entry.id}.json: was not written by predict; choose another --out, or --overwrite")
-        run = (stored or {}).get("run") or {}
-        for key in SOURCES:
-            if run.get(key) and this[key] and run[key][0] != this[key][0]:
-                raise InputError(
-                    f"{out / entry.id}.json: is of {run[key][0]}, not of {this[key][0]}; choose another --out, or "
-                    "--overwrite"
-                )
-        if run != this or not all((out / f"{entry.id}_{name}").exists() for name in expected):
+            folder.foreign(record)
+        run = None if stored is None else stored["run"] or {}
+        told = None if run is None else _made(run)
+        now = _made({**asked, **_sources(entry)})
+        if folder.state(record, told, now, names[: 3 + with_confidence], names) is not State.FINISHED:
             found.append(entry)
     return found
 
 
-def _is_ours(stored: dict[str, Any]) -> bool:
+def _made(run: Any) -> Made:
+    """`run` of a NAME.json: the files' paths are what it was made of; size and time tell whether they are unchanged."""
+    paths = {name: run[name][0] for name in SOURCES if run.get(name)}
+    return Made(paths, run)
+
+
+def _is_ours(stored: JsonObject) -> bool:
     run = stored.get("run", 0)
     return run is None or (isinstance(run, dict) and all(isinstance(run.get(key) or [], list) for key in SOURCES))
-
-
-def _stored(path: Path) -> dict[str, Any] | None:
-    """What a NAME.json holds; None if there is none, UNFINISHED if it is damaged, as an older version left it."""
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError):
-        return UNFINISHED
-    return stored if isinstance(stored, dict) else {}
 
 
 def run(options: PredictOptions) -> int:
@@ -123,7 +113,8 @@ def run(options: PredictOptions) -> int:
 
     For each pair NAME_fused.png, NAME_labels.png (class ids; 255 where the model is less certain than
     `min_confidence`), NAME_overlay.png and NAME.json. `as_trained` leaves out what `fusionsam calibrate` fitted;
-    `scales` and `flip` are those of FusionSAM.predict. Every file is complete or absent, and a NAME.json is only there
+    `scales` and `flip` are those of FusionSAM.predict; `align` is a rig.json, or auto to find the rig in the pairs, and
+    `frame` and `refine` are Aligner's. Every file is complete or absent, and a NAME.json is only there
     with the pictures it describes, or UNFINISHED. Raises InputError as its parts do, for an `out` where a result would
     replace an input, and, without `overwrite`, for one that holds results of other pairs or files of these names that
     predict did not write.
@@ -136,13 +127,9 @@ def run(options: PredictOptions) -> int:
     require_apart(entries, out, [*(f"_{name}" for name in RESULTS), ".json"], folders)
     clicks = prompts_file(prompts)
     require_one_as_it_is(scales)
+    aligner = open_aligner(options.align, partial(fit, entries), frame=options.frame, refine=not options.no_refine)
     model = FusionSAM.from_pretrained(weights, options.device, options.backend, calibrated=not options.as_trained)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    require_writable(out)
     described = {"weights": model.name, "commit": model.card.get("commit", ""), "step": model.card.get("step")}
     files = (
         backends.files(weights) if options.backend == "onnx" else [locate(weights) / name for name in (WEIGHTS, CONFIG)]
@@ -155,19 +142,28 @@ def run(options: PredictOptions) -> int:
         "calibrated": calibrated_digest(model.card),
         "prompts": steered + "+confidence" * with_confidence,
         **({"min_confidence": min_confidence} if min_confidence else {}),
+        **({"align": [aligner.rig.digest, options.frame, not options.no_refine]} if aligner else {}),
         **({"scales": list(scales), "flip": flip} if flip or len(scales) > 1 else {}),
     }
+    if aligner and options.align == AUTO:
+        keep(aligner, out, entries)
+    told = []
     todo = entries if options.overwrite else _todo(entries, out, asked, with_confidence)
     for entry in tqdm(todo, desc="predict", unit="pair", disable=len(entries) == 1):
         sources = _sources(entry)
-        sample = read_sample(entry)
+        sample = read_sample(entry, align=aligner)
         steer: Any = prompts if clicks is None else read_prompts(clicks, entry.id, sample.size)
         try:
-            prediction = model.predict(sample.visible, sample.infrared, steer, scales, flip)
+            prediction = model.predict(sample.visible, sample.infrared, steer, scales, flip, sample.covered)
         except InputError as error:
             raise InputError(f"{entry.id}: {error}") from None
         head = {"name": entry.id, **described, "run": {**asked, **sources}}
+        if sample.alignment:
+            head["alignment"] = sample.alignment
+            told.append(sample.alignment)
         _write(out, entry.id, prediction, with_confidence, min_confidence, head)
+    for line in summary(told, str(options.align)):
+        tqdm.write(line)
     skipped = len(entries) - len(todo)
     if skipped:
         tqdm.write(f"{skipped} of {len(entries)} pairs were already done in {out}; --overwrite does them again")

@@ -57,7 +57,8 @@ class NetworkPredictor:
                 sample.label[None], data.row.num_classes, foreground, points, self.seed * 1_000_003 + index
             )
         mode = None if self.prompts == "oracle" else self.prompts
-        output = self.model.infer_views(images[0], images[1], prompts, mode, self.scales, self.flip)
+        there = None if sample.covered is None else sample.covered[None]
+        output = self.model.infer_views(images[0], images[1], prompts, mode, self.scales, self.flip, there)
         total = (output.logits.float() / self.model.temperature).softmax(1)
         confidence, ids = total[0].max(0)
         return Predicted(sample.label, ids.cpu().numpy(), confidence.cpu().numpy(), output.prompts.source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from fusionsam.errors import InputError
 from fusionsam.models.geometry import pair_size, require_mask, stand_in_where
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.types import Encoded, Frame, ImageFeatures, Latents, Output, Prompts
+from fusionsam.types import Encoded, Frame, ImageFeatures, Latents, Output, PromptMode, Prompts
 
 WHOLE, ENCODER, DECODER = "fusionsam.onnx", "encoder.onnx", "decoder.onnx"
 WHOLE_INT8 = "fusionsam_int8.onnx"
@@ -142,9 +142,7 @@ class OnnxNetwork(FusionSAMNetwork):
             padded=padded,
         )
 
-    def decode(
-        self, encoded: Encoded, prompts: Prompts | None = None, mode: Literal["self", "none"] | None = None
-    ) -> Output:
+    def decode(self, encoded: Encoded, prompts: Prompts | None = None, mode: PromptMode | None = None) -> Output:
         """As FusionSAMNetwork.decode."""
         used = self.prompts_for(encoded, prompts, mode)
         points, labels = sam_points(used, len(encoded.fused))

@@ -5,15 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fusionsam.config.options import AnyPairOptions, DeviceOption, OutOption, OverwriteOption, WeightsOption
+from fusionsam.config.options import (
+    AlignOptions,
+    AnyPairOptions,
+    DeviceOption,
+    OutOption,
+    OverwriteOption,
+    WeightsOption,
+)
 from fusionsam.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(AnyPairOptions, OutOption, WeightsOption, DeviceOption, OverwriteOption):
+class PredictOptions(AnyPairOptions, OutOption, AlignOptions, WeightsOption, DeviceOption, OverwriteOption):
     """Fuse pairs and label every pixel. For each pair NAME_fused.png, NAME_labels.png (class ids), NAME_overlay.png and
     NAME.json are written into --out; pairs that are finished there are skipped."""
 
+    frame: Literal["visible", "infrared"] = "visible"
+    """with --align: camera whose pixels the results have"""
     prompts: str | None = None
     """self: the model's own points and box; none: its mask prompt only; FILE.json: yours (left out: as the weights were
     configured)"""

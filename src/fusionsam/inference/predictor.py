@@ -28,7 +28,7 @@ from fusionsam.models.encoders.create import prepare_for_inference
 from fusionsam.models.geometry import scale_prompts
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.types import SMALLEST, Output, Prompts
+from fusionsam.types import LUMA, SMALLEST, Output, Prompts
 from fusionsam.weights.checkpoint import load_network
 
 ImageLike = str | Path | Image.Image | NDArray[Any] | Tensor
@@ -305,7 +305,7 @@ def _as_tensor(image: ImageLike | None, name: Literal["visible", "infrared"]) ->
     elif not tensor.is_floating_point() or not bool(((tensor >= 0) & (tensor <= 1)).all()):  # NaN fails too
         raise InputError(f"{name}: found {tensor.dtype} outside of [0, 1]; give uint8, or float in [0, 1]")
     if tensor.shape[0] != channels:
-        weights = tensor.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+        weights = tensor.new_tensor(LUMA)[:, None, None]
         tensor = tensor.expand(3, -1, -1) if channels == 3 else (tensor * weights).sum(0, keepdim=True)
     return tensor.float()[None]
 

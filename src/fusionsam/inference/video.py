@@ -8,17 +8,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from os.path import realpath
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
+from fusionsam.alignment.apply import Aligner
+from fusionsam.alignment.orientation import grey
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import MAX_PIXELS
+from fusionsam.data.rigs import Fit, fit, fit_frames, open_aligner
 from fusionsam.data.splits import pair_entries
 from fusionsam.errors import InputError
 from fusionsam.inference.options import PredictOptions
@@ -28,8 +34,11 @@ from fusionsam.inference.render import Color, legend_strip, overlay
 from fusionsam.io import whole
 from fusionsam.types import LARGEST, SMALLEST
 
-Frames = Iterator[tuple[str, tuple[int, int], Any, Any]]
-"""Name, (H, W), visible and infrared of each frame, as a model's `predict` takes them."""
+Frames = Iterator[tuple[str, tuple[int, int], Any, Any, Tensor | None]]
+"""Name, (H, W), visible and infrared of each frame, as a model's `predict` takes them, and where each camera reaches
+(bool (2,H,W), None: everywhere)."""
+Align = Callable[[Callable[[], Fit]], Aligner | None]
+"""Makes the aligner of films, given what finds a rig in them."""
 FILM_RATE = Fraction(25)
 
 
@@ -45,8 +54,8 @@ class Labelled(Protocol):
 class Predictor(Protocol):
     """What `FusionSAM` offers."""
 
-    def predict(self, visible: Any, infrared: Any, prompts: Any = None) -> Labelled:
-        """A pair, either of them None, and prompts -> fused picture and class ids."""
+    def predict(self, visible: Any, infrared: Any, prompts: Any = None, *, covered: Tensor | None = None) -> Labelled:
+        """A pair, either of them None, and prompts -> fused picture and class ids; `covered` bool (2,H,W)."""
 
 
 @dataclass
@@ -66,11 +75,14 @@ def _av() -> Any:
     return av
 
 
-def open_source(visible: Path | None, infrared: Path | None, fps: float | None = None) -> Source:
+def open_source(
+    visible: Path | None, infrared: Path | None, fps: float | None = None, align: Align = lambda find: None
+) -> Source:
     """Two videos frame by frame, or two folders of images paired by name in the order of their names (f2 before f10).
 
-    Either may be None. `fps` replaces the film's own rate (25 for folders). InputError when they do not fit: a file
-    with a folder, frames of two sizes, two counts, nothing that can be decoded.
+    Either may be None. `align` brings the two cameras into one frame. `fps` replaces the film's own rate (25 for
+    folders). InputError when they do not fit: a file with a folder, frames of two sizes without `align`, two counts,
+    nothing that can be decoded.
     """
     given = [path for path in (visible, infrared) if path is not None]
     if not given:
@@ -87,17 +99,40 @@ def open_source(visible: Path | None, infrared: Path | None, fps: float | None =
         entries = sorted(pair_entries(visible, infrared), key=lambda entry: _natural(entry.id))
         if not entries:
             raise InputError(f"{given[0]}: holds no image; expected the frames of a film")
-        samples = (read_sample(entry) for entry in entries)
-        return Source(((s.id, s.size, s.visible, s.infrared) for s in samples), len(entries), rate or FILM_RATE)
+        aligner = align(partial(fit, entries))
+        samples = (read_sample(entry, align=aligner) for entry in entries)
+        listed = ((s.id, s.size, s.visible, s.infrared, s.covered) for s in samples)
+        return Source(listed, len(entries), rate or FILM_RATE)
     films = [None if path is None else Film(path) for path in (visible, infrared)]
     known = [film for film in films if film is not None]
     sizes = [f"{film.width}x{film.height}" for film in known]
-    if len(set(sizes)) > 1:
-        raise InputError(f"{given[0]} is {sizes[0]}, {given[1]} {sizes[1]} pixels; give an aligned pair of films")
+    aligner = align(lambda: fit_frames(_tensors(frame) for frame in _zipped(films, given))) if len(known) > 1 else None
+    if len(set(sizes)) > 1 and aligner is None:
+        raise InputError(
+            f"{given[0]} is {sizes[0]}, {given[1]} {sizes[1]} pixels; give an aligned pair of films, or --align auto"
+        )
     counts = [film.count for film in known]
     if len(counts) > 1 and all(counts) and counts[0] != counts[1]:
         raise _counts_differ(given, counts)
-    return Source(_zipped(films, given), counts[0], rate or known[0].rate)
+    frames = _zipped(films, given)
+    return Source(frames if aligner is None else _aligned(frames, aligner), counts[0], rate or known[0].rate)
+
+
+def _tensors(frame: tuple[str, tuple[int, int], Any, Any, Tensor | None]) -> tuple[Tensor, Tensor]:
+    """uint8 (3,H,W) and (1,H',W') of a frame of two films."""
+    visible, infrared = (torch.from_numpy(np.ascontiguousarray(array)) for array in frame[2:4])
+    heat = infrared[None] if infrared.ndim == 2 else grey(infrared.permute(2, 0, 1)).round().to(torch.uint8)[None]
+    return visible.permute(2, 0, 1), heat
+
+
+def _aligned(frames: Frames, aligner: Aligner) -> Frames:
+    for number, frame in enumerate(frames, 1):
+        try:
+            pair = aligner(*_tensors(frame))
+        except InputError as error:
+            raise InputError(f"frame {number} of {frame[0]}: {error}") from None
+        size = int(pair.covered.shape[1]), int(pair.covered.shape[2])
+        yield frame[0], size, pair.visible, pair.infrared, pair.covered
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -173,7 +208,7 @@ def _zipped(films: list[Film | None], given: Sequence[Path]) -> Frames:
         heat = images.get(1)
         if heat is not None and (heat == heat[..., :1]).all():
             heat = heat[..., 0]  # as the readers of files do: the luma of equal channels is not exactly theirs
-        yield given[0].stem, size, images.get(0), heat
+        yield given[0].stem, size, images.get(0), heat, None
 
 
 # -- writing -----------------------------------------------------------------------------------------------------
@@ -196,9 +231,9 @@ def overlay_video(
     with whole(out, also=(av.FFmpegError,)) as part, av.open(str(part), "w", format="mp4") as container:
         stream = None
         frames = tqdm(source.frames, total=source.count, desc="video", unit="frame")
-        for name, size, visible, infrared in frames:
+        for name, size, visible, infrared, covered in frames:
             try:
-                prediction = model.predict(visible, infrared, prompts(name, size))
+                prediction = model.predict(visible, infrared, prompts(name, size), covered=covered)
             except InputError as error:
                 raise InputError(f"frame {done + 1} of {name}: {error}") from None
             picture = frame_picture(prediction)
@@ -242,7 +277,11 @@ def frame_picture(prediction: Labelled) -> NDArray[np.uint8]:
 def run(options: PredictOptions) -> tuple[int, float, Path]:
     """Predict the film or the frames that `options` name; returns frames, frames per second and the film written,
     NAME_overlay.mp4 in `options.out`. InputError as its parts do, and for a film that is there without `overwrite`."""
-    source = open_source(options.visible, options.infrared, options.fps)
+
+    def align(find: Callable[[], Fit]) -> Aligner | None:
+        return open_aligner(options.align, find, film=True, frame=options.frame, refine=not options.no_refine)
+
+    source = open_source(options.visible, options.infrared, options.fps, align)
     clicks = prompts_file(options.prompts)
 
     def prompts(name: str, size: tuple[int, int]) -> Any:

@@ -6,6 +6,7 @@ rounding. Higher is better except where `LOWER_IS_BETTER` says so.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,21 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from fusionsam.errors import InputError
+from fusionsam.types import LUMA
 
 Grey = NDArray[np.float64]
 
 METRICS = ("EN", "MI", "SD", "SF", "AG", "SCD", "VIF", "Qabf", "SSIM", "PSNR", "Nabf")
 """Keys of `fusion_metrics`, in the order of the tables."""
 LOWER_IS_BETTER = frozenset({"Nabf"})
+VIF_WINDOWS = (17, 9, 5, 3)
+"""Pixels a side of the window at each scale of VIF."""
 SMALLEST_SIDE = 41
 """VIF's fourth scale is empty below this."""
 
 
 def luma(image: ArrayLike) -> Grey:
-    """BT.601 luma Y = 0.299 R + 0.587 G + 0.114 B, not rounded; uint8 range in and out.
+    """BT.601 luma (`types.LUMA`), not rounded; uint8 range in and out.
 
     Accepts (3,H,W), (H,W,3), and grey (1,H,W), (H,W,1) or (H,W), which are returned as they are. InputError otherwise.
     """
@@ -32,7 +36,7 @@ def luma(image: ArrayLike) -> Grey:
     if array.ndim == 3 and array.shape[0] not in (1, 3) and array.shape[2] in (1, 3):
         array = array.transpose(2, 0, 1)
     if array.ndim == 3 and array.shape[0] == 3:
-        return 0.299 * array[0] + 0.587 * array[1] + 0.114 * array[2]
+        return LUMA[0] * array[0] + LUMA[1] * array[1] + LUMA[2] * array[2]
     if array.ndim == 3 and array.shape[0] == 1:
         return array[0]
     if array.ndim == 2:
@@ -40,23 +44,20 @@ def luma(image: ArrayLike) -> Grey:
     raise InputError(f"image: found shape {array.shape}, expected (3,H,W), (H,W,3) or (H,W); give one picture")
 
 
-def _levels(image: Grey) -> NDArray[np.int64]:
-    return np.clip(np.rint(image), 0, 255).astype(np.int64)
-
-
 def _entropy_of_counts(counts: NDArray[Any]) -> float:
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log2(share)).sum())
 
 
-def entropy(fused: Grey) -> float:
+def entropy(fused: Picture) -> float:
     """EN: entropy of the 256-bin histogram, bits a pixel, 0 to 8 (Roberts et al. 2008)."""
-    return _entropy_of_counts(np.bincount(_levels(fused).ravel(), minlength=256))
+    return _entropy_of_counts(np.bincount(_prepared(fused).levels.ravel(), minlength=256))
 
 
-def mutual_information(source: Grey, fused: Grey) -> float:
+def mutual_information(source: Picture, fused: Picture) -> float:
     """H(S) + H(F) - H(S,F) in bits from the 256 x 256 joint histogram (Qu et al. 2002); MI is the sum over A and B."""
-    joint = np.bincount((_levels(source) * 256 + _levels(fused)).ravel(), minlength=65536).reshape(256, 256)
+    joint = np.bincount((_prepared(source).levels * 256 + _prepared(fused).levels).ravel(), minlength=65536)
+    joint = joint.reshape(256, 256)
     return _entropy_of_counts(joint.sum(0)) + _entropy_of_counts(joint.sum(1)) - _entropy_of_counts(joint)
 
 
@@ -87,30 +88,77 @@ def sum_of_correlations_of_differences(visible: Grey, infrared: Grey, fused: Gre
     return _correlation(fused - infrared, visible) + _correlation(fused - visible, infrared)
 
 
-def _gaussian_valid(image: Grey, size: int, sigma: float) -> Grey:
-    """Separable Gaussian of `size` taps, only where the window lies inside."""
+def _gaussian_valid(image: Grey, size: int, sigma: float, step: int = 1) -> Grey:
+    """Separable Gaussian of `size` taps, only where the window lies inside; of the result every `step`-th row and
+    column."""
     offset = np.arange(size) - (size - 1) / 2
     kernel = np.exp(-(offset**2) / (2 * sigma**2))
     kernel /= kernel.sum()
     half = size // 2
-    rows = ndimage.correlate1d(image, kernel, axis=0)[half : image.shape[0] - half]
-    return ndimage.correlate1d(rows, kernel, axis=1)[:, half : image.shape[1] - half]
+    rows = ndimage.correlate1d(image, kernel, axis=0)[half : image.shape[0] - half : step]
+    return ndimage.correlate1d(rows, kernel, axis=1)[:, half : image.shape[1] - half : step]
 
 
-def visual_information_fidelity(source: Grey, fused: Grey, noise: float = 2.0) -> float:
+class Prepared:
+    """One picture (H,W) in 0-255, and what several measures need of it, computed once at most.
+
+    Give it in the place of the array where one picture is measured many times, as the sources of several fusions are.
+    """
+
+    def __init__(self, image: Grey) -> None:
+        self.image = image
+
+    @cached_property
+    def levels(self) -> NDArray[np.int64]:
+        """Grey levels 0-255."""
+        return np.clip(np.rint(self.image), 0, 255).astype(np.int64)
+
+    @cached_property
+    def scales(self) -> list[tuple[int, Grey, Grey, Grey]]:
+        """For each of VIF's four scales the window's size, the picture, its local mean and mean square."""
+        found, image = [], self.image
+        for size in VIF_WINDOWS:
+            if size < VIF_WINDOWS[0]:
+                image = _gaussian_valid(image, size, size / 5, step=2)
+            found.append((size, image, *(_gaussian_valid(part, size, size / 5) for part in (image, image**2))))
+        return found
+
+    @cached_property
+    def ssim_moments(self) -> tuple[Grey, Grey]:
+        """Local mean and mean square in SSIM's window."""
+        return _gaussian_valid(self.image, 11, 1.5), _gaussian_valid(self.image**2, 11, 1.5)
+
+    @cached_property
+    def qabf_edges(self) -> tuple[Grey, Grey]:
+        """Strength and angle of Qabf."""
+        x, y, strength = _edges(self.image, "constant")
+        return strength, _angle(y, x, np.pi / 2)
+
+    @cached_property
+    def nabf_edges(self) -> tuple[Grey, Grey]:
+        """Strength and angle of Nabf."""
+        x, y, strength = (part / 8 for part in _edges(self.image, "mirror"))
+        # The published code divides x by y: at y = 0 the angle has the sign of x, and is 0 where both vanish.
+        return strength, _angle(x, y, np.sign(x) * np.pi / 2)
+
+
+Picture = Grey | Prepared
+
+
+def _prepared(image: Picture) -> Prepared:
+    return image if isinstance(image, Prepared) else Prepared(image)
+
+
+def visual_information_fidelity(source: Picture, fused: Picture, noise: float = 2.0) -> float:
     """VIF in the pixel domain, 4 scales, windows of 17, 9, 5, 3 with sigma = size / 5, sigma_n^2 = `noise`
     (Sheikh and Bovik 2006, vifp). 1 for F = S; 0 for a flat source, which holds no information to keep.
     VIF of a fusion is the sum over A and B."""
     kept, whole, tiny = 0.0, 0.0, 1e-10
-    for size in (17, 9, 5, 3):
-        if size < 17:
-            source, fused = (_gaussian_valid(image, size, size / 5)[::2, ::2] for image in (source, fused))
-        mean_s, mean_f, ss, ff, sf = (
-            _gaussian_valid(image, size, size / 5) for image in (source, fused, source**2, fused**2, source * fused)
-        )
+    scales = zip(_prepared(source).scales, _prepared(fused).scales, strict=True)
+    for (size, image_s, mean_s, ss), (_, image_f, mean_f, ff) in scales:
         var_s = np.maximum(ss - mean_s**2, 0)
         var_f = np.maximum(ff - mean_f**2, 0)
-        covariance = sf - mean_s * mean_f
+        covariance = _gaussian_valid(image_s * image_f, size, size / 5) - mean_s * mean_f
         gain = covariance / (var_s + tiny)
         usable = (var_s >= tiny) & (var_f >= tiny) & (gain >= 0)
         gain = np.where(usable, gain, 0)
@@ -121,14 +169,16 @@ def visual_information_fidelity(source: Grey, fused: Grey, noise: float = 2.0) -
     return kept / whole if whole > 0 else 0.0
 
 
-def structural_similarity(source: Grey, fused: Grey) -> float:
+def structural_similarity(source: Picture, fused: Picture) -> float:
     """SSIM with an 11-tap Gaussian of sigma 1.5, range 255, mean over windows inside (Wang et al. 2004)."""
-    mean_s, mean_f, ss, ff, sf = (
-        _gaussian_valid(image, 11, 1.5) for image in (source, fused, source**2, fused**2, source * fused)
-    )
+    source, fused = _prepared(source), _prepared(fused)
+    (mean_s, ss), (mean_f, ff) = source.ssim_moments, fused.ssim_moments
+    both = mean_s * mean_f
+    covariance = _gaussian_valid(source.image * fused.image, 11, 1.5) - both
+    squares = mean_s**2 + mean_f**2
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    light = (2 * mean_s * mean_f + c1) / (mean_s**2 + mean_f**2 + c1)
-    structure = (2 * (sf - mean_s * mean_f) + c2) / (ss - mean_s**2 + ff - mean_f**2 + c2)
+    light = (2 * both + c1) / (squares + c1)
+    structure = (2 * covariance + c2) / (ss + ff - squares + c2)
     return float((light * structure).mean())
 
 
@@ -162,19 +212,18 @@ def _sigmoid(value: Grey, top: float, slope: float, middle: float) -> Grey:
     return top / (1 + np.exp(slope * (value - middle)))
 
 
-def edge_preservation(visible: Grey, infrared: Grey, fused: Grey) -> float:
+def edge_preservation(visible: Picture, infrared: Picture, fused: Picture) -> float:
     """Qabf (Xydeas and Petrovic, Electronics Letters 2000): sum(Q_AF g_A + Q_BF g_B) / sum(g_A + g_B), 0 to 0.98.
 
     g is Sobel strength (zeros beyond the border, as in the published code), G the ratio of the smaller to the larger
     strength, A = 1 - |a_S - a_F| / (pi/2) with a = atan(y / x), Q = Tg / (1 + exp(kg (G - Dg))) x
     Ta / (1 + exp(ka (A - Da))), Tg .9994 kg -15 Dg .5, Ta .9879 ka -22 Da .8. 0 if neither source has an edge.
     """
-    x, y, strength_f = _edges(fused, "constant")
-    angle_f = _angle(y, x, np.pi / 2)
+    strength_f, angle_f = _prepared(fused).qabf_edges
     kept, whole = 0.0, 0.0
     for source in (visible, infrared):
-        x, y, strength = _edges(source, "constant")
-        agreement = 1 - np.abs(_angle(y, x, np.pi / 2) - angle_f) / (np.pi / 2)
+        strength, angle = _prepared(source).qabf_edges
+        agreement = 1 - np.abs(angle - angle_f) / (np.pi / 2)
         quality = _sigmoid(_strength_ratio(strength, strength_f), 0.9994, -15, 0.5)
         quality *= _sigmoid(agreement, 0.9879, -22, 0.8)
         kept += float((quality * strength).sum())
@@ -182,7 +231,7 @@ def edge_preservation(visible: Grey, infrared: Grey, fused: Grey) -> float:
     return kept / whole if whole > 0 else 0.0
 
 
-def fusion_artifacts(visible: Grey, infrared: Grey, fused: Grey) -> float:
+def fusion_artifacts(visible: Picture, infrared: Picture, fused: Picture) -> float:
     """Nabf, the modified artefact measure of Shreyamsha Kumar (Signal, Image and Video Processing 7, 2013) on
     Petrovic and Xydeas' gradient family (2005): edges of F that neither source has. Lower is better.
 
@@ -191,54 +240,73 @@ def fusion_artifacts(visible: Grey, infrared: Grey, fused: Grey) -> float:
     g is Sobel strength / 8 with a mirrored border, G the ratio of the smaller to the larger strength (0 if either is
     0), A = | |a_S - a_F| - pi/2 | x 2/pi, a = atan of the two responses, 0 where both vanish.
     """
-    x, y, strength_f = (part / 8 for part in _edges(fused, "mirror"))
-    # The published code divides x by y: at y = 0 the angle has the sign of x, and is 0 where both vanish.
-    angle_f = _angle(x, y, np.sign(x) * np.pi / 2)
-    strengths, losses, weights = [], [], []
-    for source in (visible, infrared):
-        x, y, strength = (part / 8 for part in _edges(source, "mirror"))
-        agreement = np.abs(np.abs(_angle(x, y, np.sign(x) * np.pi / 2) - angle_f) - np.pi / 2) * 2 / np.pi
-        ratio = _strength_ratio(strength, strength_f)
+    strength_f, angle_f = _prepared(fused).nabf_edges
+    sources = [_prepared(source).nabf_edges for source in (visible, infrared)]
+    artefact = np.logical_and(*(strength_f > strength for strength, _ in sources))
+    lost, whole = 0.0, 0.0
+    for strength, angle in sources:
+        weight = np.where(strength >= 2, strength * np.sqrt(strength), 0.001)
+        whole += float(weight.sum())
+        strength, weight = strength[artefact], weight[artefact]  # nothing else counts as lost
+        agreement = np.abs(np.abs(angle[artefact] - angle_f[artefact]) - np.pi / 2) * 2 / np.pi
+        ratio = _strength_ratio(strength, strength_f[artefact])
         quality = np.sqrt(_sigmoid(ratio, 0.9999, -19, 0.5) * _sigmoid(agreement, 0.9995, -22, 0.5))
-        strengths.append(strength)
-        losses.append(1 - quality)
-        weights.append(np.where(strength >= 2, strength**1.5, 0.001))
-    artefact = (strength_f > strengths[0]) & (strength_f > strengths[1])
-    lost = artefact * (losses[0] * weights[0] + losses[1] * weights[1])
-    return float(lost.sum() / (weights[0] + weights[1]).sum())
+        lost += float(((1 - quality) * weight).sum())
+    return lost / whole
 
 
-def fusion_metrics(visible_luma: ArrayLike, infrared: ArrayLike, fused_luma: ArrayLike) -> dict[str, float]:
+def prepare(image: ArrayLike | Prepared, name: str = "image") -> Prepared:
+    """A picture to be measured; colour is taken through `luma`.
+
+    InputError, which begins with `name`, for a side below 41 pixels and for values that are not finite numbers in
+    0-255."""
+    if isinstance(image, Prepared):
+        return image
+    grey = luma(image)
+    if min(grey.shape) < SMALLEST_SIDE:
+        raise InputError(
+            f"{name}: found size {grey.shape}, expected sides of at least {SMALLEST_SIDE}; give larger pictures"
+        )
+    if not (np.isfinite(grey).all() and grey.min() >= 0 and grey.max() <= 255):
+        raise InputError(f"{name}: found {grey.min()} to {grey.max()}, expected 0 to 255; scale to the uint8 range")
+    return Prepared(grey)
+
+
+def fusion_metrics(
+    visible_luma: ArrayLike | Prepared, infrared: ArrayLike | Prepared, fused_luma: ArrayLike | Prepared
+) -> dict[str, float]:
     """All eleven measures of one fused picture, keys as in `METRICS`.
 
     Args:
-        visible_luma: A, (H,W) in 0-255; colour is taken through `luma`.
+        visible_luma: A, (H,W) in 0-255; colour is taken through `luma`. Of a source of several fusions give
+            `prepare(A)`: what does not depend on the fusion is then computed once.
         infrared: B, of the same size.
         fused_luma: F, of the same size.
 
     Raises:
         InputError: the sizes differ, a side is below 41 pixels, or the values are not finite numbers in 0-255.
+
+    >>> flat = np.full((48, 64), 100.0)
+    >>> fusion_metrics(flat, flat, flat)["EN"]
+    0.0
     """
-    pictures = {"visible": luma(visible_luma), "infrared": luma(infrared), "fused": luma(fused_luma)}
-    for name, image in pictures.items():
-        if image.shape != pictures["fused"].shape or min(image.shape) < SMALLEST_SIDE:
-            expected = f"the fused picture's {pictures['fused'].shape} and sides of at least {SMALLEST_SIDE}"
-            raise InputError(f"{name}: found size {image.shape}, expected {expected}; give aligned pictures")
-        if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 255):
+    one, two, joint = prepare(visible_luma, "visible"), prepare(infrared, "infrared"), prepare(fused_luma, "fused")
+    a, b, f = one.image, two.image, joint.image
+    for name, image in (("visible", a), ("infrared", b)):
+        if image.shape != f.shape:
             raise InputError(
-                f"{name}: found {image.min()} to {image.max()}, expected 0 to 255; scale to the uint8 range"
+                f"{name}: found size {image.shape}, the fused picture's is {f.shape}; give aligned pictures"
             )
-    a, b, f = pictures.values()
     return {
-        "EN": entropy(f),
-        "MI": mutual_information(a, f) + mutual_information(b, f),
+        "EN": entropy(joint),
+        "MI": mutual_information(one, joint) + mutual_information(two, joint),
         "SD": standard_deviation(f),
         "SF": spatial_frequency(f),
         "AG": average_gradient(f),
         "SCD": sum_of_correlations_of_differences(a, b, f),
-        "VIF": visual_information_fidelity(a, f) + visual_information_fidelity(b, f),
-        "Qabf": edge_preservation(a, b, f),
-        "SSIM": (structural_similarity(a, f) + structural_similarity(b, f)) / 2,
+        "VIF": visual_information_fidelity(one, joint) + visual_information_fidelity(two, joint),
+        "Qabf": edge_preservation(one, two, joint),
+        "SSIM": (structural_similarity(one, joint) + structural_similarity(two, joint)) / 2,
         "PSNR": peak_signal_to_noise(a, b, f),
-        "Nabf": fusion_artifacts(a, b, f),
+        "Nabf": fusion_artifacts(one, two, joint),
     }

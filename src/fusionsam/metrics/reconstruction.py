@@ -6,11 +6,13 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from fusionsam.errors import InputError
 from fusionsam.models.tokenizer import Tokenizer
+from fusionsam.types import LUMA
 
 MODALITIES = ("visible", "infrared")
 BEST_PSNR = 100.0
@@ -30,15 +32,15 @@ def rebuild(tokenizer: Tokenizer, index: int, image: Tensor) -> tuple[Tensor, Te
     return (rebuilt.clamp(0, 1) * 255).round() / 255, codes
 
 
-def psnr(image: Tensor, rebuilt: Tensor) -> float:
+def psnr(image: Float[Tensor, "B C H W"], rebuilt: Float[Tensor, "B C H W"]) -> float:
     """10 log10(1 / MSE) in dB over all channels and pixels, images in [0,1]; at most BEST_PSNR."""
     error = float((image - rebuilt).cpu().double().square().mean())  # Apple's devices know no float64
     return min(BEST_PSNR, -10 * math.log10(error)) if error > 0 else BEST_PSNR
 
 
-def structural_similarity(image: Tensor, rebuilt: Tensor) -> float:
+def structural_similarity(image: Float[Tensor, "B C H W"], rebuilt: Float[Tensor, "B C H W"]) -> float:
     """SSIM of luma (of the one channel where there is one), window 7 x 7, (B,C,H,W) in [0,1]."""
-    weights = image.new_tensor([0.299, 0.587, 0.114])[None, :, None, None]
+    weights = image.new_tensor(LUMA)[None, :, None, None]
     grey = [(x * weights).sum(1, keepdim=True) if x.shape[1] == 3 else x for x in (image, rebuilt)]
     return float(ssim(grey[0].cpu().double(), grey[1].cpu().double()))
 
@@ -99,7 +101,7 @@ def require_decoder(tokenizer: Tokenizer) -> None:
         raise InputError("model.tokenizer.tokens: 'pixels' has no decoder to reconstruct with; use quantized")
 
 
-def ssim(one: Tensor, two: Tensor, window: int = 7) -> Tensor:
+def ssim(one: Float[Tensor, "B 1 H W"], two: Float[Tensor, "B 1 H W"], window: int = 7) -> Float[Tensor, ""]:
     """Mean structural similarity of (B,1,H,W) images in [0,1], uniform window (Wang et al. 2004)."""
 
     def mean(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fusionsam.models.layers import ResidualBlock, group_norm
@@ -19,7 +20,7 @@ class Encoder(nn.Module):
         self.norm = group_norm(2 * width)
         self.out = nn.Conv2d(2 * width, dim, 1)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B d h w"]:
         """(B,C_i,H,W) -> (B,d,H/4,W/4)."""
         x = self.blocks(self.down(self.act(self.stem(2 * image - 1))))
         return self.out(self.act(self.norm(x)))
@@ -41,7 +42,7 @@ class Decoder(nn.Module):
         self.up2 = nn.Sequential(nn.SiLU(), nn.Conv2d(width, 4 * (width // 2), 3, padding=1), nn.PixelShuffle(2))
         self.out = nn.Sequential(nn.SiLU(), nn.Conv2d(width // 2, channels, 3, padding=1))
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def forward(self, latents: Float[Tensor, "B d h w"]) -> Float[Tensor, "B C 4*h 4*w"]:
         """(B,d,h,w) -> (B,C_i,4h,4w), in [0,1] up to reconstruction error (not clamped)."""
         x = self.blocks(self.inp(latents))
         return 0.5 + 0.5 * self.out(self.up2(self.refine(self.up1(x))))
@@ -54,6 +55,6 @@ class PixelPatches(nn.Module):
         super().__init__()
         self.embed = nn.Conv2d(channels, dim, 4, stride=4)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B d h w"]:
         """(B,C_i,H,W) -> (B,d,H/4,W/4)."""
         return self.embed(2 * image - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,7 +32,7 @@ class PatchDiscriminator(nn.Module):
             width *= 2
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, padding=1))
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 h w"]:
         """Image (B,C,H,W) in [0,1] -> logits (B,1,H/8-1,W/8-1) with three stages; sigmoid of them is D(I)."""
         return self.layers(2 * image - 1)
 
@@ -57,7 +58,7 @@ def generator_loss(rebuilt: Tensor, form: Adversarial) -> Tensor:
     return -rebuilt.mean() if form == "hinge" else F.logsigmoid(-rebuilt).mean()
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
+def adaptive_weight(reconstruction: Float[Tensor, "*shape"], adversarial: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """lambda of VQ-GAN (arXiv 2012.09841, eq. 7): |grad L_rec| / (|grad L_adv| + 1e-6), at most 1e4, no gradient.
 
     Both gradients are taken with respect to the last layer of G; any one shape.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,17 +22,19 @@ class Projections(nn.Module):
         self.value = nn.Conv2d(dim, dim, 1)
         self.kv_stride = kv_stride
 
-    def pool(self, grid: Tensor) -> Tensor:
+    def pool(self, grid: Float[Tensor, "B d h w"]) -> Float[Tensor, "B d h_kv w_kv"]:
         """(B,d,h,w) -> (B,d,ceil(h/r),ceil(w/r))."""
         if self.kv_stride == 1:
             return grid
         return F.avg_pool2d(grid, self.kv_stride, ceil_mode=True, count_include_pad=False)
 
-    def q(self, tokens: Tensor) -> Tensor:
+    def q(self, tokens: Float[Tensor, "B d h w"]) -> Float[Tensor, "B d h w"]:
         """Content of Q (B,d,h,w), before positions: it is also the residual of eq. 11."""
         return self.query(tokens)
 
-    def kv(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def kv(
+        self, tokens: Float[Tensor, "B d h w"], positions: Float[Tensor, "1 d h w"]
+    ) -> tuple[Float[Tensor, "B d h_kv w_kv"], Float[Tensor, "B d h_kv w_kv"]]:
         """K with positions and V, both pooled: before they are projected, which for means is the same and costs
         1 / kv_stride^2 of it."""
         pooled = self.pool(tokens)
@@ -48,7 +51,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(hidden, dim)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, grid: Tensor) -> Tensor:
+    def forward(self, grid: Float[Tensor, "B d h w"]) -> Float[Tensor, "B d h w"]:
         """(B,d,h,w) -> (B,d,h,w)."""
         tokens = grid.permute(0, 2, 3, 1)
         return self.norm(self.down(F.gelu(self.up(tokens)))).permute(0, 3, 1, 2)
@@ -66,7 +69,9 @@ class CrossDomainUnit(nn.Module):
         self.feed_second = FeedForward(dim, config.ffn_ratio)
         self.merge = nn.Conv2d(2 * dim, dim, 3, padding=1)
 
-    def forward(self, one: Tensor, two: Tensor, positions: Tensor) -> Tensor:
+    def forward(
+        self, one: Float[Tensor, "B d h w"], two: Float[Tensor, "B d h w"], positions: Float[Tensor, "1 d h w"]
+    ) -> Float[Tensor, "B d h w"]:
         """I_1^q, I_2^q (B,d,h,w) -> z_c (B,d,h,w)."""
         q1, q2 = self.first.q(one), self.second.q(two)
         k1, v1 = self.first.kv(one, positions)
@@ -91,7 +96,13 @@ class ComplementaryUnit(nn.Module):
         self.common = Projections(dim, config.kv_stride)  # Q from z_c, K and V from z_0
         self.feed = FeedForward(dim, config.ffn_ratio)
 
-    def forward(self, one: Tensor, two: Tensor, z_c: Tensor, positions: Tensor) -> Tensor:
+    def forward(
+        self,
+        one: Float[Tensor, "B d h w"],
+        two: Float[Tensor, "B d h w"],
+        z_c: Float[Tensor, "B d h w"],
+        positions: Float[Tensor, "1 d h w"],
+    ) -> Float[Tensor, "B d h w"]:
         """I_1^q, I_2^q and z_c (B,d,h,w) -> z_f (B,d,h,w)."""
         k1, v1 = self.first.kv(one, positions)
         k2, v2 = self.second.kv(two, positions)
@@ -117,7 +128,9 @@ class FusionMaskPrompting(nn.Module):
             nn.Conv2d(dim, dim // 2, 3, padding=1), group_norm(dim // 2), nn.GELU(), nn.Conv2d(dim // 2, 1, 1)
         )
 
-    def forward(self, one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, one: Float[Tensor, "B d h w"], two: Float[Tensor, "B d h w"]
+    ) -> tuple[Float[Tensor, "B d h w"], Float[Tensor, "B 1 h w"]]:
         """I_1^q, I_2^q (B,d,h,w) -> z_f (B,d,h,w), mask prompt logits (B,1,h,w)."""
         if self.kind == "fmp":
             positions = sincos_positions(one.shape[2], one.shape[3], one.shape[1], one)
@@ -149,7 +162,12 @@ class BlendHead(nn.Module):
         nn.init.zeros_(self.out.weight)  # begins as the plain average, a picture SAM's encoder already understands
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
-    def forward(self, z_f: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+    def forward(
+        self,
+        z_f: Float[Tensor, "B d h w"],
+        visible: Float[Tensor, "B 3 4*h 4*w"],
+        infrared: Float[Tensor, "B 1 4*h 4*w"],
+    ) -> Float[Tensor, "B 2 4*h 4*w"]:
         """z_f (B,d,h,w) and the sources (B,3,4h,4w), (B,1,4h,4w) -> controls (B,2,4h,4w): m in (0,1) and r."""
         x = torch.cat([self.expand(z_f), luma(visible), infrared], dim=1)
         x = self.mix(x)
@@ -159,7 +177,9 @@ class BlendHead(nn.Module):
         return torch.cat([m.sigmoid(), self.RESIDUAL * r.tanh()], dim=1)
 
     @staticmethod
-    def compose(controls: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+    def compose(
+        controls: Float[Tensor, "B 2 h w"], visible: Float[Tensor, "B 3 H W"], infrared: Float[Tensor, "B 1 H W"]
+    ) -> Float[Tensor, "B 3 H W"]:
         """I_f (B,3,H,W) in [0,1] from controls of any size and the sources at the size wanted."""
         m, r = resize(controls, (visible.shape[2], visible.shape[3])).split(1, dim=1)
         y = m * luma(visible) + (1 - m) * infrared + r
@@ -180,12 +200,19 @@ class DecodeHead(nn.Module):
             nn.Conv2d(width, 3, 3, padding=1),
         )
 
-    def forward(self, z_f: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+    def forward(
+        self,
+        z_f: Float[Tensor, "B d h w"],
+        visible: Float[Tensor, "B 3 4*h 4*w"],
+        infrared: Float[Tensor, "B 1 4*h 4*w"],
+    ) -> Float[Tensor, "B 3 4*h 4*w"]:
         """z_f (B,d,h,w) -> the picture itself as controls (B,3,4h,4w)."""
         return self.body(z_f).sigmoid()
 
     @staticmethod
-    def compose(controls: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+    def compose(
+        controls: Float[Tensor, "B 3 h w"], visible: Float[Tensor, "B 3 H W"], infrared: Float[Tensor, "B 1 H W"]
+    ) -> Float[Tensor, "B 3 H W"]:
         """I_f (B,3,H,W) in [0,1], resized to the sources' size."""
         return resize(controls, (visible.shape[2], visible.shape[3]))
 

@@ -7,6 +7,7 @@ padded / 4."""
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -55,7 +56,7 @@ def reduced_size(size: Size, max_side: int) -> Size:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def fit(image: Tensor, size: Size, multiple: int) -> Tensor:
+def fit(image: Float[Tensor, "B C H W"], size: Size, multiple: int) -> Float[Tensor, "B C H_padded W_padded"]:
     """(B,C,H,W) reduced to `size` where larger, then padded at right and bottom to a multiple (border repeated)."""
     if not same_size(image.shape[2:], size):
         image = F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
@@ -106,7 +107,7 @@ def covered_cells(covered: Tensor, size: Size, multiple: int) -> Tensor:
     return F.avg_pool2d(fit(covered.float(), size, multiple), STRIDE) >= 0.5
 
 
-def content_of(level: Tensor, frame: Frame) -> Tensor:
+def content_of(level: Float[Tensor, "B C h w"], frame: Frame) -> Float[Tensor, "B C h_content w_content"]:
     """A map over an encoder's frame (B,C,h,w) -> the part of it that covers the picture."""
     if same_size(frame.content, frame.size):
         return level
@@ -114,7 +115,7 @@ def content_of(level: Tensor, frame: Frame) -> Tensor:
     return level[:, :, :height, :width]
 
 
-def to_input(logits: Tensor, encoded: Encoded) -> Tensor:
+def to_input(logits: Float[Tensor, "B K h w"], encoded: Encoded) -> Float[Tensor, "B K H W"]:
     """Logits on the latent grid (B,K,h,w) -> the input's own size. Logits are resized, never label maps."""
     at_network = resize(logits, encoded.padded)[:, :, : encoded.small[0], : encoded.small[1]]
     return resize(at_network, encoded.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -78,7 +79,13 @@ class ClassificationHead(nn.Module):
             nn.Conv2d(width, classes, 1),
         )
 
-    def forward(self, mask_features: Tensor, fot_logits: Tensor, z_f: Tensor, levels: list[Tensor]) -> Tensor:
+    def forward(
+        self,
+        mask_features: Float[Tensor, "B F h w"],
+        fot_logits: Float[Tensor, "B K h w"],
+        z_f: Float[Tensor, "B d h w"],
+        levels: list[Tensor],
+    ) -> Float[Tensor, "B K h w"]:
         """(B,E/8,h,w), (B,K,h,w), (B,d,h,w) and the levels cut to the image -> logits (B,K,h,w)."""
         parts = [mask_features, fot_logits, z_f]
         if self.pyramid is not None:

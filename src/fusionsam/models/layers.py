@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,12 +32,12 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(channels, channels, 3, padding=1),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """(B,C,H,W) -> (B,C,H,W)."""
         return x + self.body(x)
 
 
-def sincos_positions(height: int, width: int, dim: int, like: Tensor) -> Tensor:
+def sincos_positions(height: int, width: int, dim: int, like: Tensor) -> Float[Tensor, "1 d h w"]:
     """2-D sine-cosine positions (1,dim,height,width): half the channels for y, half for x (arXiv 2111.06377).
 
     `dim` must be a multiple of 4; dtype and device follow `like`.
@@ -50,7 +51,12 @@ def sincos_positions(height: int, width: int, dim: int, like: Tensor) -> Tensor:
     return torch.cat([y_part, x_part])[None].to(like.dtype)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+def attend(
+    query: Float[Tensor, "B d h w"],
+    key: Float[Tensor, "B d h_kv w_kv"],
+    value: Float[Tensor, "B d h_kv w_kv"],
+    heads: int,
+) -> Float[Tensor, "B d h w"]:
     """softmax(Q K^T / sqrt(d_k)) V on grids: query (B,d,h,w), key and value (B,d,h',w') -> (B,d,h,w).
 
     Runs through `scaled_dot_product_attention`, so no N x N matrix stays in memory.
@@ -88,7 +94,7 @@ def size_tensor(values: Sequence[int], like: Tensor) -> Tensor:
     return like.new_tensor(values)
 
 
-def resize(grid: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(grid: Float[Tensor, "B C h w"], size: tuple[int, int]) -> Float[Tensor, "B C H W"]:
     """Bilinear resize of (B,C,H,W) to `size`; returned untouched when it has that size already."""
     if same_size(grid.shape[-2:], size):
         return grid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from fusionsam.models.layers import resize
 from fusionsam.models.mask_decoder import FullFledgedMaskDecoder
 from fusionsam.models.prompts import PromptEncoder, cut, self_prompts
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.types import Encoded, Output, Prompts
+from fusionsam.types import Encoded, Output, PromptMode, Prompts
 
 
 class FusionSAMNetwork(nn.Module):
@@ -65,7 +65,7 @@ class FusionSAMNetwork(nn.Module):
         infrared: Tensor | None,
         prompts: Prompts | None = None,
         *,
-        mode: Literal["self", "none"] | None = None,
+        mode: PromptMode | None = None,
         present: Tensor | None = None,
         covered: Tensor | None = None,
     ) -> Output:
@@ -93,9 +93,10 @@ class FusionSAMNetwork(nn.Module):
         size = pair_size(visible, infrared)
         full_visible, full_infrared = stand_in(visible, infrared, present)
         small = reduced_size(size, self.config.max_side)
-        whole = covered is None or visible is None or infrared is None or bool(covered.all())
-        if covered is not None and not whole:
-            full_visible, full_infrared = stand_in_where(full_visible, full_infrared, require_mask(covered, size))
+        if covered is not None and (visible is None or infrared is None or bool(require_mask(covered, size).all())):
+            covered = None
+        if covered is not None:
+            full_visible, full_infrared = stand_in_where(full_visible, full_infrared, covered)
             visible, infrared = full_visible, full_infrared
         images = [None if x is None else fit(x, small, self.multiple) for x in (visible, infrared)]
         # the same tensor is fitted once; only a stand-in needs fitting of its own
@@ -105,7 +106,7 @@ class FusionSAMNetwork(nn.Module):
             for image, full, own in zip(images, (full_visible, full_infrared), given, strict=True)
         )
 
-        there = None if covered is None or whole else covered_cells(covered, small, self.multiple)
+        there = None if covered is None else covered_cells(covered, small, self.multiple)
         latents = self.tokenizer(images[0], images[1], present, there)
         z_f, mask_prompt = self.fusion(latents.visible, latents.infrared)
         controls = self.picture_head(z_f, shown, heat)
@@ -126,9 +127,7 @@ class FusionSAMNetwork(nn.Module):
             padded=(picture.shape[2], picture.shape[3]),
         )
 
-    def decode(
-        self, encoded: Encoded, prompts: Prompts | None = None, mode: Literal["self", "none"] | None = None
-    ) -> Output:
+    def decode(self, encoded: Encoded, prompts: Prompts | None = None, mode: PromptMode | None = None) -> Output:
         """The second half of `forward`, cheap enough to run at every click: prompts -> masks and logits.
 
         `prompts` and `mode` as in `forward`, in pixels of the images that were encoded. Raises InputError on prompts
@@ -155,7 +154,7 @@ class FusionSAMNetwork(nn.Module):
             features=z_f,
         )
 
-    def prompts_for(self, encoded: Encoded, given: Prompts | None, mode: Literal["self", "none"] | None) -> Prompts:
+    def prompts_for(self, encoded: Encoded, given: Prompts | None, mode: PromptMode | None) -> Prompts:
         """What steers SAM, in pixels of the size at which the pair is segmented: `given` prompts, or by `mode` (of the
         configuration if None) the model's own points and box, or its mask prompt alone. Raises InputError as `decode`.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamPromptEncoder
@@ -14,7 +15,7 @@ from fusionsam.types import Frame, Prompts
 CELL = 4  # pixels a latent cell covers
 
 
-def self_prompts(mask_prompt: Tensor, config: PromptConfig) -> Prompts:
+def self_prompts(mask_prompt: Float[Tensor, "B 1 h w"], config: PromptConfig) -> Prompts:
     """The prompts a model gives itself: separated peaks of its mask prompt, and the box around what is above threshold.
 
     mask_prompt (B,1,h,w) logits. Peaks are taken greedily, each suppressing all within `separation` cells of it;
@@ -61,7 +62,9 @@ def self_prompts(mask_prompt: Tensor, config: PromptConfig) -> Prompts:
     )
 
 
-def oracle_prompts(label: Tensor, classes: int, foreground: list[int], points: int = 10, seed: int = 0) -> Prompts:
+def oracle_prompts(
+    label: Int[Tensor, "B H W"], classes: int, foreground: list[int], points: int = 10, seed: int = 0
+) -> Prompts:
     """Prompts drawn from the ground truth: `points` a foreground class that occurs, and one box around them all.
 
     An upper bound for evaluation, never for training or a headline figure. label int64 (B,H,W); drawn with `seed`.
@@ -106,7 +109,7 @@ class PromptEncoder(nn.Module):
         self.sam.shared_embedding.requires_grad_(False)  # SAM's random Fourier table is fixed
         self.sam.point_embed[0].requires_grad_(False)  # points off the object: only a person gives them
 
-    def positions(self, grid: tuple[int, int]) -> Tensor:
+    def positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 E H_e W_e"]:
         """SAM's positional encoding of every cell of the embedding grid, (1,E,H_e,W_e)."""
         height, width = grid
         table = self.sam.shared_embedding.positional_embedding
@@ -154,7 +157,7 @@ class PromptEncoder(nn.Module):
         return tokens
 
 
-def place(grid: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
+def place(grid: Float[Tensor, "B C h w"], frame: Frame, size: tuple[int, int]) -> Float[Tensor, "B C H W"]:
     """A map over the image (B,C,h,w) placed into a map over the whole frame of `size`, zero outside the content."""
     if same_size(frame.content, frame.size):
         return resize(grid, size)
@@ -165,7 +168,7 @@ def place(grid: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
     return nn.functional.pad(inner, (0, size[1] - width, 0, size[0] - height))
 
 
-def cut(grid: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
+def cut(grid: Float[Tensor, "B C h w"], frame: Frame, size: tuple[int, int]) -> Float[Tensor, "B C H W"]:
     """The inverse of `place`: a map over the frame (B,C,h,w) -> its content resized to `size`."""
     if same_size(frame.content, frame.size):
         return resize(grid, size)

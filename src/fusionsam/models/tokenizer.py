@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import FSQ, VectorQuantize
@@ -55,7 +56,9 @@ class Quantizer(nn.Module):
         """(codebooks, codebook_size, width) entries."""
         return self.vq._codebook.embed
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, z: Float[Tensor, "B d h w"]
+    ) -> tuple[Float[Tensor, "B d h w"], Int[Tensor, "B h w codebooks"], Float[Tensor, ""]]:
         """z (B,d,h,w) -> quantised (B,d,h,w), codes (B,h,w,codebooks), commitment (scalar)."""
         batch, _, height, width = z.shape
         tokens = z.flatten(2).transpose(1, 2)
@@ -77,7 +80,9 @@ class Quantizer(nn.Module):
             flat = flat[torch.randint(len(flat), (self.sample,), device=flat.device)]
         self.vq(flat[None])
 
-    def look_up(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def look_up(
+        self, tokens: Float[Tensor, "B N d"]
+    ) -> tuple[Float[Tensor, "B N d"], Int[Tensor, "B N codebooks"], Float[Tensor, ""]]:
         """Nearest codebook entry of each token: (B,N,d) -> (B,N,d) with straight-through gradient (eq. 3), codes
         (B,N,codebooks) and the commitment term (eq. 6)."""
         x = self.vq.project_in(tokens)
@@ -99,7 +104,7 @@ class Quantizer(nn.Module):
         pull = self.beta * F.mse_loss(x, nearest.detach())
         return pull + F.mse_loss(nearest, x.detach()) if self.learnable else pull
 
-    def embed(self, codes: Tensor) -> Tensor:
+    def embed(self, codes: Int[Tensor, "B h w codebooks"]) -> Float[Tensor, "B d h w"]:
         """Codes (B,h,w,codebooks) back to latents (B,d,h,w)."""
         return self.vq.project_out(self._entries(codes)).permute(0, 3, 1, 2)
 
@@ -139,7 +144,9 @@ class ScalarQuantizer(nn.Module):
         layer.bias.sub_(x.mean(0)).div_(deviation)
         self.begun.fill_(True)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, z: Float[Tensor, "B d h w"]
+    ) -> tuple[Float[Tensor, "B d h w"], Int[Tensor, "B h w codebooks"], Float[Tensor, ""]]:
         """z (B,d,h,w) -> quantised (B,d,h,w), codes (B,h,w,1), commitment 0."""
         if self.training and not bool(self.begun):
             self._begin(z)
@@ -170,7 +177,9 @@ class Tokenizer(nn.Module):
         self.missing = nn.Parameter(torch.zeros(2, config.dim))
         nn.init.normal_(self.missing, std=0.02)
 
-    def encode(self, index: int, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def encode(
+        self, index: int, image: Float[Tensor, "B C H W"]
+    ) -> tuple[Float[Tensor, "B d h w"], Int[Tensor, "B h w codebooks"] | None, Float[Tensor, ""]]:
         """Image (B,C_i,H,W) -> latents (B,d,h,w), codes (B,h,w,codebooks) or None, commitment (scalar)."""
         z = self.encoders[index](image)
         if self.config.tokens == "quantized":
@@ -181,7 +190,7 @@ class Tokenizer(nn.Module):
                 return self.quantizers[index](z.float())
         return z, None, z.new_zeros(())
 
-    def reconstruct(self, index: int, latents: Tensor) -> Tensor:
+    def reconstruct(self, index: int, latents: Float[Tensor, "B d h w"]) -> Float[Tensor, "B C 4*h 4*w"]:
         """G_i (eq. 4): latents (B,d,h,w) -> image (B,C_i,4h,4w); pixel tokens (ablation A) have no decoder."""
         if self.config.tokens == "pixels":
             raise InputError("model.tokenizer.tokens: 'pixels' has no decoder to reconstruct with; use quantized")

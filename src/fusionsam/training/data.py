@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from fusionsam.alignment.apply import Aligner
 from fusionsam.config.datasets import DatasetRow, find
 from fusionsam.config.schema import Config, DataConfig
 from fusionsam.data.dataset import PairDataset
@@ -22,6 +24,7 @@ from fusionsam.data.fingerprints import Fingerprints, fingerprint
 from fusionsam.data.leaks import compare, require_no_leak, weigh
 from fusionsam.data.loader import train_loader, val_loader
 from fusionsam.data.predictions import PredictionFolder
+from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.splits import Entry, entries
 from fusionsam.errors import InputError, NoSplit
 from fusionsam.types import SMALLEST, Batch
@@ -124,13 +127,20 @@ def _with_label_maps(pairs: list[Entry], folder: str, row: DatasetRow) -> list[E
     return [replace(entry, label=paths.get(entry.id)) for entry in pairs]
 
 
+def _aligner(data: DataConfig, lists: dict[str, list[Entry]]) -> Aligner | None:
+    """What brings the pairs of two cameras into the visible one's frame; InputError where none is to be believed."""
+    own = [entry for entry in lists[data.train_split] if not entry.extra]
+    return open_aligner(data.align, partial(fit, own), refine=data.align_refine, fill=True)
+
+
 def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
     """Training split, data.extra_pairs behind it, and validation split; InputError for a leak between them or with the
     test split."""
     data = config.data
     row = find(data.dataset, data.class_file)
     lists = _lists(data)
-    opened = [PairDataset(lists[split], row, cache=True) for split in (data.train_split, data.val_split)]
+    align = _aligner(data, lists)
+    opened = [PairDataset(lists[split], row, True, align) for split in (data.train_split, data.val_split)]
     if not row.classes:
         raise InputError(f"data.class_file: data set {data.dataset!r} has no classes of its own; give a YAML with them")
     pairs = enumerate(zip_longest(config.model.classes, row.classes))
@@ -158,8 +168,9 @@ def open_unlabelled(config: Config) -> tuple[PairDataset, PairDataset]:
     """As `open_data`, but no pair has a label."""
     data = config.data
     lists = _lists(data)
+    align = _aligner(data, lists)
     opened = [
-        PairDataset([replace(entry, label=None) for entry in lists[split]], cache=True)
+        PairDataset([replace(entry, label=None) for entry in lists[split]], None, True, align)
         for split in (data.train_split, data.val_split)
     ]
     return opened[0], opened[1]

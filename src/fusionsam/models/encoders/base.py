@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fusionsam.models.layers import same_size
@@ -51,7 +52,7 @@ class ImageEncoder(nn.Module):
         content = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
         return Frame(size=(self.image_size, self.image_size), content=content)
 
-    def place(self, image: Tensor, frame: Frame) -> Tensor:
+    def place(self, image: Float[Tensor, "B 3 H W"], frame: Frame) -> Float[Tensor, "B 3 H_f W_f"]:
         """(B,3,H,W) in [0,1] -> (B,3,*frame.size): resized to the content, normalised, zeros at right and bottom."""
         if self.image_size is not None and not same_size(image.shape[-2:], frame.content):
             image = F.interpolate(image, frame.content, mode="bilinear", antialias=True)

@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from timm.layers import BatchNormAct2d, LayerNorm2d
 from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
@@ -141,7 +142,7 @@ class TimmEncoder(ImageEncoder):
         return levels
 
 
-def standardized(heat: Tensor) -> Tensor:
+def standardized(heat: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B 1 H W"]:
     """Infrared (B,1,H,W) -> each picture with mean 0.45 and deviation 0.22, clipped to [0,1]: what a camera adds or
     scales on the way to grey values is gone. The deviation is taken as at least 0.02, so a flat frame stays flat."""
     mean = heat.mean((2, 3), keepdim=True)

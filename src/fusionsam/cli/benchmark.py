@@ -1,0 +1,61 @@
+"""The command `fusionsam benchmark`."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from fusionsam.config.options import CommandLine, WeightsOption
+from fusionsam.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(WeightsOption, CommandLine):
+    """Measure time, memory and arithmetic of the model beside SAM, SAM2, SegFormer and the obvious alternative, all in
+    one run on this machine. Each is a process of its own; times are printed as multiples of ours."""
+
+    out: Path = field(default=Path("benchmark.json"), metadata={"metavar": "FILE"})
+    """JSON with every run's seconds, the machine and the commit; the table is FILE.md"""
+    models: tuple[str, ...] = ("fusionsam", "two_streams", "segformer_b2", "two_mit_b2", "sam2_tiny", "sam_vit_b")
+    """which, by name; compiled is one more"""
+    sizes: tuple[str, ...] = ("480x640",)
+    """HEIGHTxWIDTH of the pair; with several, the growth of our time with the pixels is told"""
+    threads: tuple[int, ...] = (1,)
+    """numbers of threads; 0 = all cores"""
+    runs: int = 5
+    """warm predictions that are timed"""
+
+
+def main(options: Options) -> int:
+    """Measure, write the JSON and the table, print the table."""
+    from fusionsam.evaluation import speed
+    from fusionsam.io import write_json, write_text
+    from fusionsam.weights.checkpoint import commit
+
+    sizes = [_size(text) for text in options.sizes]
+    if not 1 <= options.runs <= 1000:
+        raise InputError(f"--runs {options.runs}: expected 1 to 1000")
+    if bad := [count for count in options.threads if count < 0]:
+        raise InputError(f"--threads {bad[0]}: expected 0 (all cores) or more")
+    threads = [count or os.cpu_count() or 1 for count in options.threads]
+    rows = speed.benchmark(options.models, sizes, threads, options.runs, options.weights)
+    table = speed.as_markdown(rows)
+    ours = [row for row in rows if row.name == speed.OURS and row.threads == threads[0]]
+    growth = speed.exponent(ours)
+    found = {"command": options.command, "commit": commit(), "machine": speed.machine(), "exponent": growth}
+    write_json(options.out, {**found, "rows": [asdict(row) for row in rows]})
+    if growth is not None:
+        table += f"\nTime of FusionSAM grows as pixels to the power {growth:.2f}.\n"
+    write_text(options.out.with_suffix(".md"), table)
+    print(table)
+    print(f"-> {options.out}, {options.out.with_suffix('.md')}")
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
+    if match is None or not all(64 <= int(side) <= 4096 for side in match.groups()):
+        raise InputError(f"--sizes {text}: expected HEIGHTxWIDTH of 64 to 4096 pixels a side, for example 480x640")
+    return int(match.group(1)), int(match.group(2))

@@ -1,0 +1,70 @@
+"""The benchmark: what it counts is true, and what it is asked for is checked."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from conftest import build_debug
+from fusionsam.cli.main import main
+from fusionsam.evaluation import speed
+from fusionsam.weights.checkpoint import save_checkpoint
+
+
+def row(size, *seconds):
+    return speed.Row(speed.OURS, size, 1, list(seconds), 1.0, 100.0, 1)
+
+
+def test_growth_is_the_slope_of_log_time_over_log_pixels():
+    rows = [row((height, 2 * height), 3.0 * height**3) for height in (64, 128, 320)]
+    assert speed.exponent(rows) == pytest.approx(1.5, abs=1e-5)
+    assert speed.exponent(rows[:1]) is None
+
+
+def test_a_table_tells_times_as_multiples_of_ours_in_the_same_run():
+    other = speed.Row("two_streams", (64, 128), 1, [2.0, 3.0, 7.0], 5.0, 200.0, 2_000_000)
+    table = speed.as_markdown([row((64, 128), 2.0), other])
+    assert "| FusionSAM | 1.00 | 1.00-1.00 |" in table
+    assert "| 1.50 | 0.67-2.33 | 5.0 | 200 | 2.0 |" in table
+
+
+def test_the_command_measures_and_writes_what_it_measured(tmp_path, capsys):
+    folder = save_checkpoint(tmp_path / "w", build_debug(), {})
+    flags = ["--models", "fusionsam", "two_streams", "--sizes", "64x96", "--runs", "2"]
+    assert main(["benchmark", "--weights", str(folder), "--out", str(tmp_path / "b.json"), *flags]) == 0
+    found = json.loads((tmp_path / "b.json").read_text())
+    ours, other = found["rows"]
+    assert len(ours["seconds"]) == 2
+    assert 0 < sum(ours["stages"].values()) <= 1.05
+    # a convolution of known size: the counter takes a multiply and an add as two
+    stem = 2 * 3 * 9 * 32 * 32 * 48 * 2 / 1e9
+    assert other["gflop"] > stem
+    assert other["parameters"] == sum(p.numel() for p in speed.TwoStreams().parameters())
+    assert (tmp_path / "b.md").read_text() in capsys.readouterr().out + "\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--models", "resnet"], "--models resnet: not known; choose among fusionsam"),
+        (["--sizes", "640"], "--sizes 640: expected HEIGHTxWIDTH"),
+        (["--runs", "0"], "--runs 0: expected 1 to 1000"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(flags, told, tmp_path, capsys):
+    assert main(["benchmark", "--out", str(tmp_path / "b.json"), *flags]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_two_streams_see_both_images():
+    torch.manual_seed(0)
+    network = speed.TwoStreams("mobilenetv2_050").eval()
+    visible, infrared = torch.rand(1, 3, 64, 96), torch.rand(1, 1, 64, 96)
+    with torch.no_grad():
+        base = network(visible, infrared)
+        assert base.shape == (1, 9, 16, 24)
+        assert not torch.allclose(base, network(visible, 1 - infrared), atol=1e-6)
+        assert not torch.allclose(base, network(1 - visible, infrared), atol=1e-6)
