@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import shlex
 import signal
@@ -86,8 +87,17 @@ def run(argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The console entry: exit code 0, 2 for bad input (one line on stderr), 130 when interrupted, 143 when terminated,
     or the command's own."""
+    _print_any_name()
     with _cleaning_up():
         return _answer(argv)
+
+
+def _print_any_name() -> None:
+    """Output in an encoding that lacks a name shows its code, as in o/\\xfcn, instead of ending in a UnicodeEncodeError
+    after the results have been written."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -19,7 +19,6 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.images import image_size
@@ -32,6 +31,7 @@ from fusionsam.evaluation.run import check_classes, leak_guard, open_labelled
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.io import write_json
 from fusionsam.metrics.segmentation import CalibrationError
+from fusionsam.progress import progress_bar
 from fusionsam.types import IGNORE, Pixels
 from fusionsam.weights import checkpoint
 
@@ -122,7 +122,7 @@ def collect(model: FusionSAM, data: PairDataset) -> list[Pixels]:
     found: list[Pixels] = []
     sizes = [image_size(entry.label) for entry in data.entries if entry.label is not None]  # of the headers
     step = stride(sizes)
-    for index in tqdm(range(len(data)), desc="calibrate", unit="pair"):
+    for index in progress_bar(range(len(data)), desc="calibrate", unit="pair"):
         sample = data[index]
         assert sample.label is not None
         visible, infrared = (

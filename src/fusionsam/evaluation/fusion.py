@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from fusionsam.data.fingerprints import Fingerprints, fingerprint
 from fusionsam.data.images import image_size, read_infrared, read_visible
@@ -27,6 +26,7 @@ from fusionsam.evaluation.options import FusionMetricsOptions
 from fusionsam.evaluation.simple_fusions import FUSIONS
 from fusionsam.io import Made, OutputFolder, require_writable, whole, write_json
 from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, prepare
+from fusionsam.progress import progress_bar
 
 MEANS, ROWS = "fusion_metrics.json", "fusion_metrics.csv"
 
@@ -107,7 +107,7 @@ def measure_all(jobs: Iterable[Job], total: int, workers: int) -> Table:
     Jobs are drawn as workers become free, so memory does not grow with their number."""
     table: Table = {}
     rows: dict[str, dict[str, Scores]] = {}
-    with tqdm(total=total, desc="fusion metrics", unit="pair") as bar:
+    with progress_bar(total=total, desc="fusion metrics", unit="pair") as bar:
         for id, found in _in_processes(jobs, workers) if workers > 1 else ((job.id, measure(job)) for job in jobs):
             rows[id] = found
             bar.update()

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
@@ -34,6 +33,7 @@ from fusionsam.metrics.reconstruction import (
     structural_similarity,
 )
 from fusionsam.models.tokenizer import Tokenizer
+from fusionsam.progress import progress_bar
 from fusionsam.training.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
 from fusionsam.types import LARGEST
 from fusionsam.weights import pretrained as foreign
@@ -112,7 +112,7 @@ def run(options: ReconstructOptions) -> dict[str, Any]:
     write_json(out / SUMMARY, {**earlier, "unfinished": True, "inputs": inputs, "images": begun})
     images: dict[str, dict[str, Any]] = {}
     usage = {name: CodeUsage(size or 1) for name in MODALITIES}
-    for entry in tqdm(entries, desc="reconstruct", unit="pair", disable=len(entries) == 1):
+    for entry in progress_bar(entries, desc="reconstruct", unit="pair", disable=len(entries) == 1):
         sample = read_sample(entry)
         images[entry.id] = {}
         for index, (name, array) in enumerate(zip(MODALITIES, (sample.visible, sample.infrared), strict=True)):

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from fusionsam.config.options import BootstrapOptions
 from fusionsam.data.corruptions import blur, fog, noise
@@ -40,6 +39,7 @@ from fusionsam.metrics.segmentation import (
     iou,
     plain,
 )
+from fusionsam.progress import progress_bar
 from fusionsam.weights import checkpoint
 
 Pair = tuple[Tensor | None, Tensor | None]
@@ -176,7 +176,7 @@ def measure(
     totals = {name: ConfusionMatrix(data.num_classes) for name in names}
     images = {name: ImageMatrices(data.num_classes) for name in names}
     impossible: set[str] = set()
-    progress = tqdm(total=len(names) * len(data), desc=NAME, unit="image")
+    bar = progress_bar(total=len(names) * len(data), desc=NAME, unit="image")
     for index in range(len(data)):
         sample = data[index]
         assert sample.visible is not None
@@ -190,8 +190,8 @@ def measure(
                 impossible.add(name)
             else:
                 images[name].add(sample.id, totals[name].update(ids, sample.label))
-            progress.update()
-    progress.close()
+            bar.update()
+    bar.close()
     protocol = headline(data.row.name, totals["full"].matrix.sum(1) > 0)
     rows: dict[str, Any] = {}
     for name in names:

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from fusionsam.config.datasets import DatasetRow
 from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.rigs import fit, open_aligner
@@ -29,6 +27,7 @@ from fusionsam.inference.label_maps import FolderPredictor, NetworkPredictor
 from fusionsam.inference.predictor import FusionSAM, require_scales
 from fusionsam.io import require_writable
 from fusionsam.metrics.segmentation import ImageMatrices
+from fusionsam.progress import progress_bar
 from fusionsam.weights import checkpoint
 
 Card = dict[str, Any]
@@ -56,11 +55,11 @@ def evaluate(config: EvaluateConfig) -> Report:
         other = report_files.read_comparable(config.against, config.dataset, split)
     if config.predictions is not None:
         return _evaluate_folder(config, data, other)
-    model, cards = None, []
-    for source in config.weights:  # one at a time: five of the largest would not fit
-        model = FusionSAM.from_pretrained(source, config.device, calibrated=not config.as_trained)
-        check_classes(model.config.classes, source, data.row)
-        cards.append(model.card)
+    cards = []
+    for source in config.weights:  # all are judged before hours are spent on the first
+        model_config, card = checkpoint.read_card(source)
+        check_classes(model_config.classes, source, data.row)
+        cards.append(card)
     _check_seeds(config, cards)
     guard = leak_guard(config, data.entries, cards)
     found: list[Report] = []
@@ -68,8 +67,8 @@ def evaluate(config: EvaluateConfig) -> Report:
         out = None if config.out is None else Path(config.out)
         if len(config.weights) > 1:
             out = None if out is None else out / f"checkpoint_{number}"
-            model = FusionSAM.from_pretrained(source, config.device, calibrated=not config.as_trained)
-        assert model is not None
+        # one at a time: five of the largest would not fit
+        model = FusionSAM.from_pretrained(source, config.device, calibrated=not config.as_trained)
         options = (config.prompts, config.modality, config.flip, tuple(config.scales), config.seed)
         found.append(_run(config, data, NetworkPredictor(model, *options), guard, out, other, source, model.card))
     if len(found) == 1:
@@ -250,7 +249,7 @@ def _count(
     """Predict and count the pairs at the places `todo`: the counts, what steered SAM, and the seconds of counting."""
     assert data.row is not None
     tally, used, counting = Tally(data.row.classes), set(), 0.0
-    for index in tqdm(todo, desc=f"evaluating {config.dataset}/{config.split}"):
+    for index in progress_bar(todo, desc=f"evaluating {config.dataset}/{config.split}"):
         predicted = predictor(data, index)
         before = time.perf_counter()
         tally.update(data.entries[index].id, predicted.ids, predicted.label, predicted.confidence)

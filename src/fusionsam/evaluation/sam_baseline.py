@@ -36,6 +36,7 @@ from fusionsam.inference.predictor import FusionSAM, Prediction, choose_device
 from fusionsam.inference.segment_anything import PlainSam
 from fusionsam.io import Made, OutputFolder, require_writable, write_json
 from fusionsam.models.prompts import oracle_prompts
+from fusionsam.progress import progress_bar
 from fusionsam.types import Sample
 from fusionsam.weights import checkpoint
 
@@ -185,7 +186,7 @@ def _paint(config: BaselineConfig, data: PairDataset, folder: Path, settings: di
         check_classes(model.config.classes, config.weights, data.row)
     sam = PlainSam.open(config.sam, device)
     write_json(Path(config.out) / SETTINGS, settings)  # no sooner: a command that ends here can be mended
-    for index in tqdm(todo, desc=f"{config.image}, {config.prompts} prompts", unit="image"):
+    for index in progress_bar(todo, desc=f"{config.image}, {config.prompts} prompts", unit="image"):
         sample = data[index]
         prediction = None if model is None else model.predict(sample.visible, sample.infrared, "self")
         # the place in the list is part of the seed, so that a resumed run draws what an unbroken one would have

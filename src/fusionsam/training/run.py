@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -21,7 +21,7 @@ from fusionsam.data.loader import class_shares
 from fusionsam.errors import InputError
 from fusionsam.io import write_text
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.training.callbacks import LAST, BestWeights, SameOnAllDevices, WholeFiles
+from fusionsam.training.callbacks import LAST, BestWeights, SameOnAllDevices, WholeFiles, step_bar
 from fusionsam.training.data import PairData, open_data, open_unlabelled, pairs_digest, refuse_seen
 from fusionsam.training.perceptual import EncoderLevels, load_vgg16
 from fusionsam.training.segmentation_task import SegmentationTask, schedule_factor
@@ -244,7 +244,7 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
             best,
             SameOnAllDevices(),
             *([] if stage_1 else [LearningRateMonitor("step")]),
-            TQDMProgressBar(refresh_rate=1 if steps < 200 else 10),
+            step_bar(steps),
         ],
     )
     data = PairData(_without_labels(config) if stage_1 else config, train_set, val_set, steps)
