@@ -28,7 +28,10 @@ def test_a_name_that_the_terminal_lacks_degrades(tmp_path: Path) -> None:
                           capture_output=True, timeout=300)  # fmt: skip
     assert done.returncode == 2
     done = subprocess.run(
-        [sys.executable, "-m", "fusionsam", "info", "--weights", "nö"], env=environment, capture_output=True, timeout=300
+        [sys.executable, "-m", "fusionsam", "info", "--weights", "nö"],
+        env=environment,
+        capture_output=True,
+        timeout=300,
     )
     assert done.returncode == 2
     assert done.stderr.startswith(rb"fusionsam: error: weights n\xf6: no such folder")

@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": "score a model or a folder of predictions against labels",
     "robustness": "score a model on disturbed pairs: a camera missing, displaced, in fog",
     "calibrate": "fit a temperature that makes confidences honest, and class offsets",
+    "clicks": "count the clicks that a Segment Anything needs for an object",
     "baselines": "score an unmodified Segment Anything, prompted by points and boxes",
     "fusion-metrics": "score fused pictures by the eleven fusion metrics",
     "report": "tables and panels from a folder of evaluations",
@@ -39,6 +40,7 @@ COMMANDS = {
     "benchmark": "measure time and memory beside SAM, SegFormer and the obvious alternative",
     "export": "write the model as ONNX and compare it with the original",
     "serve": "answer pairs over HTTP",
+    "label": "label a folder of pairs in a browser, objects by clicks",
     "demo": "try the model in a browser",
 }
 INTERRUPTED, TERMINATED = 130, 143

@@ -150,9 +150,10 @@ def require_whole(tensors: dict[str, Tensor], what: str) -> None:
 
 
 def shipped() -> list[str]:
-    """Names of the checkpoints inside the package."""
+    """Names of our checkpoints inside the package; a SAM that lies beside them has no CONFIG."""
     root = resources.files("fusionsam") / "checkpoints"
-    return sorted(p.name for p in root.iterdir() if (p / WEIGHTS).is_file()) if root.is_dir() else []
+    found = root.iterdir() if root.is_dir() else ()
+    return sorted(p.name for p in found if (p / WEIGHTS).is_file() and (p / CONFIG).is_file())
 
 
 def locate(source: str | Path) -> Path:
