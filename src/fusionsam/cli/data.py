@@ -3,37 +3,61 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from fusionsam.cli.options import add_flags
+from fusionsam.cli.parser import Parser
 from fusionsam.config.datasets import CATALOG
-from fusionsam.data.check import check
-from fusionsam.io import given_path, write_json
+from fusionsam.io import write_json
 
 _SHOWN = 20  # problems of a kind; the rest is counted, and all are in --json
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `fusionsam data check`."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Counts, sizes, class pixels, unreadable files, pairs whose sizes differ, labels out of range, and images shared
+    between splits (also mirrored). Exit code 1 if there is a problem."""
+
+    dataset: str = field(metadata={"one_of": CATALOG})
+    """row of the catalogue"""
+    root: Path
+    """folder of the data set, or the manifest file"""
+    splits: Sequence[str] | None = field(default=None, metadata={"metavar": "NAME"})
+    """splits to look at (left out: all that can be found)"""
+    class_file: Path | None = field(default=None, metadata={"metavar": "FILE"})
+    """YAML with classes and palette, for pairs and manifest"""
+    json: Path | None = field(default=None, metadata={"metavar": "FILE"})
+    """also write everything that was found to FILE"""
+
+
+def parse(prog: str, argv: list[str], command: str = "") -> Options:
+    """`check` and its flags; more actions may come."""
+    parser = Parser(prog=prog, description="Look at a data set before hours are spent on it.")
     action = parser.add_subparsers(dest="action", required=True, metavar="check")
-    flags = action.add_parser(
+    told = inspect.cleandoc(Options.__doc__ or "")
+    check = action.add_parser(
         "check",
         help="counts, sizes, class pixels, unreadable files, leaks between the splits",
-        description="Counts, sizes, class pixels, unreadable files, pairs whose sizes differ, labels out of range, and "
-        "images shared between splits (also mirrored). Exit code 1 if there is a problem.",
+        description=told,
+        argument_default=argparse.SUPPRESS,
     )
-    flags.add_argument("--dataset", required=True, help=f"row of the catalogue: {', '.join(CATALOG)}")
-    flags.add_argument("--root", type=given_path, required=True, help="folder of the data set, or the manifest file")
-    flags.add_argument("--splits", nargs="+", metavar="NAME", help="splits to look at (all that can be found)")
-    flags.add_argument("--class-file", type=given_path, metavar="F", help="YAML with classes and palette")
-    flags.add_argument("--json", type=given_path, metavar="FILE", help="also write everything that was found to FILE")
+    add_flags(check, Options)
+    typed = vars(parser.parse_args(argv))
+    return Options(**{name: value for name, value in typed.items() if name != "action"})
 
 
-def main(args: argparse.Namespace) -> int:
+def main(options: Options) -> int:
     """Check, print, and answer 1 if there is a problem."""
-    report = check(args.dataset, args.root, args.splits, args.class_file)
+    from fusionsam.data.check import check
+
+    report = check(options.dataset, options.root, options.splits, options.class_file)
     print(table(report))
-    if args.json:
-        write_json(args.json, report, "choose another --json")
+    if options.json:
+        write_json(options.json, report, "choose another --json")
     return 0 if report["ok"] else 1
 
 

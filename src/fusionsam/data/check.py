@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from fusionsam.config.datasets import DatasetRow, find
 from fusionsam.data.dataset import IGNORE, read_sample
@@ -17,6 +16,7 @@ from fusionsam.data.images import image_size
 from fusionsam.data.leaks import compare, weigh
 from fusionsam.data.splits import Entry, entries
 from fusionsam.errors import InputError
+from fusionsam.progress import progress_bar
 from fusionsam.types import Sample
 
 
@@ -55,7 +55,7 @@ def check(
         prints[split], ids[split] = Fingerprints(), []
         sizes: Counter[str] = Counter()
         pixels, there = torch.zeros(256, dtype=torch.long), Counter[str]()
-        for entry in tqdm(members, desc=f"checking {split}", disable=not progress):
+        for entry in progress_bar(members, desc=f"checking {split}", disable=not progress):
             sample = _examined(entry, split, row, report)
             if sample is None:
                 continue

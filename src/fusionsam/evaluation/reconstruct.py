@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,17 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
 from fusionsam.data.splits import Entry
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
+from fusionsam.evaluation.options import ReconstructOptions
 from fusionsam.inference.files import pairs_to_predict, require_apart
 from fusionsam.inference.predictor import choose_device
 from fusionsam.inference.render import codes_picture
-from fusionsam.io import Made, OutputFolder, given_path, write_json
+from fusionsam.io import Made, OutputFolder, write_json
 from fusionsam.metrics.reconstruction import (
     MODALITIES,
     CodeUsage,
@@ -34,6 +33,7 @@ from fusionsam.metrics.reconstruction import (
     structural_similarity,
 )
 from fusionsam.models.tokenizer import Tokenizer
+from fusionsam.progress import progress_bar
 from fusionsam.training.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
 from fusionsam.types import LARGEST
 from fusionsam.weights import pretrained as foreign
@@ -83,16 +83,8 @@ def codes_map(codes: Tensor, height: int, width: int) -> NDArray[np.uint8]:
 
 
 @torch.inference_mode()
-def run(
-    visible: Path | None,
-    infrared: Path | None,
-    out: Path,
-    weights: str = "tiny",
-    device: str = "auto",
-    vgg16: Path | None = None,
-    vgg16_input: Any = "auto",
-) -> dict[str, Any]:
-    """Rebuild files or folders into `out`; returns what summary.json holds.
+def run(options: ReconstructOptions) -> dict[str, Any]:
+    """Rebuild files or folders into `options.out`; returns what summary.json holds.
 
     For NAME.png and each modality NAME_visible.png (as it was read), NAME_visible_reconstruction.png,
     NAME_visible_error.png (ERROR_GAIN times the error) and NAME_visible_codes.png (a colour an entry; absent for
@@ -101,6 +93,8 @@ def run(
     the early features of the checkpoint's own image encoder; a checkpoint of stage 1 has none. Raises InputError as its
     parts do.
     """
+    visible, infrared, out = options.visible, options.infrared, options.out
+    weights, vgg16 = options.weights, options.vgg16
     entries = pairs_to_predict(visible, infrared)
     endings = [f"_{name}{kind}.png" for name in MODALITIES for kind in ("", "_reconstruction", "_error", "_codes")]
     folders = any(path is not None and path.is_dir() for path in (visible, infrared))
@@ -108,9 +102,9 @@ def run(
     inputs = {entry.id: _digest(entry) for entry in entries}
     earlier = _require_ours(out, inputs, endings)
     tokenizer, card = load_tokenizer(weights)
-    where = choose_device(device)
+    where = choose_device(options.device)
     tokenizer = tokenizer.to(where)
-    phi = _phi(weights, vgg16, vgg16_input)
+    phi = _phi(weights, vgg16, options.vgg16_input)
     phi = None if phi is None else phi.to(where)
     size, bits = codebook_size(tokenizer), bits_per_pixel(tokenizer)
     # told before the first picture, so that a run that is killed can be started again over its own pictures
@@ -118,7 +112,7 @@ def run(
     write_json(out / SUMMARY, {**earlier, "unfinished": True, "inputs": inputs, "images": begun})
     images: dict[str, dict[str, Any]] = {}
     usage = {name: CodeUsage(size or 1) for name in MODALITIES}
-    for entry in tqdm(entries, desc="reconstruct", unit="pair", disable=len(entries) == 1):
+    for entry in progress_bar(entries, desc="reconstruct", unit="pair", disable=len(entries) == 1):
         sample = read_sample(entry)
         images[entry.id] = {}
         for index, (name, array) in enumerate(zip(MODALITIES, (sample.visible, sample.infrared), strict=True)):
@@ -198,41 +192,3 @@ def _require_ours(out: Path, inputs: Mapping[str, str], endings: Sequence[str]) 
         told = Made({name: digests.get(id, digest)}) if id in found["images"] else None
         folder.state(SUMMARY, told, Made({name: digest}), [f"{id}{ending}" for ending in endings])
     return found
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `fusionsam reconstruct`."""
-    parser.add_argument("--visible", type=given_path, help="visible image, or a folder of them; may be left out")
-    parser.add_argument("--infrared", type=given_path, help="infrared image, or a folder with the same names")
-    parser.add_argument("--out", type=given_path, required=True, help="folder for the pictures and summary.json")
-    parser.add_argument(
-        "--weights", default="tiny", help="shipped name or checkpoint folder, of stage 1 or whole (default: tiny)"
-    )
-    parser.add_argument(
-        "--vgg16",
-        type=given_path,
-        help="VGG16 features (.safetensors) for the perceptual distance (default: the checkpoint's image encoder)",
-    )
-    parser.add_argument(
-        "--vgg16-input",
-        default="auto",
-        choices=("auto", "imagenet", "caffe"),
-        help="what that VGG16 expects: RGB by ImageNet's mean, or Caffe's BGR (default: as the file says)",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-
-
-def main(args: argparse.Namespace) -> int:
-    """`fusionsam reconstruct`: a line a modality, and where the rest is."""
-    summary = run(args.visible, args.infrared, args.out, args.weights, args.device, args.vgg16, args.vgg16_input)
-    for name in MODALITIES:
-        if name in summary:
-            shown = [f"PSNR {summary[name]['psnr']:.2f} dB", f"SSIM {summary[name]['ssim']:.3f}"]
-            if "perceptual" in summary[name]:
-                shown.append(f"perceptual distance {summary[name]['perceptual']:.4f} ({summary['perceptual_by']})")
-            if "codebook_usage" in summary[name]:
-                shown.append(f"codebook usage {summary[name]['codebook_usage']:.1f} %")
-                shown.append(f"{summary[name]['bits_per_pixel']:.3f} bits a pixel")
-            print(f"{name}: {', '.join(shown)}")
-    print(f"{summary['pairs']} pair{'s' * (summary['pairs'] != 1)} -> {args.out}")
-    return 0

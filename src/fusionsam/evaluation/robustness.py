@@ -1,4 +1,4 @@
-"""The command `fusionsam robustness`: what is left of the mIoU when a camera is missing, displaced or disturbed.
+"""What is left of the mIoU when a camera is missing, displaced or disturbed.
 
 Each disturbance is a pure function of the pair and a seed, so every model is shown the same pictures. `measure` takes
 any predictor, so that other networks can be put through the same table.
@@ -6,7 +6,6 @@ any predictor, so that other networks can be put through the same table.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import time
@@ -18,19 +17,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
-from fusionsam.config.datasets import CATALOG
+from fusionsam.config.options import BootstrapOptions
 from fusionsam.data.corruptions import blur, fog, noise
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
 from fusionsam.evaluation.leak_guard import fitted_notes, fitted_on
+from fusionsam.evaluation.options import CONDITION_NAMES, EvaluateConfig, RobustnessOptions
 from fusionsam.evaluation.report_files import split_digest
-from fusionsam.evaluation.run import EvaluateConfig, check_classes, digest, leak_guard, open_labelled
-from fusionsam.evaluation.tables.formats import Row, Table, to_markdown, write_table
+from fusionsam.evaluation.run import check_classes, digest, leak_guard, open_labelled
+from fusionsam.evaluation.tables.formats import Row, Table, write_table
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.io import Made, OutputFolder, given_path, require_writable, write_json
+from fusionsam.io import Made, OutputFolder, require_writable, write_json
 from fusionsam.metrics.segmentation import (
     PROTOCOLS,
     ConfusionMatrix,
@@ -40,6 +39,7 @@ from fusionsam.metrics.segmentation import (
     iou,
     plain,
 )
+from fusionsam.progress import progress_bar
 from fusionsam.weights import checkpoint
 
 Pair = tuple[Tensor | None, Tensor | None]
@@ -112,9 +112,9 @@ def require_usable(
     out: Path,
     others: Sequence[Mapping[str, Any]],
     data: PairDataset,
-    seed: int = 0,
-    bootstrap: int = 1000,
-    conditions: Sequence[str] = tuple(CONDITIONS),
+    seed: int = BootstrapOptions.seed,
+    bootstrap: int = BootstrapOptions.bootstrap,
+    conditions: Sequence[str] = CONDITION_NAMES,
 ) -> None:
     """What could spoil the table after everything has been measured, asked before. InputError for a negative seed or
     number of resamples, tables of other images or another seed, and an `out` that cannot be written or holds rows that
@@ -153,9 +153,9 @@ def _images(data: PairDataset) -> dict[str, Any]:
 def measure(
     predict: Predict,
     data: PairDataset,
-    conditions: Sequence[str] = tuple(CONDITIONS),
-    seed: int = 0,
-    bootstrap: int = 1000,
+    conditions: Sequence[str] = CONDITION_NAMES,
+    seed: int = BootstrapOptions.seed,
+    bootstrap: int = BootstrapOptions.bootstrap,
 ) -> dict[str, Any]:
     """mIoU in percent of every condition on a labelled split, with its 95 % bootstrap interval, the difference from
     `full` in points and the share of `full` in percent; plain JSON types, None where the predictor gave nothing.
@@ -176,7 +176,7 @@ def measure(
     totals = {name: ConfusionMatrix(data.num_classes) for name in names}
     images = {name: ImageMatrices(data.num_classes) for name in names}
     impossible: set[str] = set()
-    progress = tqdm(total=len(names) * len(data), desc=NAME, unit="image")
+    bar = progress_bar(total=len(names) * len(data), desc=NAME, unit="image")
     for index in range(len(data)):
         sample = data[index]
         assert sample.visible is not None
@@ -190,8 +190,8 @@ def measure(
                 impossible.add(name)
             else:
                 images[name].add(sample.id, totals[name].update(ids, sample.label))
-            progress.update()
-    progress.close()
+            bar.update()
+    bar.close()
     protocol = headline(data.row.name, totals["full"].matrix.sum(1) > 0)
     rows: dict[str, Any] = {}
     for name in names:
@@ -259,44 +259,29 @@ def network_predictor(model: FusionSAM, prompts: Any = None) -> Predict:
     return predict
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `fusionsam robustness`."""
-    add = parser.add_argument
-    add("--weights", default="tiny", help="checkpoint folder or shipped name (%(default)s)")
-    add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
-    add("--root", type=given_path, required=True, help="folder of the data set (or the manifest file)")
-    add("--split", default="val", help="official split, or NAME of a list NAME.txt (%(default)s)")
-    add("--out", type=given_path, required=True, help=f"folder for {NAME}.md and {NAME}.json")
-    add("--conditions", nargs="+", default=tuple(CONDITIONS), metavar="NAME", help=f"of {', '.join(CONDITIONS)} (all)")
-    add("--against", nargs="+", default=(), metavar="DIR", help="such folders of other models, as further columns")
-    add("--as-trained", action="store_true", help="without the offsets that calibrate stored")
-    add("--prompts", choices=("self", "none"), help="as the weights were configured if left out")
-    add("--seed", type=int, default=0, help="of the disturbances and of the bootstrap (%(default)s)")
-    add("--bootstrap", type=int, default=1000, help="resamples of the images (%(default)s)")
-    add("--class-file", help="YAML with classes and palette, for pairs and manifest")
-    add("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
-
-
-def main(args: argparse.Namespace) -> int:
-    """`fusionsam robustness`."""
+def run(options: RobustnessOptions) -> Table:
+    """Measure the weights under every condition and write the table into `options.out`. Raises InputError as its parts
+    do, before anything is measured where that can be told."""
     started = time.perf_counter()
-    others = [read_table(path) for path in args.against]
-    model = FusionSAM.from_pretrained(args.weights, args.device, calibrated=not args.as_trained)
-    config = EvaluateConfig(args.dataset, args.root, args.split, [args.weights], class_file=args.class_file)
+    others = [read_table(path) for path in options.against]
+    model = FusionSAM.from_pretrained(options.weights, options.device, calibrated=not options.as_trained)
+    config = EvaluateConfig(
+        options.dataset, options.root, options.split, weights=[options.weights], class_file=options.class_file
+    )
     data = open_labelled(config)
     assert data.row is not None
-    check_classes(model.config.classes, args.weights, data.row)
-    require_usable(args.out, others, data, args.seed, args.bootstrap, args.conditions)
+    check_classes(model.config.classes, options.weights, data.row)
+    require_usable(options.out, others, data, options.seed, options.bootstrap, options.conditions)
     guard = leak_guard(config, data.entries, [model.card])
-    values = measure(network_predictor(model, args.prompts), data, args.conditions, args.seed, args.bootstrap)
-    title = f"{args.weights} as trained" if args.as_trained else str(args.weights)
+    predict = network_predictor(model, options.prompts)
+    values = measure(predict, data, options.conditions, options.seed, options.bootstrap)
+    title = f"{options.weights} as trained" if options.as_trained else str(options.weights)
     fitted = {**fitted_on(model.card, guard.content), "calibration": 0}  # there is no confidence in the table
     values = {
-        "title": title, **values, "split": args.split, "weights": str(args.weights),
-        "weights_sha256": digest(checkpoint.locate(args.weights) / checkpoint.WEIGHTS),
-        "prompts": args.prompts or model.config.prompts.mode, "as_trained": args.as_trained,
+        "title": title, **values, "split": options.split, "weights": str(options.weights),
+        "weights_sha256": digest(checkpoint.locate(options.weights) / checkpoint.WEIGHTS),
+        "prompts": options.prompts or model.config.prompts.mode, "as_trained": options.as_trained,
         "notes": guard.notes + fitted_notes(fitted, len(data)),
-        "commit": checkpoint.commit(), "command": args.command_line, "seconds": time.perf_counter() - started,
+        "commit": checkpoint.commit(), "command": options.command, "seconds": time.perf_counter() - started,
     }  # fmt: skip
-    print(to_markdown(write(values, args.out, others)))
-    return 0
+    return write(values, options.out, others)

@@ -11,11 +11,10 @@ Class 0 (unlabeled, background) is what no mask covers.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,20 +22,22 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from fusionsam.config.datasets import CATALOG, DatasetRow
+from fusionsam.config.datasets import DatasetRow
 from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
 from fusionsam.evaluation import report_files
 from fusionsam.evaluation.leak_guard import FITTED
+from fusionsam.evaluation.options import BaselineConfig, EvaluateConfig
 from fusionsam.evaluation.report import ORACLE, Baseline, Report
-from fusionsam.evaluation.run import EvaluateConfig, check_classes, evaluate, leak_guard
+from fusionsam.evaluation.run import check_classes, evaluate, leak_guard
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM, choose_device
 from fusionsam.inference.segment_anything import PlainSam
-from fusionsam.io import Made, OutputFolder, given_path, require_writable, write_json
+from fusionsam.io import Made, OutputFolder, require_writable, write_json
 from fusionsam.models.prompts import oracle_prompts
+from fusionsam.progress import progress_bar
 from fusionsam.types import Sample
 from fusionsam.weights import checkpoint
 
@@ -46,29 +47,6 @@ CLASS_RULES = {
     "self": "class given by the majority of the prompt's model: our label map inside the mask",
     "oracle": "class given by the majority of the ground truth inside the mask",
 }
-
-
-@dataclass(frozen=True)
-class BaselineConfig:
-    """What is run and how; the options of `fusionsam baselines` and their defaults."""
-
-    sam: str
-    dataset: str
-    root: str | Path
-    out: str | Path
-    split: str = "val"
-    image: Literal["visible", "infrared", "fused"] = "fused"
-    prompts: Literal["self", "oracle"] = "self"
-    weights: str | Path = "tiny"
-    """Our checkpoint: draws the fused picture, and with prompts `self` points, box and classes."""
-    points: int = 10
-    """Drawn of each class (oracle); `self` takes what the checkpoint is configured for."""
-    seed: int = 0
-    """Of the drawn points and of the bootstrap."""
-    bootstrap: int = 1000
-    class_file: str | Path | None = None
-    device: str = "auto"
-    command: str = ""
 
 
 def assemble(masks: ArrayLike, scores: ArrayLike, labels: ArrayLike, classes: int) -> NDArray[np.uint8]:
@@ -209,7 +187,7 @@ def _paint(config: BaselineConfig, data: PairDataset, folder: Path, settings: di
         check_classes(model.config.classes, config.weights, data.row)
     sam = PlainSam.open(config.sam, device)
     write_json(Path(config.out) / SETTINGS, settings)  # no sooner: a command that ends here can be mended
-    for index in tqdm(todo, desc=f"{config.image}, {config.prompts} prompts", unit="image"):
+    for index in progress_bar(todo, desc=f"{config.image}, {config.prompts} prompts", unit="image"):
         sample = data[index]
         prediction = None if model is None else model.predict(sample.visible, sample.infrared, "self")
         # the place in the list is part of the seed, so that a resumed run draws what an unbroken one would have
@@ -258,36 +236,3 @@ def _score(config: BaselineConfig, plain: EvaluateConfig) -> Report:
     report.title = ": ".join([*marks, f"{title}, prompts {config.prompts}"])
     report_files.write(Path(config.out), report, images)
     return report
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `fusionsam baselines`."""
-    defaults = {field.name: field.default for field in fields(BaselineConfig)}
-    add = parser.add_argument
-    add("--sam", required=True, help="SamModel or Sam2Model (folder or hub name), or a SAM or MobileSAM file")
-    add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
-    add("--root", type=given_path, required=True, help="folder of the data set (or the manifest file)")
-    add("--split", default=defaults["split"], help="official split, or NAME of a list NAME.txt (%(default)s)")
-    add("--image", choices=("visible", "infrared", "fused"), default="fused", help="what SAM sees (%(default)s)")
-    add(
-        "--prompts",
-        choices=("self", "oracle"),
-        default="self",
-        help="self: our network's points, box and classes; oracle: from the ground truth, an upper bound (%(default)s)",
-    )
-    add("--weights", default=defaults["weights"], help="our checkpoint, for the fused image and self (%(default)s)")
-    add("--out", type=given_path, required=True, help="folder for predictions and report; finished label maps are kept")
-    add("--points", type=int, default=defaults["points"], help="drawn of each class with oracle (%(default)s)")
-    add("--seed", type=int, default=defaults["seed"], help="of drawn points and bootstrap (%(default)s)")
-    add("--bootstrap", type=int, default=defaults["bootstrap"], help="resamples of the images (%(default)s)")
-    add("--class-file", help="YAML with classes and palette, for pairs and manifest")
-    add("--device", default=defaults["device"], help="auto, cpu, cuda, mps (%(default)s)")
-
-
-def main(args: argparse.Namespace) -> int:
-    """`fusionsam baselines`."""
-    names = {field.name for field in fields(BaselineConfig)} - {"command"}
-    given = {name: value for name, value in vars(args).items() if name in names}
-    report = baseline(BaselineConfig(**given, command=getattr(args, "command_line", "")))
-    print(report)
-    return 0

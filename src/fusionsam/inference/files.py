@@ -28,6 +28,7 @@ from fusionsam.inference.predictor import FusionSAM, require_one_as_it_is
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import confidence_map
 from fusionsam.io import JsonObject, Made, OutputFolder, State, require_writable
+from fusionsam.progress import progress_bar
 from fusionsam.types import IGNORE
 from fusionsam.weights.checkpoint import CONFIG, WEIGHTS, calibrated_digest, locate
 
@@ -150,7 +151,7 @@ def run(options: PredictOptions) -> int:
         keep(aligner, out, entries)
     told = []
     todo = entries if options.overwrite else _todo(entries, out, asked, with_confidence)
-    for entry in tqdm(todo, desc="predict", unit="pair", disable=len(entries) == 1):
+    for entry in progress_bar(todo, desc="predict", unit="pair", disable=len(entries) == 1):
         sources = _sources(entry)
         sample = read_sample(entry, align=aligner)
         steer: Any = prompts if clicks is None else read_prompts(clicks, entry.id, sample.size)

@@ -118,8 +118,9 @@ def _array(image: NDArray[Any] | Tensor, name: Literal["visible", "infrared"]) -
         array = np.asarray(image)
         array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] not in (1, 3):
-        shape = (*array.shape[2:], *array.shape[:2])
-        raise InputError(f"{name}: found shape {shape} (channels first), expected one image of 1 or 3 channels")
+        layout = "(C,H,W), a tensor's layout" if isinstance(image, Tensor) else "(H,W,C), an array's layout"
+        found = tuple(image.shape)
+        raise InputError(f"{name}: found shape {found}, expected one image of 1 or 3 channels, {layout}")
     if array.dtype.kind not in "iufb":
         raise InputError(f"{name}: found {array.dtype}, expected numbers: uint8, uint16, or float")
     return np.ascontiguousarray(array)  # torch takes no negative strides, as of a BGR picture reversed

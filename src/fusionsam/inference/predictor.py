@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from fusionsam.config.options import DEFAULT_WEIGHTS, DeviceOption
 from fusionsam.config.schema import ModelConfig
 from fusionsam.data.infrared import DEFAULT, InfraredOptions
 from fusionsam.errors import InputError
@@ -44,7 +45,11 @@ class FusionSAM:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path = "tiny", device: str = "auto", backend: str = "torch", calibrated: bool = True
+        cls,
+        source: str | Path = DEFAULT_WEIGHTS,
+        device: str = DeviceOption.device,
+        backend: str = "torch",
+        calibrated: bool = True,
     ) -> FusionSAM:
         """A checkpoint that ships with the package (by name) or a checkpoint folder; with `backend` onnx a folder of
         `fusionsam export`. `device` auto takes CUDA, Apple's MPS or the CPU; without `calibrated` class offsets and

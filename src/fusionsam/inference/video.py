@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from fusionsam.alignment.apply import Aligner
 from fusionsam.alignment.orientation import grey
@@ -32,6 +31,7 @@ from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import Color, legend_strip, overlay
 from fusionsam.io import whole
+from fusionsam.progress import progress_bar
 from fusionsam.types import LARGEST, SMALLEST
 
 Frames = Iterator[tuple[str, tuple[int, int], Any, Any, Tensor | None]]
@@ -230,7 +230,7 @@ def overlay_video(
     # the format is named, since the temporary name does not tell it
     with whole(out, also=(av.FFmpegError,)) as part, av.open(str(part), "w", format="mp4") as container:
         stream = None
-        frames = tqdm(source.frames, total=source.count, desc="video", unit="frame")
+        frames = progress_bar(source.frames, total=source.count, desc="video", unit="frame")
         for name, size, visible, infrared, covered in frames:
             try:
                 prediction = model.predict(visible, infrared, prompts(name, size), covered=covered)

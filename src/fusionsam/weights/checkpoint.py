@@ -62,22 +62,34 @@ def save_checkpoint(folder: str | Path, network: Configured, card: dict[str, Any
 def read_checkpoint(source: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:
     """Tensors (float32), configuration and card of a checkpoint folder or of a shipped name such as 'tiny'."""
     folder = locate(source)
-    path = folder / WEIGHTS
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(folder / WEIGHTS, framework="pt") as file:  # type: ignore[no-untyped-call]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(folder, error) from None
+    tensors = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    return tensors, *read_card(source)
+
+
+def read_card(source: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Configuration and card of a checkpoint, without its tensors."""
+    folder = locate(source)
+    try:
         raw = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         card = json.loads((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).exists() else {}
-    except (SafetensorError, OSError, yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise InputError(f"weights {folder}: cannot be read ({reason}); give an intact checkpoint folder") from None
+    except (OSError, yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _unreadable(folder, error) from None
     if not isinstance(card, dict) or not isinstance(card.get("config", {}), dict):
         raise InputError(
             f"{folder / CARD}: is no training card (a mapping was expected); give an intact checkpoint folder"
         )
     _require_calibration(card, folder / CARD)
-    tensors = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-    return tensors, from_dict(ModelConfig, raw, str(folder / CONFIG)), card
+    return from_dict(ModelConfig, raw, str(folder / CONFIG)), card
+
+
+def _unreadable(folder: Path, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0][:120]
+    return InputError(f"weights {folder}: cannot be read ({reason}); give an intact checkpoint folder")
 
 
 def _require_calibration(card: dict[str, Any], path: Path) -> None:
