@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 from fusionsam.data.images import image_size, read_infrared, read_label, read_rgbt, read_visible, write_png
+from fusionsam.data.png16 import read_png16
 from fusionsam.errors import InputError
 
 H, W = 37, 53
@@ -183,7 +184,7 @@ def test_sixteen_bit_grey(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["rgb.png", "rgba.png", "grey and alpha.png", "rgb.tif"])
-def test_colours_of_sixteen_bits_whose_low_byte_is_lost_are_no_infrared(kind, tmp_path):
+def test_colours_of_sixteen_bits_keep_their_low_byte_or_are_no_infrared(kind, tmp_path):
     path, ramp = tmp_path / kind, np.linspace(8000, 10700, 64 * 64).astype(">u2").reshape(64, 64, 1)
     channels, colour = {"rgb.png": (3, 2), "rgba.png": (4, 6), "grey and alpha.png": (2, 4), "rgb.tif": (3, 0)}[kind]
     pixels = np.repeat(ramp, channels, axis=2)
@@ -195,10 +196,59 @@ def test_colours_of_sixteen_bits_whose_low_byte_is_lost_are_no_infrared(kind, tm
         _png(path, 64, 64, b"".join(b"\0" + row.tobytes() for row in pixels), 16, colour)
     high_bytes = torch.from_numpy((ramp[..., 0] >> 8).astype(np.uint8))
     assert torch.equal(read_visible(path), high_bytes.expand(3, -1, -1))
-    with pytest.raises(InputError, match=rf"{kind}: a 16-bit file with colour or alpha.*; save it as one grey channel"):
-        read_infrared(path)
+    if kind == "rgb.tif":
+        with pytest.raises(InputError, match=rf"{kind}: a 16-bit file with colour or alpha.*; save it as one grey"):
+            read_infrared(path)
+    else:
+        assert len(read_infrared(path).unique()) == 256  # of 11 high bytes
     with pytest.raises(InputError, match=rf"{kind}: a 16-bit file .*expected 4 channels of 8 bits; save it with 8"):
         read_rgbt(path)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+@pytest.mark.parametrize("kind", ["grey.png", "rgb.png", "grey.tif", "rgb.tif"])
+def test_visible_pictures_of_ten_and_twelve_bits_use_the_bits_that_are_there(kind, bits, tmp_path, rgb):
+    eight = rgb if kind.startswith("rgb") else rgb[..., 0]
+    deep = (eight.astype(np.uint16) << (bits - 8)) + np.uint16(1)
+    deep[0, 0] = 2**bits - 1
+    if kind.endswith("tif"):
+        tifffile.imwrite(tmp_path / kind, deep)
+    else:
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+        _png(tmp_path / kind, W, H, rows, 16, 2 if eight.ndim == 3 else 0)
+    shown = np.broadcast_to(eight if eight.ndim == 3 else eight[..., None], (H, W, 3)).copy()
+    shown[0, 0] = 255
+    assert torch.equal(read_visible(tmp_path / kind), torch.from_numpy(shown).permute(2, 0, 1))
+
+
+def _filtered(pixels: np.ndarray, kind: int) -> bytes:
+    """Rows of bytes (H, W, pixel) behind PNG's filter `kind`, or one after the other with 5."""
+    height, width, size = pixels.shape
+    rows = []
+    padded = np.zeros((height + 1, width + 1, size), int)
+    padded[1:, 1:] = pixels
+    for y in range(height):
+        left, up, corner = padded[y + 1, :-1], padded[y, 1:], padded[y, :-1]
+        near = left + up - corner
+        a, b, c = abs(near - left), abs(near - up), abs(near - corner)
+        paeth = np.where((a <= b) & (a <= c), left, np.where(b <= c, up, corner))
+        used = y % 5 if kind == 5 else kind
+        guess = [0, left, up, (left + up) // 2, paeth][used]
+        rows.append(bytes([used]) + ((padded[y + 1, 1:] - guess) % 256).astype(np.uint8).tobytes())
+    return b"".join(rows)
+
+
+@pytest.mark.parametrize("kind", range(6))
+def test_every_filter_of_a_deep_png_is_undone(kind, tmp_path):
+    deep = np.random.default_rng(kind).integers(0, 65536, (13, 29, 3), dtype=np.uint16)
+    pixels = np.frombuffer(deep.astype(">u2").tobytes(), np.uint8).reshape(13, 29, 6)
+    _png(tmp_path / "x.png", 29, 13, _filtered(pixels, kind), 16, 2)
+    np.testing.assert_array_equal(read_png16(tmp_path / "x.png", 10_000), deep)
+    assert torch.equal(
+        read_visible(tmp_path / "x.png"), torch.from_numpy((deep >> 8).astype(np.uint8)).permute(2, 0, 1)
+    )
+    with Image.open(tmp_path / "x.png") as image:  # PIL keeps the high bytes
+        np.testing.assert_array_equal(np.asarray(image), deep >> 8)
 
 
 def test_infrared_stretch_ignores_dead_pixels_and_nan(tmp_path):

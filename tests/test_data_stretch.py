@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from fusionsam.data.stretch import find_range, given_range, stretch
-from fusionsam.structures import InputError
+from fusionsam.errors import InputError
 
 H, W = 211, 307
 
@@ -73,7 +73,7 @@ def test_what_is_no_temperature_leaves_the_range_of_the_scene(kind, scene):
     assert max(abs(low - clean.low), abs(high - clean.high)) < 0.05 * (clean.high - clean.low)
     assert found.left_out > 0.5
     assert found.levels > 100
-    assert any("left out" in line for line in found.warnings()) == (found.left_out >= 1)
+    assert any(notice.kind == "range" for notice in found.notices()) == (found.left_out >= 1)
 
 
 @pytest.mark.parametrize("kind", ["zero border", "65535 border", "NaN", "-9999", "declared", "saturated rows"])
@@ -89,7 +89,7 @@ def test_a_clean_picture_has_the_percentiles_of_all_its_pixels(scene):
     found = find_range(scene)
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(scene.astype(np.float32), (0.5, 99.5))))
     assert found.left_out == 0
-    assert found.warnings() == []
+    assert found.notices() == []
 
 
 def test_a_fire_stays_hot_and_people_stay_inside_the_range(scene):
@@ -110,7 +110,7 @@ def test_hot_pixels_at_the_end_of_the_sensor_belong_to_the_scene(scene):
 def test_few_levels_and_fixed_ranges_are_told(scene):
     coarse = (scene >> 8) << 8
     assert find_range(coarse).levels <= 17
-    assert any("grey levels" in line for line in find_range(coarse).warnings())
+    assert any("grey levels" in notice.text for notice in find_range(coarse).notices())
     fixed = given_range(scene, 20000, 30000)
     assert fixed.how == "given"
     np.testing.assert_array_equal(stretch(scene, fixed), np.round((scene.astype(float) - 20000) / 10000 * 255))

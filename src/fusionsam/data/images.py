@@ -9,37 +9,64 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import tifffile
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
+from fusionsam.data.png16 import read_png16
+from fusionsam.data.radiometric import is_radiometric, read_radiometric
+from fusionsam.data.stretch import find_range, stretch
+from fusionsam.data.tiff import (
+    MAX_PIXELS,
+    ORIENTATION,
+    SAMPLES,
+    TURNED,
+    TiffHeader,
+    inverted,
+    is_deep,
+    is_tiff,
+    require_bounded,
+    tiff_array,
+    tiff_header,
+    turned,
+)  # fmt: skip
 from fusionsam.errors import InputError
 from fusionsam.io import whole
-from fusionsam.types import LARGEST, LUMA
 
-MAX_PIXELS = 2 * LARGEST**2
-"""Largest height * width that is decoded."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+HEIC = (".heic", ".heif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *HEIC)
 """File names that count as images when folders are listed."""
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_ORIENTATION = 0x0112  # EXIF's and TIFF's tag: how the stored picture is to be turned or mirrored
-_TURNED = (5, 6, 7, 8)  # its values that exchange height and width
-_PHOTOMETRIC = 262  # TIFF tag: 0 is MinIsWhite
-_SAMPLES = 277  # TIFF tag: channels of a pixel
-_PLAIN, _DEFLATE = 1, (8, 32946)  # values of TIFF's tag for the compression
-TILE = 1024 * 1024
-"""Pixels of a TIFF's tile that are decoded however small the picture is."""
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 _BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
 
-Pixels = NDArray[np.generic]
+Pixels = NDArray[Any]
+
+
+class _Loaded(NamedTuple):
+    """A file's pixels, upright: a PIL image with 8 bits a channel, or the (H,W) or (H,W,C) array of a deeper one."""
+
+    image: Image.Image | Pixels
+    nodata: float | None = None
+    orientation: int = 1
+
+
+def _formats(path: Path) -> tuple[str, ...]:
+    """What PIL may take the file for; HEIC needs pillow-heif."""
+    if path.suffix.lower() not in HEIC:
+        return _FORMATS
+    try:
+        import pillow_heif
+    except ImportError:
+        raise InputError(f'{path}: HEIC needs pillow-heif; pip install "fusionsam[heic]", or save it as PNG') from None
+    pillow_heif.register_heif_opener()
+    return (*_FORMATS, "HEIF")
 
 
 def _one_line(error: BaseException) -> str:
@@ -53,55 +80,6 @@ def _exists(path: Path) -> None:
         raise InputError(f"{path}: no such file; check the path")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: is empty (0 bytes), expected an image; fetch the file again")
-
-
-def _bounded(path: Path, width: int, height: int, limit: int = MAX_PIXELS) -> None:
-    if width * height > limit:
-        raise InputError(
-            f"{path}: its header declares {width}x{height} pixels, more than the limit of {limit}; "
-            "reduce or tile the image"
-        )
-    if width < 1 or height < 1:
-        raise InputError(f"{path}: its header declares {width}x{height} pixels, expected at least 1x1")
-
-
-def _is_tiff(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) in _TIFF_MAGIC
-
-
-class _Tiff(NamedTuple):
-    """What a TIFF's header says: width and height as stored, before they are turned."""
-
-    width: int
-    height: int
-    dtype: np.dtype | None
-    orientation: int
-    white_is_zero: bool
-
-
-def _tiff_header(path: Path) -> _Tiff:
-    """The header of the first image of a TIFF; a stack or an odd number of channels is refused."""
-    with tifffile.TiffFile(path) as tiff:
-        series = tiff.series[0]
-        page = series.pages[0]
-        if not isinstance(page, tifffile.TiffPage):
-            raise InputError(f"{path}: holds no page; expected one image")
-        channels = page.samplesperpixel * len(series.pages)
-        # depth: a tag of volumes, by which a hundred bytes may promise terabytes of pixels
-        if len(series.pages) > 1 or channels not in (1, 3, 4) or page.imagedepth != 1:
-            raise InputError(
-                f"{path}: is a TIFF of shape {tuple(series.shape)} ({channels} channels or pages); expected one image "
-                "with 1, 3 or 4 channels; export the visible and the infrared picture as files of their own"
-            )
-        # small pictures may lie in one usual tile (256 or 512 a side), but not in one that is all the file is about
-        if page.tilewidth * page.tilelength > max(TILE, 4 * page.imagewidth * page.imagelength):
-            raise InputError(
-                f"{path}: its header declares {page.imagewidth}x{page.imagelength} pixels in tiles of "
-                f"{page.tilewidth}x{page.tilelength}; save it without tiles"
-            )
-        orientation, white_is_zero = page.tags.valueof(_ORIENTATION, 1), page.tags.valueof(_PHOTOMETRIC) == 0
-        return _Tiff(page.imagewidth, page.imagelength, page.dtype, orientation, white_is_zero)
 
 
 @contextmanager
@@ -121,7 +99,8 @@ def _guarded(path: Path) -> Iterator[None]:
         ) from error
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{path}: is not a readable image, expected PNG, JPEG, TIFF or BMP; convert it or fetch it again"
+            f"{path}: is not a readable image, expected PNG, JPEG, TIFF, BMP, WebP or HEIC; convert it, or fetch it "
+            "again"
         ) from error
     except PermissionError as error:
         raise InputError(f"{path}: cannot be read ({_one_line(error)}); check its permissions") from error
@@ -129,59 +108,64 @@ def _guarded(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: damaged or truncated image ({_one_line(error)}); fetch the file again") from error
 
 
-def image_size(path: str | Path, limit: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(path: str | Path, limit: int = MAX_PIXELS, as_infrared: bool = False) -> tuple[int, int]:
     """(H, W) in pixels as the readers return it (EXIF orientation applied), from the header alone where it is there
-    (a PNG may hold its EXIF behind the pixels, so one within `limit` is decoded).
+    (a PNG may hold its EXIF behind the pixels, so one within `limit` is decoded). `as_infrared`, a radiometric file has
+    the size of its counts, not of its preview.
 
     Raises InputError for whatever is not an image within `limit` pixels."""
     path = Path(path)
+    if as_infrared and is_radiometric(path):
+        height, width = read_radiometric(path).counts.shape
+        return height, width
     with _guarded(path):
-        tiff = _tiff_header(path) if _is_tiff(path) else None
-        if tiff is not None and _is_deep(tiff.dtype):
+        tiff = tiff_header(path) if is_tiff(path) else None
+        if tiff is not None and is_deep(tiff.dtype):
             width, height, orientation = tiff.width, tiff.height, tiff.orientation
-            _bounded(path, width, height, limit)
+            require_bounded(path, width, height, limit)
         else:
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(path, formats=_formats(path)) as image:
                 # a TIFF's size is turned by PIL already, any other's is not
                 width, height = (tiff.width, tiff.height) if tiff else image.size
-                _bounded(path, width, height, limit)
-                orientation = image.getexif().get(_ORIENTATION, 1)
-    return (width, height) if orientation in _TURNED else (height, width)
+                require_bounded(path, width, height, limit)
+                orientation = image.getexif().get(ORIENTATION, 1)
+    return (width, height) if orientation in TURNED else (height, width)
 
 
-def _is_deep(dtype: np.dtype | None) -> bool:
-    return dtype is not None and dtype not in (np.dtype("uint8"), np.dtype("bool"))
+def _load(path: Path, deep_colour: str = "") -> _Loaded:
+    """An upright picture, 0 black.
 
-
-def _load(path: Path, deep_colour: str = "") -> Image.Image | Pixels:
-    """An upright PIL image with 8 bits a channel, or the upright (H,W) or (H,W,C) array of a deeper file, 0 black.
-
-    PIL drops the low byte of 16-bit colour, except in TIFFs that `_tiff_array` unpacks. With `deep_colour`, the end of
-    the message (expected what, do what), such a file raises InputError."""
+    PIL drops the low byte of 16-bit colour, except in TIFFs that `tiff_array` and PNGs that `read_png16` unpacks. With
+    `deep_colour`, the end of the message (expected what, do what), such a file raises InputError."""
     with _guarded(path):
-        tiff = _tiff_header(path) if _is_tiff(path) else None
+        tiff = tiff_header(path) if is_tiff(path) else None
+        nodata = None if tiff is None else tiff.nodata
         if tiff is not None:
-            _bounded(path, tiff.width, tiff.height)
-            if _is_deep(tiff.dtype) and (array := _tiff_array(path, tiff)) is not None:
-                return array
+            require_bounded(path, tiff.width, tiff.height)
+            if is_deep(tiff.dtype) and (array := tiff_array(path, tiff)) is not None:
+                return _Loaded(array, nodata, tiff.orientation)
         # Not by its path, or PIL maps a TIFF's pixels into memory as rows of the turned width: a torn picture.
-        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
-            _bounded(path, *image.size)
+        with path.open("rb") as file, Image.open(file, formats=_formats(path)) as image:
+            require_bounded(path, *image.size)
+            orientation = image.getexif().get(ORIENTATION, 1) if tiff is None else tiff.orientation
+            if image.format == "PNG" and (deep_png := read_png16(path, MAX_PIXELS)) is not None:
+                return _Loaded(turned(deep_png[..., 0] if deep_png.shape[2] == 2 else deep_png, orientation))
             deep = image.mode.startswith("I") or image.mode == "F"
             if deep_colour and not deep and _has_low_bytes(path, tiff):
                 raise InputError(f"{path}: a 16-bit file with colour or alpha would lose its low bytes; {deep_colour}")
             # PIL reads a TIFF whose fourth channel is of no declared meaning as RGB, without that channel.
-            unnamed = image.format == "TIFF" and image.mode == "RGB" and image.getexif().get(_SAMPLES) == 4
-            if unnamed and tiff is not None and (array := _tiff_array(path, tiff)) is not None:
-                return Image.fromarray(array, "RGBA")
+            unnamed = image.format == "TIFF" and image.mode == "RGB" and image.getexif().get(SAMPLES) == 4
+            if unnamed and tiff is not None and (array := tiff_array(path, tiff)) is not None:
+                return _Loaded(Image.fromarray(array, "RGBA"))
             upright = ImageOps.exif_transpose(image)
         if not deep:
-            return upright
+            return _Loaded(upright, nodata, orientation)
         # PIL inverts MinIsWhite of 8 bits, but not of more
-        return _inverted(np.asarray(upright)) if tiff is not None and tiff.white_is_zero else np.asarray(upright)
+        array = np.asarray(upright)
+        return _Loaded(inverted(array) if tiff is not None and tiff.white_is_zero else array, nodata, orientation)
 
 
-def _has_low_bytes(path: Path, tiff: _Tiff | None) -> bool:
+def _has_low_bytes(path: Path, tiff: TiffHeader | None) -> bool:
     """Whether a TIFF or PNG stores more than a byte a channel."""
     if tiff is not None:
         return tiff.dtype is not None and tiff.dtype.itemsize > 1
@@ -195,74 +179,22 @@ def _png_bits(path: Path) -> int | None:
     return start[24] if len(start) == 25 and start.startswith(b"\x89PNG") else None
 
 
-def _tiff_array(path: Path, tiff: _Tiff) -> Pixels | None:
-    """Upright, 0 black. None for a compression that is not unpacked here within bounds: PIL, whose library bounds it,
-    may know it."""
-    try:
-        with tifffile.TiffFile(path) as file:
-            page = file.pages[0]
-            assert isinstance(page, tifffile.TiffPage)
-            if page.compression in _DEFLATE:
-                _bounded_deflate(path, page)
-            elif page.compression != _PLAIN:
-                return None
-            array = np.asarray(page.asarray())
-            array = np.moveaxis(array, 0, -1) if page.axes.startswith("S") else array
-            return _turned(_inverted(array) if tiff.white_is_zero else array, tiff.orientation)
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
-            raise
-        return None
-
-
-def _turned(array: Pixels, orientation: int) -> Pixels:
-    """(H,W) or (H,W,C) as a viewer shows it, (W,H) or (W,H,C) for `_TURNED`; whatever is no orientation is 1."""
-    array = array.swapaxes(0, 1) if orientation in _TURNED else array
-    array = array[:, ::-1] if orientation in (2, 3, 6, 7) else array
-    return np.ascontiguousarray(array[::-1] if orientation in (3, 4, 7, 8) else array)
-
-
-def _inverted(array: Pixels) -> Pixels:
-    """MinIsWhite as MinIsBlack: the greatest integer of the type becomes the least, of floats 1 becomes 0."""
-    return np.invert(array) if array.dtype.kind in "iu" else 1 - array
-
-
-def _bounded_deflate(path: Path, page: tifffile.TiffPage) -> None:
-    """tifffile unpacks a strip or tile to whatever it holds, so each is unpacked here first, no farther than it may be.
-    InputError for one that holds more."""
-    rows = page.tilelength or min(page.rowsperstrip, page.imagelength)
-    samples = page.samplesperpixel if page.planarconfig == 1 else 1
-    assert page.dtype is not None
-    most = rows * (page.tilewidth or page.imagewidth) * samples * page.dtype.itemsize
-    file = page.parent.filehandle
-    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-        file.seek(offset)
-        if len(zlib.decompressobj().decompress(file.read(count), most + 1)) > most:
-            raise InputError(f"{path}: a part of it unpacks to more pixels than its header declares; fetch it again")
-
-
-def _stretch(path: Path, array: Pixels) -> NDArray[np.uint8]:
-    """Robust min-max: the 0.5 and 99.5 percentiles become 0 and 255. A constant image becomes 0."""
-    values = array.astype(np.float32)
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
-        raise InputError(f"{path}: holds no finite pixel value; expected a picture")
-    low, high = np.percentile(finite, (0.5, 99.5))
-    if high <= low:
-        low, high = float(finite.min()), float(finite.max())
-    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-12)
-    return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _shallow_visible(path: Path, array: Pixels) -> NDArray[np.uint8]:
-    """16-bit -> its high byte; floats in [0,1] times 255, in [0,255] as they are, other ranges stretched."""
-    if array.dtype == np.uint16 or (array.dtype.kind in "iu" and array.max(initial=0) > 255):
-        return (array.astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+def shallow_visible(array: Pixels) -> NDArray[np.uint8]:
+    """Deep visible pixels as 8 bits: of 16-bit integers the high byte, or the 8 highest of the 10 or 12 bits that are
+    in use; floats in [0,1] times 255, in [0,255] as they are, other ranges stretched over the scene."""
     if array.dtype.kind in "iu":
-        return array.clip(0, 255).astype(np.uint8)
+        bits = visible_bits(array)
+        return (array.astype(np.int64).clip(0, 65535) >> (bits - 8)).clip(0, 255).astype(np.uint8)
     if np.isfinite(array).all() and array.min() >= 0 and array.max() <= 255:
         return (array * (255 if array.max() <= 1 else 1)).round().astype(np.uint8)
-    return _stretch(path, array)
+    return stretch(array, find_range(array))
+
+
+def visible_bits(array: Pixels) -> int:
+    """Bits in use of integers (H,W) or (H,W,C): 8, 10, 12 or 16. Cameras of 10 and 12 bits write them into files of 16,
+    which would be all but black."""
+    top = int(array.max(initial=0))
+    return next((bits for bits in (8, 10, 12) if top < 2**bits), 16)
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -293,39 +225,87 @@ def _chw(array: Pixels) -> Tensor:
 
 
 def read_visible(path: str | Path) -> Tensor:
-    """uint8 (3,H,W), 0-255. Grey becomes three equal channels, alpha is dropped, 16 bits keep their high byte, the
-    orientation of EXIF or TIFF is applied, MinIsWhite is inverted. Raises InputError for whatever cannot be read, and
-    for a fourth channel that is neither constant nor on-off (MFNet's thermal)."""
+    """uint8 (3,H,W), 0-255. Grey becomes three equal channels, alpha is dropped, 16 bits keep their high byte (10 and
+    12 bits in a file of 16 their 8 highest), the orientation of EXIF or TIFF is applied, MinIsWhite is inverted. Raises
+    InputError for whatever cannot be read, and for a fourth channel that is neither constant nor on-off (MFNet's
+    thermal)."""
+    return read_visible_facts(path)[0]
+
+
+def read_visible_facts(path: str | Path) -> tuple[Tensor, dict[str, Any]]:
+    """`read_visible`, and what was found: the orientation that was applied, bits in use where there are more than 8."""
     path = Path(path)
-    image = _load(path)
+    image, _, orientation = _load(path)
     require_no_thermal(path, image)
+    facts: dict[str, Any] = {} if orientation == 1 else {"orientation": orientation}
     if isinstance(image, Image.Image):
-        return _chw(_rgb(image))
-    array = _shallow_visible(path, image)
+        return _chw(_rgb(image)), facts
+    if image.dtype.kind in "iu":
+        facts["bits"] = visible_bits(image)
+    with _naming(path):
+        array = shallow_visible(image)
     array = array[:, :, None] if array.ndim == 2 else array[:, :, :3]
-    return _chw(np.broadcast_to(array, (*array.shape[:2], 3)))
+    return _chw(np.broadcast_to(array, (*array.shape[:2], 3))), facts
 
 
-def read_infrared(path: str | Path) -> Tensor:
-    """uint8 (1,H,W), 0-255. Of three equal channels one is taken, of unequal ones the luma. More than 8 bits (or
-    floats) are stretched from their 0.5 and 99.5 percentiles to 0-255. Raises InputError as `read_visible` does, and
-    for 16-bit colour or alpha that is in a PNG or a TIFF packed by other than deflate: too few of its bits are read."""
+def read_infrared(path: str | Path, options: InfraredOptions = DEFAULT) -> Tensor:
+    """uint8 (1,H,W), 0 cold to 255 hot. Of three equal channels one is taken, colours of a known palette are turned
+    back into heat, others give their luma. More than 8 bits (or floats) are stretched over the range of the scene
+    (`stretch.find_range`), radiometric files give their counts. Raises InputError as `read_visible` does, and for
+    16-bit colour in a TIFF packed by other than deflate: too few of its bits are read."""
+    return _chw(read_heat(path, options).pixels)
+
+
+def read_heat(path: str | Path, options: InfraredOptions = DEFAULT) -> Heat:
+    """`read_infrared` as an array (H,W), with everything that was found, guessed and is worth a notice."""
     path = Path(path)
-    image = _load(
+    if is_radiometric(path):
+        return _radiometric_heat(path, options)
+    image, nodata, orientation = _load(
         path, "expected 8 bits, or 16 in one grey channel; save it as one grey channel or as uncompressed TIFF"
     )
     require_no_thermal(path, image)
+    with _naming(path):
+        heat = to_heat(_plain(image), options, nodata)
+    if orientation != 1:
+        heat.facts["orientation"] = orientation
+    return heat
+
+
+def _plain(image: Image.Image | Pixels) -> Pixels:
+    """(H,W), or (H,W,3) of any depth."""
     if not isinstance(image, Image.Image):
-        return _chw(_stretch(path, image if image.ndim == 2 else _grey(image[:, :, :3].astype(np.float32))))
-    if image.mode in ("L", "LA"):
-        return _chw(np.array(image.getchannel(0)))
-    return _chw(_grey(_rgb(image)).round().astype(np.uint8))
+        return image if image.ndim == 2 else image[:, :, :3]
+    return np.array(image.getchannel(0)) if image.mode in ("L", "LA") else _rgb(image)
 
 
-def _grey(rgb: Pixels) -> Pixels:
-    if (rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 0] == rgb[..., 2]).all():
-        return rgb[..., 0]
-    return rgb[..., :3].astype(np.float32) @ np.array(LUMA, dtype=np.float32)
+def _radiometric_heat(path: Path, options: InfraredOptions) -> Heat:
+    """Counts, or degrees Celsius where a person gave a range and the file has the constants."""
+    file = read_radiometric(path)
+    celsius = file.celsius() if isinstance(options.limits, tuple) else None
+    with _naming(path):
+        heat = to_heat(file.counts if celsius is None else celsius, options, hot_is_white=True)
+    heat.facts |= {"kind": "counts" if celsius is None else "degrees Celsius", "radiometric": file.facts()}
+    return heat
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """InputError of what knows no file gets its name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def infrared_array(image: Image.Image | Pixels, options: InfraredOptions = DEFAULT) -> Heat:
+    """An infrared picture in memory, treated as a file is: PIL images of any mode, (H,W) or (H,W,3) of uint8, integers
+    (counts) or floats (degrees Celsius)."""
+    if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
+        deep = image.mode.startswith("I") or image.mode == "F"
+        image = np.asarray(image) if deep else image
+    return to_heat(_plain(image), options)
 
 
 def read_rgbt(path: str | Path) -> tuple[Tensor, Tensor]:
@@ -333,11 +313,13 @@ def read_rgbt(path: str | Path) -> tuple[Tensor, Tensor]:
 
     Raises InputError for unreadable files, for any other number of channels and for more than 8 bits a channel."""
     path = Path(path)
-    image = _load(
-        path,
+    expected = (
         "expected 4 channels of 8 bits; save it with 8 bits, or for the data set 'pairs' as two files, the thermal one "
-        "with one grey channel",
+        "with one grey channel"
     )
+    image, *_ = _load(path, expected)
+    if not isinstance(image, Image.Image) and _png_bits(path) == 16 and image.dtype == np.uint16:
+        raise InputError(f"{path}: a 16-bit file with colour or alpha would lose its low bytes; {expected}")
     if not isinstance(image, Image.Image) or image.mode != "RGBA":
         found = (
             f"{len(image.getbands())} channels" if isinstance(image, Image.Image) else f"{image.dtype} {image.shape}"
@@ -355,7 +337,7 @@ def read_label(path: str | Path, palette: Sequence[tuple[int, int, int]] | None 
     each id) colour files are translated too; a colour that is not in it raises InputError, as does a colour file
     without."""
     path = Path(path)
-    image = _load(path)
+    image, *_ = _load(path)
     if not isinstance(image, Image.Image):
         if image.ndim == 2 and image.dtype.kind in "iu":
             return torch.from_numpy(image.astype(np.int64))

@@ -13,20 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from fusionsam.structures import InputError
+from fusionsam.errors import InputError
 
 _ANCHORS = {
     "ironbow_flir": "001e28 500a91 a0199b d23c64 eb7328 f3aa0a f0d73c e1f0eb",
     "ironbow": "000014 2d0082 8200a0 be1482 dc463c f0780a fab40a ffe664 fffff0",
     "iron_dark": "0f102d 1c1050 29105a 441664 5d1c60 8c1774 ac1d76 e55618 eaa610 ebdd1a ebeb56 fffff0",
-    "rainbow_hc": "101010 781078 d010d0 6a10b0 1020a0 1085c0 10c8c0 108058 286810 88a810 d0c810 a06010 801014 a82828 d04848 e09898 f0e0e0",
-    "inferno": "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 d04545 e35933 f1711f f98c0a fcaa0f f9c932 f2e865 fcffa4",
-    "magma": "000004 0a0822 1d1147 36106b 51127c 6a1c81 832681 9c2e7f b73779 cf4070 e55064 f4695c fb8761 fea571 fec287 fde0a1 fcfdbf",
-    "plasma": "0d0887 310597 4c02a1 6600a7 7e03a8 9511a1 aa2395 bc3587 cc4778 d9586a e56b5d f07f4f f89441 fdab33 fdc328 f9dd25 f0f921",
-    "viridis": "440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26828e 21918c 1f9f88 27ad81 3dbc74 5cc863 81d34d aadc32 d5e21a fde725",
-    "coolwarm": "3b4cc0 4e68d8 6282ea 779af7 8db0fe a3c2fe b9d0f9 ccd9ed dddcdc ebd3c6 f4c5ad f7b194 f49a7b ec7f63 de614d cb3e38 b40426",
-    "turbo": "30123b 392a73 4040a2 4456c7 466be3 4680f6 4294ff 37a8fa 28bceb 1ccdd8 18ddc2 1fe9af 32f298 4ef97d 6dfe62 8bff4b a4fc3c "
-    "b7f735 cbed34 dde037 ecd13a f7c13a fdae35 fe992c fb8122 f56918 ec530f e14109 d23105 c12302 ac1701 950d01 7a0403",
+    "rainbow_hc": "101010 781078 d010d0 6a10b0 1020a0 1085c0 10c8c0 108058 286810 88a810 d0c810 a06010 801014 a82828 "
+    "d04848 e09898 f0e0e0",
+    "inferno": "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 d04545 e35933 f1711f f98c0a fcaa0f "
+    "f9c932 f2e865 fcffa4",
+    "magma": "000004 0a0822 1d1147 36106b 51127c 6a1c81 832681 9c2e7f b73779 cf4070 e55064 f4695c fb8761 fea571 "
+    "fec287 fde0a1 fcfdbf",
+    "plasma": "0d0887 310597 4c02a1 6600a7 7e03a8 9511a1 aa2395 bc3587 cc4778 d9586a e56b5d f07f4f f89441 fdab33 "
+    "fdc328 f9dd25 f0f921",
+    "viridis": "440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26828e 21918c 1f9f88 27ad81 3dbc74 5cc863 81d34d "
+    "aadc32 d5e21a fde725",
+    "coolwarm": "3b4cc0 4e68d8 6282ea 779af7 8db0fe a3c2fe b9d0f9 ccd9ed dddcdc ebd3c6 f4c5ad f7b194 f49a7b ec7f63 "
+    "de614d cb3e38 b40426",
+    "turbo": "30123b 392a73 4040a2 4456c7 466be3 4680f6 4294ff 37a8fa 28bceb 1ccdd8 18ddc2 1fe9af 32f298 4ef97d "
+    "6dfe62 8bff4b a4fc3c b7f735 cbed34 dde037 ecd13a f7c13a fdae35 fe992c fb8122 f56918 ec530f e14109 "
+    "d23105 c12302 ac1701 950d01 7a0403",
     "rainbow": "0000ff 00ffff 00ff00 ffff00 ff0000",
     "jet": "000080 0000ff 0080ff 00ffff 80ff80 ffff00 ff8000 ff0000 800000",
     "hot": "0a0000 ff0000 ffff00 ffffff",

@@ -1,9 +1,9 @@
 """Is hot white? A guess from the scene alone, for pictures whose file does not say.
 
-In white-hot pictures of streets, warm things are small, bright and low, and the sky is dark. Five such features, each of
-which changes its sign when the picture is inverted, are weighed by a logistic regression that was fitted on 663 public
-infrared pictures of three cameras and their inversions (leaving one camera out: 80 to 97 of 100 right). That is too few
-to turn a picture round unasked: it is told, and `--polarity` decides.
+In white-hot pictures of streets, warm things are small, bright and low, and the sky is dark. Five such features, each
+of which changes its sign when the picture is inverted, are weighed by a logistic regression that was fitted on 663
+public infrared pictures of three data sets and their inversions (leaving one data set out: 80 to 97 of 100 right). That
+is too few to turn a picture round unasked: it is told, and `--polarity` decides.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _WEIGHTS = (1.0, 2.5, 1.8, -2.9, -6.9)
 
 
 def white_hot_score(grey: NDArray[np.uint8]) -> float:
-    """Above 0 where hot seems to be white, below 0 where it seems to be black; uint8 (H,W). The inverted picture has the
-    opposite score; a picture of one value has 0."""
+    """Above 0 where hot seems to be white, below 0 where it seems to be black; uint8 (H,W). The inverted picture has
+    the opposite score; a picture of one value has 0."""
     small = np.asarray(Image.fromarray(grey).resize((160, 120), Image.Resampling.BOX)).astype(np.float64)
     low, high = np.percentile(small, (0.5, 99.5))
     if high <= low:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from fusionsam.data.planck import Planck
-from fusionsam.structures import LARGEST, InputError
+from fusionsam.errors import InputError
+from fusionsam.types import LARGEST
 
 MAX_PIXELS = 2 * LARGEST**2
 MAX_BYTES = 256 << 20
@@ -28,7 +30,7 @@ MAX_BYTES = 256 << 20
 SUFFIXES = (".jpg", ".jpeg")
 _RAW, _EMBEDDED, _CAMERA, _PALETTE, _PIP = 0x01, 0x0E, 0x20, 0x22, 0x2A  # types of FLIR's records
 _RECORDS = 256  # a file has some twenty
-_FLIR, _DJI, _DJI_CONSTANTS = b"FLIR\0", 0xE3, 0xE4
+_FLIR, _DJI = b"FLIR\0", 0xE3
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError, struct.error)
 
 
@@ -103,10 +105,12 @@ def is_radiometric(path: str | Path) -> bool:
         if Path(path).suffix.lower() not in SUFFIXES or Path(path).stat().st_size > MAX_BYTES:
             return False
         with Path(path).open("rb") as file:
-            segments = _segments(file.read())
-    except (OSError, InputError):
+            return any(
+                (marker == 0xE1 and body.startswith(_FLIR)) or (marker == _DJI and length > 2 * 32 * 32)
+                for marker, length, body in _walk(file, 8)
+            )
+    except OSError:
         return False
-    return bool(segments.flir) or len(segments.counts) >= 2 * 32 * 32
 
 
 def read_radiometric(path: str | Path) -> Radiometric:
@@ -125,7 +129,8 @@ def read_radiometric(path: str | Path) -> Radiometric:
             raise InputError(f"{path}: {what}; expected a radiometric JPEG of FLIR or DJI")
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: has {path.stat().st_size} bytes, more than the limit of {MAX_BYTES}")
-        segments = _segments(path.read_bytes())
+        with path.open("rb") as file:
+            segments = _segments(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if segments.flir:
@@ -153,16 +158,23 @@ class _Segments:
     size: tuple[int, int]  # (H, W) of the preview
 
 
-def _segments(data: bytes) -> _Segments:
-    if data[:2] != b"\xff\xd8":
-        raise InputError("is no JPEG; expected a radiometric JPEG of FLIR or DJI")
+def _walk(file: BinaryIO, most: int = 1 << 16) -> Iterator[tuple[int, int, bytes]]:
+    """Marker, length and (up to `most` bytes of) body of each segment before the picture; nothing for other files."""
+    if file.read(2) != b"\xff\xd8":
+        return
+    while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] not in (0xD9, 0xDA):
+        length = struct.unpack(">H", head[2:])[0] - 2
+        if length < 0:
+            return
+        place = file.tell()
+        yield head[1], length, file.read(min(length, most))
+        file.seek(place + length)
+
+
+def _segments(file: BinaryIO) -> _Segments:
     flir: dict[int, bytes] = {}
-    counts, exif, size, place = [], {}, (0, 0), 2
-    while place + 4 <= len(data) and data[place] == 0xFF:
-        marker, length = data[place + 1], struct.unpack(">H", data[place + 2 : place + 4])[0]
-        if marker in (0xD9, 0xDA) or length < 2:
-            break
-        body = data[place + 4 : place + 2 + length]
+    counts, exif, size = [], {}, (0, 0)
+    for marker, _, body in _walk(file):
         if marker == 0xE1 and body.startswith(_FLIR) and len(body) > 8:
             flir.setdefault(body[6], body[8:])
         elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
@@ -171,7 +183,6 @@ def _segments(data: bytes) -> _Segments:
             counts.append(body)
         elif 0xC0 <= marker <= 0xC3 and len(body) >= 5:
             size = struct.unpack(">HH", body[1:5])
-        place += 2 + length
     if flir and sorted(flir) != list(range(len(flir))):
         raise InputError("lacks some of its FLIR segments (cut while it was copied?); fetch it again")
     return _Segments(b"".join(flir[index] for index in sorted(flir)), b"".join(counts), exif, size)
@@ -251,7 +262,7 @@ def _flir_counts(record: bytes) -> NDArray[np.uint16]:
 
 
 def _bounded(width: int, height: int) -> None:
-    if not (0 < width and 0 < height and width * height <= MAX_PIXELS):
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise InputError(f"declares {width}x{height} pixels inside; expected 1 to {MAX_PIXELS}")
 
 
@@ -285,7 +296,7 @@ def _embedded(record: bytes) -> NDArray[np.uint8] | None:
     with Image.open(io.BytesIO(body), formats=("PNG", "JPEG")) as image:
         _bounded(*image.size)
         if is_png and image.mode == "RGB":  # its three channels are Y, Cb and Cr
-            image = Image.frombytes("YCbCr", image.size, image.tobytes())
+            return np.array(Image.frombytes("YCbCr", image.size, image.tobytes()).convert("RGB"))
         return np.array(image.convert("RGB"))
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fusionsam.structures import InputError
+from fusionsam.errors import InputError
 
-Pixels = NDArray[np.generic]
+Pixels = NDArray[Any]
 TAILS = (0.5, 99.5)
 """Percentiles of the scene that become 0 and 255."""
 FEW_LEVELS = 32
@@ -27,6 +27,13 @@ _MOST = 0.12  # share of the picture that isolated values may fill
 _GAPS = ((1.5, 0.15), (3.0, 0.5))  # (empty stretch in widths of the scene, share of what is beyond that may lie in it)
 _EDGE, _GLOW = 3, 6  # pixels beside nodata, and beside isolated values, where resampling mixed them with the scene
 _SAMPLE = 2_000_000  # values that are sorted where a picture, or a film, has more
+
+
+class Notice(NamedTuple):
+    """Something that a person should know about a picture: its kind, by which batches count, and one sentence."""
+
+    kind: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -54,18 +61,24 @@ class Range:
             "grey_levels": self.levels,
         }
 
-    def warnings(self) -> list[str]:
-        """What a person should know, one sentence each; most pictures give none."""
+    def notices(self) -> list[Notice]:
+        """What a person should know; most pictures give none."""
         said = []
-        if self.left_out >= 1:
+        if self.left_out >= 1 and self.how == "found":
             said.append(
-                f"{self.left_out:.1f} % of the infrared pixels are nodata or far from the rest and were left out of "
-                f"the range {self.low:g} to {self.high:g}; --infrared-range LOW HIGH fixes it"
+                Notice(
+                    "range",
+                    f"{self.left_out:.1f} % of the infrared pixels are nodata or far from the rest and were left out "
+                    f"of the range {self.low:g} to {self.high:g}; --infrared-range LOW HIGH sets another",
+                )
             )
         if self.levels < FEW_LEVELS:
             said.append(
-                f"the infrared picture has {self.levels} grey levels within {self.low:g} to {self.high:g}; expected "
-                "more for a scene; give the deeper original, or --infrared-range LOW HIGH"
+                Notice(
+                    "few grey levels",
+                    f"the infrared picture has {self.levels} grey levels within {self.low:g} to {self.high:g}; give "
+                    "the deeper original, or another --infrared-range LOW HIGH",
+                )
             )
         return said
 
@@ -78,10 +91,7 @@ def find_range(values: Pixels, nodata: float | None = None) -> Range:
     Raises:
         InputError: no finite value is left.
     """
-    if values.dtype == np.uint16 or values.dtype.kind in "iu":
-        valid = np.ones(values.shape, dtype=bool)
-    else:
-        valid = np.isfinite(values)
+    valid = np.isfinite(values)
     if nodata is not None and np.isfinite(nodata):
         valid &= values != np.asarray(nodata).astype(values.dtype)
     if not valid.any():
@@ -115,15 +125,18 @@ def given_range(values: Pixels, low: float, high: float, nodata: float | None = 
     return replace(fixed, levels=count_levels(values[~outside], fixed))
 
 
-def stretch(values: Pixels, used: Range) -> NDArray[np.uint8]:
-    """(H,W) of any number type as uint8: `used.low` and what is below is 0, `used.high` and what is above 255.
+def stretch(values: Pixels, used: Range, hot_is_black: bool = False) -> NDArray[np.uint8]:
+    """(H,W) of any number type as uint8: `used.low` and what is below is 0, `used.high` and what is above 255; the
+    other way round where `hot_is_black`.
 
-    Nodata and NaN are 0, but saturated pixels that fill neither whole rows nor the border stay hot."""
+    Nodata and NaN are 0 in any case, but saturated pixels that fill neither whole rows nor the border stay hot."""
     numbers = values.astype(np.float32)
     scaled = (np.nan_to_num(numbers, nan=used.low, posinf=used.high, neginf=used.low) - used.low) / max(
         used.high - used.low, 1e-12
     )
     grey = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+    if hot_is_black:
+        grey = np.where(np.isnan(numbers), np.uint8(0), 255 - grey)
     for value in used.nodata:
         mask = values == np.asarray(value).astype(values.dtype)
         if mask.any() and (value <= used.low or _is_frame(mask)):
