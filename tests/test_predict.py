@@ -19,6 +19,7 @@ from conftest import build_debug
 from fusionsam.cli.main import main
 from fusionsam.config.schema import preset
 from fusionsam.data.images import write_png
+from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
 from fusionsam.inference.files import pairs_to_predict
@@ -87,8 +88,6 @@ def test_forms_that_would_be_misread_are_refused_or_understood(model, pair):
     visible, infrared = pair
     bgr = np.ascontiguousarray(visible[..., ::-1])
     np.testing.assert_array_equal(model.predict(bgr[..., ::-1], infrared).labels, model.predict(*pair).labels)
-    with pytest.raises(InputError, match="I;16"):
-        model.predict(None, Image.fromarray(infrared.astype(np.uint16)))
     holes = np.full((H, W), np.nan, np.float32)
     with pytest.raises(InputError, match="infrared"):
         model.predict(visible, holes)
@@ -110,9 +109,31 @@ def test_other_weights_of_the_same_name_are_not_taken_for_finished(pair, weights
         assert "1 pair " in capsys.readouterr().out
 
 
-def test_values_outside_of_the_unit_range_are_refused_by_name(model, pair):
-    with pytest.raises(InputError, match=r"infrared: .*outside of \[0, 1\]"):
-        model.predict(pair[0], pair[1].astype(np.float32))
+def test_deep_pictures_in_memory_are_read_as_files_are(model, pair, tmp_path):
+    visible, infrared = pair
+    counts = infrared.astype(np.uint16) * 13 + 21000
+    counts[:30] = 0  # nodata
+    celsius = np.where(counts > 0, counts / 100 - 200, np.nan).astype(np.float32)
+    tifffile.imwrite(tmp_path / "counts.tif", counts)
+    tifffile.imwrite(tmp_path / "celsius.tif", celsius)
+    expected = model.preprocess(visible, tmp_path / "counts.tif")[1]
+    assert expected.max() == 1
+    forms = (counts, Image.fromarray(counts), torch.from_numpy(counts.astype(np.int32)), counts.astype(np.int64))
+    for form in (*forms, tmp_path / "celsius.tif", celsius, Image.fromarray(celsius), torch.from_numpy(celsius)):
+        torch.testing.assert_close(model.preprocess(None, form)[1], expected, atol=1.01 / 255, rtol=0)
+    told = model.predict(visible, counts).input
+    assert told["range"]["nodata"] == [0.0]
+    assert told["range"]["low"] > 20000
+    fixed = model.preprocess(None, counts, InfraredOptions(limits=(20000, 30000)))[1]
+    torch.testing.assert_close(fixed[0, 0, 30:], torch.from_numpy((counts[30:] - 20000.0) / 10000), atol=0.003, rtol=0,
+                               check_dtype=False)  # fmt: skip
+    deep = np.full((H, W, 3), 4095, np.uint16)
+    assert model.preprocess(deep, None)[0].min() == 1
+
+
+def test_values_outside_of_every_range_are_refused_by_name(model, pair):
+    with pytest.raises(InputError, match=r"visible: .*outside of \[0, 255\]"):
+        model.predict(pair[0].astype(np.float32) - 300, None)
     with pytest.raises(InputError, match=r"visible: .*1 or 3 channels"):
         model.predict(np.zeros((H, W, 5), np.uint8), None)
 

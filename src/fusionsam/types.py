@@ -41,6 +41,8 @@ class Sample:
         None  # bool (2,H,W): where the visible, where the infrared camera reaches; None: everywhere
     )
     alignment: dict[str, Any] = field(default_factory=dict)  # what was done to bring the two into one frame; plain JSON
+    input: dict[str, Any] = field(default_factory=dict)  # how the files were read, every guess named; plain JSON
+    notices: list[tuple[str, str]] = field(default_factory=list)  # kind and sentence of what a person should know
 
     @property
     def size(self) -> tuple[int, int]:

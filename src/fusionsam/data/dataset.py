@@ -12,7 +12,9 @@ from torch.utils.data import Dataset
 
 from fusionsam.alignment.apply import Aligner
 from fusionsam.config.datasets import DatasetRow, find
-from fusionsam.data.images import read_infrared, read_label, read_rgbt, read_visible
+from fusionsam.data.images import read_label
+from fusionsam.data.infrared import DEFAULT, InfraredOptions
+from fusionsam.data.pairs import read_pair
 from fusionsam.data.splits import Entry, entries
 from fusionsam.errors import InputError
 from fusionsam.types import IGNORE, Batch, Sample
@@ -91,25 +93,25 @@ def open_split(
     return PairDataset(entries(dataset, root, split, class_file), find(dataset, class_file), cache, align)
 
 
-def read_pictures(entry: Entry) -> Sample:
-    """Both images of one entry as they are, of whatever sizes. Raises InputError for unreadable files."""
-    visible: Tensor | None
-    infrared: Tensor | None
-    if entry.rgbt is not None:
-        visible, infrared = read_rgbt(entry.rgbt)
-    else:
-        visible = None if entry.visible is None else read_visible(entry.visible)
-        infrared = None if entry.infrared is None else read_infrared(entry.infrared)
+def read_pictures(entry: Entry, reading: InfraredOptions = DEFAULT) -> Sample:
+    """Both images of one entry as they are, of whatever sizes. `reading` says how the infrared picture becomes heat.
+    Raises InputError for unreadable files."""
+    pair = read_pair(entry, reading)
+    visible, infrared = pair.visible, pair.infrared
     if entry.mirrored:
         visible = None if visible is None else visible.flip(-1)
         infrared = None if infrared is None else infrared.flip(-1)
-    return Sample(entry.id, visible, infrared)
+    notices = [(notice.kind, notice.text) for notice in pair.notices]
+    return Sample(entry.id, visible, infrared, input=pair.facts, notices=notices)
 
 
-def read_sample(entry: Entry, row: DatasetRow | None = None, align: Aligner | None = None) -> Sample:
+def read_sample(
+    entry: Entry, row: DatasetRow | None = None, align: Aligner | None = None, reading: InfraredOptions = DEFAULT
+) -> Sample:
     """Both images and the label of one entry, of two cameras that `align` brings into one frame (the label's is that
-    frame). Raises InputError for unreadable files, differing sizes, strange ids."""
-    pictures = read_pictures(replace(entry, mirrored=False))  # a rig is of the pictures as they were taken
+    frame). `reading` says how the infrared picture becomes heat. Raises InputError for unreadable files, differing
+    sizes, strange ids."""
+    pictures = read_pictures(replace(entry, mirrored=False), reading)  # a rig is of the pictures as they were taken
     visible, infrared = pictures.visible, pictures.infrared
     label = None if entry.label is None else _read_label(entry, row)
     covered, told = None, {}
@@ -138,7 +140,7 @@ def read_sample(entry: Entry, row: DatasetRow | None = None, align: Aligner | No
             f"{entry.id}: sizes differ: {found} (height x width); expected one aligned size; give --align auto, or "
             "a rig.json of `fusionsam align`"
         )
-    return Sample(entry.id, visible, infrared, label, covered, told)
+    return Sample(entry.id, visible, infrared, label, covered, told, pictures.input, pictures.notices)
 
 
 def _read_label(entry: Entry, row: DatasetRow | None) -> Tensor:

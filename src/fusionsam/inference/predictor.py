@@ -5,21 +5,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fusionsam.config.schema import ModelConfig
-from fusionsam.data.images import read_infrared, read_visible, require_no_thermal
+from fusionsam.data.infrared import DEFAULT, InfraredOptions
 from fusionsam.errors import InputError
 from fusionsam.inference import onnx as backends
+from fusionsam.inference.inputs import ImageLike, read_inputs
 from fusionsam.inference.prompts import prompts_to_json
 from fusionsam.inference.render import overlay
 from fusionsam.inference.session import Session, given_prompts
@@ -30,7 +31,6 @@ from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.types import LUMA, SMALLEST, Output, Prompts
 from fusionsam.weights.checkpoint import load_network
 
-ImageLike = str | Path | Image.Image | NDArray[Any] | Tensor
 Mode = Literal["self", "none"]
 
 
@@ -45,6 +45,7 @@ class Prediction:
     classes: list[str]
     palette: list[tuple[int, int, int]]
     seconds: float  # the network's own time, copies from the device included
+    input: dict[str, Any] = field(default_factory=dict)  # how the infrared picture was read: range, palette, polarity
 
     def overlay(self, legend: bool = True, show_prompts: bool = False) -> Image.Image:
         """The fused picture with the class colours, and a legend of the classes that occur."""
@@ -103,13 +104,16 @@ class FusionSAM:
     # -- stages --------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def preprocess(visible: ImageLike | None, infrared: ImageLike | None) -> tuple[Tensor | None, Tensor | None]:
+    def preprocess(
+        visible: ImageLike | None, infrared: ImageLike | None, reading: InfraredOptions = DEFAULT
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Paths, PIL images, arrays or tensors -> (1,3,H,W) and (1,1,H,W) float in [0,1].
 
-        Arrays are (H,W,3) or (H,W), tensors (3,H,W), (1,H,W) or (H,W); uint8 or float in [0,1]. InputError names what
-        does not fit.
+        Arrays are (H,W,3) or (H,W), tensors (3,H,W), (1,H,W) or (H,W): uint8, float in [0,1], or deeper (counts,
+        degrees Celsius), which are stretched as those of files are. InputError names what does not fit.
         """
-        return _as_tensor(visible, "visible"), _as_tensor(infrared, "infrared")
+        found = read_inputs(visible, infrared, reading)
+        return found.visible, found.infrared
 
     @torch.inference_mode()
     def infer(
@@ -209,6 +213,7 @@ class FusionSAM:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         covered: Tensor | None = None,
+        reading: InfraredOptions = DEFAULT,
     ) -> Prediction:
         """A pair (either may be None) -> fused picture, class ids, confidence.
 
@@ -216,17 +221,20 @@ class FusionSAM:
         object of a prompt file, {"points": [[x, y]], "labels": [1], "boxes": [[x0, y0, x1, y1]]}. Class probabilities
         are means over copies resized by `scales`, 1 among them, and with `flip` over mirrored ones (`infer_views`).
         `covered` bool (2,H,W) is false at pixels that the visible, or the infrared camera does not reach, as
-        `alignment.apply.Aligner` tells it.
+        `alignment.apply.Aligner` tells it. `reading` says how the infrared picture becomes heat (range, polarity,
+        palette); what was found and guessed is in `Prediction.input`.
         """
         require_one_as_it_is(scales)
-        ready = self.preprocess(visible, infrared)
+        found = read_inputs(visible, infrared, reading)
+        ready = (found.visible, found.infrared)
         own, mode = given_prompts(prompts, _size_of(ready))
         started = time.perf_counter()
         result = self.postprocess(
             self.infer_views(*ready, own, mode, scales, flip, None if covered is None else covered[None])
         )
         # with the arrays on the CPU an accelerator has really finished
-        return replace(result, seconds=time.perf_counter() - started)
+        told = {**found.facts, "notices": [notice.text for notice in found.notices]} if found.facts else {}
+        return replace(result, seconds=time.perf_counter() - started, input=told)
 
 
 def _size_of(pair: Sequence[Tensor | None]) -> tuple[int, int]:
@@ -271,38 +279,6 @@ def choose_device(device: str) -> str:
         reason = str(error).splitlines()[0][:100]
         raise InputError(f"device {device!r}: not usable here ({reason}); use auto or cpu") from None
     return device
-
-
-def _as_tensor(image: ImageLike | None, name: Literal["visible", "infrared"]) -> Tensor | None:
-    if image is None:
-        return None
-    channels = 3 if name == "visible" else 1
-    if isinstance(image, str | Path):
-        tensor = (read_visible if name == "visible" else read_infrared)(image)
-    elif isinstance(image, Image.Image):
-        if image.mode.startswith(("I", "F")):  # convert() would clip them; the file readers know such depths
-            raise InputError(f"{name}: PIL mode {image.mode} is not 8 bits a channel; give the path, or a uint8 array")
-        image = ImageOps.exif_transpose(image)  # as the file readers do
-        require_no_thermal(name, image)
-        array = np.array(image.convert("RGB" if name == "visible" else "L"))
-        tensor = torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
-    elif isinstance(image, Tensor):
-        tensor = image[None] if image.ndim == 2 else image
-    else:
-        array = np.ascontiguousarray(image)  # torch takes no negative strides, as of a BGR picture reversed
-        tensor = torch.from_numpy(array[..., None] if array.ndim == 2 else array)
-        tensor = tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
-    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
-        found = f"found shape {tuple(tensor.shape)} (channels first)"
-        raise InputError(f"{name}: {found}, expected one image of 1 or 3 channels")
-    if tensor.dtype == torch.uint8:
-        tensor = tensor.float() / 255
-    elif not tensor.is_floating_point() or not bool(((tensor >= 0) & (tensor <= 1)).all()):  # NaN fails too
-        raise InputError(f"{name}: found {tensor.dtype} outside of [0, 1]; give uint8, or float in [0, 1]")
-    if tensor.shape[0] != channels:
-        weights = tensor.new_tensor(LUMA)[:, None, None]
-        tensor = tensor.expand(3, -1, -1) if channels == 3 else (tensor * weights).sum(0, keepdim=True)
-    return tensor.float()[None]
 
 
 def _row(prompts: Prompts, row: int) -> Prompts:

@@ -1,0 +1,97 @@
+"""The two pictures of one entry, and what is odd about them as a pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from os.path import realpath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusionsam.data import palettes
+from fusionsam.data.images import read_heat, read_rgbt, read_visible_facts
+from fusionsam.data.infrared import DEFAULT, PHOTOGRAPH, Heat, InfraredOptions, to_heat
+from fusionsam.data.splits import Entry
+from fusionsam.data.stretch import Notice
+
+
+@dataclass
+class ReadPair:
+    """uint8 (3,H,W) and (1,H,W) as read; the sizes may still differ."""
+
+    visible: Tensor | None
+    infrared: Tensor | None
+    facts: dict[str, Any] = field(default_factory=dict)
+    """How the files were read: plain JSON types."""
+    notices: list[Notice] = field(default_factory=list)
+
+
+def read_pair(entry: Entry, reading: InfraredOptions = DEFAULT) -> ReadPair:
+    """Both pictures of an entry. Raises InputError for what cannot be read."""
+    if entry.rgbt is not None:
+        visible, infrared = read_rgbt(entry.rgbt)
+        if reading == DEFAULT:
+            return ReadPair(visible, infrared)
+        heat = to_heat(infrared[0].numpy(), reading)
+        return ReadPair(visible, torch.from_numpy(heat.pixels)[None], {"infrared": heat.facts}, heat.notices)
+    seen, told = (None, {}) if entry.visible is None else read_visible_facts(entry.visible)
+    warm = None if entry.infrared is None else read_heat(entry.infrared, reading)
+    facts = {"visible": told} if told else {}
+    if warm is None:
+        return ReadPair(seen, None, facts)
+    facts["infrared"] = warm.facts
+    notices = [*warm.notices, *_odd(entry, seen, told, warm)]
+    return ReadPair(seen, torch.from_numpy(warm.pixels)[None], facts, notices)
+
+
+def _odd(entry: Entry, visible: Tensor | None, told: dict[str, Any], heat: Heat) -> list[Notice]:
+    """The same file twice, exchanged cameras, one camera alone turned."""
+    if visible is None or entry.visible is None or entry.infrared is None:
+        return []
+    found = []
+    if realpath(entry.visible) == realpath(entry.infrared) or _same(visible, heat):
+        found.append(
+            Notice(
+                "one picture twice",
+                f"{entry.visible} and {entry.infrared} hold the same picture; give the other camera",
+            )
+        )
+    elif heat.facts.get("palette", {}).get("colors", 0) > PHOTOGRAPH and _is_grey(visible):
+        found.append(
+            Notice(
+                "exchanged cameras",
+                f"{entry.visible} is grey and {entry.infrared} a colour picture; exchange --visible and --infrared",
+            )
+        )
+    turned = {str(path): facts.get("orientation", 1) for path, facts in
+              ((entry.visible, told), (entry.infrared, heat.facts))}  # fmt: skip
+    if len(set(turned.values())) > 1:
+        first, second = (f"{path} {'says' if value != 1 else 'says no'} orientation{f' {value}' if value != 1 else ''}"
+                         for path, value in turned.items())  # fmt: skip
+        found.append(
+            Notice(
+                "one camera turned",
+                f"{first}, {second} (EXIF or TIFF); each was turned by its own tag; if they do not match now, remove "
+                "the tag from the one that has it",
+            )
+        )
+    return found
+
+
+def _is_grey(visible: Tensor) -> bool:
+    return not palettes.is_colorful(visible.permute(1, 2, 0).numpy())
+
+
+def _same(visible: Tensor, heat: Heat) -> bool:
+    if heat.facts.get("kind") not in ("8-bit", "8-bit colour") or visible.shape[1:] != heat.pixels.shape:
+        return False
+    grey = visible.numpy()
+    if (grey[0] == grey[1]).all() and (grey[0] == grey[2]).all():
+        return bool((grey[0] == heat.pixels).all() and np.ptp(heat.pixels) > 0)
+    if heat.facts["kind"] == "8-bit" or "palette" not in heat.facts:
+        return False
+    weights = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    return bool((np.moveaxis(grey, 0, -1).astype(np.float32) @ weights).round().astype(np.uint8).tobytes()
+                == heat.pixels.tobytes())  # fmt: skip

@@ -1,0 +1,124 @@
+"""Pictures of any form (paths, PIL, arrays, tensors) as the tensors that the network takes, with what was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from fusionsam.data.images import read_heat, read_visible, require_no_thermal, shallow_visible
+from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
+from fusionsam.data.stretch import Notice
+from fusionsam.errors import InputError
+
+ImageLike = str | Path | Image.Image | NDArray[Any] | Tensor
+
+
+@dataclass
+class Inputs:
+    """A pair as (1,3,H,W) and (1,1,H,W) float in [0,1]; either may be None."""
+
+    visible: Tensor | None
+    infrared: Tensor | None
+    facts: dict[str, Any] = field(default_factory=dict)
+    """How the infrared picture was read: range, palette, polarity."""
+    notices: list[Notice] = field(default_factory=list)
+
+
+def read_inputs(visible: ImageLike | None, infrared: ImageLike | None, options: InfraredOptions = DEFAULT) -> Inputs:
+    """Both pictures, ready for the network.
+
+    Args:
+        visible: a path, a PIL image, an array (H,W,3) or (H,W), or a tensor (3,H,W), (1,H,W) or (H,W): uint8, float in
+            [0,1], or deeper (16-bit integers, floats up to 255).
+        infrared: the same; deeper values (16-bit counts, degrees Celsius) are stretched over the range of the scene.
+        options: how the infrared picture is read.
+
+    Raises:
+        InputError: what does not fit, named.
+    """
+    heat = None if infrared is None else _heat(infrared, options)
+    found = None
+    if isinstance(heat, Heat):
+        found = torch.from_numpy(heat.pixels)[None, None].float() / 255
+        return Inputs(_visible(visible), found, heat.facts, heat.notices)
+    return Inputs(_visible(visible), heat)
+
+
+def _heat(image: ImageLike, options: InfraredOptions) -> Heat | Tensor:
+    """As a file would be read; a float picture in [0,1], and a tensor of uint8 with one channel, are ready."""
+    if isinstance(image, str | Path):
+        return read_heat(image, options)
+    if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
+        require_no_thermal("infrared", image)
+        deep = image.mode.startswith("I") or image.mode == "F"
+        grey = image.mode in ("L", "LA")
+        array = np.asarray(image if deep else image.getchannel(0) if grey else image.convert("RGB"))
+        return _named(array, options)
+    array = _array(image, "infrared")
+    if array.dtype.kind == "f" and _is_unit(array):
+        tensor = torch.from_numpy(array).permute(2, 0, 1)
+        weights = tensor.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+        return (tensor if tensor.shape[0] == 1 else (tensor * weights).sum(0, keepdim=True)).float()[None]
+    if isinstance(image, Tensor) and array.dtype == np.uint8 and array.shape[2] == 1 and options == DEFAULT:
+        return torch.from_numpy(array).permute(2, 0, 1).float()[None] / 255
+    return _named(array[..., 0] if array.shape[2] == 1 else array, options)
+
+
+def _named(array: NDArray[Any], options: InfraredOptions) -> Heat:
+    try:
+        return to_heat(array, options)
+    except InputError as error:
+        raise InputError(f"infrared: {error}") from None
+
+
+def _visible(image: ImageLike | None) -> Tensor | None:
+    if image is None:
+        return None
+    if isinstance(image, str | Path):
+        return read_visible(image).float()[None] / 255
+    if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
+        require_no_thermal("visible", image)
+        deep = image.mode.startswith("I") or image.mode == "F"
+        image = np.asarray(image if deep else image.convert("RGB"))
+    array = _array(image, "visible")
+    if array.dtype.kind != "f" or not _is_unit(array):
+        if array.dtype.kind == "f" and not bool(((array >= 0) & (array <= 255)).all()):  # NaN fails too
+            raise InputError(
+                f"visible: found {array.dtype} outside of [0, 255]; give uint8, uint16, or float in [0, 1]"
+            )
+        array = array if array.dtype == np.uint8 else shallow_visible(array)
+        array = array.astype(np.float32) / 255
+    tensor = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+    return tensor.expand(3, -1, -1).float()[None]
+
+
+def _is_unit(array: NDArray[Any]) -> bool:
+    return bool(((array >= 0) & (array <= 1)).all())
+
+
+def _array(image: NDArray[Any] | Tensor, name: Literal["visible", "infrared"]) -> NDArray[Any]:
+    """(H,W,1) or (H,W,3); tensors have their channels first, arrays last."""
+    if isinstance(image, Tensor):
+        tensor = image.detach().cpu()
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor = tensor.float()
+        array = (tensor[None] if tensor.ndim == 2 else tensor).numpy()
+        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+    else:
+        array = np.asarray(image)
+        array = array[..., None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[2] not in (1, 3):
+        shape = (*array.shape[2:], *array.shape[:2])
+        raise InputError(f"{name}: found shape {shape} (channels first), expected one image of 1 or 3 channels")
+    if array.dtype.kind not in "iufb":
+        raise InputError(f"{name}: found {array.dtype}, expected numbers: uint8, uint16, or float")
+    return np.ascontiguousarray(array)  # torch takes no negative strides, as of a BGR picture reversed
