@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import importlib
 import importlib.util
+import io
 import os
 import shlex
 import signal
@@ -101,6 +102,10 @@ def run(argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The console entry: exit code 0, 2 for bad input (one line on stderr), 130 when interrupted, 143 when terminated,
     or the command's own."""
+    for stream in (sys.stdout, sys.stderr):
+        # names of files may hold what a terminal of ASCII cannot show: they are escaped, the work is done all the same
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     with _cleaning_up():
         return _answer(argv)
 

@@ -115,7 +115,8 @@ def read_sample(
     visible, infrared = pictures.visible, pictures.infrared
     label = None if entry.label is None else _read_label(entry, row)
     covered, told = None, {}
-    if align is not None and visible is not None and infrared is not None:
+    # the maker's own alignment of a radiometric file is applied already
+    if align is not None and visible is not None and infrared is not None and entry.radiometric is None:
         try:
             aligned = align(visible, infrared)
         except InputError as error:
@@ -128,8 +129,8 @@ def read_sample(
     sizes = {
         str(path): tuple(array.shape[-2:])
         for path, array in (
-            (entry.rgbt or entry.visible, visible),
-            (entry.rgbt or entry.infrared, infrared),
+            (entry.rgbt or entry.radiometric or entry.visible, visible),
+            (entry.rgbt or entry.radiometric or entry.infrared, infrared),
             (entry.label, label),
         )
         if array is not None

@@ -28,7 +28,7 @@ from fusionsam.models.encoders.create import prepare_for_inference
 from fusionsam.models.geometry import scale_prompts
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.types import LUMA, SMALLEST, Output, Prompts
+from fusionsam.types import SMALLEST, Output, Prompts
 from fusionsam.weights.checkpoint import load_network
 
 Mode = Literal["self", "none"]
