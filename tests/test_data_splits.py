@@ -170,12 +170,23 @@ def test_a_manifest_header_may_hold_spaces(tmp_path):
     assert (entry.infrared, entry.label) == (tmp_path / "i/one.png", tmp_path / "l/one.png")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_manifests_of_any_spreadsheet_are_read(separator, encoding, tmp_path):
+    _write_pair(tmp_path, ("v", "i", "l"), "one", 0)
+    rows = [["RGB", "thermal", "Mask", "split"], ["v/one.png", "i/one.png", "l/one.png", "test"]]
+    text = "\r\n".join(separator.join(row) for row in rows)
+    data = b"\xff\xfe" + text.encode("utf-16-le") if encoding == "utf-16-le-bom" else text.encode(encoding)
+    (tmp_path / "m.csv").write_bytes(data)
+    (entry,) = entries("manifest", tmp_path / "m.csv", "test")
+    assert (entry.visible, entry.infrared, entry.label) == tuple(tmp_path / part / "one.png" for part in "vil")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("visible,thermal,split\n", "column 'thermal' would be left unread; call it 'infrared'"),
-        ("visible,Infrared,split\n", "column 'Infrared' would be left unread; call it 'infrared'"),
-        ("visible,mask,split\n", "column 'mask' would be left unread; call it 'label'"),
+        ("visible,thermal,ir,split\n", "columns 'thermal' and 'ir' both mean 'infrared'"),
+        ("visible,rgb,split\n", "columns 'visible' and 'rgb' both mean 'visible'"),
         ("visible,weather,split\nv/one.png,rain,Train\nv/one.png,sun,train\n", "split is 'Train' in some rows"),
     ],
 )

@@ -15,6 +15,6 @@ def main(options: Options) -> int:
         return 0
     from fusionsam.inference import files
 
-    done = files.run(options)
+    done, code = files.run(options)
     print(f"{done} pair{'s' * (done != 1)} -> {options.out}")
-    return 0
+    return code

@@ -93,14 +93,16 @@ def open_split(
     return PairDataset(entries(dataset, root, split, class_file), find(dataset, class_file), cache, align)
 
 
-def read_pictures(entry: Entry) -> Sample:
-    """Both images of one entry as they are, of whatever sizes. Raises InputError for unreadable files."""
-    pair = read_pair(entry)
+def read_pictures(entry: Entry, reading: InfraredOptions = DEFAULT) -> Sample:
+    """Both images of one entry as they are, of whatever sizes. `reading` says how the infrared picture becomes heat.
+    Raises InputError for unreadable files."""
+    pair = read_pair(entry, reading)
     visible, infrared = pair.visible, pair.infrared
     if entry.mirrored:
         visible = None if visible is None else visible.flip(-1)
         infrared = None if infrared is None else infrared.flip(-1)
-    return Sample(entry.id, visible, infrared)
+    notices = [(notice.kind, notice.text) for notice in pair.notices]
+    return Sample(entry.id, visible, infrared, input=pair.facts, notices=notices)
 
 
 def read_sample(
@@ -109,11 +111,12 @@ def read_sample(
     """Both images and the label of one entry, of two cameras that `align` brings into one frame (the label's is that
     frame). `reading` says how the infrared picture becomes heat. Raises InputError for unreadable files, differing
     sizes, strange ids."""
-    pair = read_pair(entry, reading)
-    visible, infrared = pair.visible, pair.infrared
+    pictures = read_pictures(replace(entry, mirrored=False), reading)  # a rig is of the pictures as they were taken
+    visible, infrared = pictures.visible, pictures.infrared
     label = None if entry.label is None else _read_label(entry, row)
     covered, told = None, {}
-    if align is not None and visible is not None and infrared is not None:
+    # the maker's own alignment of a radiometric file is applied already
+    if align is not None and visible is not None and infrared is not None and entry.radiometric is None:
         try:
             aligned = align(visible, infrared)
         except InputError as error:
@@ -126,8 +129,8 @@ def read_sample(
     sizes = {
         str(path): tuple(array.shape[-2:])
         for path, array in (
-            (entry.rgbt or entry.visible, visible),
-            (entry.rgbt or entry.infrared, infrared),
+            (entry.rgbt or entry.radiometric or entry.visible, visible),
+            (entry.rgbt or entry.radiometric or entry.infrared, infrared),
             (entry.label, label),
         )
         if array is not None
@@ -138,8 +141,7 @@ def read_sample(
             f"{entry.id}: sizes differ: {found} (height x width); expected one aligned size; give --align auto, or "
             "a rig.json of `fusionsam align`"
         )
-    notices = [(notice.kind, notice.text) for notice in pair.notices]
-    return Sample(entry.id, visible, infrared, label, covered, told, pair.facts, notices)
+    return Sample(entry.id, visible, infrared, label, covered, told, pictures.input, pictures.notices)
 
 
 def _read_label(entry: Entry, row: DatasetRow | None) -> Tensor:
