@@ -2,11 +2,12 @@
 hidden rig (scale 0.8, 30 pixels, 3 degrees, another size), and the same merely stretched over the visible frame.
 
     python benchmarks/displaced_pairs.py --root ../shared/data/mfnet417 --split val26 --out out/displaced
-    fusionsam evaluate --dataset mfnet --root ../shared/data/mfnet417 --split val26 --weights tiny --out out/displaced/as_given
-    fusionsam evaluate --dataset pairs --class-file out/displaced/classes.yaml --root out/displaced/stretched --split all \\
-        --train-split none --weights tiny --out out/displaced/without
-    fusionsam evaluate --dataset pairs --class-file out/displaced/classes.yaml --root out/displaced/displaced --split all \\
-        --train-split none --weights tiny --align auto --out out/displaced/with
+    fusionsam evaluate --dataset mfnet --root ../shared/data/mfnet417 --split val26 --weights tiny \\
+        --out out/displaced/as_given
+    fusionsam evaluate --dataset pairs --class-file out/displaced/classes.yaml --root out/displaced/stretched \\
+        --split all --train-split none --weights tiny --out out/displaced/without
+    fusionsam evaluate --dataset pairs --class-file out/displaced/classes.yaml --root out/displaced/displaced \\
+        --split all --train-split none --weights tiny --align auto --out out/displaced/with
 
 Nothing of the pairs is drawn at random: every run writes the same files.
 """  # fmt: skip
