@@ -33,9 +33,9 @@ def check(
     Without `splits`: those of the row that can be found (of a user's own pairs train, val and test, or else all). Keys:
     dataset, root, splits (per split: pairs, visible, infrared, labelled, sizes {HxW: count}, class_percent {name:
     percent of label pixels}, shift_pixels {median, p90}: by how much infrared lies off), errors (splits that cannot be
-    listed), unreadable (path and reason), size_mismatches, bad_labels, misaligned (pairs of all splits whose edges agree
-    clearly better after a shift: x and y in pixels to move infrared by, the largest first: a note, no problem), shared
-    (leaks, each with kind, splits, ids), look_alikes (the same of what `leaks.weigh` only mentions: a note, no
+    listed), unreadable (path and reason), size_mismatches, bad_labels, misaligned (pairs of all splits whose edges
+    agree clearly better after a shift: x and y in pixels to move infrared by, the largest first: a note, no problem),
+    shared (leaks, each with kind, splits, ids), look_alikes (the same of what `leaks.weigh` only mentions: a note, no
     problem), ok. Raises InputError only for an
     unknown data set, a bad class file, or if no split can be listed."""
     row = find(dataset, class_file)

@@ -28,7 +28,6 @@ from fusionsam.evaluation.leak_guard import LeakCheck, check_leaks, fitted_notes
 from fusionsam.evaluation.published import SINCE, TEST_IMAGES
 from fusionsam.evaluation.report import ORACLE, Report
 from fusionsam.evaluation.tally import Tally, scores, summarise
-from fusionsam.inference.alignment import add_align_arguments
 from fusionsam.inference.label_maps import FolderPredictor, NetworkPredictor
 from fusionsam.inference.predictor import FusionSAM, require_scales
 from fusionsam.io import given_path, require_writable
@@ -378,7 +377,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--modality", choices=("both", "visible", "infrared"), default=defaults["modality"], help="what the model sees")
     add("--flip", action="store_true", help="average with the mirrored pair; the report says so")
     add("--scales", nargs="+", type=float, default=(1.0,), help="average over resized copies; the report says so")
-    add_align_arguments(parser)
+    add("--align", metavar="RIG", help="rig.json, or auto: the pairs are of two cameras that see apart")
+    add("--no-refine", action="store_true", help="with --align: the rig alone, without a small shift of each pair")
     add("--seeds", action="store_true", help="the weights are one configuration trained from different seeds")
     add("--against", metavar="REPORT.json", help="a report of the same split: is the difference real?")
     add("--allow-partial", action="store_true", help="score a folder with missing or extra predictions")
