@@ -13,17 +13,20 @@ from fusionsam.io import VERSION, whole
 @dataclass(frozen=True, kw_only=True)
 class Options(AnyPairOptions, OverwriteOption, CommandLine):
     """Find the transformation between two cameras that are fixed to each other, from pairs that they took at the same
-    moments: rig.json, and a picture beside it that shows how well it fits."""
+    moments: rig.json, and a picture beside it that shows how well it fits. Other commands take it as --align."""
 
     out: Path
     """rig.json to write; the picture is rig.png"""
     points: Path | None = field(default=None, metadata={"metavar": "FILE"})
-    """corresponding points instead of a search"""
+    """corresponding points, at least four, in the place of a search"""
     pairs: int = 8
-    """pairs to find it from, of a folder"""
+    """pairs of a folder to find it from: the sharpest and most varied"""
+    overwrite: bool = OverwriteOption.overwrite
+    """replace a rig that is there"""
 
     def __post_init__(self) -> None:
         """InputError for a file that is no rig, or too many pairs."""
+        """InputError for options that cannot be."""
         if self.out.suffix.lower() != ".json":
             raise InputError(f"--out {self.out}: expected a file name that ends in .json, for example rig.json")
         if not 1 <= self.pairs <= 100:
