@@ -25,7 +25,7 @@ from fusionsam.inference.render import overlay
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.types import LUMA, SMALLEST, Output, Prompts
-from fusionsam.weights.checkpoint import load_network
+from fusionsam.weights.checkpoint import Card, load_network
 
 ImageLike = str | Path | Image.Image | NDArray[Any] | Tensor
 Mode = Literal["self", "none"]
@@ -75,7 +75,7 @@ class FusionSAM:
     >>> out = model.predict("visible.png", "infrared.png")  # doctest: +SKIP
     """
 
-    def __init__(self, network: FusionSAMNetwork, name: str, card: dict[str, Any], device: str = "cpu") -> None:
+    def __init__(self, network: FusionSAMNetwork, name: str, card: Card, device: str = "cpu") -> None:
         self.network = network.eval().to(device)
         self.config: ModelConfig = network.config
         self.name, self.card, self.device = name, card, torch.device(device)
