@@ -40,6 +40,7 @@ from fusionsam.metrics.segmentation import (
     iou,
     plain,
 )
+from fusionsam.progress import progress_bar
 from fusionsam.weights import checkpoint
 
 Pair = tuple[Tensor | None, Tensor | None]
