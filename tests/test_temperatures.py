@@ -96,7 +96,7 @@ def test_a_cameras_own_file_is_read_and_other_pictures_have_none(data_root, tmp_
         pytest.skip(f"no folder {folder}")
     heat = read_celsius(folder / "FLIR.jpg")
     found = under(heat, np.ones(heat.shape, bool))
-    assert heat.shape == (240, 320)
+    assert heat.shape == (320, 240)
     assert (found.minimum, found.maximum) == (pytest.approx(25.9, abs=0.2), pytest.approx(62.3, abs=0.2))
     assert read_celsius(folder / "DJI_M30T.jpg") is None  # counts without constants
     assert read_celsius(tmp_path / "nothere.png") is None
