@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from fusionsam.errors import InputError
 from fusionsam.evaluation.comparison import Comparison
-from fusionsam.evaluation.report_form import JsonObject, build, plain_json, require_form
+from fusionsam.evaluation.report_form import build, plain_json, require_form
+from fusionsam.io import JsonObject
 
 if TYPE_CHECKING:
     import pandas

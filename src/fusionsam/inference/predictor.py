@@ -26,7 +26,7 @@ from fusionsam.models.geometry import scale_prompts
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.types import SMALLEST, Output, Prompts
-from fusionsam.weights.checkpoint import load_network
+from fusionsam.weights.checkpoint import Card, load_network
 
 
 class FusionSAM:
@@ -36,7 +36,7 @@ class FusionSAM:
     >>> out = model.predict("visible.png", "infrared.png")  # doctest: +SKIP
     """
 
-    def __init__(self, network: FusionSAMNetwork, name: str, card: dict[str, Any], device: str = "cpu") -> None:
+    def __init__(self, network: FusionSAMNetwork, name: str, card: Card, device: str = "cpu") -> None:
         self.network = network.eval().to(device)
         self.config: ModelConfig = network.config
         self.name, self.card, self.device = name, card, torch.device(device)
