@@ -261,8 +261,8 @@ class Report(Scores):
 
 OMITTED = frozenset(
     {
-        "align", "by_sequence", "by_time", "predictions", "missing", "extra", "missing_ids", "extra_files", "weights_sha256",
-        "published", "against", "baseline", "peer", "checkpoints",
+        "align", "by_sequence", "by_time", "predictions", "missing", "extra", "missing_ids", "extra_files",
+        "weights_sha256", "published", "against", "baseline", "peer", "checkpoints",
         *(each.name for each in fields(Report) if each.name.endswith("_deviation")),
     }
 )  # fmt: skip
