@@ -56,32 +56,7 @@ def check(
     prints: dict[str, Fingerprints] = {}
     ids: dict[str, list[str]] = {}
     for split, members in found.items():
-        prints[split], ids[split] = Fingerprints(), []
-        sizes: Counter[str] = Counter()
-        shifts: list[float] = []
-        pixels, there = torch.zeros(256, dtype=torch.long), Counter[str]()
-        for entry in progress_bar(members, desc=f"checking {split}", disable=not progress):
-            sample = _examined(entry, split, row, report)
-            if sample is None:
-                continue
-            sizes["x".join(map(str, sample.size))] += 1
-            if (shift := _misaligned(entry, split, sample, report)) is not None:
-                shifts.append(shift)
-            there.update(name for name in ("visible", "infrared", "label") if getattr(sample, name) is not None)
-            if sample.label is not None:
-                pixels += torch.bincount(sample.label.clamp(0, 255).flatten(), minlength=256)
-            prints[split].add(entry, sample)
-            ids[split].append(entry.id)
-        counted = max(int(pixels.sum() - pixels[IGNORE]), 1)
-        report["splits"][split] = {
-            "pairs": len(members),
-            "visible": there["visible"],
-            "infrared": there["infrared"],
-            "labelled": there["label"],
-            "sizes": dict(sizes.most_common()),
-            "shift_pixels": _quantiles(shifts),
-            "class_percent": {name: round(100 * int(pixels[i]) / counted, 4) for i, name in enumerate(row.classes)},
-        }
+        report["splits"][split], prints[split], ids[split] = _counted(split, members, row, report, progress)
     report["misaligned"].sort(key=lambda each: -each["pixels"])
     across = [leak for leak in compare(prints, ids) if not _part_of(leak.first, leak.second)]
     for key, leaks in zip(("shared", "look_alikes"), weigh(across, found), strict=True):
@@ -113,6 +88,41 @@ def _quantiles(shifts: Sequence[float]) -> dict[str, float] | None:
         return None
     ordered = sorted(shifts)
     return {name: round(ordered[int(q * (len(ordered) - 1))], 1) for name, q in (("median", 0.5), ("p90", 0.9))}
+
+
+def _counted(
+    split: str, members: Sequence[Entry], row: DatasetRow, report: dict[str, Any], progress: bool
+) -> tuple[dict[str, object], Fingerprints, list[str]]:
+    """What a split holds, and the fingerprints and ids of the pairs that could be read; `report` is told of others."""
+    prints, ids = Fingerprints(), list[str]()
+    sizes, there = Counter[str](), Counter[str]()
+    shifts, pixels = list[float](), torch.zeros(256, dtype=torch.long)
+    for entry in progress_bar(members, desc=f"checking {split}", disable=not progress):
+        sample = _examined(entry, split, row, report)
+        if sample is None:
+            continue
+        sizes["x".join(map(str, sample.size))] += 1
+        if (shift := _misaligned(entry, split, sample, report)) is not None:
+            shifts.append(shift)
+        there.update(name for name in ("visible", "infrared", "label") if getattr(sample, name) is not None)
+        if sample.label is not None:
+            pixels += torch.bincount(sample.label.clamp(0, 255).flatten(), minlength=256)
+        prints.add(entry, sample)
+        ids.append(entry.id)
+    counted = max(int(pixels.sum() - pixels[IGNORE]), 1)
+    return (
+        {
+            "pairs": len(members),
+            "visible": there["visible"],
+            "infrared": there["infrared"],
+            "labelled": there["label"],
+            "sizes": dict(sizes.most_common()),
+            "shift_pixels": _quantiles(shifts),
+            "class_percent": {name: round(100 * int(pixels[i]) / counted, 4) for i, name in enumerate(row.classes)},
+        },
+        prints,
+        ids,
+    )
 
 
 def _part_of(first: str, second: str) -> bool:

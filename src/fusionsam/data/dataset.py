@@ -91,7 +91,7 @@ class LabelledPairs(PairDataset):
 
     def __getitem__(self, index: int) -> LabelledSample:
         sample = super().__getitem__(index)
-        return LabelledSample(sample.id, sample.visible, sample.infrared, _told(sample.label, sample.id))
+        return LabelledSample(**{**vars(sample), "label": _told(sample.label, sample.id)})
 
     def label(self, index: int) -> Tensor:
         """As of any data set; InputError where there is none."""

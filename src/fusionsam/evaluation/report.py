@@ -161,6 +161,8 @@ class Report(Scores):
     notes: list[str] = field(default_factory=list)
     commit: str = ""
     command: str = ""
+    align: JsonObject | None = None
+    """The rig that the pairs were aligned by, where they were."""
     weights_card: JsonObject | None = None
     predictions: str | None = None
     prediction_format: str | None = None
@@ -259,8 +261,8 @@ class Report(Scores):
 
 OMITTED = frozenset(
     {
-        "by_sequence", "by_time", "predictions", "missing", "extra", "missing_ids", "extra_files", "weights_sha256",
-        "published", "against", "baseline", "peer", "checkpoints",
+        "align", "by_sequence", "by_time", "predictions", "missing", "extra", "missing_ids", "extra_files",
+        "weights_sha256", "published", "against", "baseline", "peer", "checkpoints",
         *(each.name for each in fields(Report) if each.name.endswith("_deviation")),
     }
 )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fusionsam.data.dataset import LabelledPairs
 from fusionsam.data.images import image_size
-from fusionsam.data.predictions import PredictionFolder
+from fusionsam.data.predictions import Format, PredictionFolder
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
@@ -86,7 +86,11 @@ class FolderPredictor:
     Raises InputError for missing or extra files (unless `allow_partial`) and for sizes other than the labels'."""
 
     def __init__(
-        self, folder: str | Path, data: LabelledPairs, format: Any = "auto", allow_partial: bool = False
+        self,
+        folder: str | Path,
+        data: LabelledPairs,
+        format: Format | Literal["auto"] = "auto",
+        allow_partial: bool = False,
     ) -> None:
         ids = [entry.id for entry in data.entries]
         self.prompts: PromptMode | None = "oracle" if _drawn_from_truth(Path(folder)) else None

@@ -6,7 +6,7 @@ lie in [0, 1] and are NaN where undefined; only the mIoU of a named protocol is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -138,7 +138,7 @@ def pixel_accuracy(matrix: ArrayLike) -> float:
     return float(ratio(np.trace(counts), counts.sum()))
 
 
-def plain(values: ArrayLike) -> list[float | None]:
+def plain(values: ArrayLike | Sequence[float]) -> list[float | None]:
     """Ratios as JSON can hold them: None for NaN."""
     return [None if np.isnan(value) else float(value) for value in np.asarray(values, np.float64)]
 
