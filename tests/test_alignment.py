@@ -312,3 +312,18 @@ def test_a_rig_of_other_cameras_is_one_line(folders: Path, tmp_path: Path, capsy
     assert "p0" in said
     assert "480x480" in said
     assert "120x160" in said
+
+
+def test_data_check_lists_the_pairs_that_lie_off(tmp_path: Path) -> None:
+    from fusionsam.data.check import check
+    from fusionsam.data.images import write_png
+
+    for number, right in enumerate((0, 6, 0)):
+        visible, infrared = draw_pair(number, (240, 320))
+        write_png(tmp_path / "visible" / f"p{number}.png", visible)
+        write_png(tmp_path / "infrared" / f"p{number}.png", torch.roll(infrared, right, 2))
+    report = check("pairs", tmp_path, progress=False)
+    assert [each["id"] for each in report["misaligned"]] == ["p1"]
+    assert report["misaligned"][0]["x"] == pytest.approx(-6, abs=0.7)
+    assert report["splits"]["all"]["shift_pixels"] == {"median": 0.0, "p90": 0.0}
+    assert report["ok"]

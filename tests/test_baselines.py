@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +21,11 @@ from fusionsam.config.datasets import find
 from fusionsam.data.synthetic.scenes import draw_scene, synthesize
 from fusionsam.errors import InputError
 from fusionsam.evaluation import sam_baseline as baselines
+from fusionsam.evaluation.options import BaselineConfig
 from fusionsam.evaluation.report_files import read_comparable
-from fusionsam.evaluation.sam_baseline import BaselineConfig, assemble, baseline, drawn_prompts
-from fusionsam.inference.predictor import FusionSAM, Prediction
+from fusionsam.evaluation.sam_baseline import assemble, baseline, drawn_prompts
+from fusionsam.inference.prediction import Prediction
+from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.segment_anything import PlainSam
 from fusionsam.types import Prompts, Sample
 from fusionsam.weights.checkpoint import save_checkpoint
@@ -153,7 +156,7 @@ def test_self_prompts_take_our_points_and_our_classes_and_never_the_label():
     }
     for image, picture in pictures.items():
         sam = HandMade([right, corner], [0.5, 0.9])
-        config = BaselineConfig("x", "mfnet", ".", ".", image=image, prompts="self")
+        config = BaselineConfig("mfnet", ".", sam="x", out=Path("."), image=image, prompts="self")
         painted = baselines.segment(sam, sample, find("mfnet"), config, prediction, 0)
         assert painted.tolist() == [[0, 5, 5], [0, 5, 7]]
         torch.testing.assert_close(sam.seen[0], picture)
@@ -162,8 +165,16 @@ def test_self_prompts_take_our_points_and_our_classes_and_never_the_label():
 
 def test_an_oracle_run_scores_its_own_pictures_is_marked_resumes_and_is_never_compared(sam, street, tmp_path):
     config = BaselineConfig(
-        str(sam[1]), "mfnet", street, tmp_path, image="infrared", prompts="oracle", bootstrap=20, device="cpu", points=2
-    )
+        "mfnet",
+        street,
+        sam=str(sam[1]),
+        out=tmp_path,
+        image="infrared",
+        prompts="oracle",
+        bootstrap=20,
+        device="cpu",
+        points=2,
+    )  # fmt: skip
     with pytest.raises(InputError, match=r"nothere\.pth"):  # and what was mistyped can be mended
         baseline(replace(config, sam="nothere.pth"))
     report = baseline(config)
@@ -203,7 +214,7 @@ def test_an_oracle_run_scores_its_own_pictures_is_marked_resumes_and_is_never_co
 def test_a_self_run_on_the_fused_picture_names_its_prompts_and_classes(sam2, street, tmp_path, make_debug):
     ours = save_checkpoint(tmp_path / "ours", make_debug(), {})
     config = BaselineConfig(
-        str(sam2[1]), "mfnet", street, tmp_path / "out", weights=str(ours), bootstrap=0, device="cpu"
+        "mfnet", street, sam=str(sam2[1]), out=tmp_path / "out", weights=str(ours), bootstrap=0, device="cpu"
     )
     values = baseline(config).to_dict()
     assert (values["prompts"], values["weights"], values["baseline"]["image"]) == ("self", str(ours), "fused")
@@ -221,7 +232,7 @@ def test_weights_with_the_classes_in_another_order_do_not_vote(sam2, street, tmp
 
     ours = save_checkpoint(tmp_path / "ours", make_debug(exchanged), {})
     config = BaselineConfig(
-        str(sam2[1]), "mfnet", street, tmp_path / "out", weights=str(ours), bootstrap=0, device="cpu"
+        "mfnet", street, sam=str(sam2[1]), out=tmp_path / "out", weights=str(ours), bootstrap=0, device="cpu"
     )
     with pytest.raises(InputError, match="class 1 is 'person', in data set mfnet it is 'car'"):
         baseline(config)

@@ -15,6 +15,7 @@ from fusionsam.data.splits import pair_entries
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
 from fusionsam.evaluation import fusion as fusion_quality
+from fusionsam.evaluation.options import FusionMetricsOptions
 from fusionsam.evaluation.simple_fusions import FUSIONS
 from fusionsam.inference import files as predict_files
 from fusionsam.inference.options import PredictOptions
@@ -45,6 +46,11 @@ def folders(root):
     return root / "visible", root / "infrared"
 
 
+def measured(visible, infrared, out, workers=1, **more):
+    given = FusionMetricsOptions(visible=visible, infrared=infrared, out=out, workers=workers, **more)
+    return fusion_quality.run(given)
+
+
 def strict(path):
     """JSON as the standard has it: no NaN, no Infinity."""
 
@@ -60,7 +66,7 @@ def rows_of(path):
 
 
 def test_the_json_holds_the_means_of_the_csv_and_the_csv_what_each_picture_scores(pairs, tmp_path):
-    fusion_quality.run(*folders(pairs), tmp_path, fused=[pairs / "darker"])
+    measured(*folders(pairs), tmp_path, fused=[pairs / "darker"])
     rows = rows_of(tmp_path / "fusion_metrics.csv")
     assert [(row["method"], row["image"]) for row in rows] == [
         (method, f"p{index}") for method in ("darker", *FUSIONS) for index in range(3)
@@ -91,7 +97,7 @@ def test_an_infinite_psnr_is_null_in_the_json(tmp_path):
 
 def test_several_processes_score_as_one_does(pairs, tmp_path):
     for workers in (1, 2):
-        fusion_quality.run(*folders(pairs), tmp_path / str(workers), fused=[pairs / "darker"], workers=workers)
+        measured(*folders(pairs), tmp_path / str(workers), fused=[pairs / "darker"], workers=workers)
     for name in ("fusion_metrics.csv", "fusion_metrics.json"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
@@ -102,7 +108,7 @@ def test_a_checkpoint_scores_as_the_pictures_that_predict_writes_from_it(pairs, 
     visible, infrared = folders(pairs)
     given = {"visible": visible, "infrared": infrared, "out": tmp_path / "written", "weights": ours, "device": "cpu"}
     predict_files.run(PredictOptions(**given))
-    text = fusion_quality.run(
+    text = measured(
         *folders(pairs), tmp_path / "out", fused=[tmp_path / "written"], weights=[ours], baselines=False, device="cpu"
     )
     found = strict(tmp_path / "out/fusion_metrics.json")
@@ -120,9 +126,9 @@ def test_pairs_that_the_weights_learned_from_are_told(pairs, tmp_path):
     folder = save_checkpoint(tmp_path / "ours", FusionSAMNetwork(preset("debug")), {})
     entries = pair_entries(*folders(pairs))
     known = "at least a part of it was trained on"
-    assert known not in fusion_quality.run(*folders(pairs), tmp_path / "one", weights=[str(folder)], baselines=False)
+    assert known not in measured(*folders(pairs), tmp_path / "one", weights=[str(folder)], baselines=False)
     of_training(PairDataset(entries[:2])).write(folder)
-    text = fusion_quality.run(*folders(pairs), tmp_path / "two", weights=[str(folder)], baselines=False)
+    text = measured(*folders(pairs), tmp_path / "two", weights=[str(folder)], baselines=False)
     assert f"ours: {known} 2 of these 3 pairs" in text
 
 
@@ -151,7 +157,7 @@ def test_small_pictures_are_refused_by_name(tmp_path, side, baselines, advice):
         for part in ("visible", "infrared", "fused"):
             save(tmp_path / part / f"{name}.png", np.full((size, 73), 9, np.uint8))
     with pytest.raises(InputError, match=rf"visible/b\.png: {side}x73.*{advice}"):
-        fusion_quality.run(*folders(tmp_path), tmp_path / "out", fused=[tmp_path / "fused"], baselines=baselines)
+        measured(*folders(tmp_path), tmp_path / "out", fused=[tmp_path / "fused"], baselines=baselines)
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path, monkeypatch):
@@ -160,7 +166,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(tmp
     (tmp_path / "out").write_text("in the way")
     monkeypatch.setattr(fusion_quality, "measure_all", lambda *_: pytest.fail("measured"))
     with pytest.raises(InputError, match=r"out: cannot be written \(File exists\)"):
-        fusion_quality.run(*folders(tmp_path), tmp_path / "out", fused=[tmp_path / "fused"])
+        measured(*folders(tmp_path), tmp_path / "out", fused=[tmp_path / "fused"])
 
 
 @pytest.mark.parametrize("part", ["infrared", "fused"])
@@ -168,7 +174,7 @@ def test_a_picture_of_another_size_is_refused_by_name(tmp_path, part):
     for other in ("visible", "infrared", "fused"):
         save(tmp_path / other / "a.png", np.full((67, 71 + (other == part)), 9, np.uint8))
     with pytest.raises(InputError, match=rf"{part}/a\.png: 67x72.*67x71"):
-        fusion_quality.run(*folders(tmp_path), tmp_path / "out", fused=[tmp_path / "fused"])
+        measured(*folders(tmp_path), tmp_path / "out", fused=[tmp_path / "fused"])
 
 
 def test_fused_pictures_are_found_by_either_name_and_never_guessed(tmp_path):

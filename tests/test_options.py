@@ -8,7 +8,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,9 @@ from fusionsam.cli import options
 from fusionsam.cli.main import COMMANDS, main
 from fusionsam.cli.parser import UsageError
 from fusionsam.config.options import CommandLine, DataOptions
+from fusionsam.config.schema import Config, preset
+from fusionsam.evaluation import robustness, simple_fusions
+from fusionsam.evaluation.options import CONDITION_NAMES, FusionMetricsOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +101,22 @@ def field_texts(kind: type[Any]) -> dict[str, str]:
     return found
 
 
-def commands() -> list[str]:
-    return [name for name, (_, module) in COMMANDS.items() if module.startswith("cli.")]
+def plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | None)
 
 
-@pytest.mark.parametrize("name", [n for n in commands() if n not in ("align", "info", "data", "synth")])
+def solid(text: str) -> str:
+    """Without white space: the help breaks lines at hyphens, too."""
+    return "".join(text.split())
+
+
+FROM_A_DATACLASS = [name for name in COMMANDS if name != "train"]
+
+
+@pytest.mark.parametrize("name", FROM_A_DATACLASS)
 def test_help_shows_every_field_with_its_docstring_and_default(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    kind = importlib.import_module(f"fusionsam.{COMMANDS[name][1]}").Options
-    assert main([name, "--help"]) == 0
+    kind = importlib.import_module(f"fusionsam.cli.{name.replace('-', '_')}").Options
+    assert main([name, *(["check"] if name == "data" else []), "--help"]) == 0
     flat = " ".join(capsys.readouterr().out.replace("-\n", "-").split())
     texts = field_texts(kind)
     shown = [item for item in fields(kind) if item.metadata.get("flag", True)]
@@ -117,7 +128,7 @@ def test_help_shows_every_field_with_its_docstring_and_default(name: str, capsys
         assert text, item.name
         _, found, after = flat.partition(text)
         assert found, f"{flag}: {text!r} is not in the help"
-        default = item.default
+        default = item.default if item.default_factory is MISSING else item.default_factory()
         if default is MISSING:
             assert "(required)" in after.split(" --")[0], flag
         elif isinstance(default, bool | None):
@@ -128,10 +139,38 @@ def test_help_shows_every_field_with_its_docstring_and_default(name: str, capsys
             assert not typed or f"(default: {typed})" in after.split(" --")[0], flag
 
 
-def test_help_of_predict_loads_no_torch() -> None:
+def test_help_of_train_shows_every_setting_with_its_docstring_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    flat = solid(capsys.readouterr().out)
+    missing = []
+
+    def look(part: Any, path: str) -> None:
+        texts = field_texts(type(part))
+        for item in fields(part):
+            value = getattr(part, item.name)
+            if is_dataclass(value):
+                look(value, f"{path}{item.name}.")
+                continue
+            after = flat.partition(f"--{path}{item.name}")[2].partition(solid(texts[item.name]))[2]
+            shown = "null" if value is None else str(value)
+            if not after or (plain(value) and f"default:{solid(shown)})" not in after.partition("--")[0]):
+                missing.append((path + item.name, value, after[:80]))
+
+    settings = Config(model=preset(Config().model.preset))
+    look(settings, "")
+    assert not missing
+
+
+def test_no_help_loads_torch() -> None:
     code = (
-        "import sys; from fusionsam.cli.main import main; main(['predict', '--help'])\n"
-        "print('LOADED', sorted({'torch', 'transformers', 'timm', 'numpy', 'PIL'} & set(sys.modules)))"
+        "import sys; from fusionsam.cli.main import COMMANDS, main\n"
+        "for name in COMMANDS: main([name, '--help'])\n"
+        "print('LOADED', sorted({'torch', 'transformers', 'timm', 'lightning'} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert answer.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_names_in_the_help_are_those_that_the_code_knows() -> None:
+    assert tuple(robustness.CONDITIONS) == CONDITION_NAMES
+    assert field_texts(FusionMetricsOptions)["baselines"].endswith(", ".join(simple_fusions.FUSIONS))

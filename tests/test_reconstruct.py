@@ -16,11 +16,18 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from fusionsam.config.schema import ModelConfig, preset
 from fusionsam.data.images import write_png
 from fusionsam.errors import InputError
-from fusionsam.evaluation.reconstruct import ERROR_GAIN, codes_map, load_tokenizer, run
+from fusionsam.evaluation import reconstruct
+from fusionsam.evaluation.options import ReconstructOptions
+from fusionsam.evaluation.reconstruct import ERROR_GAIN, codes_map, load_tokenizer
 from fusionsam.metrics.reconstruction import CodeUsage, bits_per_pixel, psnr
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.tokenizer_task import TokenizerNetwork
 from fusionsam.weights.checkpoint import save_checkpoint
+
+
+def run(visible, infrared, out, weights, device, vgg16=None, vgg16_input="auto"):
+    files = {"visible": visible, "infrared": infrared, "out": out, "vgg16": vgg16, "vgg16_input": vgg16_input}
+    return reconstruct.run(ReconstructOptions(**files, weights=weights, device=device))
 
 
 def stage_1(folder: Path, **changes: object) -> Path:

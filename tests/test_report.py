@@ -336,7 +336,7 @@ class TestCommand:
                 assert image.width > 600
         assert {"panels_mfnet_train.png", "bars_mfnet_val.png"} <= set(re.findall(r"\((\S+\.png)\)", page))
         assert capsys.readouterr().out.strip().endswith("report.md shows them all")
-        config = report.PanelConfig({"ours": root / "runs/ours"}, "mfnet", root, "train", [ids[2], ids[0]])
+        config = report.PanelConfig("mfnet", root, "train", runs={"ours": root / "runs/ours"}, ids=[ids[2], ids[0]])
         found, _ = report.panel_rows(config)
         assert [row.id for row in found] == [ids[2], ids[0]]
         assert [*found[0].pictures, *found[0].labels] == ["visible", "infrared", "fused", "ours", "ground truth"]

@@ -356,7 +356,7 @@ def _parser() -> argparse.ArgumentParser:
         scored.add_argument("--split", default="val")
         scored.add_argument("--out", required=True)
         scored.add_argument("--against", nargs="+", default=[], help="a report, or robustness tables")
-        scored.add_argument("--bootstrap", type=int, default=1000)
+        scored.add_argument("--bootstrap", type=int, default=EvaluateConfig.bootstrap)
     return parser
 
 

@@ -17,6 +17,9 @@ from typing import Any, NoReturn
 
 from fusionsam.errors import InputError
 
+VERSION = "0.1.0"
+"""Of this package; what is written repeats it."""
+
 OTHER_OUT = "choose another --out"
 
 

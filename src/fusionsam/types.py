@@ -9,13 +9,13 @@ P points, M boxes. Images are float in [0, 1] unless a docstring says uint8.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fusionsam.errors import InputError
+
+if TYPE_CHECKING:  # `--help` of a command needs the bounds below, and not torch
+    import torch
+    from torch import Tensor
 
 IGNORE = 255
 """Label id of pixels that neither teach nor count."""
@@ -51,6 +51,13 @@ class Sample:
             if array is not None:
                 return int(array.shape[-2]), int(array.shape[-1])
         raise InputError(f"sample {self.id}: holds neither an image nor a label; give at least one image")
+
+
+@dataclass
+class LabelledSample(Sample):
+    """A pair that has a label, as evaluation needs it."""
+
+    label: Tensor  # type: ignore[misc] # int64 (H,W), always there
 
 
 @dataclass
@@ -100,12 +107,15 @@ class Prompts:
 
     def as_tensors(self) -> Prompts:
         """The same prompts, arrays (numpy) made tensors. Raises InputError for what is neither array nor tensor."""
+        import numpy as np
+        import torch
+
         found: dict[str, Tensor | None] = {}
         for name in ("points", "point_labels", "boxes", "mask"):
             value = getattr(self, name)
             if isinstance(value, np.ndarray):
                 value = torch.from_numpy(np.ascontiguousarray(value))
-            if value is not None and not isinstance(value, Tensor):
+            if value is not None and not isinstance(value, torch.Tensor):
                 raise InputError(f"prompts.{name}: found {type(value).__name__}, expected a tensor or an array")
             found[name] = value
         return Prompts(**found, source=self.source)

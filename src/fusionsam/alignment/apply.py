@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fusionsam.alignment.geometry import Size
-from fusionsam.alignment.orientation import LUMA
 from fusionsam.alignment.residual import LEAST, residual
 from fusionsam.alignment.rig import Rig
 from fusionsam.alignment.warp import Warp, Warped
 from fusionsam.errors import InputError
+from fusionsam.types import LUMA
 
 Frame = Literal["visible", "infrared"]
 LITTLE_COVERED = 0.25

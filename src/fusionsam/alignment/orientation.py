@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusionsam.alignment.geometry import Size
+from fusionsam.types import LUMA
 
-LUMA = (0.299, 0.587, 0.114)
 NEIGHBOURHOOD = 12
 """The local mean and deviation are taken over a Gaussian of the longer side divided by this."""
 

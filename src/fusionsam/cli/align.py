@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from fusionsam import __version__
+from fusionsam.config.options import AnyPairOptions, CommandLine, OverwriteOption
 from fusionsam.errors import InputError
-from fusionsam.io import given_path, whole
+from fusionsam.io import VERSION, whole
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `fusionsam align`."""
-    parser.description = (
-        "Find the transformation between two cameras that are fixed to each other, from pairs that they took at the "
-        "same moments: rig.json, and a picture beside it that shows how well it fits."
-    )
-    parser.add_argument("--visible", type=given_path, help="visible picture, or a folder of them")
-    parser.add_argument("--infrared", type=given_path, help="infrared picture, or a folder with the same names")
-    parser.add_argument("--rgbt", type=given_path, help="instead: four-channel files as MFNet's")
-    parser.add_argument("--out", type=given_path, required=True, help="rig.json to write; the picture is rig.png")
-    parser.add_argument("--points", type=given_path, metavar="FILE", help="corresponding points instead of a search")
-    parser.add_argument("--pairs", type=int, default=8, metavar="N", help="pairs to find it from, of a folder (8)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a rig that is there")
+@dataclass(frozen=True, kw_only=True)
+class Options(AnyPairOptions, OverwriteOption, CommandLine):
+    """Find the transformation between two cameras that are fixed to each other, from pairs that they took at the same
+    moments: rig.json, and a picture beside it that shows how well it fits. Other commands take it as --align."""
+
+    out: Path
+    """rig.json to write; the picture is rig.png"""
+    points: Path | None = field(default=None, metadata={"metavar": "FILE"})
+    """corresponding points, at least four, in the place of a search"""
+    pairs: int = 8
+    """pairs of a folder to find it from: the sharpest and most varied"""
+    overwrite: bool = OverwriteOption.overwrite
+    """replace a rig that is there"""
+
+    def __post_init__(self) -> None:
+        """InputError for a file that is no rig, or too many pairs."""
+        """InputError for options that cannot be."""
+        if self.out.suffix.lower() != ".json":
+            raise InputError(f"--out {self.out}: expected a file name that ends in .json, for example rig.json")
+        if not 1 <= self.pairs <= 100:
+            raise InputError(f"--pairs {self.pairs}: expected 1 to 100")
 
 
-def main(args: argparse.Namespace) -> int:
+def main(options: Options) -> int:
     """Find, judge, write and say what was found."""
     from fusionsam.data import rigs
     from fusionsam.inference.files import pairs_to_predict
 
-    out: Path = args.out
-    if out.suffix.lower() != ".json":
-        raise InputError(f"--out {out}: expected a file name that ends in .json, for example rig.json")
-    if out.exists() and not args.overwrite:
+    out = options.out
+    if out.exists() and not options.overwrite:
         raise InputError(f"{out}: is there; choose another --out, or --overwrite")
-    if not 1 <= args.pairs <= 100:
-        raise InputError(f"--pairs {args.pairs}: expected 1 to 100")
-    entries = pairs_to_predict(args.visible, args.infrared, args.rgbt)
-    if args.points is not None:
-        rig, shown = rigs.clicked(entries, args.points)
+    entries = pairs_to_predict(options.visible, options.infrared, options.rgbt)
+    if options.points is not None:
+        rig, shown = rigs.clicked(entries, options.points)
     else:
-        found = rigs.fit(entries, args.pairs)
+        found = rigs.fit(entries, options.pairs)
         if not found.verdict.accepted:
-            raise InputError(f"{args.visible or args.rgbt}: {found.verdict.text}")
+            raise InputError(f"{options.visible or options.rgbt}: {found.verdict.text}")
         rig, shown = found.rig, found.shown
-    rig.told.update({"fusionsam": __version__, "command": args.command_line})
+    rig.told.update({"fusionsam": VERSION, "command": options.command})
     image = rigs.picture(rig, shown)
     beside = out.with_suffix(".png")
     with whole(beside) as part:

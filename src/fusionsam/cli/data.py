@@ -3,37 +3,61 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from fusionsam.cli.options import add_flags
+from fusionsam.cli.parser import Parser
 from fusionsam.config.datasets import CATALOG
-from fusionsam.data.check import check
-from fusionsam.io import given_path, write_json
+from fusionsam.io import write_json
 
 _SHOWN = 20  # problems of a kind; the rest is counted, and all are in --json
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `fusionsam data check`."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Counts, sizes, class pixels, unreadable files, pairs whose sizes differ, labels out of range, and images shared
+    between splits (also mirrored). Exit code 1 if there is a problem."""
+
+    dataset: str = field(metadata={"one_of": CATALOG})
+    """row of the catalogue"""
+    root: Path
+    """folder of the data set, or the manifest file"""
+    splits: Sequence[str] | None = field(default=None, metadata={"metavar": "NAME"})
+    """splits to look at (left out: all that can be found)"""
+    class_file: Path | None = field(default=None, metadata={"metavar": "FILE"})
+    """YAML with classes and palette, for pairs and manifest"""
+    json: Path | None = field(default=None, metadata={"metavar": "FILE"})
+    """also write everything that was found to FILE"""
+
+
+def parse(prog: str, argv: list[str], command: str = "") -> Options:
+    """`check` and its flags; more actions may come."""
+    parser = Parser(prog=prog, description="Look at a data set before hours are spent on it.")
     action = parser.add_subparsers(dest="action", required=True, metavar="check")
-    flags = action.add_parser(
+    told = inspect.cleandoc(Options.__doc__ or "")
+    check = action.add_parser(
         "check",
         help="counts, sizes, class pixels, unreadable files, leaks between the splits",
-        description="Counts, sizes, class pixels, unreadable files, pairs whose sizes differ, labels out of range, and "
-        "images shared between splits (also mirrored). Exit code 1 if there is a problem.",
+        description=told,
+        argument_default=argparse.SUPPRESS,
     )
-    flags.add_argument("--dataset", required=True, help=f"row of the catalogue: {', '.join(CATALOG)}")
-    flags.add_argument("--root", type=given_path, required=True, help="folder of the data set, or the manifest file")
-    flags.add_argument("--splits", nargs="+", metavar="NAME", help="splits to look at (all that can be found)")
-    flags.add_argument("--class-file", type=given_path, metavar="F", help="YAML with classes and palette")
-    flags.add_argument("--json", type=given_path, metavar="FILE", help="also write everything that was found to FILE")
+    add_flags(check, Options)
+    typed = vars(parser.parse_args(argv))
+    return Options(**{name: value for name, value in typed.items() if name != "action"})
 
 
-def main(args: argparse.Namespace) -> int:
+def main(options: Options) -> int:
     """Check, print, and answer 1 if there is a problem."""
-    report = check(args.dataset, args.root, args.splits, args.class_file)
+    from fusionsam.data.check import check
+
+    report = check(options.dataset, options.root, options.splits, options.class_file)
     print(table(report))
-    if args.json:
-        write_json(args.json, report, "choose another --json")
+    if options.json:
+        write_json(options.json, report, "choose another --json")
     return 0 if report["ok"] else 1
 
 
@@ -42,6 +66,7 @@ def table(report: dict[str, Any]) -> str:
     splits = report["splits"]
     rows = [["", *splits]]
     rows += [[key, *(str(s[key]) for s in splits.values())] for key in ("pairs", "visible", "infrared", "labelled")]
+    rows.append(["shift px, median / p90", *(_shift(s["shift_pixels"]) for s in splits.values())])
     rows.append(["sizes", *(_sizes(s["sizes"]) for s in splits.values())])
     classes = next(iter(splits.values()))["class_percent"]
     rows += [[f"% {name}", *(f"{s['class_percent'][name]:.3f}" for s in splits.values())] for name in classes]
@@ -51,6 +76,10 @@ def table(report: dict[str, Any]) -> str:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join([*lines, "", *_problems(report)])
+
+
+def _shift(found: dict[str, float] | None) -> str:
+    return "-" if found is None else f"{found['median']:.1f} / {found['p90']:.1f}"
 
 
 def _sizes(sizes: dict[str, int]) -> str:
@@ -69,7 +98,12 @@ def _problems(report: dict[str, Any]) -> list[str]:
         "unusable labels": [f"{e['split']} {e['id']}: {e['reason']}" for e in report["bad_labels"]],
         "shared between splits": [_pair(e) for e in report["shared"]],
     }
-    notes = {"look-alikes across splits (a note, no problem)": [_pair(e) for e in report["look_alikes"]]}
+    notes = {
+        "look-alikes across splits (a note, no problem)": [_pair(e) for e in report["look_alikes"]],
+        "infrared lies off, pixels to move it right and down (a note; --align takes such shifts off)": [
+            f"{e['split']} {e['id']}: {e['x']:+.1f} {e['y']:+.1f}" for e in report["misaligned"]
+        ],
+    }
     return [*(_listed(found) or ["no problems found"]), *_listed(notes)]
 
 

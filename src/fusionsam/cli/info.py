@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from fusionsam.config.options import DEFAULT_WEIGHTS
 from fusionsam.config.schema import PRESETS, preset
-from fusionsam.models.network import FusionSAMNetwork, parameter_table
+from fusionsam.errors import InputError
 from fusionsam.types import LARGEST, SMALLEST
-from fusionsam.weights.checkpoint import load_network, shipped
+
+if TYPE_CHECKING:
+    from fusionsam.models.network import FusionSAMNetwork
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `fusionsam info`."""
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--weights", metavar="W", help="checkpoint folder, or a name that ships with the package")
-    which.add_argument("--preset", help=f"an untrained model: {', '.join(PRESETS)}")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Show a model's parts, sizes, classes and where its weights came from."""
+
+    weights: str | None = None
+    """checkpoint folder, or a name that ships with the package (left out: the one that predict takes)"""
+    preset: str | None = field(default=None, metadata={"one_of": PRESETS})
+    """instead of --weights: an untrained model"""
+
+    def __post_init__(self) -> None:
+        """InputError for both."""
+        if self.weights is not None and self.preset is not None:
+            raise InputError("--weights and --preset: are two models; give one of them")
 
 
-def main(args: argparse.Namespace) -> int:
+def main(options: Options) -> int:
     """Print the description."""
+    import torch
+
+    from fusionsam.models.network import FusionSAMNetwork
+    from fusionsam.weights.checkpoint import load_network, shipped
+
     names = shipped()
-    if args.preset:
+    if options.preset:
         with torch.device("meta"):  # ViT-H is counted without its 2.5 GB
-            network = FusionSAMNetwork(preset(args.preset))
-        print(describe(network, {}, f"preset {args.preset}, untrained"))
-    elif args.weights or names:
-        weights = args.weights or ("tiny" if "tiny" in names else names[0])
+            network = FusionSAMNetwork(preset(options.preset))
+        print(describe(network, {}, f"preset {options.preset}, untrained"))
+    elif options.weights or names:
+        weights = options.weights or (DEFAULT_WEIGHTS if DEFAULT_WEIGHTS in names else names[0])
         network, card = load_network(weights)
         print(describe(network, card, f"weights {weights}"))
     print(f"\nshipped weights: {', '.join(names) or 'none'}\npresets: {', '.join(PRESETS)}")
@@ -41,6 +55,8 @@ def describe(network: FusionSAMNetwork, card: dict[str, Any], title: str) -> str
 
 
 def _parts(network: FusionSAMNetwork) -> str:
+    from fusionsam.models.network import parameter_table
+
     rows = parameter_table(network)
     total = {"part": "all", **{k: sum(row[k] for row in rows) for k in ("parameters", "trainable")}}
     lines = [f"{'part':<16}{'parameters':>14}  in training"]

@@ -1,15 +1,15 @@
-"""The command `fusionsam`: finds the sub-command's module, parses, runs, and turns bad input into one line.
+"""The command `fusionsam`: finds the sub-command, parses, runs, and turns bad input into one line.
 
-Only the standard library is imported here, and a sub-command's module only when it was asked for, so that
-`fusionsam --help` answers at once. A command's module has `main(args) -> int`, and `add_arguments(parser)` or, where
-a plain argparse parser does not do, `parse(prog, argv) -> Namespace`. `args.command_line` holds what was typed.
+Only the standard library is imported here, and a sub-command's file only when it was asked for, so that
+`fusionsam --help` answers at once. A command's file has `main(options) -> int` and the dataclass `Options` that
+`cli.options` makes flags of; where that does not do, `parse(prog, argv, command) -> options`, `command` being what was
+typed. It imports what computes in `main`, so that its help answers before torch has been loaded.
 """
 
 from __future__ import annotations
 
 import errno
 import importlib
-import importlib.util
 import io
 import os
 import shlex
@@ -19,42 +19,36 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fusionsam.cli.parser import Parser, UsageError, suggestion
+from fusionsam.cli.parser import UsageError, suggestion
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    # name: (one line of help, module that owns the command)
-    "predict": ("fuse pairs of images and label every pixel", "cli.predict"),
-    "align": ("find how two cameras stand to each other, for pairs that are not aligned", "cli.align"),
-    "info": ("show a model's parts, sizes, classes and where its weights came from", "cli.info"),
-    "train": ("train by a configuration file, or resume a run", "training.run"),
-    "evaluate": ("score a model or a folder of predictions against labels", "evaluation.run"),
-    "robustness": ("score a model on disturbed pairs: a camera missing, displaced, in fog", "evaluation.robustness"),
-    "calibrate": (
-        "fit a temperature that makes confidences honest, and class offsets",
-        "evaluation.calibrate",
-    ),
-    "baselines": ("score an unmodified Segment Anything, prompted by points and boxes", "evaluation.sam_baseline"),
-    "fusion-metrics": ("score fused pictures by the eleven fusion metrics", "evaluation.fusion"),
-    "report": ("tables and panels from a folder of evaluations", "evaluation.tables.run"),
-    "reconstruct": ("show what the tokenizer keeps of a pair", "evaluation.reconstruct"),
-    "data": ("look at a data set before hours are spent on it", "cli.data"),
-    "synth": ("draw paired street scenes with labels", "cli.synth"),
-    "benchmark": ("measure time and memory beside SAM, SegFormer and the obvious alternative", "cli.benchmark"),
-    "export": ("write the model as ONNX and compare it with the original", "export.onnx"),
-    "serve": ("answer pairs over HTTP", "server.run"),
-    "demo": ("try the model in a browser", "page.run"),
+COMMANDS = {
+    # each is the file of its name in this folder
+    "predict": "fuse pairs of images and label every pixel",
+    "align": "find how two cameras stand to each other, for pairs that are not aligned",
+    "info": "show a model's parts, sizes, classes and where its weights came from",
+    "train": "train by a configuration file, or resume a run",
+    "evaluate": "score a model or a folder of predictions against labels",
+    "robustness": "score a model on disturbed pairs: a camera missing, displaced, in fog",
+    "calibrate": "fit a temperature that makes confidences honest, and class offsets",
+    "clicks": "count the clicks that a Segment Anything needs for an object",
+    "baselines": "score an unmodified Segment Anything, prompted by points and boxes",
+    "fusion-metrics": "score fused pictures by the eleven fusion metrics",
+    "report": "tables and panels from a folder of evaluations",
+    "reconstruct": "show what the tokenizer keeps of a pair",
+    "data": "look at a data set before hours are spent on it",
+    "synth": "draw paired street scenes with labels",
+    "benchmark": "measure time and memory beside SAM, SegFormer and the obvious alternative",
+    "export": "write the model as ONNX and compare it with the original",
+    "serve": "answer pairs over HTTP",
+    "label": "label a folder of pairs in a browser, objects by clicks",
+    "demo": "try the model in a browser",
 }
 INTERRUPTED, TERMINATED = 130, 143
 
 
-def available() -> dict[str, str]:
-    """Commands whose module is installed, with their line of help."""
-    return {name: line for name, (line, module) in COMMANDS.items() if importlib.util.find_spec(f"fusionsam.{module}")}
-
-
 def overview() -> str:
     """What `fusionsam --help` prints."""
-    lines = [f"  {name:<16}{line}" for name, line in available().items()]
+    lines = [f"  {name:<16}{line}" for name, line in COMMANDS.items()]
     return "\n".join(
         [
             "usage: fusionsam [-h] [--version] COMMAND ...",
@@ -75,39 +69,37 @@ def run(argv: list[str]) -> int:
         print(overview())
         return 0 if argv else 2
     if argv[0] == "--version":
-        from fusionsam import __version__
+        from fusionsam.io import VERSION
 
-        print(f"fusionsam {__version__}")
+        print(f"fusionsam {VERSION}")
         return 0
     name, rest = argv[0], argv[1:]
-    commands = available()
-    if name not in commands:
-        raise UsageError(f"no command {name!r}{suggestion(name, commands)}; choose one of {', '.join(commands)}")
-    module = importlib.import_module(f"fusionsam.{COMMANDS[name][1]}")
-    prog = f"fusionsam {name}"
-    if hasattr(module, "Options"):
+    if name not in COMMANDS:
+        raise UsageError(f"no command {name!r}{suggestion(name, COMMANDS)}; choose one of {', '.join(COMMANDS)}")
+    command = importlib.import_module(f"fusionsam.cli.{name.replace('-', '_')}")
+    if hasattr(command, "parse"):
+        given = command.parse(f"fusionsam {name}", rest, shlex.join(["fusionsam", *argv]))
+    else:
         from fusionsam.cli import options
 
-        return int(module.main(options.parse(module.Options, prog, rest, shlex.join(["fusionsam", *argv]))))
-    if hasattr(module, "parse"):
-        args = module.parse(prog, rest)
-    else:
-        parser = Parser(prog=prog, description=COMMANDS[name][0])
-        module.add_arguments(parser)
-        args = parser.parse_args(rest)
-    args.command_line = shlex.join(["fusionsam", *argv])
-    return int(module.main(args))
+        given = options.parse(command.Options, f"fusionsam {name}", rest, shlex.join(["fusionsam", *argv]))
+    return int(command.main(given))
 
 
 def main(argv: list[str] | None = None) -> int:
     """The console entry: exit code 0, 2 for bad input (one line on stderr), 130 when interrupted, 143 when terminated,
     or the command's own."""
-    for stream in (sys.stdout, sys.stderr):
-        # names of files may hold what a terminal of ASCII cannot show: they are escaped, the work is done all the same
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")
+    _print_any_name()
     with _cleaning_up():
         return _answer(argv)
+
+
+def _print_any_name() -> None:
+    """Output in an encoding that lacks a name shows its code, as in o/\\xfcn, instead of ending in a UnicodeEncodeError
+    after the results have been written."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -145,7 +137,7 @@ def _answer(argv: list[str] | None) -> int:
             raise
         return _say(f"error: {error.filename}: {error.strerror}; check the path and its permissions", 2)
     except ValueError as error:
-        from fusionsam.errors import InputError  # its module imports torch: not before it is needed
+        from fusionsam.errors import InputError
 
         if not isinstance(error, InputError):
             raise

@@ -116,7 +116,7 @@ def _flag(item: Field[Any], hint: Any, text: str) -> Flag:
         text += f": {', '.join(item.metadata['one_of'])}"
     if default is MISSING:
         text += " (required)"
-    elif default is not None and default is not False and default != ():
+    elif default is not None and default is not False and default not in ((), ""):
         text += f" (default: {'on' if default is True else shown(default)})"
     return Flag(flag_name(item.name), text, arguments)
 

@@ -1,37 +1,49 @@
-"""The command `fusionsam synth`: draw a synthetic data set."""
+"""The command `fusionsam synth`."""
 
 from __future__ import annotations
 
-import argparse
 import re
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from fusionsam.data.synthetic.scenes import synthesize
+from fusionsam.config.options import OutOption
 from fusionsam.errors import InputError
-from fusionsam.io import given_path
 
 
-def image_size(text: str) -> tuple[int, int]:
-    """HxW as typed, in pixels."""
-    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if not found:
-        raise InputError(f"--size: found {text!r}, expected HEIGHTxWIDTH in pixels, for example 480x640")
-    return int(found[1]), int(found[2])
+@dataclass(frozen=True, kw_only=True)
+class Options(OutOption):
+    """Draw paired street scenes with labels, in MFNet's layout."""
+
+    out: Path = field()
+    """folder to write to: new, or of the same seed and size and no more pairs"""
+    pairs: int
+    """number of scenes; every second at night"""
+    seed: int = 0
+    """the same seed draws the same scenes"""
+    size: str = field(default="480x640", metadata={"metavar": "HxW"})
+    """pixels a side, 32 to 4096"""
+
+    def __post_init__(self) -> None:
+        """InputError for a seed or a size that cannot be."""
+        if self.seed < 0:
+            raise InputError(f"--seed: {self.seed}; expected 0 or more")
+        _ = self.sides
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", self.size)
+        if not found:
+            raise InputError(f"--size: found {self.size!r}, expected HEIGHTxWIDTH in pixels, for example 480x640")
+        return int(found[1]), int(found[2])
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `fusionsam synth`."""
-    told = "folder to write to, in MFNet's layout: new, or of the same seed and size and no more pairs"
-    parser.add_argument("--out", type=given_path, required=True, help=told)
-    parser.add_argument("--pairs", type=int, required=True, metavar="N", help="number of scenes; every second at night")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed draws the same scenes (0)")
-    parser.add_argument("--size", default="480x640", metavar="HxW", help="pixels a side, 32 to 4096 (480x640)")
-
-
-def main(args: argparse.Namespace) -> int:
+def main(options: Options) -> int:
     """Draw, and say what lies where."""
-    if args.seed < 0:
-        raise InputError(f"--seed: {args.seed}; expected 0 or more")
-    lists = synthesize(args.out, args.pairs, args.seed, image_size(args.size))
+    from fusionsam.data.synthetic.scenes import synthesize
+
+    lists = synthesize(options.out, options.pairs, options.seed, options.sides)
     counts = ", ".join(f"{name} {len(lists[name])}" for name in ("train", "val", "test"))
-    print(f"{args.pairs} pairs in {args.out} ({counts}); use them with --data.dataset mfnet --data.root {args.out}")
+    told = f"{options.pairs} pairs in {options.out} ({counts})"
+    print(f"{told}; use them with --data.dataset mfnet --data.root {options.out}")
     return 0

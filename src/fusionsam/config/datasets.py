@@ -4,7 +4,7 @@ A new data set is a new row. `metrics` names those that are scored in a way of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,8 @@ import yaml
 from fusionsam.errors import InputError
 
 Color = tuple[int, int, int]
+MAX_CLASSES = 255
+"""Ids 0 to 254; 255 means unknown."""
 
 
 @dataclass(frozen=True)
@@ -145,18 +147,7 @@ def _read_class_file(path: Path) -> dict[str, Any]:
     classes, palette = content["classes"], content["palette"]
     if not isinstance(classes, list) or not classes or not all(isinstance(item, str) for item in classes):
         raise InputError(f"{path}: classes must be a list of names, position = id; quote names such as 'no' or '1'")
-    if len(set(classes)) != len(classes) or len(classes) > 255:
-        raise InputError(
-            f"{path}: {len(classes)} classes, {len(set(classes))} different; expected up to 255, each once"
-        )
-    if not isinstance(palette, list) or len(palette) != len(classes) or not all(_is_color(item) for item in palette):
-        given = len(palette) if isinstance(palette, list) else type(palette).__name__
-        raise InputError(
-            f"{path}: palette must hold {len(classes)} colours [r, g, b] of 0-255, one a class; found {given}"
-        )
-    if (twice := next((c for i, c in enumerate(palette) if c in palette[:i]), None)) is not None:
-        names = " and ".join(name for name, color in zip(classes, palette, strict=True) if color == twice)
-        raise InputError(f"{path}: palette: {names} have one colour, {twice}; give each class its own")
+    require_classes(classes, palette, f"{path}: classes", f"{path}: palette")
     foreground = content.get("foreground", list(range(1, len(classes))))
     try:
         ids = [classes.index(item) if isinstance(item, str) else int(item) for item in foreground]
@@ -168,5 +159,31 @@ def _read_class_file(path: Path) -> dict[str, Any]:
     return {"classes": tuple(classes), "palette": colors, "foreground": tuple(sorted(set(ids)))}
 
 
+def require_classes(classes: Sequence[str], palette: Any, classes_name: str, palette_name: str) -> None:
+    """InputError, by the name of either, for classes that are not up to 255 different ones (255 is the id of unknown
+    pixels, and label maps are 8 bits deep), and for a palette that is not a colour of its own for each."""
+    if len(classes) > MAX_CLASSES:
+        raise InputError(
+            f"{classes_name}: {len(classes)} of them; expected up to {MAX_CLASSES}, label maps hold one byte a pixel"
+        )
+    if (twice := next((name for i, name in enumerate(classes) if name in classes[:i]), None)) is not None:
+        raise InputError(f"{classes_name}: {twice!r} stands there twice; expected each class once")
+    if not isinstance(palette, list | tuple) or len(palette) != len(classes) or not all(map(_is_color, palette)):
+        given = f"{len(palette)}" if isinstance(palette, list | tuple) else type(palette).__name__
+        if isinstance(palette, list | tuple) and len(palette) == len(classes):
+            given = str(next(color for color in palette if not _is_color(color)))
+        raise InputError(
+            f"{palette_name}: must hold {len(classes)} colours [r, g, b] of 0-255, one a class; found {given}"
+        )
+    colors = [tuple(color) for color in palette]
+    if (same := next((c for i, c in enumerate(colors) if c in colors[:i]), None)) is not None:
+        names = " and ".join(name for name, color in zip(classes, colors, strict=True) if color == same)
+        raise InputError(f"{palette_name}: {names} have one colour, {list(same)}; give each class its own")
+
+
 def _is_color(item: object) -> bool:
-    return isinstance(item, list) and len(item) == 3 and all(type(value) is int and 0 <= value <= 255 for value in item)
+    return (
+        isinstance(item, list | tuple)
+        and len(item) == 3
+        and all(type(value) is int and 0 <= value <= 255 for value in item)
+    )

@@ -17,7 +17,7 @@ import jsonargparse
 import yaml
 
 from fusionsam.config.datasets import find
-from fusionsam.config.schema import Config, from_dict, preset, to_dict
+from fusionsam.config.schema import Config, DataConfig, from_dict, preset, to_dict
 from fusionsam.errors import InputError
 
 _EARLY = ("model.preset", "data.dataset", "data.class_file")  # they decide the defaults of other settings
@@ -80,6 +80,8 @@ def _defaults(chosen: Mapping[str, Any]) -> Config:
     settings = Config()
     settings.model = preset(str(chosen.get("model.preset", settings.model.preset)))
     file = chosen.get("data.class_file")
+    if file is not None:
+        DataConfig(class_file=str(file))  # an empty one is told by its name
     row = find(str(chosen.get("data.dataset", settings.data.dataset)), None if file is None else str(file))
     if row.classes:
         settings.model.classes, settings.model.palette = list(row.classes), list(row.palette)
@@ -162,7 +164,8 @@ def _one_line(message: str) -> str:
     line = re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(message.split()))
     union = re.fullmatch(r"(.*: )Does not validate .* Subtypes: \[(.*?)\] Errors: .* Given value: (.*)", line)
     line = f"{union[1]}Expected one of {union[2]}. Got value: {union[3]}" if union else line
-    return re.sub(r"<class '(\w+)'>", r"\1", line).replace("NoneType", "null").replace("typing.Literal", "one of ")
+    line = re.sub(r"<class '(\w+)'>", r"\1", line).replace("NoneType", "null")
+    return re.sub(r"(?:a )?(?:typing\.)?Literal\[([^\]]*)\]", r"one of \1", line)
 
 
 def _plain(value: Any) -> Any:

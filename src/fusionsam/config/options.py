@@ -37,6 +37,14 @@ class PairOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnyPairOptions(PairOptions):
+    """Two files or folders, or one whose files hold both images."""
+
+    rgbt: Path | None = None
+    """instead of the two: a four-channel RGB + thermal PNG as MFNet's, or a folder of them"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AlignOptions:
     """How two cameras that see apart are brought together."""
 
@@ -87,3 +95,13 @@ class CommandLine:
 
     command: str = field(default="", metadata={"flag": False})
     """the command line; results repeat it"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootstrapOptions:
+    """What is drawn at random, and how often."""
+
+    seed: int = 0
+    """of everything that is drawn at random, the bootstrap among it"""
+    bootstrap: int = 1000
+    """resamples of the images, for intervals (0: none)"""

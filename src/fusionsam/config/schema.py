@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from fusionsam.config.datasets import MFNET_CLASSES, MFNET_PALETTE
+from fusionsam.config.datasets import CATALOG, MFNET_CLASSES, MFNET_PALETTE, require_classes
 from fusionsam.errors import InputError
 from fusionsam.types import LARGEST, SMALLEST
 
@@ -276,6 +276,7 @@ class ModelConfig(_Bounded):
             raise InputError(
                 f"model.palette: {len(self.palette)} colours for {len(self.classes)} model.classes; give one each"
             )
+        require_classes(self.classes, self.palette, "model.classes", "model.palette")
         outside = [i for i in self.foreground if not 0 <= i < len(self.classes)]
         if outside:
             raise InputError(f"model.foreground: ids {outside} are not among the {len(self.classes)} model.classes")
@@ -341,8 +342,8 @@ class DataConfig(_Bounded):
 
     section: ClassVar[str] = "data"
 
-    dataset: Literal["mfnet", "msrs", "fmb", "pst900", "pairs", "manifest"] = "mfnet"
-    """Row of the catalogue."""
+    dataset: str = "mfnet"
+    """Row of the catalogue (config.datasets.CATALOG)."""
     root: str = "data"
     """Folder of the data set (or the manifest file)."""
     train_split: str = "train"
@@ -399,6 +400,10 @@ class DataConfig(_Bounded):
     def __post_init__(self) -> None:
         """InputError for impossible settings."""
         super().__post_init__()
+        if self.dataset not in CATALOG:
+            raise InputError(f"data.dataset: {self.dataset!r} is not known; choose one of {', '.join(CATALOG)}")
+        if self.class_file is not None and not self.class_file.strip():
+            raise InputError("data.class_file: is empty, as of an unset shell variable; give a YAML file, or null")
         if self.scale[0] > self.scale[1]:
             raise InputError(f"data.scale: {self.scale}; expected the smaller factor first")
 

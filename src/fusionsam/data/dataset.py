@@ -17,7 +17,7 @@ from fusionsam.data.infrared import DEFAULT, InfraredOptions
 from fusionsam.data.pairs import read_pair
 from fusionsam.data.splits import Entry, entries
 from fusionsam.errors import InputError
-from fusionsam.types import IGNORE, Batch, Sample
+from fusionsam.types import IGNORE, Batch, LabelledSample, Sample
 
 Item = tuple[Tensor, Tensor, Tensor | None, Tensor, str]
 """visible float (3,H,W), infrared float (1,H,W), label int64 (H,W) or None, present bool (2,), id."""
@@ -79,6 +79,46 @@ class PairDataset(Dataset[Sample]):
     def num_classes(self) -> int:
         """K of the row; 0 without one."""
         return 0 if self.row is None else self.row.num_classes
+
+
+class LabelledPairs(PairDataset):
+    """Pairs of a data set with classes, each of them with a label."""
+
+    row: DatasetRow
+
+    def __init__(self, entries: Sequence[Entry], row: DatasetRow, cache: bool = False) -> None:
+        super().__init__(entries, row, cache)
+
+    def __getitem__(self, index: int) -> LabelledSample:
+        sample = super().__getitem__(index)
+        return LabelledSample(**{**vars(sample), "label": _told(sample.label, sample.id)})
+
+    def label(self, index: int) -> Tensor:
+        """As of any data set; InputError where there is none."""
+        return _told(super().label(index), self.entries[index].id)
+
+
+def _told(label: Tensor | None, id: str) -> Tensor:
+    if label is None:
+        raise InputError(f"{id}: has no label; add it or leave the pair off the list")
+    return label
+
+
+def open_labelled_split(
+    dataset: str, root: str | Path, split: str, class_file: str | Path | None = None
+) -> LabelledPairs:
+    """The split of a data set with classes, to be scored on. InputError as `open_split`, if the data set has no
+    classes, and if a pair has no label."""
+    data = open_split(dataset, root, split, class_file)
+    if data.row is None or not data.row.classes:
+        raise InputError(f"dataset {dataset!r} has no classes of its own; give --class-file with classes, palette")
+    unlabelled = [entry.id for entry in data.entries if entry.label is None]
+    if unlabelled:
+        raise InputError(
+            f"{root}: {len(unlabelled)} pairs of split {split!r} have no label (first: {', '.join(unlabelled[:5])}); "
+            "add their labels or take them off the list"
+        )
+    return LabelledPairs(data.entries, data.row)
 
 
 def open_split(

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from fusionsam.data.dataset import PairDataset, read_pictures
 from fusionsam.data.splits import FLIP, Entry
 from fusionsam.errors import InputError
 from fusionsam.io import write_text
+from fusionsam.progress import progress_bar
 from fusionsam.types import Sample
 
 FILE = "training_fingerprints.json"
@@ -149,7 +149,7 @@ def fingerprint(name: str, entries: Sequence[Entry], progress: bool = True) -> F
     """Read every pair of a split once. Raises InputError for unreadable files."""
     found = Fingerprints()
     quiet = not progress or len(entries) < _PROGRESS_FROM
-    for entry in tqdm(entries, desc=f"leak guard: {name}", disable=quiet):
+    for entry in progress_bar(entries, desc=f"leak guard: {name}", disable=quiet):
         found.add(entry, read_pictures(entry))
     return found
 

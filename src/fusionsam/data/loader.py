@@ -8,12 +8,12 @@ import hashlib
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from fusionsam.config.schema import DataConfig
 from fusionsam.data.dataset import Item, PairDataset, collate
 from fusionsam.data.transforms import TrainTransform, eval_transform
 from fusionsam.errors import InputError
+from fusionsam.progress import progress_bar
 from fusionsam.types import Batch
 
 _PROGRESS_FROM = 300  # labels; fewer are read in a few seconds
@@ -24,7 +24,7 @@ def class_pixels(dataset: PairDataset, num_classes: int | None = None) -> Tensor
     whose labels may be guesses."""
     classes = dataset.num_classes if num_classes is None else num_classes
     counts = torch.zeros(len(dataset), classes, dtype=torch.long)
-    for index in tqdm(range(len(dataset)), desc="reading labels", disable=len(dataset) < _PROGRESS_FROM):
+    for index in progress_bar(range(len(dataset)), desc="reading labels", disable=len(dataset) < _PROGRESS_FROM):
         label = None if dataset.entries[index].extra else dataset.label(index)
         if label is not None:
             counts[index] = torch.bincount(label.flatten(), minlength=256)[:classes]

@@ -20,7 +20,7 @@ from fusionsam.data.infrared import DEFAULT, PHOTOGRAPH, Heat, InfraredOptions, 
 from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
 from fusionsam.data.stretch import Notice
-from fusionsam.types import SMALLEST
+from fusionsam.types import LUMA, SMALLEST
 
 
 @dataclass
@@ -134,6 +134,6 @@ def _same(visible: Tensor, heat: Heat) -> bool:
         return bool((grey[0] == heat.pixels).all() and np.ptp(heat.pixels) > 0)
     if heat.facts["kind"] == "8-bit" or "palette" not in heat.facts:
         return False
-    weights = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    weights = np.array(LUMA, dtype=np.float32)
     return bool((np.moveaxis(grey, 0, -1).astype(np.float32) @ weights).round().astype(np.uint8).tobytes()
                 == heat.pixels.tobytes())  # fmt: skip

@@ -9,11 +9,11 @@ from typing import Literal, get_args
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from fusionsam.data.images import image_size, read_label, read_visible
 from fusionsam.data.splits import by_stem
 from fusionsam.errors import InputError
+from fusionsam.progress import progress_bar
 
 Format = Literal["ids", "rgb", "bgr"]
 Color = tuple[int, int, int]
@@ -79,7 +79,7 @@ class PredictionFolder:
         left: dict[Format, str] = {}
         alike = True
         paths = list(self.paths.values())
-        for number, path in enumerate(tqdm(paths, desc="predictions", disable=len(paths) < _PROGRESS_FROM)):
+        for number, path in enumerate(progress_bar(paths, desc="predictions", disable=len(paths) < _PROGRESS_FROM)):
             maps = {name: ids for name in get_args(Format) if (ids := self._read(path, name)) is not None}
             if not maps:
                 raise InputError(

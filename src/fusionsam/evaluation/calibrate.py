@@ -1,4 +1,4 @@
-"""The command `fusionsam calibrate`: one temperature that makes confidences mean something (Guo et al., arXiv
+"""One temperature that makes confidences mean something (Guo et al., arXiv
 1706.04599, section 4.2).
 
 Probabilities become softmax(logits / T); the class that is chosen stays the same. T minimises the negative log
@@ -9,7 +9,6 @@ offsets, of the others. What is stored are those of all pairs.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -20,19 +19,19 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from fusionsam.config.datasets import CATALOG
-from fusionsam.data.dataset import PairDataset
+from fusionsam.data.dataset import LabelledPairs
 from fusionsam.data.images import image_size
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
 from fusionsam.evaluation import logit_adjustment as class_offsets
 from fusionsam.evaluation.logit_adjustment import blocks, but
-from fusionsam.evaluation.run import EvaluateConfig, check_classes, leak_guard, open_labelled
+from fusionsam.evaluation.options import CalibrateOptions, EvaluateConfig
+from fusionsam.evaluation.run import check_classes, leak_guard, open_labelled
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.io import given_path, write_json
+from fusionsam.io import write_json
 from fusionsam.metrics.segmentation import CalibrationError
+from fusionsam.progress import progress_bar
 from fusionsam.types import IGNORE, Pixels
 from fusionsam.weights import checkpoint
 
@@ -118,14 +117,13 @@ def stride(sizes: Sequence[tuple[int, int]], limit: int = PIXELS) -> int:
 
 
 @torch.inference_mode()
-def collect(model: FusionSAM, data: PairDataset) -> list[Pixels]:
+def collect(model: FusionSAM, data: LabelledPairs) -> list[Pixels]:
     """The network's logits (as they are, no temperature) and labels of each pair, in float16, thinned to PIXELS."""
     found: list[Pixels] = []
     sizes = [image_size(entry.label) for entry in data.entries if entry.label is not None]  # of the headers
     step = stride(sizes)
-    for index in tqdm(range(len(data)), desc="calibrate", unit="pair"):
+    for index in progress_bar(range(len(data)), desc="calibrate", unit="pair"):
         sample = data[index]
-        assert sample.label is not None
         visible, infrared = (
             None if image is None else to_unit(image)[None] for image in (sample.visible, sample.infrared)
         )
@@ -147,65 +145,51 @@ def store(source: str | Path, **values: Any) -> Path:
     return write_json(path, told, "copy the checkpoint to a folder of your own")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `fusionsam calibrate`."""
-    add = parser.add_argument
-    add("--weights", required=True, help="checkpoint folder; its training.json receives the temperature")
-    add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
-    add("--root", type=given_path, required=True, help="folder of the data set (or the manifest file)")
-    add("--split", default="val", help="pairs that were not trained on, and will not be reported on (%(default)s)")
-    add(
-        "--class-offsets", action="store_true",
-        help="before that, fit what to add to each class's logits for the best mIoU, in the place of stored offsets; "
-        "changes the class maps; none are kept if those of other pairs gain nothing",
-    )  # fmt: skip
-    add("--class-file", help="YAML with classes and palette, for pairs and manifest")
-    add("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
-    add("--dry-run", action="store_true", help="print, and leave the checkpoint as it is")
-
-
 def _tensor(by_class: dict[str, float]) -> Tensor:
     return torch.tensor(list(by_class.values()))
 
 
-def main(args: argparse.Namespace) -> int:
-    """`fusionsam calibrate`."""
-    model = FusionSAM.from_pretrained(args.weights, args.device, calibrated=False)
-    config = EvaluateConfig(args.dataset, args.root, args.split, [args.weights], class_file=args.class_file)
+def run(options: CalibrateOptions) -> list[str]:
+    """Fit the temperature (and the offsets) of a checkpoint and store them in its training.json; returns what is to be
+    told, a line each. Raises InputError as its parts do."""
+    told: list[str] = []
+    model = FusionSAM.from_pretrained(options.weights, options.device, calibrated=False)
+    config = EvaluateConfig(
+        options.dataset, options.root, options.split, weights=[options.weights], class_file=options.class_file
+    )
     data = open_labelled(config)
-    assert data.row is not None
-    check_classes(model.config.classes, args.weights, data.row)
+    check_classes(model.config.classes, options.weights, data.row)
     guard = leak_guard(config, data.entries, [model.card])  # confidence is well placed on what was learnt by heart
     pixels = collect(model, data)
     pairs = {
-        "dataset": args.dataset, "split": args.split, "pairs": len(data), "command": args.command_line,
+        "dataset": options.dataset, "split": options.split, "pairs": len(data), "command": options.command,
         "content": guard.content,
     }  # fmt: skip
     stored: dict[str, Any] = {}
     offsets, without = None, list[Tensor]()
-    if not args.class_offsets and (before := checkpoint.read_checkpoint(args.weights)[2].get("class_offsets")):
+    if not options.class_offsets and (before := checkpoint.read_checkpoint(options.weights)[2].get("class_offsets")):
         offsets = _tensor(before["offsets"])
         if [tuple(pair) for pair in before.get("content", ())] == guard.content:
             without = [_tensor(each) for each in before["offsets_without_block"]]
         else:
             without = [offsets] * len(blocks(len(pixels)))
-    if args.class_offsets:
+    if options.class_offsets:
         found = class_offsets.class_offsets(pixels, data.row.classes)
-        print("offsets " + ", ".join(f"{name} {offset:+.2f}" for name, offset in found["offsets"].items()))
-        print(f"mIoU {found['miou_before']:.2f} -> {found['miou_after']:.2f} on pairs they were not fitted on")
+        told.append("offsets " + ", ".join(f"{name} {offset:+.2f}" for name, offset in found["offsets"].items()))
+        told.append(f"mIoU {found['miou_before']:.2f} -> {found['miou_after']:.2f} on pairs they were not fitted on")
         stored["class_offsets"] = None
         if found["miou_after"] > found["miou_before"]:
             stored["class_offsets"] = found | pairs
             offsets = _tensor(found["offsets"])
             without = [_tensor(each) for each in found["offsets_without_block"]]
         else:
-            print("that is no gain: no offset is used")
+            told.append("that is no gain: no offset is used")
     values = calibration(pixels, offsets, without)
     stored["calibration"] = values | pairs
     others = ", ".join(f"{value:.3f}" for value in values["temperatures_without_block"])
-    print(f"temperature {values['temperature']:.3f} (without one block each: {others})")
-    print(f"ECE {values['ece_before']:.2f} % -> {values['ece_after']:.2f} % on pairs it was not fitted on")
-    print(f"negative log likelihood {values['nll_before']:.4f} -> {values['nll_after']:.4f}")
-    if not args.dry_run:
-        print(f"stored in {store(args.weights, **stored)}")
-    return 0
+    told.append(f"temperature {values['temperature']:.3f} (without one block each: {others})")
+    told.append(f"ECE {values['ece_before']:.2f} % -> {values['ece_after']:.2f} % on pairs it was not fitted on")
+    told.append(f"negative log likelihood {values['nll_before']:.4f} -> {values['nll_after']:.4f}")
+    if not options.dry_run:
+        told.append(f"stored in {store(options.weights, **stored)}")
+    return told

@@ -1,23 +1,20 @@
-"""The command `fusionsam fusion-metrics`: eleven measures of fused pictures, beside simple fusions."""
+"""Eleven measures of fused pictures, beside simple fusions."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 import multiprocessing
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from fusionsam.data.fingerprints import Fingerprints, fingerprint
 from fusionsam.data.images import image_size, read_infrared, read_visible
@@ -25,9 +22,14 @@ from fusionsam.data.leaks import compare
 from fusionsam.data.splits import Entry, pair_entries
 from fusionsam.errors import InputError
 from fusionsam.evaluation import simple_fusions as fusion_baselines
+from fusionsam.evaluation.options import FusionMetricsOptions
 from fusionsam.evaluation.simple_fusions import FUSIONS
-from fusionsam.io import Made, OutputFolder, given_path, require_writable, whole, write_json
+from fusionsam.io import Made, OutputFolder, require_writable, whole, write_json
 from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, prepare
+from fusionsam.progress import progress_bar
+
+if TYPE_CHECKING:
+    from fusionsam.inference.predictor import FusionSAM
 
 MEANS, ROWS = "fusion_metrics.json", "fusion_metrics.csv"
 
@@ -49,7 +51,7 @@ class Job:
 def measure(job: Job) -> dict[str, Scores]:
     """Method -> its eleven measures on one pair, in the order of `job`. InputError names the file."""
     visible, infrared = read_visible(job.visible).numpy(), read_infrared(job.infrared).numpy()
-    pictures: dict[str, Any] = {
+    pictures: dict[str, NDArray[np.uint8]] = {
         name: read_visible(given).numpy() if isinstance(given, Path) else given for name, given in job.fused.items()
     }
     found = {}
@@ -108,7 +110,7 @@ def measure_all(jobs: Iterable[Job], total: int, workers: int) -> Table:
     Jobs are drawn as workers become free, so memory does not grow with their number."""
     table: Table = {}
     rows: dict[str, dict[str, Scores]] = {}
-    with tqdm(total=total, desc="fusion metrics", unit="pair") as bar:
+    with progress_bar(total=total, desc="fusion metrics", unit="pair") as bar:
         for id, found in _in_processes(jobs, workers) if workers > 1 else ((job.id, measure(job)) for job in jobs):
             rows[id] = found
             bar.update()
@@ -207,18 +209,12 @@ def method_names(sources: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def run(
-    visible: Path,
-    infrared: Path,
-    out: Path,
-    fused: Sequence[Path] = (),
-    weights: Sequence[str] = (),
-    baselines: bool = True,
-    workers: int = 1,
-    device: str = "auto",
-) -> str:
+def run(options: FusionMetricsOptions) -> str:
     """Measure folders of fused pictures and the pictures that checkpoints draw, beside the built-in fusions; writes
-    into `out` and returns the table as text. Raises InputError as its parts do."""
+    into `options.out` and returns the table as text. Raises InputError as its parts do."""
+    visible, infrared, out = options.visible, options.infrared, options.out
+    fused, weights, workers = options.fused, options.weights, options.workers
+    baselines = options.baselines
     if not fused and not weights:
         raise InputError("fusion-metrics: nothing to measure; give --fused DIR or --weights W")
     if workers < 1:
@@ -232,14 +228,14 @@ def run(
     check_sizes(entries, folders, fusion_baselines.SMALLEST_SIDE if baselines else SMALLEST_SIDE)
     require_writable(out)
     _require_ours(out, ids)
-    models: list[Any] = []
+    models: list[FusionSAM] = []
     notes: list[str] = []
     if weights:
         from fusionsam.inference.predictor import (
             FusionSAM,  # not above: every process that measures would load the network's code
         )
 
-        models = [FusionSAM.from_pretrained(source, device) for source in weights]
+        models = [FusionSAM.from_pretrained(source, options.device) for source in weights]
         for name, count in _trained_on(dict(zip(names, weights, strict=False)), entries).items():  # weights stand first
             notes.append(f"{name}: at least a part of it was trained on {count} of these {len(entries)} pairs")
 
@@ -290,29 +286,3 @@ def _trained_on(weights: Mapping[str, str | Path], entries: Sequence[Entry]) -> 
         found = compare({"seen": seen, "these": these}, ids)
         counts[name] = len({leak.second_id for leak in found if leak.kind in ("id", "content", "mirrored")})
     return {name: count for name, count in counts.items() if count}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `fusionsam fusion-metrics`."""
-    add = parser.add_argument
-    add("--visible", type=given_path, required=True, help="folder of visible images")
-    add("--infrared", type=given_path, required=True, help="folder of infrared images of the same names")
-    add("--fused", type=given_path, nargs="+", default=[], help="folders of fused pictures, NAME.png or NAME_fused.png")
-    add("--weights", nargs="+", default=[], help="checkpoint folders or shipped names whose fusion is measured")
-    add(
-        "--baselines",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help=f"the built-in fusions beside them: {', '.join(FUSIONS)}",
-    )
-    add("--out", type=given_path, required=True, help="folder for fusion_metrics.csv and fusion_metrics.json")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    add("--workers", type=int, default=cores, help="processes that measure; networks run in the parent (%(default)s)")
-    add("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
-
-
-def main(args: argparse.Namespace) -> int:
-    """`fusionsam fusion-metrics`."""
-    given = (args.fused, args.weights, args.baselines, args.workers, args.device)
-    print(run(args.visible, args.infrared, args.out, *given))
-    return 0

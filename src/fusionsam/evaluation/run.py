@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
-import shlex
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tqdm import tqdm
-
-from fusionsam.config.datasets import CATALOG, DatasetRow
-from fusionsam.data.dataset import PairDataset, open_split
+from fusionsam.config.datasets import DatasetRow
+from fusionsam.data.dataset import LabelledPairs, open_labelled_split
 from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.sequences import recording_sequences
 from fusionsam.data.splits import Entry
@@ -25,61 +19,17 @@ from fusionsam.errors import InputError
 from fusionsam.evaluation import report_files, worst_pairs
 from fusionsam.evaluation.comparison import compare
 from fusionsam.evaluation.leak_guard import LeakCheck, check_leaks, fitted_notes, fitted_on, training_lists
+from fusionsam.evaluation.options import EvaluateConfig
 from fusionsam.evaluation.published import SINCE, TEST_IMAGES
 from fusionsam.evaluation.report import ORACLE, Report
 from fusionsam.evaluation.tally import Tally, scores, summarise
-from fusionsam.inference.alignment import add_align_arguments
 from fusionsam.inference.label_maps import FolderPredictor, NetworkPredictor
 from fusionsam.inference.predictor import FusionSAM, require_scales
-from fusionsam.io import given_path, require_writable
+from fusionsam.io import require_writable
 from fusionsam.metrics.segmentation import ImageMatrices
+from fusionsam.progress import progress_bar
 from fusionsam.weights import checkpoint
-
-Card = dict[str, Any]
-"""What a checkpoint's training.json says."""
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What is evaluated and how; the options of `fusionsam evaluate` and their defaults."""
-
-    dataset: str
-    root: str | Path
-    split: str = "val"
-    weights: Sequence[str | Path] = ()
-    predictions: str | Path | None = None
-    out: str | Path | None = None
-    """Folder for report.json; None = nothing is written."""
-    prompts: Literal["self", "none", "oracle"] | None = None
-    """None = as the weights were configured."""
-    as_trained: bool = False
-    """Without the class offsets and the temperature of `fusionsam calibrate`."""
-    modality: Literal["both", "visible", "infrared"] = "both"
-    flip: bool = False
-    scales: Sequence[float] = (1.0,)
-    align: str | None = None
-    """rig.json, or auto: the pairs are of two cameras that see apart, the labels in the visible one's frame."""
-    no_refine: bool = False
-    """With align: the rig alone, without a small shift of each pair."""
-    seeds: bool = False
-    """The weights differ in nothing but their seed; refused if the seeds they record repeat."""
-    against: str | Path | None = None
-    allow_partial: bool = False
-    allow_train_test_leak_and_know_that_scores_are_worthless: bool = False
-    bootstrap: int = 1000
-    seed: int = 0
-    class_file: str | Path | None = None
-    device: str = "auto"
-    train_split: str | None = None
-    """Split the leak guard compares with; None = the one the weights record, or train; 'none' = only with what the
-    weights themselves remember, and the report says so."""
-    predicted_by: str | Path | None = None
-    """Checkpoint of ours that made `predictions`: the leak guard asks it what it saw."""
-    prediction_format: Literal["auto", "ids", "rgb", "bgr"] = "auto"
-    worst: int = 0
-    """Pairs with the lowest mIoU to draw into `out`/worst."""
-    command: str = ""
-    """Repeated in the report."""
+from fusionsam.weights.checkpoint import Card
 
 
 def evaluate(config: EvaluateConfig) -> Report:
@@ -94,7 +44,6 @@ def evaluate(config: EvaluateConfig) -> Report:
     """
     _check(config)
     data = open_labelled(config)
-    assert data.row is not None
     split = report_files.split_digest([entry.id for entry in data.entries])
     if config.out is not None:
         report_files.require_split(Path(config.out), config.dataset, split)
@@ -103,11 +52,11 @@ def evaluate(config: EvaluateConfig) -> Report:
         other = report_files.read_comparable(config.against, config.dataset, split)
     if config.predictions is not None:
         return _evaluate_folder(config, data, other)
-    model, cards = None, []
-    for source in config.weights:  # one at a time: five of the largest would not fit
-        model = FusionSAM.from_pretrained(source, config.device, calibrated=not config.as_trained)
-        check_classes(model.config.classes, source, data.row)
-        cards.append(model.card)
+    cards = []
+    for source in config.weights:  # all are judged before hours are spent on the first
+        model_config, card = checkpoint.read_card(source)
+        check_classes(model_config.classes, source, data.row)
+        cards.append(card)
     _check_seeds(config, cards)
     guard = leak_guard(config, data.entries, cards)
     found: list[Report] = []
@@ -115,8 +64,8 @@ def evaluate(config: EvaluateConfig) -> Report:
         out = None if config.out is None else Path(config.out)
         if len(config.weights) > 1:
             out = None if out is None else out / f"checkpoint_{number}"
-            model = FusionSAM.from_pretrained(source, config.device, calibrated=not config.as_trained)
-        assert model is not None
+        # one at a time: five of the largest would not fit
+        model = FusionSAM.from_pretrained(source, config.device, calibrated=not config.as_trained)
         options = (config.prompts, config.modality, config.flip, tuple(config.scales), config.seed)
         found.append(_run(config, data, NetworkPredictor(model, *options), guard, out, other, source, model.card))
     if len(found) == 1:
@@ -128,7 +77,7 @@ def evaluate(config: EvaluateConfig) -> Report:
     return report
 
 
-def _evaluate_folder(config: EvaluateConfig, data: PairDataset, other: tuple[Report, ImageMatrices] | None) -> Report:
+def _evaluate_folder(config: EvaluateConfig, data: LabelledPairs, other: tuple[Report, ImageMatrices] | None) -> Report:
     """Score label maps that somebody predicted."""
     assert config.predictions is not None
     folder = FolderPredictor(config.predictions, data, config.prediction_format, config.allow_partial)
@@ -146,21 +95,10 @@ def _evaluate_folder(config: EvaluateConfig, data: PairDataset, other: tuple[Rep
     return _run(config, data, folder, guard, out, other, None, cards[0] if cards else {})
 
 
-def open_labelled(config: EvaluateConfig) -> PairDataset:
+def open_labelled(config: EvaluateConfig) -> LabelledPairs:
     """The split to score on; InputError if the data set has no classes or a pair has no label."""
-    data = open_split(config.dataset, config.root, config.split, config.class_file)
+    data = open_labelled_split(config.dataset, config.root, config.split, config.class_file)
     data.align = open_aligner(config.align, partial(fit, data.entries), refine=not config.no_refine)
-    assert data.row is not None
-    if not data.row.classes:
-        raise InputError(
-            f"dataset {config.dataset!r} has no classes of its own; give --class-file with classes, palette"
-        )
-    unlabelled = [entry.id for entry in data.entries if entry.label is None]
-    if unlabelled:
-        raise InputError(
-            f"{config.root}: {len(unlabelled)} pairs of split {config.split!r} have no label (first: "
-            f"{', '.join(unlabelled[:5])}); add their labels or take them off the list"
-        )
     return data
 
 
@@ -239,7 +177,7 @@ def leak_guard(
 
 def _run(
     config: EvaluateConfig,
-    data: PairDataset,
+    data: LabelledPairs,
     predictor: NetworkPredictor | FolderPredictor,
     guard: LeakCheck,
     out: Path | None,
@@ -292,12 +230,11 @@ def _run(
 
 
 def _count(
-    config: EvaluateConfig, data: PairDataset, predictor: NetworkPredictor | FolderPredictor, todo: Sequence[int]
+    config: EvaluateConfig, data: LabelledPairs, predictor: NetworkPredictor | FolderPredictor, todo: Sequence[int]
 ) -> tuple[Tally, str | None, float]:
     """Predict and count the pairs at the places `todo`: the counts, what steered SAM, and the seconds of counting."""
-    assert data.row is not None
     tally, used, counting = Tally(data.row.classes), set(), 0.0
-    for index in tqdm(todo, desc=f"evaluating {config.dataset}/{config.split}"):
+    for index in progress_bar(todo, desc=f"evaluating {config.dataset}/{config.split}"):
         predicted = predictor(data, index)
         before = time.perf_counter()
         tally.update(data.entries[index].id, predicted.ids, predicted.label, predicted.confidence)
@@ -306,7 +243,7 @@ def _count(
     return tally, next(iter(used)) if len(used) == 1 else "mixed", counting
 
 
-def _context(config: EvaluateConfig, data: PairDataset, guard: LeakCheck) -> dict[str, Any]:
+def _context(config: EvaluateConfig, data: LabelledPairs, guard: LeakCheck) -> dict[str, Any]:
     """What every report repeats of its options, by the fields of a Report."""
     return {
         "dataset": config.dataset,
@@ -350,59 +287,3 @@ def digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `fusionsam evaluate`."""
-    defaults = {field.name: field.default for field in fields(EvaluateConfig)}
-    add = parser.add_argument
-    add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
-    add("--root", type=given_path, required=True, help="folder of the data set (or the manifest file)")
-    add(
-        "--split",
-        default=defaults["split"],
-        help="official split, or NAME of a list NAME.txt beside the data (%(default)s)",
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--weights", nargs="+", default=(), help="checkpoint folders or shipped names; several: mean, deviation"
-    )
-    what.add_argument(
-        "--predictions",
-        type=given_path,
-        help="folder of ID.png or ID_labels.png: class ids, or palette colours, RGB or BGR",
-    )
-    add("--out", type=given_path, required=True, help="folder for report.json and per_image.json")
-    add("--prompts", choices=("self", "none", "oracle"), help="as the weights were configured if left out")
-    add("--as-trained", action="store_true", help="without the offsets and temperature that calibrate stored")
-    add("--modality", choices=("both", "visible", "infrared"), default=defaults["modality"], help="what the model sees")
-    add("--flip", action="store_true", help="average with the mirrored pair; the report says so")
-    add("--scales", nargs="+", type=float, default=(1.0,), help="average over resized copies; the report says so")
-    add_align_arguments(parser)
-    add("--seeds", action="store_true", help="the weights are one configuration trained from different seeds")
-    add("--against", metavar="REPORT.json", help="a report of the same split: is the difference real?")
-    add("--allow-partial", action="store_true", help="score a folder with missing or extra predictions")
-    leak = "allow_train_test_leak_and_know_that_scores_are_worthless"
-    add("--" + leak.replace("_", "-"), action="store_true", help="score although pictures were trained on")
-    add("--bootstrap", type=int, default=defaults["bootstrap"], help="resamples of the images (%(default)s)")
-    add("--seed", type=int, default=defaults["seed"], help="of the bootstrap and of oracle prompts (%(default)s)")
-    add("--worst", type=int, default=defaults["worst"], help="draw so many of the worst pairs (%(default)s)")
-    add("--class-file", help="YAML with classes and palette, for pairs and manifest")
-    add("--device", default=defaults["device"], help="auto, cpu, cuda, mps (%(default)s)")
-    add(
-        "--train-split",
-        help="split the leak guard compares with (as recorded by the weights, or train); 'none' = only with what the "
-        "weights themselves remember, and the title says so",
-    )
-    add("--predicted-by", metavar="W", help="checkpoint that made --predictions: the leak guard asks it what it saw")
-    add("--prediction-format", choices=("auto", "ids", "rgb", "bgr"), default="auto", help="found out if left out")
-
-
-def main(args: argparse.Namespace) -> int:
-    """Evaluate as the parsed options say, print the table; 0. InputError is left to the command line."""
-    command = getattr(args, "command_line", None) or shlex.join(["fusionsam", *sys.argv[1:]])
-    known = {field.name for field in fields(EvaluateConfig)} - {"command"}
-    config = EvaluateConfig(**{name: value for name, value in vars(args).items() if name in known}, command=command)
-    report = evaluate(config)
-    print(report)
-    return 0

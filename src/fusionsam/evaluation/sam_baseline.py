@@ -11,11 +11,9 @@ Class 0 (unlabeled, background) is what no mask covers.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,20 +21,23 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from fusionsam.config.datasets import CATALOG, DatasetRow
-from fusionsam.data.dataset import PairDataset, open_split
+from fusionsam.config.datasets import DatasetRow
+from fusionsam.data.dataset import LabelledPairs, open_labelled_split
 from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
 from fusionsam.evaluation import report_files
 from fusionsam.evaluation.leak_guard import FITTED
+from fusionsam.evaluation.options import BaselineConfig, EvaluateConfig
 from fusionsam.evaluation.report import ORACLE, Baseline, Report
-from fusionsam.evaluation.run import EvaluateConfig, check_classes, evaluate, leak_guard
-from fusionsam.inference.predictor import FusionSAM, Prediction, choose_device
+from fusionsam.evaluation.run import check_classes, evaluate, leak_guard
+from fusionsam.inference.prediction import Prediction
+from fusionsam.inference.predictor import FusionSAM, choose_device
 from fusionsam.inference.segment_anything import PlainSam
-from fusionsam.io import Made, OutputFolder, given_path, require_writable, write_json
+from fusionsam.io import JsonObject, Made, OutputFolder, require_writable, write_json
 from fusionsam.models.prompts import oracle_prompts
-from fusionsam.types import Sample
+from fusionsam.progress import progress_bar
+from fusionsam.types import LabelledSample
 from fusionsam.weights import checkpoint
 
 SETTINGS = "settings.json"
@@ -45,29 +46,6 @@ CLASS_RULES = {
     "self": "class given by the majority of the prompt's model: our label map inside the mask",
     "oracle": "class given by the majority of the ground truth inside the mask",
 }
-
-
-@dataclass(frozen=True)
-class BaselineConfig:
-    """What is run and how; the options of `fusionsam baselines` and their defaults."""
-
-    sam: str
-    dataset: str
-    root: str | Path
-    out: str | Path
-    split: str = "val"
-    image: Literal["visible", "infrared", "fused"] = "fused"
-    prompts: Literal["self", "oracle"] = "self"
-    weights: str | Path = "tiny"
-    """Our checkpoint: draws the fused picture, and with prompts `self` points, box and classes."""
-    points: int = 10
-    """Drawn of each class (oracle); `self` takes what the checkpoint is configured for."""
-    seed: int = 0
-    """Of the drawn points and of the bootstrap."""
-    bootstrap: int = 1000
-    class_file: str | Path | None = None
-    device: str = "auto"
-    command: str = ""
 
 
 def assemble(masks: ArrayLike, scores: ArrayLike, labels: ArrayLike, classes: int) -> NDArray[np.uint8]:
@@ -111,7 +89,12 @@ def drawn_prompts(label: Tensor, classes: int, points: int, seed: int) -> tuple[
 
 
 def segment(
-    sam: PlainSam, sample: Sample, row: DatasetRow, config: BaselineConfig, prediction: Prediction | None, seed: int
+    sam: PlainSam,
+    sample: LabelledSample,
+    row: DatasetRow,
+    config: BaselineConfig,
+    prediction: Prediction | None,
+    seed: int,
 ) -> NDArray[np.uint8]:
     """The baseline's label map uint8 (H,W) of one pair; `prediction` is our network's, if the configuration needs it.
     InputError if the image asked for is not there."""
@@ -128,7 +111,6 @@ def segment(
         voters = prediction.labels
         points, boxes = own_prompts(prediction)
     else:
-        assert sample.label is not None
         voters = sample.label.numpy()
         points, boxes = drawn_prompts(sample.label, row.num_classes, config.points, seed)
     return assemble(*sam.masks(sam.encode(picture), points, boxes), voters, row.num_classes)
@@ -143,13 +125,7 @@ def baseline(config: BaselineConfig) -> Report:
         raise InputError(f"--points: {config.points}; expected at least 1")
     if config.seed < 0 or config.bootstrap < 0:
         raise InputError(f"--seed {config.seed}, --bootstrap {config.bootstrap}: expected at least 0")
-    data = open_split(config.dataset, config.root, config.split, config.class_file)
-    assert data.row is not None
-    if not data.row.classes:
-        raise InputError(f"dataset {config.dataset!r} has no classes of its own; give --class-file with classes")
-    unlabelled = [entry.id for entry in data.entries if entry.label is None]
-    if unlabelled:
-        raise InputError(f"{config.root}: {unlabelled[0]} of split {config.split!r} has no label; add it to be scored")
+    data = open_labelled_split(config.dataset, config.root, config.split, config.class_file)
     folder = Path(config.out) / "predictions"
     settings = _settings(config)
     _require_same(Path(config.out), settings)
@@ -164,10 +140,10 @@ def _uses_network(config: BaselineConfig) -> bool:
     return config.image == "fused" or config.prompts == "self"
 
 
-def _settings(config: BaselineConfig) -> dict[str, Any]:
+def _settings(config: BaselineConfig) -> JsonObject:
     """All that a label map depends on; files by name, size and time."""
     kept = ("dataset", "root", "split", "image", "prompts", "points", "seed", "class_file")
-    found: dict[str, Any] = {name: _text(getattr(config, name)) for name in kept}
+    found: JsonObject = {name: _text(getattr(config, name)) for name in kept}
     found["sam"] = [str(config.sam), *_stamps(Path(config.sam))]
     if _uses_network(config):
         card = checkpoint.read_checkpoint(config.weights)[2]
@@ -176,16 +152,16 @@ def _settings(config: BaselineConfig) -> dict[str, Any]:
     return found
 
 
-def _text(value: Any) -> Any:
+def _text(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-def _stamps(source: Path) -> list[list[Any]]:
+def _stamps(source: Path) -> list[list[object]]:
     files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source] if source.is_file() else []
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def _require_same(out: Path, settings: dict[str, Any]) -> None:
+def _require_same(out: Path, settings: JsonObject) -> None:
     """InputError if `out` cannot be written, or if its settings.json, where there is one, differs from `settings`."""
     folder = OutputFolder(out, "baselines", "choose another --out, or remove it")
     require_writable(out)
@@ -195,8 +171,7 @@ def _require_same(out: Path, settings: dict[str, Any]) -> None:
     folder.state(SETTINGS, told, Made({**dict.fromkeys(stored or ()), **settings}), maps)
 
 
-def _paint(config: BaselineConfig, data: PairDataset, folder: Path, settings: dict[str, Any]) -> None:
-    assert data.row is not None
+def _paint(config: BaselineConfig, data: LabelledPairs, folder: Path, settings: JsonObject) -> None:
     todo = [i for i, entry in enumerate(data.entries) if not (folder / f"{entry.id}.png").is_file()]
     if len(todo) < len(data.entries):
         tqdm.write(f"{len(data.entries) - len(todo)} of {len(data.entries)} label maps were already in {folder}")
@@ -208,7 +183,7 @@ def _paint(config: BaselineConfig, data: PairDataset, folder: Path, settings: di
         check_classes(model.config.classes, config.weights, data.row)
     sam = PlainSam.open(config.sam, device)
     write_json(Path(config.out) / SETTINGS, settings)  # no sooner: a command that ends here can be mended
-    for index in tqdm(todo, desc=f"{config.image}, {config.prompts} prompts", unit="image"):
+    for index in progress_bar(todo, desc=f"{config.image}, {config.prompts} prompts", unit="image"):
         sample = data[index]
         prediction = None if model is None else model.predict(sample.visible, sample.infrared, "self")
         # the place in the list is part of the seed, so that a resumed run draws what an unbroken one would have
@@ -257,36 +232,3 @@ def _score(config: BaselineConfig, plain: EvaluateConfig) -> Report:
     report.title = ": ".join([*marks, f"{title}, prompts {config.prompts}"])
     report_files.write(Path(config.out), report, images)
     return report
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `fusionsam baselines`."""
-    defaults = {field.name: field.default for field in fields(BaselineConfig)}
-    add = parser.add_argument
-    add("--sam", required=True, help="SamModel or Sam2Model (folder or hub name), or a SAM or MobileSAM file")
-    add("--dataset", required=True, help=f"one of {', '.join(CATALOG)}")
-    add("--root", type=given_path, required=True, help="folder of the data set (or the manifest file)")
-    add("--split", default=defaults["split"], help="official split, or NAME of a list NAME.txt (%(default)s)")
-    add("--image", choices=("visible", "infrared", "fused"), default="fused", help="what SAM sees (%(default)s)")
-    add(
-        "--prompts",
-        choices=("self", "oracle"),
-        default="self",
-        help="self: our network's points, box and classes; oracle: from the ground truth, an upper bound (%(default)s)",
-    )
-    add("--weights", default=defaults["weights"], help="our checkpoint, for the fused image and self (%(default)s)")
-    add("--out", type=given_path, required=True, help="folder for predictions and report; finished label maps are kept")
-    add("--points", type=int, default=defaults["points"], help="drawn of each class with oracle (%(default)s)")
-    add("--seed", type=int, default=defaults["seed"], help="of drawn points and bootstrap (%(default)s)")
-    add("--bootstrap", type=int, default=defaults["bootstrap"], help="resamples of the images (%(default)s)")
-    add("--class-file", help="YAML with classes and palette, for pairs and manifest")
-    add("--device", default=defaults["device"], help="auto, cpu, cuda, mps (%(default)s)")
-
-
-def main(args: argparse.Namespace) -> int:
-    """`fusionsam baselines`."""
-    names = {field.name for field in fields(BaselineConfig)} - {"command"}
-    given = {name: value for name, value in vars(args).items() if name in names}
-    report = baseline(BaselineConfig(**given, command=getattr(args, "command_line", "")))
-    print(report)
-    return 0

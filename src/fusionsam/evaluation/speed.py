@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fusionsam.config.options import DEFAULT_WEIGHTS
 from fusionsam.errors import InputError
+from fusionsam.progress import progress_bar
 
 Run = Callable[[], object]
 OURS = "fusionsam"
@@ -229,7 +229,7 @@ def benchmark(
         raise InputError(f"--models {unknown[0]}: not known; choose among {', '.join(MODELS)}")
     wanted = [(name, size, count) for count in threads for size in sizes for name in names]
     rows = []
-    for name, size, count in tqdm(wanted, desc="measuring"):
+    for name, size, count in progress_bar(wanted, desc="measuring"):
         call = {"name": name, "size": size, "threads": count, "runs": runs, "weights": weights}
         rows.append(_in_a_process(call))
     return rows

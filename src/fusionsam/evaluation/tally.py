@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fusionsam.config.options import BootstrapOptions
 from fusionsam.evaluation.comparison import by_sequence
 from fusionsam.evaluation.report import (
     ByClass,
@@ -73,7 +74,11 @@ def _number(value: float) -> float | None:
 
 
 def scores(
-    tally: Tally, dataset: str, draws: int = 1000, seed: int = 0, sequences: Mapping[str, str] | None = None
+    tally: Tally,
+    dataset: str,
+    draws: int = BootstrapOptions.bootstrap,
+    seed: int = BootstrapOptions.seed,
+    sequences: Mapping[str, str] | None = None,
 ) -> Scores:
     """Everything that follows from the counts.
 

@@ -1,8 +1,7 @@
-"""`fusionsam export`: the network as ONNX files that have proved themselves equal to it in ONNX Runtime."""
+"""The network as ONNX files that have proved themselves equal to it in ONNX Runtime."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -18,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusionsam import __version__
 from fusionsam.errors import InputError
 from fusionsam.export.graphs import DecoderHalf, EncoderHalf, Whole, scenes, write_onnx
 from fusionsam.inference.onnx import (
@@ -33,7 +31,7 @@ from fusionsam.inference.onnx import (
     run_session,
     runtime,
 )
-from fusionsam.io import given_path
+from fusionsam.io import VERSION
 from fusionsam.models.geometry import fit
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.tokenizer import Quantizer
@@ -84,7 +82,7 @@ def describe(network: FusionSAMNetwork, facts: dict[str, Any]) -> dict[str, Any]
     """What is written into each file: all that is needed to use it without this package."""
     config = asdict(network.config)
     return {
-        "version": __version__,
+        "version": VERSION,
         "classes": config["classes"],
         "palette": config["palette"],
         "preprocessing": {
@@ -202,42 +200,15 @@ def _refuse_beyond_limits(row: dict[str, Any]) -> None:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `fusionsam export`."""
-    parser.add_argument("--weights", default="tiny", help="shipped name or checkpoint folder (default: tiny)")
-    parser.add_argument("--out", type=given_path, required=True, help="folder for the ONNX files")
-    parser.add_argument("--quantize", choices=["int8"], help="also write an int8 model; needs --calibrate")
-    parser.add_argument(
-        "--calibrate",
-        type=given_path,
-        help="folder of pairs that sets int8's ranges: images/ of four channels, or visible/ and infrared/",
-    )
-    parser.add_argument("--calibration-pairs", type=int, default=32, help="how many of them (default: 32)")
+def export(weights: str, out: Path) -> list[dict[str, Any]]:
+    """The checkpoint `weights` as ONNX files in `out`; returns a row of figures for each comparison with PyTorch.
 
-
-def main(args: argparse.Namespace) -> int:
-    """`fusionsam export`."""
-    if (args.quantize is None) != (args.calibrate is None):
-        raise InputError("--quantize int8 and --calibrate FOLDER belong together; give both or neither")
+    Raises InputError as its parts do, and for a file that differs, which is not kept."""
     runtime()
-    if args.quantize:
-        from fusionsam.export.quantize import quantize, split_pairs
-
-        split_pairs(args.calibrate, args.calibration_pairs)  # what is wrong with them is told before the long export
-    network, card = load_network(args.weights)
-    identity = hashlib.sha256((locate(args.weights) / WEIGHTS).read_bytes())
+    network, card = load_network(weights)
+    identity = hashlib.sha256((locate(weights) / WEIGHTS).read_bytes())
     if card.get("class_offsets"):
         card["class_offsets"] = {"offsets": card["class_offsets"]["offsets"]}  # they are inside the files
         identity.update(calibrated_digest({"class_offsets": card["class_offsets"]}).encode())
     kept = {key: card[key] for key in ("commit", "step", "calibration", "class_offsets") if key in card}
-    facts = {"name": card["name"], "weights": identity.hexdigest(), "card": kept}
-    for row in write(network, args.out, facts):
-        print(
-            f"{row['file']:<28} {row['size'][0]}x{row['size'][1]} batch {row['batch']}: logits within "
-            f"{row['logits']:.1e}, picture within {row['fused']:.1e}, {row['pixels']:.3%} of pixels differ"
-        )
-    for name in (WHOLE, ENCODER, DECODER):
-        print(f"{args.out / name}  {(args.out / name).stat().st_size / 1e6:.1f} MB")
-    if args.quantize:
-        quantize(args.out, args.calibrate, args.calibration_pairs)
-    return 0
+    return write(network, out, {"name": card["name"], "weights": identity.hexdigest(), "card": kept})

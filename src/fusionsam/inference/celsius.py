@@ -11,7 +11,7 @@ from PIL import Image
 
 from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
-from fusionsam.inference.predictor import Prediction
+from fusionsam.inference.prediction import Prediction
 from fusionsam.io import whole
 
 

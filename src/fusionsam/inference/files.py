@@ -26,11 +26,13 @@ from fusionsam.inference import onnx as backends
 from fusionsam.inference.batch import Failures, NoticeBook, say
 from fusionsam.inference.celsius import add_celsius
 from fusionsam.inference.options import PredictOptions
-from fusionsam.inference.predictor import FusionSAM, Prediction, require_one_as_it_is
+from fusionsam.inference.prediction import Prediction
+from fusionsam.inference.predictor import FusionSAM, require_one_as_it_is
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import confidence_map
 from fusionsam.inference.selection import select
 from fusionsam.io import JsonObject, Made, OutputFolder, State, require_writable
+from fusionsam.progress import progress_bar
 from fusionsam.types import IGNORE, Sample
 from fusionsam.weights.checkpoint import CONFIG, WEIGHTS, calibrated_digest, locate
 
@@ -144,14 +146,10 @@ def run(options: PredictOptions) -> tuple[int, int]:
     model = FusionSAM.from_pretrained(weights, options.device, options.backend, calibrated=not options.as_trained)
     require_writable(out)
     described = {"weights": model.name, "commit": model.card.get("commit", ""), "step": model.card.get("step")}
-    files = (
-        backends.files(weights) if options.backend == "onnx" else [locate(weights) / name for name in (WEIGHTS, CONFIG)]
-    )
-    fingerprint = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()  # names and steps may agree
     mode = prompts or model.config.prompts.mode
     steered = mode if clicks is None else hashlib.sha256(clicks.read_bytes()).hexdigest()
-    asked = {
-        "weights": fingerprint,
+    asked: JsonObject = {
+        "weights": _fingerprint(weights, options.backend),
         "calibrated": calibrated_digest(model.card),
         "prompts": steered + "+confidence" * with_confidence,
         **({"min_confidence": min_confidence} if min_confidence else {}),
@@ -167,7 +165,7 @@ def run(options: PredictOptions) -> tuple[int, int]:
     failures, notices, done = Failures(out), NoticeBook(), 0
     for name, reason in selected.alone.items():
         failures.add(name, reason)
-    for entry in tqdm(todo, desc="predict", unit="pair", disable=len(entries) == 1):
+    for entry in progress_bar(todo, desc="predict", unit="pair", disable=len(entries) == 1):
         try:
             sources = _sources(entry)
             sample = read_sample(entry, align=aligner, reading=reading)
@@ -205,10 +203,16 @@ def _predicted(model: FusionSAM, sample: Sample, steer: Any, options: PredictOpt
         raise InputError(f"{sample.id}: {error}") from None
 
 
-def _sources(entry: Entry) -> dict[str, list[Any] | None]:
+def _fingerprint(weights: str, backend: str) -> str:
+    """SHA-256 of the files of the weights: names and steps may agree."""
+    files = backends.files(weights) if backend == "onnx" else [locate(weights) / name for name in (WEIGHTS, CONFIG)]
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+
+
+def _sources(entry: Entry) -> dict[str, list[object] | None]:
     """Path, size and time of each file: a replaced input is predicted again, an unchanged one is not read twice."""
 
-    def identity(path: Path | None) -> list[Any] | None:
+    def identity(path: Path | None) -> list[object] | None:
         if path is None:
             return None
         try:
@@ -222,7 +226,7 @@ def _sources(entry: Entry) -> dict[str, list[Any] | None]:
 
 
 def _write(
-    out: Path, name: str, prediction: Prediction, with_confidence: bool, min_confidence: float, head: dict[str, Any]
+    out: Path, name: str, prediction: Prediction, with_confidence: bool, min_confidence: float, head: JsonObject
 ) -> None:
     if min_confidence:  # masked before it is drawn: the overlay shows what a training would be taught
         unknown = prediction.confidence < min_confidence

@@ -16,6 +16,7 @@ from fusionsam.data.images import read_heat, read_visible, require_no_thermal, s
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
 from fusionsam.data.stretch import Notice
 from fusionsam.errors import InputError
+from fusionsam.types import LUMA
 
 ImageLike = str | Path | Image.Image | NDArray[Any] | Tensor
 
@@ -65,7 +66,7 @@ def _heat(image: ImageLike, options: InfraredOptions) -> Heat | Tensor:
     array = _array(image, "infrared")
     if array.dtype.kind == "f" and _is_unit(array):
         tensor = torch.from_numpy(array).permute(2, 0, 1)
-        weights = tensor.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+        weights = tensor.new_tensor(LUMA)[:, None, None]
         return (tensor if tensor.shape[0] == 1 else (tensor * weights).sum(0, keepdim=True)).float()[None]
     if isinstance(image, Tensor) and array.dtype == np.uint8 and array.shape[2] == 1 and options == DEFAULT:
         return torch.from_numpy(array).permute(2, 0, 1).float()[None] / 255
@@ -117,8 +118,9 @@ def _array(image: NDArray[Any] | Tensor, name: Literal["visible", "infrared"]) -
         array = np.asarray(image)
         array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] not in (1, 3):
-        shape = (*array.shape[2:], *array.shape[:2])
-        raise InputError(f"{name}: found shape {shape} (channels first), expected one image of 1 or 3 channels")
+        layout = "(C,H,W), a tensor's layout" if isinstance(image, Tensor) else "(H,W,C), an array's layout"
+        found = tuple(image.shape)
+        raise InputError(f"{name}: found shape {found}, expected one image of 1 or 3 channels, {layout}")
     if array.dtype.kind not in "iufb":
         raise InputError(f"{name}: found {array.dtype}, expected numbers: uint8, uint16, or float")
     return np.ascontiguousarray(array)  # torch takes no negative strides, as of a BGR picture reversed

@@ -6,17 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fusionsam.config.options import AlignOptions, DeviceOption, OutOption, OverwriteOption, PairOptions, WeightsOption
+from fusionsam.config.options import (
+    AlignOptions,
+    AnyPairOptions,
+    DeviceOption,
+    OutOption,
+    OverwriteOption,
+    WeightsOption,
+)
 from fusionsam.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(PairOptions, OutOption, AlignOptions, WeightsOption, DeviceOption, OverwriteOption):
+class PredictOptions(AnyPairOptions, OutOption, AlignOptions, WeightsOption, DeviceOption, OverwriteOption):
     """Fuse pairs and label every pixel. For each pair NAME_fused.png, NAME_labels.png (class ids), NAME_overlay.png and
     NAME.json are written into --out; pairs that are finished there are skipped."""
 
-    rgbt: Path | None = None
-    """instead of --visible and --infrared: a four-channel RGB + thermal PNG as MFNet's, or a folder of them"""
     frame: Literal["visible", "infrared"] = "visible"
     """with --align: camera whose pixels the results have"""
     radiometric: Path | None = None

@@ -107,11 +107,41 @@ class PlainSam:
                 out = self.model(image_embeddings=embeddings, multimask_output=prompts is points, **given)
                 score, best = out.iou_scores[0].max(dim=1)
                 chosen = out.pred_masks[0][torch.arange(len(best), device=best.device), best]
-                found.append((self._full(chosen[:, None], encoded)[:, 0] > 0).cpu())
+                found.append((self.full(chosen[:, None], encoded)[:, 0] > 0).cpu())
                 scores.append(score.float().cpu())
         return torch.cat(found), torch.cat(scores)
 
-    def _full(self, logits: Tensor, encoded: Encoded) -> Tensor:
+    @torch.inference_mode()
+    def decode(
+        self,
+        encoded: Encoded,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        box: Tensor | None = None,
+        mask: Tensor | None = None,
+        several: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """One object from all prompts together: low-resolution logits (N,h,w) and predicted IoU (N), on the CPU.
+
+        `points` (P,2) and `box` (4) are pixels of the picture, `labels` int (P) is 1 on the object and 0 off it,
+        `mask` (h,w) the logits of an earlier answer. With `several` N is 3, otherwise 1.
+        """
+        height, width = encoded.size
+        x, y = encoded.frame.content[1] / width, encoded.frame.content[0] / height
+        given: dict[str, Any] = {}
+        if points is not None and labels is not None:
+            given["input_points"] = (points.float() * points.new_tensor((x, y)).float())[None, None].to(self.device)
+            given["input_labels"] = labels.long()[None, None].to(self.device)
+        if box is not None:
+            given["input_boxes"] = (box.float() * box.new_tensor((x, y, x, y)).float())[None, None].to(self.device)
+        if mask is not None:
+            given["input_masks"] = mask.float()[None, None].to(self.device)
+        embeddings = encoded.embeddings if self.stretch else encoded.embeddings[0]
+        out = self.model(image_embeddings=embeddings, multimask_output=several, **given)
+        return out.pred_masks[0, 0].float().cpu(), out.iou_scores[0, 0].float().cpu()
+
+    def full(self, logits: Tensor, encoded: Encoded) -> Tensor:
+        """Low-resolution logits (N,1,h,w) at the picture's own size, (N,1,H,W)."""
         if not self.stretch:
             height, width = encoded.frame.content
             logits = F.interpolate(logits, encoded.frame.size, mode="bilinear", align_corners=False)

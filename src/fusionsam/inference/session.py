@@ -5,16 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from numpy.typing import ArrayLike
 
 from fusionsam.errors import InputError
+from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Masks, Picture, shipped_sam
+from fusionsam.inference.prediction import Mode, Prediction
 from fusionsam.inference.prompts import prompts_from
-from fusionsam.types import Encoded, Latents, Prompts
+from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.types import Encoded, Latents, Output, Prompts
 
-if TYPE_CHECKING:
-    from fusionsam.inference.predictor import FusionSAM, Mode, Prediction
+
+class Model(Protocol):
+    """What a session asks of its model; `FusionSAM` is one."""
+
+    network: FusionSAMNetwork
+    device: torch.device
+
+    def postprocess(self, output: Output, seconds: float = 0.0, row: int = 0) -> Prediction:
+        """One image of an Output as plain arrays."""
 
 
 class Session:
@@ -24,9 +35,17 @@ class Session:
     >>> session.predict({"points": [[320, 240]], "labels": [1]}).labels  # doctest: +SKIP
     """
 
-    def __init__(self, model: FusionSAM, encoded: Encoded) -> None:
+    def __init__(
+        self,
+        model: Model,
+        encoded: Encoded,
+        visible: torch.Tensor | None = None,
+        infrared: torch.Tensor | None = None,
+    ) -> None:
         nothing = torch.empty(0)
         self.model = model
+        self._images = {"visible": visible, "infrared": infrared}
+        self._pair: InteractivePair | None = None
         # no prompt needs the latents, and a view would keep the padding alive
         self.encoded = replace(encoded, latents=Latents(nothing, nothing), fused=encoded.fused.clone())
 
@@ -40,7 +59,43 @@ class Session:
         """Bytes of memory that the session holds."""
         kept = self.encoded
         tensors = [kept.features.embedding, *kept.features.levels, kept.fused, kept.z_f, kept.mask_prompt]
-        return sum(tensor.nbytes for tensor in tensors)
+        images = [image for image in self._images.values() if image is not None]
+        return sum(tensor.nbytes for tensor in (*tensors, *images))
+
+    def mask(
+        self,
+        points: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        on: Picture = "fused",
+        previous: torch.Tensor | None = None,
+        sam: InteractiveSAM | None = None,
+    ) -> Masks:
+        """Masks of one object by clicks, from Segment Anything: no class, and nothing of the class map is changed.
+
+        Args:
+            points: (P,2) x, y in pixels of the pair.
+            labels: (P), 1 on the object, 0 off it; all 1 when left out.
+            box: x0, y0, x1, y1 in pixels.
+            on: The picture that is looked at; each is encoded at its first prompt.
+            previous: `logits[i]` of an earlier answer, to refine that mask.
+            sam: One of your own; left out, the `sam` that ships.
+
+        Returns:
+            Three masks for a first prompt, one with `previous`; scores and low-resolution logits.
+
+        Raises:
+            InputError: For prompts that do not fit, and a picture that the pair does not have.
+
+        >>> first = session.mask([[320, 200]])  # doctest: +SKIP
+        >>> first.masks[first.best].shape  # doctest: +SKIP
+        (480, 640)
+        """
+        if self._pair is None or (sam is not None and self._pair.sam is not sam):
+            given = {"fused": self.encoded.fused, **self._images}
+            pictures: dict[Picture, Any] = {name: image[0] for name, image in given.items() if image is not None}  # type: ignore[misc]
+            self._pair = InteractivePair(sam or shipped_sam(str(self.model.device)), pictures)
+        return self._pair.mask(points, labels, box, on, previous)
 
     @torch.inference_mode()
     def predict(self, prompts: Prompts | Mapping[str, Any] | Mode | None = None) -> Prediction:

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from fusionsam.alignment.apply import Aligner
 from fusionsam.alignment.orientation import grey
@@ -33,6 +32,7 @@ from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import Color, legend_strip, overlay
 from fusionsam.io import whole
+from fusionsam.progress import progress_bar
 
 Frames = Iterator[tuple[str, tuple[int, int], Any, Any, Tensor | None]]
 """Name, (H, W), visible and infrared of each frame, as a model's `predict` takes them, and where each camera reaches
@@ -206,7 +206,7 @@ def overlay_video(
     with whole(out, also=(av.FFmpegError,)) as part, av.open(str(part), "w", format="mp4") as container:
         stream = None
         readable = _until_damage(source) if keep else source.frames
-        frames = tqdm(readable, total=source.count, desc="video", unit="frame")
+        frames = progress_bar(readable, total=source.count, desc="video", unit="frame")
         for name, size, visible, infrared, covered in frames:
             try:
                 prediction = model.predict(visible, infrared, prompts(name, size), covered=covered)

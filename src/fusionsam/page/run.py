@@ -1,8 +1,7 @@
-"""The command `fusionsam demo`: a page to try the model on, served from this machine."""
+"""A page to try the model on, served from this machine."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import signal
@@ -13,16 +12,6 @@ from pathlib import Path
 
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `fusionsam demo`."""
-    parser.add_argument("--weights", default="tiny", help="shipped name or checkpoint folder (default: tiny)")
-    parser.add_argument("--port", type=int, default=7860, help="port of the page; 0 takes a free one (default: 7860)")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 shows it to the network (default: 127.0.0.1)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -39,12 +28,12 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def main(args: argparse.Namespace) -> int:
-    """Serve the page until interrupted."""
+def run(weights: str, device: str, host: str, port: int) -> None:
+    """Serve the page until interrupted. InputError without gradio, and as its parts do."""
     if importlib.util.find_spec("gradio") is None:
         raise InputError('demo: gradio is not installed; pip install "fusionsam[demo]"')
     with (
-        listen(args.host, args.port) as listener,  # before the model: a port in use is told at once
+        listen(host, port) as listener,  # before the model: a port in use is told at once
         tempfile.TemporaryDirectory(prefix="fusionsam-demo-") as folder,
         suppress(KeyboardInterrupt),
     ):
@@ -53,5 +42,4 @@ def main(args: argparse.Namespace) -> int:
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
         from fusionsam.page import layout as demo_page
 
-        demo_page.serve(FusionSAM.from_pretrained(args.weights, args.device), listener, Path(folder))
-    return 0
+        demo_page.serve(FusionSAM.from_pretrained(weights, device), listener, Path(folder))

@@ -1,21 +1,18 @@
-"""The command `fusionsam serve`: one model behind HTTP, on loopback unless told otherwise."""
+"""One model behind HTTP, on loopback unless told otherwise."""
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import os
 import socket
 import sys
 import threading
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.io import given_path
-from fusionsam.server.config import ServeConfig, flag
+from fusionsam.server.config import ServeConfig
 from fusionsam.weights.checkpoint import locate
 
 TOKEN = "FUSIONSAM_TOKEN"
@@ -68,27 +65,16 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `fusionsam serve`."""
-    parser.add_argument("--weights", default="tiny", help="shipped name or checkpoint folder (default: tiny)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
-    parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: 8000)")
-    parser.add_argument("--token-file", type=given_path, help=f"file with a bearer token to ask for; or set {TOKEN}")
-    parser.add_argument("--access-log", action="store_true", help="a line for every request on stderr")
-    for limit in fields(ServeConfig):
-        shown = f"{limit.metadata['help']} (default: {limit.default:g})"
-        parser.add_argument(flag(limit.name), type=type(limit.default), default=limit.default, help=shown)
-
-
-def main(args: argparse.Namespace) -> int:
-    """`fusionsam serve`."""
+def serve(
+    weights: str, device: str, host: str, port: int, token_file: Path | None, config: ServeConfig, access_log: bool
+) -> None:
+    """Serve `weights` at the address until told to stop, and say how many requests were answered. Raises InputError as
+    its parts do, for a wrong name before the port is taken."""
     module = _app_module()
-    config = ServeConfig(**{limit.name: getattr(args, limit.name) for limit in fields(ServeConfig)})
-    token = read_token(args.token_file)
-    locate(args.weights)  # a wrong name is said before the port is taken
-    bound = bind(args.host, args.port)
-    model = FusionSAM.from_pretrained(args.weights, args.device)
+    token = read_token(token_file)
+    locate(weights)
+    bound = bind(host, port)
+    model = FusionSAM.from_pretrained(weights, device)
     app = module.create_app(model, config, token)
     host, port = bound.getsockname()[:2]
     if token is None and not ipaddress.ip_address(host).is_loopback:
@@ -96,13 +82,12 @@ def main(args: argparse.Namespace) -> int:
     bound.listen(2048)  # whoever reads the address below may connect at once
     shown = f"[{host}]" if ":" in host else host
     print(f"fusionsam serve: {model.name} on {model.device}, http://{shown}:{port} (docs at /docs)", flush=True)
-    run(app, bound, config.timeout, args.access_log)
+    run(app, bound, config.timeout, access_log)
     metrics = app.state.service.metrics
     accepted, answered = (metrics.count(counter) for counter in (metrics.accepted, metrics.answered))
     left = metrics.count(metrics.left)
     gone = f", {left} clients had gone" if left else ""
     print(f"fusionsam serve: stopped; {answered} of {accepted} accepted requests answered{gone}", flush=True)
-    return 0
 
 
 def run(app: Any, bound: socket.socket, timeout: float, access_log: bool = False) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.errors import InputError
 from fusionsam.io import whole, whole_folder, write_text
+from fusionsam.progress import LineProgress
 from fusionsam.training.task import Task
 from fusionsam.weights.checkpoint import save_checkpoint
 
@@ -152,3 +155,27 @@ class SameOnAllDevices(Callback):
         with torch.no_grad():
             for tensor in (*pl_module.buffers(), *learnt):
                 torch.distributed.broadcast(tensor, 0)
+
+
+class _Lines(LineProgress, Tqdm):
+    """Lightning's numbers on lines of a log."""
+
+
+class StepLines(TQDMProgressBar):
+    """One line a minute for the steps, nothing for a validation."""
+
+    def init_train_tqdm(self) -> Tqdm:
+        """The bar of the steps."""
+        return _Lines(desc=self.train_description, dynamic_ncols=False, file=sys.stderr)
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """No bar."""
+        return _Lines(desc=self.validation_description, disable=True)
+
+    init_sanity_tqdm = init_validation_tqdm
+
+
+def step_bar(steps: int) -> TQDMProgressBar:
+    """The progress of a training: redrawn in a terminal, a line a minute elsewhere."""
+    rate = 1 if steps < 200 else 10
+    return TQDMProgressBar(rate) if sys.stderr.isatty() else StepLines(rate)

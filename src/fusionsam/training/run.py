@@ -1,8 +1,7 @@
-"""Training runs on Lightning: data, task, logs, checkpoints, resume; and the command `fusionsam train`."""
+"""Training runs on Lightning: data, task, logs, checkpoints, resume."""
 
 from __future__ import annotations
 
-import argparse
 import math
 import warnings
 from dataclasses import replace
@@ -11,18 +10,18 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from fusionsam.config.load import as_yaml, differences, parse_settings, read_settings
+from fusionsam.config.load import as_yaml, differences, read_settings
 from fusionsam.config.schema import Config, TrainConfig, to_dict
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.loader import class_shares
 from fusionsam.errors import InputError
 from fusionsam.io import write_text
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.training.callbacks import LAST, BestWeights, SameOnAllDevices, WholeFiles
+from fusionsam.training.callbacks import LAST, BestWeights, SameOnAllDevices, WholeFiles, step_bar
 from fusionsam.training.data import PairData, open_data, open_unlabelled, pairs_digest, refuse_seen
 from fusionsam.training.perceptual import EncoderLevels, load_vgg16
 from fusionsam.training.segmentation_task import SegmentationTask, schedule_factor
@@ -245,7 +244,7 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
             best,
             SameOnAllDevices(),
             *([] if stage_1 else [LearningRateMonitor("step")]),
-            TQDMProgressBar(refresh_rate=1 if steps < 200 else 10),
+            step_bar(steps),
         ],
     )
     data = PairData(_without_labels(config) if stage_1 else config, train_set, val_set, steps)
@@ -265,15 +264,3 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
             best.save(trainer, task, out / "best")
     torch.set_grad_enabled(True)
     return out
-
-
-def parse(prog: str, argv: list[str]) -> argparse.Namespace:
-    """Settings and --resume of `fusionsam train`."""
-    return parse_settings(prog, argv, {"resume": "continue the run in train.out from its last checkpoint"})
-
-
-def main(args: argparse.Namespace) -> int:
-    """Train, and say where the weights are."""
-    out = train(args.settings, args.resume, args.command_line)
-    print(f"weights: {out / 'best'} (best validation), {out / 'final'}")
-    return 0

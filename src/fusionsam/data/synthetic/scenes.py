@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from tqdm import tqdm
 
 from fusionsam.data.images import write_png
 from fusionsam.data.synthetic import objects
 from fusionsam.data.synthetic.objects import Canvas, Rng
 from fusionsam.errors import InputError
 from fusionsam.io import write_json, write_text
+from fusionsam.progress import progress_bar
 from fusionsam.types import LARGEST, Sample
 
 _CARD = "synthetic.json"
@@ -208,7 +208,7 @@ def synthesize(
         raise InputError(f"pairs: {pairs}; expected at least 1")
     _require_same(out, pairs, seed, size)
     ids = []
-    for index in tqdm(range(pairs), desc="drawing scenes", disable=not progress):
+    for index in progress_bar(range(pairs), desc="drawing scenes", disable=not progress):
         sample = draw_scene(seed, index, size)
         assert sample.visible is not None
         assert sample.infrared is not None

@@ -1,8 +1,7 @@
-"""The command `fusionsam report`: the paper's tables and figures from folders of evaluations."""
+"""The paper's tables and figures from folders of evaluations."""
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fusionsam.config.datasets import CATALOG, Color, DatasetRow, find
+from fusionsam.config.options import DataOptions
 from fusionsam.data.dataset import PairDataset, open_split, read_sample
 from fusionsam.data.images import read_visible
 from fusionsam.data.predictions import PredictionFolder
@@ -20,22 +20,18 @@ from fusionsam.evaluation.tables import tables as report_tables
 from fusionsam.evaluation.tables.figures import PanelRow
 from fusionsam.evaluation.tables.formats import to_markdown, write_table
 from fusionsam.evaluation.tables.sources import Scored, collect, collect_fusion
-from fusionsam.io import given_path, write_text
+from fusionsam.io import write_text
 
 DEFAULT_ROWS = 4
 """Pairs in the panels when no ids are named, spread evenly over the split."""
 
 
-@dataclass(frozen=True)
-class PanelConfig:
+@dataclass(frozen=True, kw_only=True)
+class PanelConfig(DataOptions):
     """What the qualitative panels show: runs (name -> folder of predictions) on some pairs of a split."""
 
     runs: Mapping[str, Path]
-    dataset: str
-    root: Path
-    split: str = "val"
     ids: Sequence[str] = ()
-    class_file: Path | None = None
 
 
 def panel_rows(config: PanelConfig) -> tuple[list[PanelRow], DatasetRow]:
@@ -173,39 +169,3 @@ def run(
     links = [f"![{path.stem}]({path.name})\n" for path in pictures if path.suffix == ".png"]
     whole = write_text(out / "report.md", "\n".join([*map(to_markdown, tables), *links]))
     return [*written, *pictures, whole]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `fusionsam report`."""
-    add = parser.add_argument
-    add(
-        "--reports", type=given_path, nargs="+", required=True, help="folders with reports of evaluations, at any depth"
-    )
-    add("--out", type=given_path, required=True, help="folder for tables (Markdown, LaTeX, CSV) and figures (PNG, PDF)")
-    add("--figures", action=argparse.BooleanOptionalAction, default=True, help="draw figures; needs matplotlib")
-    add("--panels", nargs="+", metavar="RUN=FOLDER", help="runs and their predictions for the qualitative panels")
-    add("--dataset", help=f"of the panels: one of {', '.join(CATALOG)}")
-    add("--root", type=given_path, help="of the panels: folder of the data set (or the manifest file)")
-    add("--split", default="val", help="of the panels (%(default)s)")
-    add("--ids", nargs="+", default=(), help="of the panels: their rows (four of the split)")
-    add("--class-file", type=given_path, help="YAML with classes and palette, for pairs and manifest")
-
-
-def main(args: argparse.Namespace) -> int:
-    """`fusionsam report`."""
-    panels = None
-    if not args.panels and (args.dataset or args.root is not None or args.ids):
-        raise InputError("--dataset, --root, --ids: are of the panels; give --panels, or leave them out")
-    if args.panels:
-        runs = {}
-        for given in args.panels:
-            name, equals, folder = given.partition("=")
-            if not (name and equals and folder) or name in runs or name in ("visible", "infrared", "fused"):
-                raise InputError(f"--panels {given!r}: expected RUN=FOLDER, each RUN once and no picture's name")
-            runs[name] = Path(folder)
-        if not args.dataset or args.root is None:
-            raise InputError("--panels: needs --dataset and --root, for the pictures and the ground truth")
-        panels = PanelConfig(runs, args.dataset, args.root, args.split, args.ids, args.class_file)
-    written = run(args.reports, args.out, panels, args.figures, args.class_file)
-    print(f"{len(written)} files -> {args.out}; {args.out / 'report.md'} shows them all")
-    return 0

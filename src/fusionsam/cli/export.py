@@ -1,0 +1,50 @@
+"""The command `fusionsam export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fusionsam.config.options import OutOption, WeightsOption
+from fusionsam.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(WeightsOption, OutOption):
+    """Write the model as ONNX files into --out, and compare them with the original; a file that differs is not kept."""
+
+    quantize: Literal["int8"] | None = None
+    """also write an int8 model; needs --calibrate"""
+    calibrate: Path | None = None
+    """folder of pairs that sets int8's ranges: images/ of four channels, or visible/ and infrared/"""
+    calibration_pairs: int = 32
+    """how many of them"""
+
+    def __post_init__(self) -> None:
+        """InputError for options that do not go together."""
+        if (self.quantize is None) != (self.calibrate is None):
+            raise InputError("--quantize int8 and --calibrate FOLDER belong together; give both or neither")
+
+
+def main(options: Options) -> int:
+    """Export, and tell how far each file is from the original."""
+    from fusionsam.export import onnx
+
+    calibration = None
+    if options.calibrate is not None:
+        from fusionsam.export.quantize import quantize, split_pairs
+
+        calibration = (options.calibrate, options.calibration_pairs)
+        onnx.runtime()
+        split_pairs(*calibration)  # what is wrong with them is told before the long export
+    for row in onnx.export(options.weights, options.out):
+        print(
+            f"{row['file']:<28} {row['size'][0]}x{row['size'][1]} batch {row['batch']}: logits within "
+            f"{row['logits']:.1e}, picture within {row['fused']:.1e}, {row['pixels']:.3%} of pixels differ"
+        )
+    for name in (onnx.WHOLE, onnx.ENCODER, onnx.DECODER):
+        print(f"{options.out / name}  {(options.out / name).stat().st_size / 1e6:.1f} MB")
+    if calibration is not None:
+        quantize(options.out, *calibration)
+    return 0

@@ -1,0 +1,109 @@
+"""The command `fusionsam label`: label a folder of pairs in a browser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fusionsam.config.options import DeviceOption, OutOption, PairOptions, WeightsOption
+from fusionsam.errors import InputError
+
+if TYPE_CHECKING:
+    from fusionsam.data.labelling.folder import LabelFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PairOptions, OutOption, WeightsOption, DeviceOption):
+    """Label a folder of pairs in a browser: objects by clicks, boxes, brush and polygon, each change on disk at once.
+    A folder --out that is there is gone on with."""
+
+    classes: Path = field(metadata={"metavar": "FILE"})
+    """YAML with classes and palette; the first class is what nothing covers"""
+    order: Literal["name", "uncertainty"] = "name"
+    """which pairs come first; uncertainty: what the model is least sure of"""
+    sam: str = "sam"
+    """sam (ships with the package), or a SAM, SAM2 or MobileSAM of your own: folder, hub name or file"""
+    who: str = ""
+    """name in the log (left out: the user of this machine)"""
+    host: str = "127.0.0.1"
+    """address to listen on; whoever reaches it may draw"""
+    port: int = 7861
+    """port of the page; 0 takes a free one"""
+    export_coco: Path | None = field(default=None, metadata={"metavar": "FILE"})
+    """write the objects as a COCO file, and end"""
+    import_coco: Path | None = field(default=None, metadata={"metavar": "FILE"})
+    """take the objects of a COCO file, and end"""
+    export_temperatures: Path | None = field(default=None, metadata={"metavar": "FILE"})
+    """write a CSV of every object's temperatures where the infrared is radiometric, and end"""
+
+
+def main(options: Options) -> int:
+    """Serve the page until interrupted; or exchange files, and end."""
+    from fusionsam.config.datasets import find
+    from fusionsam.data.labelling.folder import LabelFolder
+    from fusionsam.data.splits import pair_entries
+
+    row = find("pairs", options.classes)
+    if len(row.classes) < 2:
+        raise InputError(f"{options.classes}: found one class; expected the background and at least one more")
+    for path in (options.visible, options.infrared):
+        if path is not None and not path.is_dir():
+            raise InputError(f"{path}: no such folder; expected a folder of pictures")
+    entries = pair_entries(options.visible, options.infrared)
+    if not entries:
+        raise InputError(f"{options.visible or options.infrared}: holds no picture; give a folder of pairs")
+    folder = LabelFolder(options.out, entries, row.classes, row.palette, options.who)
+    return 0 if _exchange(options, folder) else _serve(options, folder)
+
+
+def _exchange(options: Options, folder: LabelFolder) -> bool:
+    """Read and write files as asked; whether anything was."""
+    from fusionsam.data.labelling import coco
+
+    if options.import_coco:
+        count, pairs = coco.read(options.import_coco, folder)
+        print(f"{count} objects of {pairs} pairs taken from {options.import_coco}")
+    if options.export_coco:
+        count = coco.write(options.export_coco, folder)
+        print(f"{count} objects in {options.export_coco}")
+    if options.export_temperatures:
+        from fusionsam.inference.temperatures import read_celsius, write_csv
+        from fusionsam.server.labelling.workspace import readings
+
+        found = readings(folder, read_celsius)
+        write_csv(options.export_temperatures, found)
+        print(f"{len(found)} objects in {options.export_temperatures}")
+    return bool(options.import_coco or options.export_coco or options.export_temperatures)
+
+
+def _serve(options: Options, folder: LabelFolder) -> int:
+    try:
+        import uvicorn
+
+        from fusionsam.server.labelling.app import create_app
+    except ImportError as missing:
+        raise InputError(f'label: {missing.name} is not installed; pip install "fusionsam[label]"') from None
+    from fusionsam.inference.interactive import InteractiveSAM
+    from fusionsam.inference.interactive import locate as locate_sam
+    from fusionsam.inference.predictor import FusionSAM, choose_device
+    from fusionsam.inference.temperatures import read_celsius
+    from fusionsam.server.labelling.workspace import Workspace
+    from fusionsam.server.run import bind
+    from fusionsam.weights.checkpoint import locate
+
+    locate(options.weights), locate_sam(options.sam)  # a wrong name is said before the port is taken
+    bound = bind(options.host, options.port)
+    device = choose_device(options.device)
+    model = FusionSAM.from_pretrained(options.weights, device)
+    sam = InteractiveSAM.from_pretrained(options.sam, device)
+    workspace = Workspace(folder, model, sam, options.order, read_celsius)
+    host, port = bound.getsockname()[:2]
+    bound.listen(128)
+    shown = f"[{host}]" if ":" in host else host
+    print(f"fusionsam label: {len(folder.entries)} pairs, http://{shown}:{port}", flush=True)
+    config = uvicorn.Config(create_app(workspace), log_level="warning", ws="none", server_header=False)
+    uvicorn.Server(config).run(sockets=[bound])
+    done = sum(progress.done for progress in folder.progress.values())
+    print(f"fusionsam label: stopped; {done} of {len(folder.entries)} pairs done", flush=True)
+    return 0

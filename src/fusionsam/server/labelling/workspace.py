@@ -1,0 +1,299 @@
+"""What the labelling page works on: the pairs that are open, their pictures, masks and drawings; the next pair is made
+ready in the background."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from fusionsam.data.dataset import read_sample
+from fusionsam.data.labelling.drawing import Drawing, apply, cropped
+from fusionsam.data.labelling.folder import LabelFolder
+from fusionsam.data.splits import Entry
+from fusionsam.errors import InputError
+from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Masks, Picture
+from fusionsam.inference.prediction import Prediction
+from fusionsam.inference.predictor import FusionSAM
+from fusionsam.inference.temperatures import of_objects, under
+from fusionsam.io import write_json
+
+Order = Literal["name", "uncertainty"]
+ReadCelsius = Callable[[Path], NDArray[np.floating] | None]
+OPEN = 4
+"""Pairs held in memory: the current one, the next, and the two before."""
+ANSWERS = 32
+"""Masks of earlier clicks that can be fed back."""
+
+
+class OpenPair:
+    """One pair in memory. Pictures and prediction are made when they are first asked for."""
+
+    def __init__(self, entry: Entry, drawing: Drawing, model: FusionSAM, sam: InteractiveSAM) -> None:
+        self.entry, self.drawing = entry, drawing
+        self.lock = threading.Lock()
+        """Held while the drawing changes."""
+        self._model, self._sam = model, sam
+        self._making = threading.Lock()
+        self._pictures: dict[str, Tensor] | None = None
+        self._prediction: Prediction | None = None
+        self._masks: InteractivePair | None = None
+        self.answers: OrderedDict[str, Masks] = OrderedDict()
+
+    def pictures(self) -> dict[str, Tensor]:
+        """visible uint8 (3,H,W) and infrared uint8 (1,H,W), as far as the pair has them."""
+        with self._making:
+            return self._read()
+
+    def _read(self) -> dict[str, Tensor]:
+        if self._pictures is None:
+            sample = read_sample(self.entry)
+            both = {"visible": sample.visible, "infrared": sample.infrared}
+            self._pictures = {name: image for name, image in both.items() if image is not None}
+        return self._pictures
+
+    def prediction(self) -> Prediction:
+        """What the model makes of the pair."""
+        with self._making:
+            if self._prediction is None:
+                given = self._read()
+                self._prediction = self._model.predict(given.get("visible"), given.get("infrared"))
+            return self._prediction
+
+    def masks(self) -> InteractivePair:
+        """SAM on every picture of the pair."""
+        fused = self.prediction().fused
+        with self._making:
+            if self._masks is None:
+                given: dict[Picture, Any] = {"fused": fused, **self._read()}  # type: ignore[dict-item]
+                self._masks = InteractivePair(self._sam, given)
+            return self._masks
+
+    def picture(self, name: str) -> NDArray[np.uint8]:
+        """visible, infrared or fused as uint8 (H,W,3) or (H,W). InputError where the pair has no such picture."""
+        if name == "fused":
+            return self.prediction().fused
+        image = self.pictures().get(name)
+        if image is None:
+            raise InputError(f"{self.entry.id}: has no {name} picture")
+        array = image.permute(1, 2, 0).numpy()
+        return np.ascontiguousarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+class Workspace:
+    """A labelling in progress: the folder, the models, and the pairs in the order they are shown."""
+
+    def __init__(
+        self,
+        folder: LabelFolder,
+        model: FusionSAM,
+        sam: InteractiveSAM,
+        order: Order = "name",
+        celsius: ReadCelsius | None = None,
+    ) -> None:
+        self.folder, self.model, self.sam, self.celsius = folder, model, sam, celsius
+        self.names = {
+            theirs: folder.classes.index(theirs) for theirs in model.config.classes if theirs in folder.classes
+        }
+        self.entries = list(folder.entries)
+        self.unsure_of = uncertainty(folder, model) if order == "uncertainty" else {}
+        if self.unsure_of:
+            self.entries.sort(key=lambda entry: -self.unsure_of.get(entry.id, -1))
+        self.order = order
+        self._open: OrderedDict[int, OpenPair] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(1, "prepare")
+        self._current = 0
+
+    def close(self) -> None:
+        """End the background thread."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def describe(self) -> dict[str, Any]:
+        """Classes, pairs and progress."""
+        rows = []
+        for entry in self.entries:
+            progress = self.folder.progress[entry.id]
+            row = {"id": entry.id, "status": progress.status, "unsure": progress.unsure, "objects": progress.objects}
+            if entry.id in self.unsure_of:
+                row["uncertainty"] = round(self.unsure_of[entry.id], 4)
+            rows.append(row)
+        classes = zip(self.folder.classes, self.folder.palette, strict=True)
+        return {
+            "classes": [{"id": i, "name": name, "color": list(color)} for i, (name, color) in enumerate(classes)],
+            "pairs": rows,
+            "order": self.order,
+            "weights": self.model.name,
+            "proposed": sorted(i for i in self.names.values() if i),
+            "train": self.folder.training_command(),
+        }
+
+    def pair(self, index: int) -> OpenPair:
+        """The pair at `index`, opened unless it is. InputError where there is none, or it cannot be read."""
+        if not 0 <= index < len(self.entries):
+            raise InputError(f"pair {index}: expected 0 to {len(self.entries) - 1}")
+        with self._lock:
+            if index not in self._open:
+                entry = self.entries[index]
+                self._open[index] = OpenPair(entry, self.folder.open(entry), self.model, self.sam)
+            self._open.move_to_end(index)
+            while len(self._open) > OPEN:
+                self._open.popitem(last=False)
+            return self._open[index]
+
+    def show(self, index: int) -> dict[str, Any]:
+        """Everything the page needs of a pair; it and the next one are made ready in the background."""
+        pair = self.pair(index)
+        self._current = index
+        self._pool.submit(self._prepare, index)
+        if index + 1 < len(self.entries):
+            self._pool.submit(self._prepare, index + 1)
+        height, width = pair.drawing.instances.shape
+        there = [name for name in ("visible", "infrared") if getattr(pair.entry, name) is not None]
+        state = self._state(pair, [0, 0, width, height])
+        return {"id": pair.entry.id, "size": [height, width], "pictures": ["fused", *there], **state}
+
+    def _prepare(self, index: int) -> None:
+        """Errors are told to whoever asks for the pair."""
+        if index not in (self._current, self._current + 1):
+            return  # the user has gone on
+        with suppress(InputError):
+            masks = self.pair(index).masks()
+            order: Sequence[Picture] = ("fused", "visible", "infrared") if index == self._current else ("fused",)
+            for on in order:
+                if on in masks.pictures and index in (self._current, self._current + 1):
+                    masks.encoded(on)
+
+    def _state(self, pair: OpenPair, box: list[int]) -> dict[str, Any]:
+        drawing = pair.drawing
+        return {
+            "revision": drawing.revision,
+            "objects": drawing.objects(),
+            "unsure": drawing.unsure,
+            "done": drawing.done,
+            "clicks": drawing.clicks,
+            "patch": {"box": box, "values": drawing.values(box)},
+        }
+
+    def proposal(self, pair: OpenPair) -> NDArray[np.uint8]:
+        """The model's class map with the ids of this labelling; classes without a name in common are nothing."""
+        labels = pair.prediction().labels
+        table = np.zeros(256, np.uint8)
+        for theirs, name in enumerate(self.model.config.classes):
+            table[theirs] = self.names.get(name, 0)
+        return table[labels]
+
+    def change(self, index: int, change: Mapping[str, Any]) -> dict[str, Any]:
+        """Apply and save one change of the page; with `revision`, only to the state the page has seen.
+
+        InputError for a change that cannot be, and one that another window has overtaken; then nothing is changed."""
+        pair = self.pair(index)
+        if change.get("kind") == "propose":
+            pair.prediction()  # not while the drawing is held
+        with pair.lock:
+            seen = change.get("revision")
+            if seen is not None and seen != pair.drawing.revision:
+                raise InputError(f"{pair.entry.id}: was changed in another window; load the page again")
+            if change.get("kind") == "mark":
+                touched = self._mark(pair, change)
+            else:
+                class_id = change.get("class")
+                if isinstance(class_id, int) and not 0 < class_id < len(self.folder.classes):
+                    raise InputError(f"class {class_id}: is not known; expected 1 to {len(self.folder.classes) - 1}")
+                touched = apply(pair.drawing, change, lambda: self.proposal(pair))
+            details = {key: change[key] for key in ("class", "tool", "on", "clicks") if key in change}
+            details = {key: value for key, value in details.items() if isinstance(value, int | str)}
+            kind = str(change["kind"])
+            self.folder.save(pair.entry, pair.drawing, kind, object=touched["object"], **details)
+            return {**self._state(pair, touched["box"]), "object": touched["object"]}
+
+    def _mark(self, pair: OpenPair, change: Mapping[str, Any]) -> dict[str, Any]:
+        for key in ("unsure", "done"):
+            if key in change:
+                setattr(pair.drawing, key, bool(change[key]))
+        return {"box": [0, 0, 0, 0], "object": 0}
+
+    def mask(self, index: int, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Masks by clicks: {"points", "labels", "box", "on", "previous": [token, number]}. InputError as
+        `InteractiveSAM.mask`, and for a previous answer that is no longer held."""
+        pair = self.pair(index)
+        previous = None
+        if asked.get("previous") is not None:
+            token, number = (*asked["previous"], None)[:2] if isinstance(asked["previous"], list) else (None, None)
+            held = pair.answers.get(token) if isinstance(token, str) else None
+            if held is None or type(number) is not int or not 0 <= number < len(held.masks):
+                raise InputError("previous: is no longer held; click again without it")
+            previous = held.logits[number]
+        answer = pair.masks().mask(
+            asked.get("points"),
+            asked.get("labels"),
+            asked.get("box"),
+            str(asked.get("on", "fused")),
+            previous,  # type: ignore[arg-type]
+        )
+        token = secrets.token_hex(8)
+        pair.answers[token] = answer
+        while len(pair.answers) > ANSWERS:
+            pair.answers.popitem(last=False)
+        found = [
+            {**cropped(mask), "score": round(float(score), 4)}
+            for mask, score in zip(answer.masks, answer.scores, strict=True)
+        ]
+        return {"token": token, "best": answer.best, "masks": found}
+
+    def temperatures(self, index: int) -> dict[str, Any]:
+        """Degrees Celsius under every object of the pair, where its infrared file is radiometric."""
+        pair = self.pair(index)
+        path = pair.entry.infrared
+        heat = self.celsius(path) if self.celsius is not None and path is not None else None
+        if heat is None:
+            return {"radiometric": False, "objects": []}
+        found = []
+        for one in pair.drawing.objects():
+            read = under(heat, pair.drawing.instances == one["id"])
+            found.append({**one, **vars(read)})
+        return {"radiometric": True, "objects": found}
+
+
+def uncertainty(folder: LabelFolder, model: FusionSAM) -> dict[str, float]:
+    """Mean of 1 - confidence of every pair, 0..1, kept in `out`/uncertainty.json: a second start asks only of new
+    pairs. A pair that cannot be read counts as certain: it is told when it is opened."""
+    path = folder.out / "uncertainty.json"
+    known: dict[str, float] = {}
+    with suppress(OSError, ValueError):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored.get("weights") == model.name:
+            known = {str(id): float(value) for id, value in stored["pairs"].items()}
+    todo = [entry for entry in folder.entries if entry.id not in known]
+    for entry in tqdm(todo, desc="uncertainty", unit="pair", disable=not todo):
+        try:
+            sample = read_sample(entry)
+            known[entry.id] = float(1 - model.predict(sample.visible, sample.infrared).confidence.mean())
+        except InputError as error:
+            tqdm.write(f"{error}")
+            known[entry.id] = 0.0
+        write_json(path, {"weights": model.name, "pairs": known})
+    return known
+
+
+def readings(folder: LabelFolder, celsius: ReadCelsius) -> list[Any]:
+    """Temperatures of every object of every labelled pair whose infrared file is radiometric."""
+    found = []
+    for entry in folder.entries:
+        if entry.infrared is None or not folder.progress[entry.id].objects:
+            continue
+        heat = celsius(entry.infrared)
+        if heat is not None:
+            found += of_objects(heat, folder.open(entry).labels, folder.classes, entry.id, min_pixels=1)
+    return found

@@ -1,0 +1,170 @@
+"""The protocol of interactive segmentation, worked by hand, and `fusionsam clicks` from end to end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fusionsam.data.synthetic.scenes import synthesize
+from fusionsam.errors import InputError
+from fusionsam.evaluation.click_options import ClicksOptions
+from fusionsam.evaluation.click_report import Measured, grouped_interval, scores, table
+from fusionsam.evaluation.clicks import measure
+from fusionsam.evaluation.interaction import (
+    Click,
+    clicks_needed,
+    iou,
+    iou_after,
+    next_click,
+    objects,
+    simulate,
+)
+
+
+@pytest.fixture
+def square():
+    truth = np.zeros((11, 13), bool)
+    truth[2:9, 3:10] = True
+    return truth, np.ones_like(truth)
+
+
+def test_the_first_click_is_the_centre_and_later_ones_the_middle_of_the_largest_error(square):
+    truth, valid = square
+    assert next_click(np.zeros_like(truth), truth, valid) == Click(6, 5, True)
+    assert next_click(truth, truth, valid) is None
+    half = truth.copy()
+    half[2:9, 7:10] = False  # 7 x 3 missing, deepest in its middle column
+    assert next_click(half, truth, valid) == Click(8, 3, True)
+    spilt = truth.copy()
+    spilt[:, 10:] = True  # 11 x 3 surplus at the picture's edge, which is an edge like any other
+    assert next_click(spilt, truth, valid) == Click(11, 1, False)
+    assert next_click(spilt, truth, valid, [Click(11, 1, False)]) == Click(11, 2, False)
+    unknown = valid.copy()
+    unknown[:, 10:] = False
+    assert next_click(spilt, truth, unknown) is None
+
+
+def test_a_perfect_answer_takes_one_click_and_no_answer_takes_all(square):
+    truth, valid = square
+    assert simulate(lambda clicks: truth, truth, valid, 10, 0.85) == [1.0]
+    asked = []
+
+    def never(clicks):
+        asked.append(list(clicks))
+        return np.zeros_like(truth)
+
+    ious = simulate(never, truth, valid, 7, 0.85)
+    assert ious == [0.0] * 7
+    assert [len(clicks) for clicks in asked] == list(range(1, 8))
+    assert len(set(asked[-1])) == 7  # no pixel is clicked twice
+    grown = [np.zeros_like(truth), truth & (np.arange(13) < 8), truth]
+    assert simulate(lambda clicks: grown[len(clicks) - 1], truth, valid, 10, 0.85) == [0.0, pytest.approx(5 / 7), 1.0]
+
+
+def test_clicks_needed_and_iou_after_are_read_off_the_curve():
+    curve = [0.3, 0.82, 0.7, 0.9]
+    assert clicks_needed(curve, 0.8, 10) == (2, True)
+    assert clicks_needed(curve, 0.85, 10) == (4, True)
+    assert clicks_needed(curve, 0.95, 10) == (10, False)
+    assert [iou_after(curve, n) for n in (1, 3, 5)] == [0.3, 0.7, 0.9]
+    nothing = np.zeros((2, 2), bool)
+    assert iou(nothing, nothing, ~nothing) == 1
+
+
+def test_objects_are_connected_regions_of_one_class_large_enough():
+    label = np.zeros((6, 8), int)
+    label[0:2, 0:2] = 2
+    label[2:4, 2:4] = 2  # touches by a corner: one region of 8
+    label[0:2, 6:8] = 2
+    label[5, :] = 3
+    label[4, 7] = 255
+    found = [(one.class_id, one.pixels) for one in objects(label, 4)]
+    assert found == [(2, 8), (2, 4), (3, 8)]
+    assert [one.pixels for one in objects(label, 5)] == [8, 8]
+
+
+def test_intervals_resample_recordings_not_objects():
+    values = np.repeat([1.0, 3.0], 50)
+    one_each = grouped_interval(values, np.arange(100), 2000, 0)
+    assert 1.7 < one_each[0] < 2 < one_each[1] < 2.3
+    assert grouped_interval(values, np.repeat([0, 1], 50), 2000, 0) == [1.0, 3.0]  # two recordings know no better
+    assert grouped_interval(values, np.zeros(100, int), 2000, 0) is None
+
+
+def test_the_figures_of_four_objects_worked_by_hand():
+    curves = {
+        "visible": [[0.9], [0.5, 0.81], [0.1] * 10, [0.2, 0.84, 0.86]],
+        "fused": [[0.9], [0.9], [0.8], [0.1] * 10],
+    }
+    ids, classes = ["00001D", "00020D", "00040N", "00042N"], [1, 2, 1, 1]
+    measured = [
+        Measured(id, kind, 500, {name: curves[name][i] for name in curves})
+        for i, (id, kind) in enumerate(zip(ids, classes, strict=True))
+    ]
+    values = scores(measured, ["none", "car", "person"], 10, {"00040N": "r", "00042N": "r"}, 200, 0)
+    rows = values["groups"]
+    assert list(rows) == ["all", "day", "night", "car", "person"]
+    assert rows["day"]["pictures"]["visible"]["noc80"] == 1.5
+    assert rows["night"]["pictures"]["visible"]["noc80"] == 6
+    assert rows["night"]["pictures"]["visible"]["noc85"] == 6.5
+    assert rows["night"]["pictures"]["visible"]["not_reached80"] == 50
+    assert rows["all"]["pictures"]["fused"]["iou1"] == pytest.approx(67.5)
+    assert rows["all"]["pictures"]["visible"]["iou3"] == pytest.approx(100 * (0.9 + 0.81 + 0.1 + 0.86) / 4)
+    assert rows["night"]["difference"]["fused - visible"]["noc80"] == -0.5
+    assert rows["night"]["recordings"] == 1
+    assert [one["ids"] for one in values["recordings"]] == [["00001D"], ["00020D"], ["00040N", "00042N"]]
+    shown = table({**values, "title": "t", "most": 10})
+    assert [row.cells[0] for row in shown.rows[:2]] == ["visible", "fused"]
+    assert all("fewer than 20 objects" in row.notes for row in shown.rows)
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory):
+    root = tmp_path_factory.mktemp("street") / "data"
+    synthesize(root, 10, seed=3, size=(71, 97), progress=False)
+    return root
+
+
+def test_a_run_that_was_killed_goes_on_and_gives_the_same_figures(sam, street, tmp_path):
+    config = ClicksOptions(
+        dataset="mfnet", root=street, out=tmp_path / "a", sam=str(sam[1]), images=("visible", "infrared"),
+        min_pixels=200, most=5, bootstrap=50, device="cpu",
+    )  # fmt: skip
+    part = measure(replace(config, pairs=1))
+    assert any("1 pairs drawn of 2" in note for note in part["notes"])
+    whole = measure(config)
+    assert part["n_objects"] < whole["n_objects"]
+    assert set(whole["groups"]["all"]["pictures"]) == {"visible", "infrared"}
+    for row in whole["groups"].values():
+        for picture in row["pictures"].values():
+            assert 1 <= picture["noc80"] <= picture["noc85"] <= 5
+    lines = (tmp_path / "a/objects.jsonl").read_text()
+    (tmp_path / "a/objects.jsonl").write_text(lines[:-9])  # killed amid the last line
+    again = measure(config)
+    unlike = {"seconds"}
+    assert {k: v for k, v in again.items() if k not in unlike} == {k: v for k, v in whole.items() if k not in unlike}
+    assert (tmp_path / "a/objects.jsonl").read_text() == lines
+    assert json.loads((tmp_path / "a/clicks.json").read_text())["groups"] == whole["groups"]
+    with pytest.raises(InputError, match="measured with another choose, most"):
+        measure(replace(config, most=6, choose="best"))
+    best = measure(replace(config, out=tmp_path / "b", choose="best"))
+    first = best["groups"]["all"]["pictures"]["visible"]["iou1"]
+    assert first >= whole["groups"]["all"]["pictures"]["visible"]["iou1"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"most": 3}, "--most: found 3; expected at least 5"),
+        ({"min_pixels": 0}, "--min-pixels"),
+        ({"images": ()}, "--images: found none"),
+        ({"min_pixels": 10**6}, "lower --min-pixels"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line(sam, street, tmp_path, wrong, words):
+    given = {"dataset": "mfnet", "root": street, "out": tmp_path, "sam": str(sam[1]), "device": "cpu"}
+    with pytest.raises(InputError, match=words):
+        measure(ClicksOptions(**{**given, "images": ("visible",), **wrong}))

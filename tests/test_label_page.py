@@ -1,0 +1,316 @@
+"""The labelling page in a real Chromium, against a real `fusionsam label`, by mouse and keys alone: clicks, boxes,
+brush, polygon, undo, classes, a kill in the middle, COCO, a phone's width."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from fusionsam.config.schema import preset
+from fusionsam.data.images import write_png
+from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.weights.checkpoint import save_checkpoint
+
+H, W = 96, 128
+PAIRS = 5
+PATIENCE = 240  # seconds: the machine may be busy
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
+CLASSES = {
+    "classes": ["none", "car", "person", "lamp"],
+    "palette": [[0, 0, 0], [230, 60, 60], [60, 200, 90], [70, 110, 240]],
+}
+
+
+def truth(number):
+    """Two rectangles and where their corners are: class -> x0, y0, x1, y1, the last pixel excluded."""
+    return {1: (10 + 4 * number, 20, 52 + 4 * number, 60), 2: (80, 30 + 3 * number, 110, 70 + 3 * number)}
+
+
+def drawn(number):
+    label = np.zeros((H, W), np.uint8)
+    for class_id, (x0, y0, x1, y1) in truth(number).items():
+        label[y0:y1, x0:x1] = class_id
+    return label
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("label")
+    for number in range(PAIRS):
+        label = drawn(number)
+        write_png(
+            folder / f"vi/p{number}.png",
+            np.stack([40 + 80 * (label == 1), 60 + 70 * (label == 2), label + 50], -1).astype(np.uint8),
+        )
+        write_png(folder / f"ir/p{number}.png", (30 + 90 * label).astype(np.uint8))
+    (folder / "classes.yaml").write_text(yaml.safe_dump(CLASSES))
+    torch.manual_seed(3)
+    save_checkpoint(folder / "small", FusionSAMNetwork(preset("debug")).eval(), {})
+    return folder
+
+
+class Server:
+    def __init__(self, home, sam):
+        command = [
+            sys.executable,
+            "-m",
+            "fusionsam",
+            "label",
+            "--visible",
+            home / "vi",
+            "--infrared",
+            home / "ir",
+            "--out",
+        ]
+        command += [home / "out", "--classes", home / "classes.yaml", "--weights", home / "small", "--sam", sam]
+        command += ["--port", "0", "--device", "cpu", "--who", "tester"]
+        self.process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert found, line
+        self.address = found[0]
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(PATIENCE)
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver_path = shutil.which("chromedriver")
+    if not (binary and driver_path):
+        missing = "no chromium and chromedriver: `make browser` installs them (Debian: chromium chromium-driver)"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in (*FLAGS, "--window-size=1300,850"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
+    driver.set_page_load_timeout(PATIENCE)
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """What a person does and sees."""
+
+    def __init__(self, browser, address):
+        self.browser = browser
+        browser.get("about:blank")
+        browser.get(address)
+        self.settle()
+
+    def settle(self):
+        busy = "return document.body.dataset.busy"
+        WebDriverWait(self.browser, PATIENCE, 0.05).until(lambda _: self.browser.execute_script(busy) == "0")
+
+    def says(self):
+        return self.browser.find_element(By.ID, "status").text
+
+    def keys(self, *keys):
+        for key in keys:
+            ActionChains(self.browser, duration=0).send_keys(key).perform()
+            self.settle()
+
+    def pointer(self, *steps):
+        """x, y in pixels of the picture, and what the mouse does there."""
+        script = (
+            "const r = document.querySelector('#stage canvas').getBoundingClientRect(); return [r.x, r.y, state.view]"
+        )
+        left, top, view = self.browser.execute_script(script)
+        chain = ActionChains(self.browser, duration=20)
+        for x, y, act in steps:
+            place = (left + view["x"] + (x + 0.5) * view["scale"], top + view["y"] + (y + 0.5) * view["scale"])
+            chain.w3c_actions.pointer_action.move_to_location(round(place[0]), round(place[1]))
+            for name in act.split():
+                getattr(chain, name)()
+        chain.perform()
+        self.settle()
+
+    def press(self, selector):
+        self.browser.find_element(By.CSS_SELECTOR, selector).click()
+        self.settle()
+
+    def count(self, selector):
+        return len(self.browser.find_elements(By.CSS_SELECTOR, selector))
+
+    def rectangle(self, x0, y0, x1, y1):
+        corners = [(x0 - 0.5, y0 - 0.5), (x1 - 0.5, y0 - 0.5), (x1 - 0.5, y1 - 0.5), (x0 - 0.5, y1 - 0.5)]
+        self.pointer(*((x, y, "click") for x, y in corners))
+        self.keys(Keys.ENTER)
+
+
+@pytest.fixture(scope="module")
+def run(home, sam):
+    """A server that can be killed and begun again."""
+    servers = [Server(home, sam[1])]
+    yield servers
+    servers[-1].kill()
+
+
+@pytest.fixture
+def page(browser, run):
+    page = Page(browser, run[-1].address)
+    yield page
+    severe = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    expected = ("422", "CONNECTION_REFUSED")  # refusals, and the server that was killed
+    assert [line for line in severe if not any(word in line for word in expected)] == []
+
+
+def saved(home, number):
+    return np.asarray(Image.open(home / f"out/labels/p{number}.png"))
+
+
+def test_a_click_gives_three_masks_and_the_chosen_one_becomes_an_object(page, home):
+    page.pointer((40, 30, "click"))
+    assert page.count("#masks button") == 3
+    shown = "const m = state.candidate.mask; return [m.box, m.runs]"
+    page.browser.find_elements(By.CSS_SELECTOR, "#masks button")[1].click()
+    (x, y, w, h), runs = page.browser.execute_script(shown)
+    page.keys("3")
+    inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(h, w)
+    wanted = np.zeros((H, W), np.uint8)
+    wanted[y : y + h, x : x + w] = 3 * inside
+    np.testing.assert_array_equal(saved(home, 0), wanted)
+    assert page.count("#objects button") == 1
+    page.pointer((70, 50, "click"))
+    page.pointer((20, 80, "context_click"))  # off the object: one mask, the last one fed back
+    assert page.count("#masks button") == 1
+    assert page.browser.execute_script("return state.points.map((p) => p.on)") == [1, 0]
+    page.keys("z")
+    assert page.count("#masks button") == 3  # the last click is taken back, not the object
+    page.keys(Keys.ESCAPE)
+    page.pointer((20, 20, "click_and_hold"), (40, 40, ""), (90, 70, "release"))
+    assert page.browser.execute_script("return state.box") == [20, 20, 90, 70]
+    page.keys(Keys.ENTER)
+    assert page.count("#objects button") >= 1
+    page.keys("z", "z")
+    assert not saved(home, 0).any()
+    page.keys("y", "z")
+    assert not saved(home, 0).any()
+    with (home / "out/log.jsonl").open() as lines:
+        log = [json.loads(line) for line in lines]
+    assert {line["who"] for line in log} == {"tester"}
+    assert [line["action"] for line in log] == ["paint", "paint", "undo", "undo", "redo", "undo"]
+
+
+def test_brush_eraser_select_and_the_class_by_number(page, home):
+    page.keys("b", "1")
+    page.pointer((30, 30, "click_and_hold"), (60, 30, "release"))
+    stroke = saved(home, 0)
+    ys, xs = np.nonzero(stroke)
+    assert set(np.unique(stroke)) == {0, 1}
+    assert abs(ys.mean() - 30) < 0.5
+    assert (abs(xs.min() - 25.5), abs(xs.max() - 64.5)) <= (1, 1)
+    page.pointer((60, 30, "click_and_hold"), (60, 50, "release"))  # the same object grows
+    assert page.count("#objects button") == 1
+    page.keys("e")
+    page.pointer((30, 30, "click"))
+    assert saved(home, 0)[30, 30] == 0
+    page.keys("s")
+    page.pointer((60, 40, "click"))
+    page.keys("2")
+    assert set(np.unique(saved(home, 0))) == {0, 2}
+    page.keys(Keys.DELETE)
+    assert not saved(home, 0).any()
+
+
+def test_five_pairs_by_mouse_and_keys_with_a_kill_in_the_middle(browser, run, home, sam):
+    page = Page(browser, run[-1].address)
+    for number in range(PAIRS):
+        if number == 2:
+            run[-1].kill()
+            page.keys("u")
+            assert "does not answer" in page.says()
+            run.append(Server(home, sam[1]))
+            page = Page(browser, run[-1].address)
+            assert page.browser.execute_script("return state.index") == 2  # the first that is not done
+            assert page.browser.find_element(By.ID, "count").text == "2 of 5 done"
+        page.keys("p")
+        for class_id, box in truth(number).items():
+            page.keys("n", str(class_id))
+            page.rectangle(*box)
+        page.keys("d")
+        label, wanted = saved(home, number), drawn(number)
+        for class_id in (1, 2):
+            union = ((label == class_id) | (wanted == class_id)).sum()
+            assert ((label == class_id) & (wanted == class_id)).sum() / union > 0.9
+        page.keys(Keys.ARROW_RIGHT)
+    assert page.browser.find_element(By.ID, "count").text == "5 of 5 done"
+    coco_file = home / "coco.json"
+    command = [sys.executable, "-m", "fusionsam", "label", "--visible", home / "vi", "--infrared", home / "ir", "--out"]
+    tail = [home / "out", "--classes", home / "classes.yaml", "--export-coco", coco_file]
+    subprocess.run([*map(str, command + tail)], check=True, timeout=PATIENCE)
+    from pycocotools.coco import COCO
+
+    read = COCO(str(coco_file))
+    assert len(read.getAnnIds()) == 2 * PAIRS
+    for image in read.loadImgs(read.getImgIds()):
+        label = np.zeros((H, W), np.uint8)
+        for one in read.loadAnns(read.getAnnIds(image["id"])):
+            label[read.annToMask(one).astype(bool)] = one["category_id"]
+        np.testing.assert_array_equal(label, saved(home, int(image["file_name"][1])))
+
+
+def test_side_by_side_zoom_and_a_phones_width(page):
+    page.keys("v")
+    assert page.count("#stage canvas") == 3
+    page.keys("v")
+    assert page.count("#stage canvas") == 1
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        width = "return [innerWidth, document.documentElement.scrollWidth]"
+        WebDriverWait(page.browser, PATIENCE).until(lambda _: page.browser.execute_script(width) == [390, 390])
+        assert page.browser.execute_script("return document.querySelector('#stage canvas').clientWidth") > 350
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_another_page_may_not_draw_and_nonsense_is_one_line(run):
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    def post(path, body, **headers):
+        try:
+            with urlopen(Request(run[-1].address + path, body, headers), timeout=PATIENCE) as answer:
+                return answer.status, json.loads(answer.read())
+        except HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    change = b'{"kind": "clear"}'
+    assert post("/api/pairs/0/change", change, Origin="http://elsewhere.example")[0] == 403
+    for path, body, words in (
+        ("/api/pairs/99/change", change, "expected 0 to 4"),
+        ("/api/pairs/0/change", b"no json", "expected a JSON object"),
+        ("/api/pairs/0/change", b'{"kind": "paint", "box": [0,0,1,1], "runs": [0,1], "class": 9}', "class 9"),
+        ("/api/pairs/0/change", b'{"kind": "clear", "revision": 77}', "another window"),
+        ("/api/pairs/0/mask", b'{"points": [[500, 3]]}', "outside of the picture"),
+        ("/api/pairs/0/mask", b'{"points": [[NaN, 3]]}', "nan or infinity"),
+        ("/api/pairs/0/mask", b'{"box": [9, 9, 3, 3]}', "x0 < x1"),
+        ("/api/pairs/0/mask", b'{"points": [[1, 1]], "on": "depth"}', "no such picture"),
+        ("/api/pairs/0/mask", b'{"points": [[1, 1]], "previous": ["x", 0]}', "no longer held"),
+        ("/api/pairs/0/mask", json.dumps({"points": [[1, 1]] * 3000}).encode(), "at most 256"),
+    ):
+        status, answer = post(path, body)
+        assert status == 422
+        assert words in answer["error"]
+        assert "\n" not in answer["error"]

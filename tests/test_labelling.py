@@ -1,0 +1,276 @@
+"""Drawings and the folder they are kept in: nothing is lost, undo gives back what was there, COCO reads it."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from fusionsam.data.images import write_png
+from fusionsam.data.labelling import coco
+from fusionsam.data.labelling.drawing import Drawing, apply, cropped, from_runs, to_runs, to_values
+from fusionsam.data.labelling.folder import LabelFolder
+from fusionsam.data.splits import entries, pair_entries
+from fusionsam.errors import InputError
+from fusionsam.server.labelling.workspace import readings
+
+H, W = 11, 13
+NAMES, PALETTE = ["none", "car", "person", "pole"], [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
+
+
+def nothing():
+    raise AssertionError
+
+
+def paint(mask, number=0, class_id=1, **more):
+    return {"kind": "paint", **cropped(mask), "object": number, "class": class_id, **more}
+
+
+@given(arrays(np.bool_, st.tuples(st.integers(1, 7), st.integers(1, 7))))
+def test_runs_are_the_mask(mask):
+    np.testing.assert_array_equal(from_runs(to_runs(mask), *mask.shape), mask)
+    part = cropped(mask)
+    x, y, w, h = part["box"]
+    again = np.zeros_like(mask)
+    again[y : y + h, x : x + w] = from_runs(part["runs"], h, w)
+    np.testing.assert_array_equal(again, mask)
+
+
+@given(arrays(np.uint16, st.tuples(st.integers(0, 5), st.integers(1, 7)), elements=st.integers(0, 3)))
+def test_values_are_the_array(values):
+    sent = to_values(values)
+    assert np.repeat(sent[::2], sent[1::2]).reshape(values.shape).tolist() == values.tolist()
+
+
+masks = arrays(np.bool_, (H, W))
+changes = st.one_of(
+    st.builds(lambda m, n, c, k: ("paint", m, n, c, k), masks, st.integers(0, 4), st.integers(1, 3), st.booleans()),
+    st.builds(lambda m: ("erase", m), masks),
+    st.builds(lambda n, c: ("class", n, c), st.integers(1, 4), st.integers(1, 3)),
+    st.builds(lambda n: ("delete", n), st.integers(1, 4)),
+    st.just(("clear",)),
+    st.builds(lambda m: ("propose", m.astype(np.uint8)), masks),
+)
+
+
+@given(st.lists(changes, max_size=8))
+def test_undo_goes_back_to_every_state_and_redo_forward_again(steps):
+    drawing = Drawing.empty((H, W))
+    states = [(drawing.instances.copy(), dict(drawing.classes))]
+    for step in steps:
+        if step[0] == "paint":
+            asked = paint(step[1], step[2], step[3], keep=step[4])
+        elif step[0] == "erase":
+            asked = {"kind": "erase", "object": 0, **cropped(step[1])}
+        elif step[0] == "class":
+            asked = {"kind": "class", "object": step[1], "class": step[2]}
+        else:
+            asked = {"kind": step[0], "object": step[1] if step[0] == "delete" else 0}
+        if asked["object"] and asked["object"] not in drawing.classes:
+            with pytest.raises(InputError, match="is not there"):
+                apply(drawing, asked, nothing)
+            np.testing.assert_array_equal(drawing.instances, states[-1][0])
+            continue
+        apply(drawing, asked, lambda step=step: step[1])
+        assert set(np.unique(drawing.instances)) - {0} == set(drawing.classes)
+        states.append((drawing.instances.copy(), dict(drawing.classes)))
+    for wanted, kind in [*((s, "undo") for s in states[-2::-1]), *((s, "redo") for s in states[1:])]:
+        apply(drawing, {"kind": kind}, nothing)
+        np.testing.assert_array_equal(drawing.instances, wanted[0])
+        assert drawing.classes == wanted[1]
+
+
+def test_paint_erase_and_keep_worked_by_hand():
+    drawing = Drawing.empty((2, 4))
+    left, right = np.array([[1, 1, 1, 0]] * 2, bool), np.array([[0, 0, 1, 1]] * 2, bool)
+    assert apply(drawing, paint(left, class_id=2), nothing) == {"box": [0, 0, 3, 2], "object": 1}
+    assert apply(drawing, paint(right, class_id=3, keep=True), nothing)["object"] == 2
+    assert drawing.instances.tolist() == [[1, 1, 1, 2]] * 2
+    assert drawing.labels.tolist() == [[2, 2, 2, 3]] * 2
+    apply(drawing, paint(right, number=2, class_id=3), nothing)
+    assert drawing.labels.tolist() == [[2, 2, 3, 3]] * 2
+    assert drawing.objects() == [
+        {"id": 1, "class": 2, "pixels": 4, "box": [0, 0, 2, 2]},
+        {"id": 2, "class": 3, "pixels": 4, "box": [2, 0, 2, 2]},
+    ]
+    apply(drawing, {"kind": "erase", **cropped(left)}, nothing)
+    assert drawing.labels.tolist() == [[0, 0, 0, 3]] * 2
+    assert list(drawing.classes) == [2]
+    assert drawing.clicks == 4
+
+
+BAD = [
+    ({"kind": "fly"}, "found kind 'fly'"),
+    ({}, "found kind"),
+    ({"kind": "undo"}, "nothing to undo"),
+    ({"kind": "paint", "box": [0, 0, 2, 2], "runs": [4], "class": -1}, "class is '-1'"),
+    ({"kind": "paint", "box": [0, 0, 2, 2], "runs": [4], "class": 1.5}, "class is '1.5'"),
+    ({"kind": "paint", "box": [0, 0, 2, 2], "runs": [3], "class": 1}, "add up to the box's 2x2"),
+    ({"kind": "paint", "box": [0, 0, 2, 2], "runs": ["a"], "class": 1}, "add up"),
+    ({"kind": "paint", "box": [0, 0, 2, 2], "runs": [10**30], "class": 1}, "add up"),
+    ({"kind": "paint", "box": [12, 0, 2, 2], "runs": [4], "class": 1}, "expected it inside of 13x11"),
+    ({"kind": "paint", "box": [-1, 0, 2, 2], "runs": [4], "class": 1}, "expected it inside"),
+    ({"kind": "paint", "box": [0, 0, 2.0, 2], "runs": [4], "class": 1}, "whole pixels"),
+    ({"kind": "paint", "box": "0", "runs": [4], "class": 1}, "box is missing"),
+    ({"kind": "paint", "box": [0, 0, 2, 2], "runs": [0, 4], "object": 7, "class": 1}, "object 7: is not there"),
+    ({"kind": "delete", "object": 3}, "object 3: is not there"),
+    ({"kind": "class", "object": 3, "class": 1}, "object 3: is not there"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), BAD)
+def test_a_bad_change_is_one_line_and_changes_nothing(change, words):
+    drawing = Drawing.empty((H, W))
+    with pytest.raises(InputError, match=words) as caught:
+        apply(drawing, change, nothing)
+    assert "\n" not in str(caught.value)
+    assert not drawing.instances.any()
+    assert (drawing.classes, drawing.revision, drawing.clicks) == ({}, 0, 0)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        write_png(tmp_path / f"vi/p{number}.png", rng.integers(0, 255, (H, W, 3), np.uint8))
+        write_png(tmp_path / f"ir/p{number}.png", rng.integers(0, 255, (H, W), np.uint8))
+    return pair_entries(tmp_path / "vi", tmp_path / "ir")
+
+
+def drawn():
+    drawing = Drawing.empty((H, W))
+    y, x = np.mgrid[:H, :W]
+    apply(drawing, paint((x < 5) & (y < 4), class_id=1), nothing)
+    apply(drawing, paint((x > 7) & (y > 6), class_id=3), nothing)
+    apply(drawing, paint((x == 6), class_id=1), nothing)
+    return drawing
+
+
+def test_what_was_saved_is_read_back_and_listed_for_training(pairs, tmp_path):
+    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE, who="ann")
+    assert [folder.progress[entry.id].status for entry in pairs] == ["todo"] * 3
+    drawing = drawn()
+    folder.save(pairs[1], drawing, "paint", object=3)
+    drawing.unsure = drawing.done = True
+    folder.save(pairs[1], drawing, "done")
+    again = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
+    assert [again.progress[entry.id].status for entry in pairs] == ["todo", "done", "todo"]
+    read = again.open(pairs[1])
+    np.testing.assert_array_equal(read.instances, drawing.instances)
+    assert (read.classes, read.unsure, read.done, read.clicks) == (drawing.classes, True, True, 3)
+    label = np.asarray(Image.open(tmp_path / "out/labels/p1.png"))
+    np.testing.assert_array_equal(label, drawing.labels)
+    log = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    assert [(line["who"], line["pair"], line["action"]) for line in log] == [
+        ("ann", "p1", "paint"),
+        ("ann", "p1", "done"),
+    ]
+    listed = list(csv.DictReader((tmp_path / "out/manifest.csv").open()))
+    assert [row["id"] for row in listed] == ["p1"]
+    (entry,) = entries("manifest", tmp_path / "out/manifest.csv", listed[0]["split"], tmp_path / "out/classes.yaml")
+    assert entry.visible.samefile(pairs[1].visible)
+    assert entry.label.samefile(tmp_path / "out/labels/p1.png")
+
+
+def test_a_kill_while_writing_leaves_what_was_there(pairs, tmp_path, monkeypatch):
+    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
+    folder.save(pairs[0], drawn(), "paint")
+    before = folder.instances_path("p0").read_bytes()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        folder.save(pairs[0], Drawing.empty((H, W)), "clear")
+    assert folder.instances_path("p0").read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "out/instances").iterdir()) == ["p0.png"]
+
+
+def test_what_cannot_be_ours_is_one_line(pairs, tmp_path):
+    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
+    path = folder.instances_path("p0")
+    path.parent.mkdir()
+    for content in (b"", b"no png"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="no drawing of ours"):
+            folder.open(pairs[0])
+    write_png(path, np.zeros((H, W), np.uint8))
+    with pytest.raises(InputError, match="no drawing of ours"):
+        folder.open(pairs[0])
+    folder.save(pairs[0], Drawing.empty((H, W + 1)), "x")
+    with pytest.raises(InputError, match="was drawn on"):
+        folder.open(pairs[0])
+    strange = Drawing(np.full((H, W), 2, np.uint16), {1: 1})
+    folder.save(pairs[0], strange, "x")
+    with pytest.raises(InputError, match="pixels of no object"):
+        folder.open(pairs[0])
+    with pytest.raises(InputError, match="labelled with other classes"):
+        LabelFolder(tmp_path / "out", pairs, [*NAMES, "dog"], [*PALETTE, (9, 9, 9)])
+
+
+def test_coco_gives_back_every_object_and_overwrites_none(pairs, tmp_path):
+    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
+    folder.save(pairs[0], drawn(), "paint")
+    folder.save(pairs[2], drawn(), "paint")
+    assert coco.write(tmp_path / "a.json", folder) == 6
+    again = LabelFolder(tmp_path / "again", pairs, NAMES, PALETTE)
+    assert coco.read(tmp_path / "a.json", again) == (6, 2)
+    for entry in pairs:
+        one, two = folder.open(entry), again.open(entry)
+        np.testing.assert_array_equal(one.instances, two.instances)
+        assert one.classes == two.classes
+    with pytest.raises(InputError, match="'p0' has objects already"):
+        coco.read(tmp_path / "a.json", again)
+    content = json.loads((tmp_path / "a.json").read_text())
+    square = [2.0, 3.0, 8.0, 3.0, 8.0, 7.0, 2.0, 7.0]
+    content["annotations"] = [{"id": 1, "image_id": 2, "category_id": 3, "segmentation": [square]}]
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    polygons = LabelFolder(tmp_path / "polygons", pairs, NAMES, PALETTE)
+    assert coco.read(tmp_path / "b.json", polygons) == (1, 1)
+    wanted = np.zeros((H, W), int)
+    wanted[3:7, 2:8] = 3
+    np.testing.assert_array_equal(polygons.open(pairs[1]).labels, wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": None}, "is no COCO file; expected images"),
+        ({"categories": [{"id": 1, "name": "dog"}]}, "'dog' is not among"),
+        ({"categories": []}, "category 1 is not listed"),
+        ({"images": [{"id": 1, "file_name": "p0.png", "height": 5, "width": 5}]}, "is 5x5, the pair 11x13"),
+        ({"segmentation": {"size": [H, W], "counts": "%%"}}, "annotation 1: no mask"),
+        ({"segmentation": {"size": [H, W], "counts": [3]}}, "annotation 1: no mask"),
+        ({"segmentation": {"size": [5, 5], "counts": "1"}}, "annotation 1: no mask"),
+        ({"segmentation": None}, "annotation 1: no mask"),
+    ],
+)
+def test_a_coco_file_that_does_not_fit_is_one_line_and_writes_nothing(pairs, tmp_path, change, words):
+    one = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1.0, 1.0, 5.0, 1.0, 5.0, 5.0]]}
+    if "segmentation" in change:
+        one, change = {**one, **change}, {}
+    content = {
+        "images": [{"id": 1, "file_name": "p0.png", "height": H, "width": W}], "annotations": [one],
+        "categories": [{"id": 1, "name": "car"}], **change,
+    }  # fmt: skip
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
+    with pytest.raises(InputError, match=words):
+        coco.read(tmp_path / "c.json", folder)
+    assert not (tmp_path / "out/instances").exists()
+
+
+def test_every_object_of_a_folder_tells_its_temperature(pairs, tmp_path):
+    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
+    folder.save(pairs[0], drawn(), "paint")
+    folder.save(pairs[1], drawn(), "paint")
+    heat = np.arange(H * W, dtype=np.float32).reshape(H, W)
+    found = readings(folder, lambda path: heat if path.stem == "p1" else None)
+    assert [(one.picture, one.class_name, one.temperatures.maximum) for one in found] == [
+        ("p1", "pole", H * W - 1),
+        ("p1", "car", 10 * W + 6),
+        ("p1", "car", 3 * W + 4),
+    ]
