@@ -10,9 +10,9 @@ def main(options: Options) -> int:
     if options.video:
         from fusionsam.inference import video
 
-        count, rate, film = video.run(options)
+        count, rate, film, code = video.run(options)
         print(f"{count} frames, {rate:.2f} frames per second -> {film}")
-        return 0
+        return code
     from fusionsam.inference import files
 
     done, code = files.run(options)
