@@ -47,7 +47,7 @@ def measure(options: ClicksOptions) -> dict[str, Any]:
     weights, and for an `out` with pairs measured otherwise."""
     started = time.perf_counter()
     plain = EvaluateConfig(
-        options.dataset, options.root, options.split, [options.weights], class_file=options.class_file
+        options.dataset, options.root, options.split, weights=[options.weights], class_file=options.class_file
     )
     data = open_labelled(plain)
     assert data.row is not None

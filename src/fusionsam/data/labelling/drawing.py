@@ -17,8 +17,8 @@ from fusionsam.errors import InputError
 
 MOST_OBJECTS = 65535
 """Objects of one pair: their numbers are stored in 16 bits."""
-UNDO = 50
-"""Steps that can be taken back."""
+UNDO, UNDO_BYTES = 50, 128 << 20
+"""Steps that can be taken back, and the memory of one pair's steps: what goes beyond is forgotten, the oldest first."""
 
 Box = tuple[int, int, int, int]
 """x, y, width, height in pixels."""
@@ -190,6 +190,8 @@ class Drawing:
     def _remember(self, box: Box) -> None:
         self._undo.append(_Step(box, self._view(box).copy(), dict(self.classes)))
         del self._undo[:-UNDO]
+        while len(self._undo) > 1 and sum(step.values.nbytes for step in self._undo) > UNDO_BYTES:
+            del self._undo[0]
         self._redo.clear()
 
     def _changed(self, box: Box) -> None:
