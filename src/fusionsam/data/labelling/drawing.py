@@ -263,7 +263,7 @@ def apply(drawing: Drawing, change: Mapping[str, Any], proposal: Callable[[], ND
     kind = change.get("kind")
     whole = (0, 0, drawing.instances.shape[1], drawing.instances.shape[0])
     number: int = _whole(change, "object", 0)
-    touched: Box | None = (0, 0, 0, 0)
+    touched: Box = (0, 0, 0, 0)
     if kind == "paint":
         class_id = _whole(change, "class", None)
         number = drawing.paint(_list(change, "box"), _list(change, "runs"), number, class_id, bool(change.get("keep")))
@@ -281,9 +281,10 @@ def apply(drawing: Drawing, change: Mapping[str, Any], proposal: Callable[[], ND
         drawing.propose(proposal())
         touched = whole
     elif kind in ("undo", "redo"):
-        touched = drawing.undo() if kind == "undo" else drawing.redo()
-        if touched is None:
+        place = drawing.undo() if kind == "undo" else drawing.redo()
+        if place is None:
             raise InputError(f"{kind}: there is nothing to {kind}")
+        touched = place
     else:
         raise InputError(f"change: found kind {str(kind)[:40]!r}; expected paint, erase, class, delete, clear or undo")
     if kind in ("paint", "erase"):
