@@ -235,13 +235,8 @@ class Workspace:
             if held is None or type(number) is not int or not 0 <= number < len(held.masks):
                 raise InputError("previous: is no longer held; click again without it")
             previous = held.logits[number]
-        answer = pair.masks().mask(
-            asked.get("points"),
-            asked.get("labels"),
-            asked.get("box"),
-            str(asked.get("on", "fused")),
-            previous,  # type: ignore[arg-type]
-        )
+        on: Any = str(asked.get("on", "fused"))
+        answer = pair.masks().mask(asked.get("points"), asked.get("labels"), asked.get("box"), on, previous)
         token = secrets.token_hex(8)
         pair.answers[token] = answer
         while len(pair.answers) > ANSWERS:
