@@ -24,7 +24,8 @@ from fusionsam.evaluation import sam_baseline as baselines
 from fusionsam.evaluation.options import BaselineConfig
 from fusionsam.evaluation.report_files import read_comparable
 from fusionsam.evaluation.sam_baseline import assemble, baseline, drawn_prompts
-from fusionsam.inference.predictor import FusionSAM, Prediction
+from fusionsam.inference.prediction import Prediction
+from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.segment_anything import PlainSam
 from fusionsam.types import Prompts, Sample
 from fusionsam.weights.checkpoint import save_checkpoint

@@ -18,7 +18,7 @@ from PIL import Image
 from fusionsam.cli.data import table
 from fusionsam.config.datasets import CATALOG, find
 from fusionsam.data.check import check
-from fusionsam.data.dataset import open_split, read_sample
+from fusionsam.data.dataset import LabelledPairs, open_labelled_split, open_split, read_sample
 from fusionsam.data.fingerprints import fingerprint
 from fusionsam.data.images import write_png
 from fusionsam.data.leaks import leaks, require_no_leak
@@ -170,12 +170,23 @@ def test_a_manifest_header_may_hold_spaces(tmp_path):
     assert (entry.infrared, entry.label) == (tmp_path / "i/one.png", tmp_path / "l/one.png")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_manifests_of_any_spreadsheet_are_read(separator, encoding, tmp_path):
+    _write_pair(tmp_path, ("v", "i", "l"), "one", 0)
+    rows = [["RGB", "thermal", "Mask", "split"], ["v/one.png", "i/one.png", "l/one.png", "test"]]
+    text = "\r\n".join(separator.join(row) for row in rows)
+    data = b"\xff\xfe" + text.encode("utf-16-le") if encoding == "utf-16-le-bom" else text.encode(encoding)
+    (tmp_path / "m.csv").write_bytes(data)
+    (entry,) = entries("manifest", tmp_path / "m.csv", "test")
+    assert (entry.visible, entry.infrared, entry.label) == tuple(tmp_path / part / "one.png" for part in "vil")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("visible,thermal,split\n", "column 'thermal' would be left unread; call it 'infrared'"),
-        ("visible,Infrared,split\n", "column 'Infrared' would be left unread; call it 'infrared'"),
-        ("visible,mask,split\n", "column 'mask' would be left unread; call it 'label'"),
+        ("visible,thermal,ir,split\n", "columns 'thermal' and 'ir' both mean 'infrared'"),
+        ("visible,rgb,split\n", "columns 'visible' and 'rgb' both mean 'visible'"),
         ("visible,weather,split\nv/one.png,rain,Train\nv/one.png,sun,train\n", "split is 'Train' in some rows"),
     ],
 )
@@ -452,3 +463,22 @@ def test_real_recordings_blocks_are_no_leak_but_a_neighbouring_copy_is(tmp_path)
     copies = [_disguised("border crop jpeg mirrored", entry, tmp_path / entry.id) for entry in splits["val"][::5]]
     found = leaks({"train": copies, "val": splits["val"]})
     assert [leak.second_id for leak in found] == [entry.id for entry in splits["val"][::5]]
+
+
+def test_labelled_pairs_have_a_label_each_or_say_which_lacks_one(tmp_path):
+    for part in ("visible", "labels"):
+        (tmp_path / part).mkdir()
+        for name in ("a", "b"):
+            write_png(
+                tmp_path / part / f"{name}.png", np.zeros((64, 65) if part == "labels" else (64, 65, 3), np.uint8)
+            )
+    (tmp_path / "classes.yaml").write_text("classes: [x, y]\npalette: [[0, 0, 0], [1, 1, 1]]\n")
+    data = open_labelled_split("pairs", tmp_path, "all", tmp_path / "classes.yaml")
+    assert [sample.label.shape for sample in data] == [(64, 65)] * 2
+    assert torch.equal(data.label(1), data[1].label)
+    bare = LabelledPairs([replace(data.entries[0], label=None)], data.row)
+    for read in (bare.__getitem__, bare.label):
+        with pytest.raises(InputError, match=r"^a: has no label"):
+            read(0)
+    with pytest.raises(InputError, match="no classes of its own; give --class-file"):
+        open_labelled_split("pairs", tmp_path, "all")

@@ -1,4 +1,4 @@
-"""A data set is one row of the catalogue; classes and colours are judged at every door."""
+"""A data set is one row of the catalogue: nothing else is edited. Classes and colours are judged at every door."""
 
 from __future__ import annotations
 

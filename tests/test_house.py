@@ -3,8 +3,8 @@
 import ast
 import importlib.util
 import json
-import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -162,23 +162,28 @@ class TestCodeBlocks:
 
 
 class TestExamples:
-    def run(self, *words, cwd):
-        env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-        done = subprocess.run([sys.executable, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
+    @pytest.fixture
+    def run(self, monkeypatch, capsys):
+        """Runs a script of `examples` with its arguments; what it prints."""
 
-    def test_predict_writes_two_pictures_of_each_pair(self, elsewhere):
-        self.run("examples/predict.py", "examples/pairs/visible", "examples/pairs/infrared", cwd=elsewhere)
+        def call(script, *words):
+            monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+            runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+            return capsys.readouterr().out
+
+        return call
+
+    def test_predict_writes_two_pictures_of_each_pair(self, elsewhere, run):
+        run("predict.py", "examples/pairs/visible", "examples/pairs/infrared")
         written = {path.name for path in (elsewhere / "out" / "predicted").iterdir()}
         assert written == {f"{pair}_{kind}.png" for pair in ("day", "night") for kind in ("fused", "overlay")}
 
-    def test_fine_tune_scores_what_it_trained(self, tmp_path):
-        told = self.run(ROOT / "examples/fine_tune.py", "--rehearse", "--steps", "2", "--out", "run", cwd=tmp_path)
+    def test_fine_tune_scores_what_it_trained(self, tmp_path, run):
+        told = run("fine_tune.py", "--rehearse", "--steps", "2", "--out", tmp_path / "run")
         assert re.search(r"on mfnet/val: mIoU [\d.]+ \(present\)", told.splitlines()[-1])
         assert (tmp_path / "run" / "final" / WEIGHTS).is_file()
 
-    def test_onnx_without_torch_gives_the_labels_of_python(self, elsewhere, make_debug):
+    def test_onnx_without_torch_gives_the_labels_of_python(self, elsewhere, make_debug, run):
         pytest.importorskip("onnxruntime")
         from fusionsam.export.onnx import write
         from fusionsam.inference.predictor import FusionSAM
@@ -189,10 +194,10 @@ class TestExamples:
         small = [elsewhere / f"{number}.png" for number in range(2)]
         for source, target in zip(pair, small, strict=True):
             Image.open(source).resize((160, 128)).save(target)
-        script = ["examples/onnx_without_torch.py", "--model", "onnx/fusionsam.onnx", "--out", "out"]
-        text = (ROOT / script[0]).read_text()
+        text = (ROOT / "examples" / "onnx_without_torch.py").read_text()
         assert not re.search(r"^(import|from) (torch|fusionsam)", text, re.MULTILINE)
-        self.run(*script, "--visible", small[0], "--infrared", small[1], cwd=elsewhere)
+        images = ["--visible", small[0], "--infrared", small[1]]
+        run("onnx_without_torch.py", "--model", "onnx/fusionsam.onnx", *images, "--out", "out")
         ours = FusionSAM(network, "debug", {}).predict(*small).labels
         theirs = np.asarray(Image.open(elsewhere / "out" / "labels.png"))
         assert np.mean(ours == theirs) > 0.999
@@ -261,3 +266,19 @@ class TestShippedCheckpoint:
         assert report["prompts"] == "self"
         assert report["miou"] >= 60
         assert min(report["per_class_iou"][name] for name in ("car", "person", "bike")) > 40
+
+
+def test_the_public_names_are_these_and_each_is_documented():
+    """Removing or renaming a public name breaks somebody's code: this list changes with a line in CHANGELOG.md."""
+    import fusionsam
+
+    names = [
+        "Config", "FusionSAM", "InputError", "ModelConfig", "Prediction", "Prompts", "Report", "Rig", "Session",
+        "__version__", "evaluate", "load_config", "preset", "train",
+    ]  # fmt: skip
+    assert sorted(fusionsam.__all__) == sorted(names)
+    assert set(names) <= set(dir(fusionsam))
+    for name in set(names) - {"__version__"}:
+        assert getattr(fusionsam, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'Tensor'"):
+        fusionsam.Tensor  # noqa: B018

@@ -13,10 +13,12 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from fusionsam.data.images import write_png
+from fusionsam.data.labelling import coco
 from fusionsam.data.labelling.drawing import Drawing, apply, cropped, from_runs, to_runs, to_values
 from fusionsam.data.labelling.folder import LabelFolder
 from fusionsam.data.splits import entries, pair_entries
 from fusionsam.errors import InputError
+from fusionsam.server.labelling.workspace import readings
 
 H, W = 11, 13
 NAMES, PALETTE = ["none", "car", "person", "pole"], [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
@@ -207,3 +209,68 @@ def test_what_cannot_be_ours_is_one_line(pairs, tmp_path):
         folder.open(pairs[0])
     with pytest.raises(InputError, match="labelled with other classes"):
         LabelFolder(tmp_path / "out", pairs, [*NAMES, "dog"], [*PALETTE, (9, 9, 9)])
+
+
+def test_coco_gives_back_every_object_and_overwrites_none(pairs, tmp_path):
+    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
+    folder.save(pairs[0], drawn(), "paint")
+    folder.save(pairs[2], drawn(), "paint")
+    assert coco.write(tmp_path / "a.json", folder) == 6
+    again = LabelFolder(tmp_path / "again", pairs, NAMES, PALETTE)
+    assert coco.read(tmp_path / "a.json", again) == (6, 2)
+    for entry in pairs:
+        one, two = folder.open(entry), again.open(entry)
+        np.testing.assert_array_equal(one.instances, two.instances)
+        assert one.classes == two.classes
+    with pytest.raises(InputError, match="'p0' has objects already"):
+        coco.read(tmp_path / "a.json", again)
+    content = json.loads((tmp_path / "a.json").read_text())
+    square = [2.0, 3.0, 8.0, 3.0, 8.0, 7.0, 2.0, 7.0]
+    content["annotations"] = [{"id": 1, "image_id": 2, "category_id": 3, "segmentation": [square]}]
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    polygons = LabelFolder(tmp_path / "polygons", pairs, NAMES, PALETTE)
+    assert coco.read(tmp_path / "b.json", polygons) == (1, 1)
+    wanted = np.zeros((H, W), int)
+    wanted[3:7, 2:8] = 3
+    np.testing.assert_array_equal(polygons.open(pairs[1]).labels, wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": None}, "is no COCO file; expected images"),
+        ({"categories": [{"id": 1, "name": "dog"}]}, "'dog' is not among"),
+        ({"categories": []}, "category 1 is not listed"),
+        ({"images": [{"id": 1, "file_name": "p0.png", "height": 5, "width": 5}]}, "is 5x5, the pair 11x13"),
+        ({"segmentation": {"size": [H, W], "counts": "%%"}}, "annotation 1: no mask"),
+        ({"segmentation": {"size": [H, W], "counts": [3]}}, "annotation 1: no mask"),
+        ({"segmentation": {"size": [5, 5], "counts": "1"}}, "annotation 1: no mask"),
+        ({"segmentation": None}, "annotation 1: no mask"),
+    ],
+)
+def test_a_coco_file_that_does_not_fit_is_one_line_and_writes_nothing(pairs, tmp_path, change, words):
+    one = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1.0, 1.0, 5.0, 1.0, 5.0, 5.0]]}
+    if "segmentation" in change:
+        one, change = {**one, **change}, {}
+    content = {
+        "images": [{"id": 1, "file_name": "p0.png", "height": H, "width": W}], "annotations": [one],
+        "categories": [{"id": 1, "name": "car"}], **change,
+    }  # fmt: skip
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
+    with pytest.raises(InputError, match=words):
+        coco.read(tmp_path / "c.json", folder)
+    assert not (tmp_path / "out/instances").exists()
+
+
+def test_every_object_of_a_folder_tells_its_temperature(pairs, tmp_path):
+    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
+    folder.save(pairs[0], drawn(), "paint")
+    folder.save(pairs[1], drawn(), "paint")
+    heat = np.arange(H * W, dtype=np.float32).reshape(H, W)
+    found = readings(folder, lambda path: heat if path.stem == "p1" else None)
+    assert [(one.picture, one.class_name, one.temperatures.maximum) for one in found] == [
+        ("p1", "pole", H * W - 1),
+        ("p1", "car", 10 * W + 6),
+        ("p1", "car", 3 * W + 4),
+    ]

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fusionsam.errors import InputError
-from fusionsam.inference.temperatures import Temperatures, of_classes, of_objects, to_csv, under, write_csv
+from fusionsam.inference.temperatures import (
+    Temperatures,
+    of_classes,
+    of_objects,
+    read_celsius,
+    to_csv,
+    under,
+    write_csv,
+)
 
 HEAT = np.array([[20.0, 21.0, 22.0, 50.0], [19.0, np.nan, 35.0, 50.0], [-4.0, 18.0, 17.0, 16.0]])
 NAMES = ["none", "pipe", "wall"]
@@ -79,3 +87,16 @@ def test_what_does_not_fit_is_one_line():
         under(np.zeros((3, 4, 1)), np.zeros((3, 4), bool))
     with pytest.raises(InputError, match="found id 3; expected ids of 3 classes"):
         of_classes(HEAT, np.full((3, 4), 3), NAMES)
+
+
+@pytest.mark.real
+def test_a_cameras_own_file_is_read_and_other_pictures_have_none(data_root, tmp_path):
+    folder = data_root / "rjpeg"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}")
+    heat = read_celsius(folder / "FLIR.jpg")
+    found = under(heat, np.ones(heat.shape, bool))
+    assert heat.shape == (320, 240)
+    assert (found.minimum, found.maximum) == (pytest.approx(25.9, abs=0.2), pytest.approx(62.3, abs=0.2))
+    assert read_celsius(folder / "DJI_M30T.jpg") is None  # counts without constants
+    assert read_celsius(tmp_path / "nothere.png") is None

@@ -11,6 +11,8 @@ import torch
 from fusionsam.cli.main import main
 from fusionsam.config.schema import preset
 from fusionsam.data.images import write_png
+from fusionsam.data.infrared import InfraredOptions
+from fusionsam.data.stretch import find_range, given_range, stretch
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
@@ -134,14 +136,63 @@ def test_one_film_alone(model, weights, scenes, tmp_path):
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (1, 3)])
-def test_films_of_two_lengths_leave_nothing_behind(weights, scenes, tmp_path, capsys, counts):
+def test_films_of_two_lengths_keep_the_frames_they_share(weights, scenes, tmp_path, capsys, counts):
     pair = films(scenes, tmp_path / "films", *counts)
-    given = ("--visible", pair[0], "--infrared", pair[1], "--out", tmp_path / "o", "--weights", weights)
-    assert predict(*given) == 2
-    message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fusionsam: error:")]
-    assert len(message) == 1
-    assert all(word in message[0] for word in ("drive.mkv", "heat.mkv", f"{min(counts)} frames", "cut them"))
-    assert list((tmp_path / "o").iterdir()) == []
+    given = ("--visible", pair[0], "--infrared", pair[1], "--weights", weights)
+    assert predict(*given, "--out", tmp_path / "o") == 3
+    longer = ("drive.mkv", "heat.mkv")[counts[1] > counts[0]]
+    captured = capsys.readouterr()
+    assert f"{longer}: its last {max(counts) - min(counts)} of {max(counts)} frames have no partner" in captured.err
+    assert f"{min(counts)} frames" in captured.out
+    assert len(decoded(tmp_path / "o" / "drive_overlay.mp4")[0]) == min(counts)
+    assert predict(*given, "--out", tmp_path / "s", "--stop-on-error") == 2
+    assert "cut the films to the same frames" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def timed(path, frames, form, seconds):
+    """A lossless film whose frames are shown at given times."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "gray16le" if form == "gray16le" else "gray" if form == "gray" else "bgr0"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for frame, time in zip(frames, seconds, strict=True):
+            shown = av.VideoFrame.from_ndarray(frame, format=form)
+            shown.pts, shown.time_base = round(1000 * time), Fraction(1, 1000)
+            for packet in stream.encode(shown):
+                container.mux(packet)
+        for packet in stream.encode(None):
+            container.mux(packet)
+    return path
+
+
+def test_times_of_frames_are_kept_and_pair_films_of_two_rates(model, scenes, tmp_path):
+    shown = [scene.visible.permute(1, 2, 0).contiguous().numpy() for scene in scenes]
+    heat = [np.full((H, W), value, np.uint8) for value in range(0, 240, 40)]
+    seconds = [0, 0.1, 1.1]
+    visible = timed(tmp_path / "v.mkv", shown, "rgb24", seconds)
+    infrared = timed(tmp_path / "i.mkv", heat, "gray", [0, 0.05, 0.11, 0.5, 1.08, 1.13])
+    source = open_source(visible, infrared)
+    assert source.times == pytest.approx(seconds)
+    frames = list(source.frames)
+    assert [int(frame[3][0, 0]) for frame in frames] == [0, 80, 160]
+    overlay_video(model, open_source(visible, infrared), tmp_path / "o.mp4")
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        assert [frame.time for frame in container.decode(video=0)] == pytest.approx(seconds, abs=1e-3)
+
+
+def test_a_film_of_counts_is_read_as_its_frames_with_one_range(tmp_path):
+    counts = [np.linspace(low, low + 2000, H * W).reshape(H, W).astype(np.uint16) for low in (21000, 21000, 23000)]
+    path = timed(tmp_path / "i.mkv", counts, "gray16le", [0, 0.1, 0.2])
+    source = open_source(None, path)
+    together = find_range(np.concatenate(counts))
+    for counted, frame in zip(counts, source.frames, strict=True):
+        np.testing.assert_array_equal(frame[3], stretch(counted, together))
+    assert source.heat.facts["range"]["how"] == "film"
+    fixed = open_source(None, path, reading=InfraredOptions(limits=(20000, 30000)))
+    first = next(iter(fixed.frames))[3]
+    np.testing.assert_array_equal(first, stretch(counts[0], given_range(counts[0], 20000, 30000)))
 
 
 def test_what_does_not_fit_is_named(scenes, folders, tmp_path):

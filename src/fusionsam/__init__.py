@@ -7,13 +7,20 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fusionsam.io import VERSION as __version__
+
 if TYPE_CHECKING:
+    from fusionsam.alignment.rig import Rig
+    from fusionsam.config.load import read_settings as load_config
     from fusionsam.config.schema import Config, ModelConfig, preset
     from fusionsam.errors import InputError
-    from fusionsam.inference.predictor import FusionSAM, Prediction
+    from fusionsam.evaluation.report import Report
+    from fusionsam.evaluation.run import evaluate
+    from fusionsam.inference.prediction import Prediction
+    from fusionsam.inference.predictor import FusionSAM
+    from fusionsam.inference.session import Session
+    from fusionsam.training.run import train
     from fusionsam.types import Prompts
-
-__version__ = "0.1.0"
 
 # Imported on first use, so that `fusionsam --help` answers before torch has been loaded.
 _HOMES = {
@@ -21,18 +28,40 @@ _HOMES = {
     "FusionSAM": "inference.predictor",
     "InputError": "errors",
     "ModelConfig": "config.schema",
-    "Prediction": "inference.predictor",
+    "Prediction": "inference.prediction",
     "Prompts": "types",
+    "Report": "evaluation.report",
+    "Rig": "alignment.rig",
+    "Session": "inference.session",
+    "evaluate": "evaluation.run",
+    "load_config": "config.load:read_settings",
     "preset": "config.schema",
+    "train": "training.run",
 }
-__all__ = ["Config", "FusionSAM", "InputError", "ModelConfig", "Prediction", "Prompts", "preset"]
+__all__ = [
+    "Config",
+    "FusionSAM",
+    "InputError",
+    "ModelConfig",
+    "Prediction",
+    "Prompts",
+    "Report",
+    "Rig",
+    "Session",
+    "__version__",
+    "evaluate",
+    "load_config",
+    "preset",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fusionsam' has no attribute {name!r}")
-    return getattr(import_module(f"fusionsam.{_HOMES[name]}"), name)
+    home, _, own_name = _HOMES[name].partition(":")
+    return getattr(import_module(f"fusionsam.{home}"), own_name or name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted(__all__)

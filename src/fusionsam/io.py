@@ -17,14 +17,17 @@ from typing import Any, NoReturn
 
 from fusionsam.errors import InputError
 
+VERSION = "0.1.0"
+"""Of this package; what is written repeats it."""
+
 OTHER_OUT = "choose another --out"
 
 
 def given_path(text: str) -> Path:
-    """A path of the command line; an empty one, as of an unset shell variable, would mean the current folder."""
+    """A path of the command line, ~ expanded; an empty one, as of an unset variable, would mean the current folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError("an empty path was given")
-    return Path(text)
+    return Path(os.path.expanduser(text))
 
 
 def require_writable(out: str | Path) -> None:

@@ -54,6 +54,13 @@ class Sample:
 
 
 @dataclass
+class LabelledSample(Sample):
+    """A pair that has a label, as evaluation needs it."""
+
+    label: Tensor  # type: ignore[misc] # int64 (H,W), always there
+
+
+@dataclass
 class Batch:
     """What the network and the losses see."""
 

@@ -5,26 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fusionsam import __version__
 from fusionsam.config.options import AnyPairOptions, CommandLine, OverwriteOption
 from fusionsam.errors import InputError
-from fusionsam.io import whole
+from fusionsam.io import VERSION, whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(AnyPairOptions, OverwriteOption, CommandLine):
     """Find the transformation between two cameras that are fixed to each other, from pairs that they took at the same
-    moments: rig.json, and a picture beside it that shows how well it fits."""
+    moments: rig.json, and a picture beside it that shows how well it fits. Other commands take it as --align."""
 
     out: Path
     """rig.json to write; the picture is rig.png"""
     points: Path | None = field(default=None, metadata={"metavar": "FILE"})
-    """corresponding points instead of a search"""
+    """corresponding points, at least four, in the place of a search"""
     pairs: int = 8
-    """pairs to find it from, of a folder"""
+    """pairs of a folder to find it from: the sharpest and most varied"""
+    lens: bool = False
+    """find two radial terms of the lens besides: for lenses that bend straight lines; give eight pairs or more"""
+    overwrite: bool = OverwriteOption.overwrite
+    """replace a rig that is there"""
 
     def __post_init__(self) -> None:
         """InputError for a file that is no rig, or too many pairs."""
+        """InputError for options that cannot be."""
         if self.out.suffix.lower() != ".json":
             raise InputError(f"--out {self.out}: expected a file name that ends in .json, for example rig.json")
         if not 1 <= self.pairs <= 100:
@@ -43,11 +47,11 @@ def main(options: Options) -> int:
     if options.points is not None:
         rig, shown = rigs.clicked(entries, options.points)
     else:
-        found = rigs.fit(entries, options.pairs)
+        found = rigs.fit(entries, options.pairs, options.lens)
         if not found.verdict.accepted:
             raise InputError(f"{options.visible or options.rgbt}: {found.verdict.text}")
         rig, shown = found.rig, found.shown
-    rig.told.update({"fusionsam": __version__, "command": options.command})
+    rig.told.update({"fusionsam": VERSION, "command": options.command})
     image = rigs.picture(rig, shown)
     beside = out.with_suffix(".png")
     with whole(beside) as part:

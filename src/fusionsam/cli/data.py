@@ -66,6 +66,7 @@ def table(report: dict[str, Any]) -> str:
     splits = report["splits"]
     rows = [["", *splits]]
     rows += [[key, *(str(s[key]) for s in splits.values())] for key in ("pairs", "visible", "infrared", "labelled")]
+    rows.append(["shift px, median / p90", *(_shift(s["shift_pixels"]) for s in splits.values())])
     rows.append(["sizes", *(_sizes(s["sizes"]) for s in splits.values())])
     classes = next(iter(splits.values()))["class_percent"]
     rows += [[f"% {name}", *(f"{s['class_percent'][name]:.3f}" for s in splits.values())] for name in classes]
@@ -75,6 +76,10 @@ def table(report: dict[str, Any]) -> str:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join([*lines, "", *_problems(report)])
+
+
+def _shift(found: dict[str, float] | None) -> str:
+    return "-" if found is None else f"{found['median']:.1f} / {found['p90']:.1f}"
 
 
 def _sizes(sizes: dict[str, int]) -> str:
@@ -93,7 +98,12 @@ def _problems(report: dict[str, Any]) -> list[str]:
         "unusable labels": [f"{e['split']} {e['id']}: {e['reason']}" for e in report["bad_labels"]],
         "shared between splits": [_pair(e) for e in report["shared"]],
     }
-    notes = {"look-alikes across splits (a note, no problem)": [_pair(e) for e in report["look_alikes"]]}
+    notes = {
+        "look-alikes across splits (a note, no problem)": [_pair(e) for e in report["look_alikes"]],
+        "infrared lies off, pixels to move it right and down (a note; --align takes such shifts off)": [
+            f"{e['split']} {e['id']}: {e['x']:+.1f} {e['y']:+.1f}" for e in report["misaligned"]
+        ],
+    }
     return [*(_listed(found) or ["no problems found"]), *_listed(notes)]
 
 

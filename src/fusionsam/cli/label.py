@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fusionsam.config.options import DeviceOption, OutOption, PairOptions, WeightsOption
 from fusionsam.errors import InputError
@@ -71,23 +68,13 @@ def _exchange(options: Options, folder: LabelFolder) -> bool:
         count = coco.write(options.export_coco, folder)
         print(f"{count} objects in {options.export_coco}")
     if options.export_temperatures:
-        from fusionsam.inference.temperatures import write_csv
+        from fusionsam.inference.temperatures import read_celsius, write_csv
         from fusionsam.server.labelling.workspace import readings
 
-        if (reader := read_celsius()) is None:
-            raise InputError("--export-temperatures: this version reads no radiometric files")
-        found = readings(folder, reader)
+        found = readings(folder, read_celsius)
         write_csv(options.export_temperatures, found)
         print(f"{len(found)} objects in {options.export_temperatures}")
     return bool(options.import_coco or options.export_coco or options.export_temperatures)
-
-
-def read_celsius() -> Callable[[Path], Any] | None:
-    """The reader of radiometric files, None where this version has none."""
-    if importlib.util.find_spec("fusionsam.data.radiometric") is None:
-        return None
-    module = importlib.import_module("fusionsam.data.radiometric")
-    return getattr(module, "celsius_or_none", None)
 
 
 def _serve(options: Options, folder: LabelFolder) -> int:
@@ -100,6 +87,7 @@ def _serve(options: Options, folder: LabelFolder) -> int:
     from fusionsam.inference.interactive import InteractiveSAM
     from fusionsam.inference.interactive import locate as locate_sam
     from fusionsam.inference.predictor import FusionSAM, choose_device
+    from fusionsam.inference.temperatures import read_celsius
     from fusionsam.server.labelling.workspace import Workspace
     from fusionsam.server.run import bind
     from fusionsam.weights.checkpoint import locate
@@ -109,7 +97,7 @@ def _serve(options: Options, folder: LabelFolder) -> int:
     device = choose_device(options.device)
     model = FusionSAM.from_pretrained(options.weights, device)
     sam = InteractiveSAM.from_pretrained(options.sam, device)
-    workspace = Workspace(folder, model, sam, options.order, read_celsius())
+    workspace = Workspace(folder, model, sam, options.order, read_celsius)
     host, port = bound.getsockname()[:2]
     bound.listen(128)
     shown = f"[{host}]" if ":" in host else host

@@ -69,9 +69,9 @@ def run(argv: list[str]) -> int:
         print(overview())
         return 0 if argv else 2
     if argv[0] == "--version":
-        from fusionsam import __version__
+        from fusionsam.io import VERSION
 
-        print(f"fusionsam {__version__}")
+        print(f"fusionsam {VERSION}")
         return 0
     name, rest = argv[0], argv[1:]
     if name not in COMMANDS:

@@ -10,11 +10,11 @@ def main(options: Options) -> int:
     if options.video:
         from fusionsam.inference import video
 
-        count, rate, film = video.run(options)
+        count, rate, film, code = video.run(options)
         print(f"{count} frames, {rate:.2f} frames per second -> {film}")
-        return 0
+        return code
     from fusionsam.inference import files
 
-    done = files.run(options)
+    done, code = files.run(options)
     print(f"{done} pair{'s' * (done != 1)} -> {options.out}")
-    return 0
+    return code

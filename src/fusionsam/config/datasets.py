@@ -57,9 +57,10 @@ _FMB_PALETTE: tuple[Color, ...] = (
     (135, 113, 90),
 )  # fmt: skip
 _ANY_FOLDERS = {
-    "visible": ("visible", "vi", "vis", "rgb", "Visible"),
-    "infrared": ("infrared", "ir", "thermal", "Infrared"),
-    "label": ("labels", "label", "Label", "Segmentation_labels"),
+    # the first that is there counts; capitals do not matter
+    "visible": ("visible", "vi", "vis", "rgb", "color", "colour", "v", "w", "crop_lr_visible", "images_rgb"),
+    "infrared": ("infrared", "ir", "thermal", "tir", "lwir", "t", "th", "cropinfrared", "images_thermal"),
+    "label": ("labels", "label", "segmentation_labels", "masks", "mask", "gt"),
 }
 
 CATALOG: dict[str, DatasetRow] = {

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fusionsam.alignment.residual import LEAST, residual
 from fusionsam.config.datasets import DatasetRow, find
 from fusionsam.data.dataset import IGNORE, read_sample
 from fusionsam.data.fingerprints import Fingerprints
@@ -31,13 +32,16 @@ def check(
 
     Without `splits`: those of the row that can be found (of a user's own pairs train, val and test, or else all). Keys:
     dataset, root, splits (per split: pairs, visible, infrared, labelled, sizes {HxW: count}, class_percent {name:
-    percent of label pixels}), errors (splits that cannot be listed), unreadable (path and reason), size_mismatches,
-    bad_labels, shared (leaks, each with kind, splits, ids), look_alikes (the same of what `leaks.weigh` only mentions:
-    a note, no problem), ok. Raises InputError only for an
+    percent of label pixels}, shift_pixels {median, p90}: by how much infrared lies off), errors (splits that cannot be
+    listed), unreadable (path and reason), size_mismatches, bad_labels, misaligned (pairs of all splits whose edges
+    agree clearly better after a shift: x and y in pixels to move infrared by, the largest first: a note, no problem),
+    shared (leaks, each with kind, splits, ids), look_alikes (the same of what `leaks.weigh` only mentions: a note, no
+    problem), ok. Raises InputError only for an
     unknown data set, a bad class file, or if no split can be listed."""
     row = find(dataset, class_file)
     report: dict[str, Any] = {"dataset": dataset, "root": str(root), "splits": {}}
     report |= {"unreadable": [], "size_mismatches": [], "bad_labels": [], "shared": [], "look_alikes": []}
+    report["misaligned"] = []
     own = splits is None and row.splits == ("all",)
     # a user's own pairs may have splits, by folders, lists or a column; only then can they be compared
     found, report["errors"] = _listed(
@@ -52,28 +56,8 @@ def check(
     prints: dict[str, Fingerprints] = {}
     ids: dict[str, list[str]] = {}
     for split, members in found.items():
-        prints[split], ids[split] = Fingerprints(), []
-        sizes: Counter[str] = Counter()
-        pixels, there = torch.zeros(256, dtype=torch.long), Counter[str]()
-        for entry in progress_bar(members, desc=f"checking {split}", disable=not progress):
-            sample = _examined(entry, split, row, report)
-            if sample is None:
-                continue
-            sizes["x".join(map(str, sample.size))] += 1
-            there.update(name for name in ("visible", "infrared", "label") if getattr(sample, name) is not None)
-            if sample.label is not None:
-                pixels += torch.bincount(sample.label.clamp(0, 255).flatten(), minlength=256)
-            prints[split].add(entry, sample)
-            ids[split].append(entry.id)
-        counted = max(int(pixels.sum() - pixels[IGNORE]), 1)
-        report["splits"][split] = {
-            "pairs": len(members),
-            "visible": there["visible"],
-            "infrared": there["infrared"],
-            "labelled": there["label"],
-            "sizes": dict(sizes.most_common()),
-            "class_percent": {name: round(100 * int(pixels[i]) / counted, 4) for i, name in enumerate(row.classes)},
-        }
+        report["splits"][split], prints[split], ids[split] = _counted(split, members, row, report, progress)
+    report["misaligned"].sort(key=lambda each: -each["pixels"])
     across = [leak for leak in compare(prints, ids) if not _part_of(leak.first, leak.second)]
     for key, leaks in zip(("shared", "look_alikes"), weigh(across, found), strict=True):
         report[key] = [
@@ -82,6 +66,63 @@ def check(
         ]
     report["ok"] = not any(report[key] for key in ("errors", "unreadable", "size_mismatches", "bad_labels", "shared"))
     return report
+
+
+def _misaligned(entry: Entry, split: str, sample: Sample, report: dict[str, Any]) -> float | None:
+    """Pixels by which infrared would have to be moved, 0 where nothing speaks for it; None for one camera alone and for
+    pictures without common edges, of which nothing can be said."""
+    if sample.visible is None or sample.infrared is None:
+        return None
+    found = residual(sample.visible, sample.infrared)
+    if found.after < LEAST:
+        return None
+    if not found.believed:
+        return 0.0
+    where = {"split": split, "id": entry.id, "x": round(found.x, 1), "y": round(found.y, 1)}
+    report["misaligned"].append({**where, "pixels": round(found.length, 1), "score": round(found.after, 3)})
+    return found.length
+
+
+def _quantiles(shifts: Sequence[float]) -> dict[str, float] | None:
+    if not shifts:
+        return None
+    ordered = sorted(shifts)
+    return {name: round(ordered[int(q * (len(ordered) - 1))], 1) for name, q in (("median", 0.5), ("p90", 0.9))}
+
+
+def _counted(
+    split: str, members: Sequence[Entry], row: DatasetRow, report: dict[str, Any], progress: bool
+) -> tuple[dict[str, object], Fingerprints, list[str]]:
+    """What a split holds, and the fingerprints and ids of the pairs that could be read; `report` is told of others."""
+    prints, ids = Fingerprints(), list[str]()
+    sizes, there = Counter[str](), Counter[str]()
+    shifts, pixels = list[float](), torch.zeros(256, dtype=torch.long)
+    for entry in progress_bar(members, desc=f"checking {split}", disable=not progress):
+        sample = _examined(entry, split, row, report)
+        if sample is None:
+            continue
+        sizes["x".join(map(str, sample.size))] += 1
+        if (shift := _misaligned(entry, split, sample, report)) is not None:
+            shifts.append(shift)
+        there.update(name for name in ("visible", "infrared", "label") if getattr(sample, name) is not None)
+        if sample.label is not None:
+            pixels += torch.bincount(sample.label.clamp(0, 255).flatten(), minlength=256)
+        prints.add(entry, sample)
+        ids.append(entry.id)
+    counted = max(int(pixels.sum() - pixels[IGNORE]), 1)
+    return (
+        {
+            "pairs": len(members),
+            "visible": there["visible"],
+            "infrared": there["infrared"],
+            "labelled": there["label"],
+            "sizes": dict(sizes.most_common()),
+            "shift_pixels": _quantiles(shifts),
+            "class_percent": {name: round(100 * int(pixels[i]) / counted, 4) for i, name in enumerate(row.classes)},
+        },
+        prints,
+        ids,
+    )
 
 
 def _part_of(first: str, second: str) -> bool:

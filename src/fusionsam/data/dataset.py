@@ -17,7 +17,7 @@ from fusionsam.data.infrared import DEFAULT, InfraredOptions
 from fusionsam.data.pairs import read_pair
 from fusionsam.data.splits import Entry, entries
 from fusionsam.errors import InputError
-from fusionsam.types import IGNORE, Batch, Sample
+from fusionsam.types import IGNORE, Batch, LabelledSample, Sample
 
 Item = tuple[Tensor, Tensor, Tensor | None, Tensor, str]
 """visible float (3,H,W), infrared float (1,H,W), label int64 (H,W) or None, present bool (2,), id."""
@@ -81,6 +81,46 @@ class PairDataset(Dataset[Sample]):
         return 0 if self.row is None else self.row.num_classes
 
 
+class LabelledPairs(PairDataset):
+    """Pairs of a data set with classes, each of them with a label."""
+
+    row: DatasetRow
+
+    def __init__(self, entries: Sequence[Entry], row: DatasetRow, cache: bool = False) -> None:
+        super().__init__(entries, row, cache)
+
+    def __getitem__(self, index: int) -> LabelledSample:
+        sample = super().__getitem__(index)
+        return LabelledSample(**{**vars(sample), "label": _told(sample.label, sample.id)})
+
+    def label(self, index: int) -> Tensor:
+        """As of any data set; InputError where there is none."""
+        return _told(super().label(index), self.entries[index].id)
+
+
+def _told(label: Tensor | None, id: str) -> Tensor:
+    if label is None:
+        raise InputError(f"{id}: has no label; add it or leave the pair off the list")
+    return label
+
+
+def open_labelled_split(
+    dataset: str, root: str | Path, split: str, class_file: str | Path | None = None
+) -> LabelledPairs:
+    """The split of a data set with classes, to be scored on. InputError as `open_split`, if the data set has no
+    classes, and if a pair has no label."""
+    data = open_split(dataset, root, split, class_file)
+    if data.row is None or not data.row.classes:
+        raise InputError(f"dataset {dataset!r} has no classes of its own; give --class-file with classes, palette")
+    unlabelled = [entry.id for entry in data.entries if entry.label is None]
+    if unlabelled:
+        raise InputError(
+            f"{root}: {len(unlabelled)} pairs of split {split!r} have no label (first: {', '.join(unlabelled[:5])}); "
+            "add their labels or take them off the list"
+        )
+    return LabelledPairs(data.entries, data.row)
+
+
 def open_split(
     dataset: str,
     root: str | Path,
@@ -93,14 +133,16 @@ def open_split(
     return PairDataset(entries(dataset, root, split, class_file), find(dataset, class_file), cache, align)
 
 
-def read_pictures(entry: Entry) -> Sample:
-    """Both images of one entry as they are, of whatever sizes. Raises InputError for unreadable files."""
-    pair = read_pair(entry)
+def read_pictures(entry: Entry, reading: InfraredOptions = DEFAULT) -> Sample:
+    """Both images of one entry as they are, of whatever sizes. `reading` says how the infrared picture becomes heat.
+    Raises InputError for unreadable files."""
+    pair = read_pair(entry, reading)
     visible, infrared = pair.visible, pair.infrared
     if entry.mirrored:
         visible = None if visible is None else visible.flip(-1)
         infrared = None if infrared is None else infrared.flip(-1)
-    return Sample(entry.id, visible, infrared)
+    notices = [(notice.kind, notice.text) for notice in pair.notices]
+    return Sample(entry.id, visible, infrared, input=pair.facts, notices=notices)
 
 
 def read_sample(
@@ -109,11 +151,12 @@ def read_sample(
     """Both images and the label of one entry, of two cameras that `align` brings into one frame (the label's is that
     frame). `reading` says how the infrared picture becomes heat. Raises InputError for unreadable files, differing
     sizes, strange ids."""
-    pair = read_pair(entry, reading)
-    visible, infrared = pair.visible, pair.infrared
+    pictures = read_pictures(replace(entry, mirrored=False), reading)  # a rig is of the pictures as they were taken
+    visible, infrared = pictures.visible, pictures.infrared
     label = None if entry.label is None else _read_label(entry, row)
     covered, told = None, {}
-    if align is not None and visible is not None and infrared is not None:
+    # the maker's own alignment of a radiometric file is applied already
+    if align is not None and visible is not None and infrared is not None and entry.radiometric is None:
         try:
             aligned = align(visible, infrared)
         except InputError as error:
@@ -126,8 +169,8 @@ def read_sample(
     sizes = {
         str(path): tuple(array.shape[-2:])
         for path, array in (
-            (entry.rgbt or entry.visible, visible),
-            (entry.rgbt or entry.infrared, infrared),
+            (entry.rgbt or entry.radiometric or entry.visible, visible),
+            (entry.rgbt or entry.radiometric or entry.infrared, infrared),
             (entry.label, label),
         )
         if array is not None
@@ -138,8 +181,7 @@ def read_sample(
             f"{entry.id}: sizes differ: {found} (height x width); expected one aligned size; give --align auto, or "
             "a rig.json of `fusionsam align`"
         )
-    notices = [(notice.kind, notice.text) for notice in pair.notices]
-    return Sample(entry.id, visible, infrared, label, covered, told, pair.facts, notices)
+    return Sample(entry.id, visible, infrared, label, covered, told, pictures.input, pictures.notices)
 
 
 def _read_label(entry: Entry, row: DatasetRow | None) -> Tensor:

@@ -6,6 +6,7 @@ stands in `facts`, which the JSON of a prediction repeats, and what a person sho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -45,6 +46,19 @@ class InfraredOptions:
             raise InputError(
                 f"infrared range {self.limits[0]:g} {self.limits[1]:g}: expected two numbers, the lower first"
             )
+
+    @classmethod
+    def typed(cls, limits: Sequence[str], polarity: Polarity, palette: str) -> InfraredOptions:
+        """Of the words of a command line: `limits` two numbers, or auto, or none. Raises InputError for others."""
+        if not limits or list(limits) == ["auto"]:
+            return cls("auto" if limits else None, polarity, palette)
+        try:
+            low, high = (float(word) for word in limits)
+        except ValueError:
+            raise InputError(
+                f"--infrared-range {' '.join(limits)}: expected two numbers, the lower first, or auto"
+            ) from None
+        return cls((low, high), polarity, palette)
 
     def to_dict(self) -> dict[str, Any]:
         """What differs from the defaults, as plain JSON types."""

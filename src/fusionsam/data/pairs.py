@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from os.path import realpath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from fusionsam.data import palettes
 from fusionsam.data.images import read_heat, read_rgbt, read_visible_facts
 from fusionsam.data.infrared import DEFAULT, PHOTOGRAPH, Heat, InfraredOptions, to_heat
+from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
 from fusionsam.data.stretch import Notice
-from fusionsam.types import LUMA
+from fusionsam.types import LUMA, SMALLEST
 
 
 @dataclass
@@ -31,6 +36,8 @@ class ReadPair:
 
 def read_pair(entry: Entry, reading: InfraredOptions = DEFAULT) -> ReadPair:
     """Both pictures of an entry. Raises InputError for what cannot be read."""
+    if entry.radiometric is not None:
+        return _radiometric_pair(entry.radiometric, reading)
     if entry.rgbt is not None:
         visible, infrared = read_rgbt(entry.rgbt)
         if reading == DEFAULT:
@@ -45,6 +52,40 @@ def read_pair(entry: Entry, reading: InfraredOptions = DEFAULT) -> ReadPair:
     facts["infrared"] = warm.facts
     notices = [*warm.notices, *_odd(entry, seen, told, warm)]
     return ReadPair(seen, torch.from_numpy(warm.pixels)[None], facts, notices)
+
+
+def _radiometric_pair(path: Path, reading: InfraredOptions) -> ReadPair:
+    """The counts as heat and, where it is inside, the part of the visible picture that they cover, of one size: that of
+    the visible part, or the camera's own, enlarged to what the network takes."""
+    heat = read_heat(path, reading)
+    file = read_radiometric(path)
+    size = heat.pixels.shape
+    visible = None
+    if file.visible is not None:
+        box = (0.0, 0.0, *file.visible.shape[1::-1])
+        if file.alignment is not None:
+            box = file.alignment.box(file.visible.shape[:2], size)
+        else:
+            heat.notices.append(
+                Notice("no alignment", "the file does not tell how its two pictures lie; one was laid on the other")
+            )
+        size = (round(box[3] - box[1]), round(box[2] - box[0]))
+        visible = _part(file.visible, box, size)
+    factor = max(1, math.ceil(SMALLEST / min(size)))
+    size = (size[0] * factor, size[1] * factor)
+    visible = visible if visible is None or factor == 1 else _part(visible, (0, 0, *visible.shape[1::-1]), size)
+    warm = np.asarray(Image.fromarray(heat.pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+    facts = {"infrared": {**heat.facts, "size": list(heat.pixels.shape)}}
+    seen = None if visible is None else torch.from_numpy(np.ascontiguousarray(visible.transpose(2, 0, 1)))
+    return ReadPair(seen, torch.from_numpy(np.array(warm))[None], facts, heat.notices)
+
+
+def _part(
+    picture: NDArray[np.uint8], box: tuple[float, float, float, float], size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """(H,W,3) resampled to `size` from the box x0, y0, x1, y1; black where it goes beyond the picture."""
+    image = Image.fromarray(picture).transform(size[::-1], Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
+    return np.asarray(image)
 
 
 def _odd(entry: Entry, visible: Tensor | None, told: dict[str, Any], heat: Heat) -> list[Notice]:

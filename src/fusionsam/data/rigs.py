@@ -6,7 +6,7 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from fusionsam.alignment.picture import sheet
 from fusionsam.alignment.points import read_points, rig_from_points
 from fusionsam.alignment.rig import Rig, read_rig
 from fusionsam.alignment.warp import Warp
-from fusionsam.data.images import image_size, read_infrared, read_rgbt, read_visible
+from fusionsam.data.dataset import read_pictures
 from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
 
@@ -47,13 +47,13 @@ class Fit:
     shown: Entry  # of the pairs that were used the one that fits in the middle
 
 
-def fit(entries: Sequence[Entry], pairs: int = PAIRS) -> Fit:
+def fit(entries: Sequence[Entry], pairs: int = PAIRS, lens: bool = False) -> Fit:
     """Find the rig of entries that have both pictures. InputError where none has, where sizes differ from pair to pair,
-    and where none can be read; a rig that is not believed is returned all the same: see its verdict."""
+    and where none can be read; a rig that is not believed is returned all the same: see its verdict.
+    With `lens` the infrared lens's distortion is found, too."""
     both = [entry for entry in entries if entry.rgbt is not None or (entry.visible and entry.infrared)]
     if not both:
         raise InputError("align: no pair has both a visible and an infrared picture; give both folders")
-    sizes = _one_size(both)
     step = max(1, -(-len(both) // CANDIDATES))
     looked, skipped = [], []
     for entry in both[::step]:
@@ -63,21 +63,17 @@ def fit(entries: Sequence[Entry], pairs: int = PAIRS) -> Fit:
             skipped.append(str(error))
     if not looked:
         raise InputError(f"align: none of {len(skipped)} pairs can be read; the first: {skipped[0]}")
-    return _fit(looked, sizes, pairs, skipped)
+    return _fit(looked, pairs, skipped, lens)
 
 
 def fit_frames(frames: Iterable[tuple[torch.Tensor, torch.Tensor]], pairs: int = PAIRS) -> Fit:
     """As `fit`, from frames of two films: uint8 (3,H,W) and (1,H',W') each, of one size, of which every STRIDE-th is
     looked at. InputError for films without a frame."""
     chosen = itertools.islice(frames, 0, CANDIDATES * STRIDE, STRIDE)
-    looked = []
-    sizes: tuple[Size, Size] = ((0, 0), (0, 0))
-    for number, (visible, infrared) in enumerate(chosen):
-        looked.append(_Looked.at(Entry(f"frame{number * STRIDE:05d}"), visible, infrared))
-        sizes = (visible.shape[1], visible.shape[2]), (infrared.shape[1], infrared.shape[2])
+    looked = [_Looked.at(Entry(f"frame{number * STRIDE:05d}"), *pair) for number, pair in enumerate(chosen)]
     if not looked:
         raise InputError("align: the films hold no frame; give others")
-    return _fit(looked, sizes, pairs, [])
+    return _fit(looked, pairs, [])
 
 
 @dataclass
@@ -88,15 +84,18 @@ class _Looked:
     candidate: Candidate
     visible: torch.Tensor  # as `working` makes them
     infrared: torch.Tensor
+    sizes: tuple[Size, Size]
 
     @classmethod
     def at(cls, entry: Entry, visible: torch.Tensor, infrared: torch.Tensor) -> _Looked:
-        return cls(entry, candidate(visible, infrared), working(visible, True), working(infrared, False))
+        sizes = (visible.shape[1], visible.shape[2]), (infrared.shape[1], infrared.shape[2])
+        return cls(entry, candidate(visible, infrared), working(visible, True), working(infrared, False), sizes)
 
 
-def _fit(looked: Sequence[_Looked], sizes: tuple[Size, Size], pairs: int, skipped: Sequence[str]) -> Fit:
+def _fit(looked: Sequence[_Looked], pairs: int, skipped: Sequence[str], lens: bool = False) -> Fit:
+    sizes = _one_size(looked)
     chosen = [looked[index] for index in choose([each.candidate for each in looked], pairs)]
-    found = estimate([each.visible for each in chosen], [each.infrared for each in chosen], *sizes)
+    found = estimate([each.visible for each in chosen], [each.infrared for each in chosen], *sizes, lens)
     verdict = judge(found, *sizes)
     warnings = list(verdict.warnings)
     if skipped:
@@ -111,25 +110,16 @@ def _fit(looked: Sequence[_Looked], sizes: tuple[Size, Size], pairs: int, skippe
         "verdict": verdict.text,
         "warnings": warnings,
     }
-    rig = Rig(sizes[0], sizes[1], torch.linalg.inv(torch.from_numpy(found.matrix)).numpy(), told=told)
+    matrix = torch.linalg.inv(torch.from_numpy(found.matrix)).numpy()
+    rig = Rig(sizes[0], sizes[1], matrix, None, found.lens, told)
     order = sorted(range(len(chosen)), key=lambda index: found.scores[index])
     shown = chosen[order[len(order) // 2]].entry
     return Fit(rig, Verdict(verdict.accepted, verdict.text, warnings), found, shown)
 
 
-def _one_size(entries: Sequence[Entry]) -> tuple[Size, Size]:
-    """(H, W) of the visible and of the infrared pictures."""
-    found: Counter[tuple[Size, Size]] = Counter()
-    for entry in entries:
-        first, second = entry.rgbt or entry.visible, entry.rgbt or entry.infrared
-        assert first is not None
-        assert second is not None
-        try:
-            found[image_size(first), image_size(second)] += 1
-        except InputError:
-            continue  # told when it is read
-    if not found:
-        raise InputError(f"align: none of {len(entries)} pairs can be read, as {entries[0].id}; check the files")
+def _one_size(looked: Sequence[_Looked]) -> tuple[Size, Size]:
+    """(H, W) of the visible and of the infrared pictures; InputError where they differ from pair to pair."""
+    found = Counter(each.sizes for each in looked)
     if len(found) > 1:
         kinds = "; ".join(f"{v[0]}x{v[1]} with {t[0]}x{t[1]} ({n})" for (v, t), n in found.most_common(3))
         raise InputError(
@@ -140,11 +130,11 @@ def _one_size(entries: Sequence[Entry]) -> tuple[Size, Size]:
 
 
 def _read(entry: Entry) -> tuple[torch.Tensor, torch.Tensor]:
-    if entry.rgbt is not None:
-        return read_rgbt(entry.rgbt)
-    assert entry.visible is not None
-    assert entry.infrared is not None
-    return read_visible(entry.visible), read_infrared(entry.infrared)
+    """uint8 (3,H,W) and (1,H',W'), as every reader of pairs sees them."""
+    sample = read_pictures(replace(entry, mirrored=False))
+    assert sample.visible is not None
+    assert sample.infrared is not None
+    return sample.visible, sample.infrared
 
 
 def clicked(entries: Sequence[Entry], points: Path) -> tuple[Rig, Entry]:
@@ -154,7 +144,9 @@ def clicked(entries: Sequence[Entry], points: Path) -> tuple[Rig, Entry]:
     if not both:
         raise InputError("align: no pair has both a visible and an infrared picture; give both")
     visible, infrared = read_points(points)
-    return rig_from_points(visible, infrared, *_one_size(both), str(points)), both[0]
+    one, two = _read(both[0])
+    sizes = (one.shape[1], one.shape[2]), (two.shape[1], two.shape[2])
+    return rig_from_points(visible, infrared, *sizes, str(points)), both[0]
 
 
 def picture(rig: Rig, entry: Entry) -> Image.Image:

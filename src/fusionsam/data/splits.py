@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fusionsam.config.datasets import DatasetRow, find
 from fusionsam.data.images import SUFFIXES
+from fusionsam.data.tables import read_table
 from fusionsam.errors import InputError, NoSplit
 
 HELD_OUT = 10
@@ -27,6 +28,8 @@ class Entry:
     infrared: Path | None = None
     label: Path | None = None
     rgbt: Path | None = None
+    radiometric: Path | None = None
+    """A FLIR or DJI radiometric JPEG, which stands for both: counts, and the visible picture where it is inside."""
     mirrored: bool = False
     """Read the files and mirror them left-right (an ID_flip of a list without a file of its own)."""
     extra: bool = False
@@ -105,10 +108,16 @@ def by_stem(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]
             path.name.encode()
         except UnicodeEncodeError:
             raise InputError(f"{folder}: the file name {path.name!r} is not UTF-8; rename it") from None
-        if path.stem in files:
-            raise InputError(f"{path}: has the same stem as {files[path.stem].name}; keep one of them")
-        files[path.stem] = path
+        stem = one_name(path.stem)
+        if stem in files:
+            raise InputError(f"{path}: has the same stem as {files[stem].name}; keep one of them")
+        files[stem] = path
     return files
+
+
+def one_name(text: str) -> str:
+    """One form of names that look alike: macOS writes an umlaut as two characters (NFD), others as one (NFC)."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _subfolders(row: DatasetRow, root: Path) -> dict[str, Path] | None:
@@ -181,7 +190,7 @@ def _ids(listing: Path) -> list[str]:
         lines = listing.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{listing}: not readable as text; save it as UTF-8, one id a line") from error
-    names = [line.strip() for line in lines if line.strip()]
+    names = [one_name(line.strip()) for line in lines if line.strip()]
     ids = [name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name for name in names]
     twice = sorted({id for id in ids if ids.count(id) > 1}) if len(set(ids)) != len(ids) else []
     if twice:
@@ -204,25 +213,11 @@ def _with_label(entry: Entry, listing: Path) -> Entry:
     return entry
 
 
-COLUMNS = ("visible", "infrared", "label", "split", "id", "sequence")
-ALIASES = {
-    **dict.fromkeys(("vis", "vi", "rgb", "color", "colour"), "visible"),
-    **dict.fromkeys(("ir", "thermal", "tir", "lwir"), "infrared"),
-    **dict.fromkeys(("labels", "mask", "masks", "gt", "segmentation"), "label"),
-    **{name: name for name in COLUMNS},  # in capitals
-}
-
-
 def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> list[Entry]:
     """Rows of a CSV or Parquet table; paths are relative to the table's folder."""
-    columns, rows = _table(path)
+    columns, rows = read_table(path)
     if not {"visible", "infrared"} & columns:
         raise InputError(f"{path}: columns {sorted(columns)}; expected visible, infrared, label (optional), split")
-    for column in sorted(columns):
-        if column not in COLUMNS and (meant := ALIASES.get(column.lower())):
-            raise InputError(
-                f"{path}: column {column!r} would be left unread; call it {meant!r} (known: {', '.join(COLUMNS)})"
-            )
     if "split" not in columns and split != "all":
         raise NoSplit(f"{path}: has no column split, but split {split!r} was asked for; add it, or ask for 'all'")
     if split != "all":
@@ -234,7 +229,11 @@ def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> l
             raise NoSplit(f"{path}: split {split!r} is empty; the column split holds {', '.join(names) or 'nothing'}")
     found, seen = [], set()
     for number, row in enumerate(rows):
-        paths = {part: path.parent / row[part] for part in ("visible", "infrared", "label") if row.get(part)}
+        paths = {
+            part: path.parent / Path(row[part]).expanduser()
+            for part in ("visible", "infrared", "label")
+            if row.get(part)
+        }
         there = {part for part, file in paths.items() if os.path.isfile(file)}  # false, too, for what cannot be a name
         for part, file in paths.items():
             if part not in there and absent is None:
@@ -273,33 +272,3 @@ def _long_id(file: Path, folder: Path) -> str:
     else:
         parts = tuple(part for part in parts if part not in (file.anchor, ".."))[-2:]
     return "__".join(parts)
-
-
-def _table(path: Path) -> tuple[set[str], list[dict[str, str]]]:
-    if not path.is_file():
-        raise NoSplit(f"{path}: no such manifest; expected a CSV or Parquet file")
-    if path.suffix.lower() in (".parquet", ".pq"):
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            table = pyarrow.parquet.read_table(path)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{path}: not readable as Parquet ({' '.join(str(error).split())})") from error
-        foreign = (pyarrow.types.is_nested, pyarrow.types.is_binary, pyarrow.types.is_large_binary)
-        for name in table.column_names:
-            kind = table.schema.field(name).type
-            if name.strip() in COLUMNS and any(is_a(kind) for is_a in foreign):
-                raise InputError(f"{path}: column {name!r} holds {kind}; expected text, with the paths of files")
-        rows = [
-            {key.strip(): "" if value is None else str(value) for key, value in row.items() if key.strip() in COLUMNS}
-            for row in table.to_pylist()
-        ]
-        return {name.strip() for name in table.column_names}, rows
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = [{key.strip(): (value or "").strip() for key, value in row.items() if key} for row in reader]
-            return {name.strip() for name in reader.fieldnames or ()}, rows
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: not readable as CSV ({' '.join(str(error).split())})") from error

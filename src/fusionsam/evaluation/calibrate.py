@@ -20,7 +20,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusionsam.data.dataset import PairDataset
+from fusionsam.data.dataset import LabelledPairs
 from fusionsam.data.images import image_size
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
@@ -117,14 +117,13 @@ def stride(sizes: Sequence[tuple[int, int]], limit: int = PIXELS) -> int:
 
 
 @torch.inference_mode()
-def collect(model: FusionSAM, data: PairDataset) -> list[Pixels]:
+def collect(model: FusionSAM, data: LabelledPairs) -> list[Pixels]:
     """The network's logits (as they are, no temperature) and labels of each pair, in float16, thinned to PIXELS."""
     found: list[Pixels] = []
     sizes = [image_size(entry.label) for entry in data.entries if entry.label is not None]  # of the headers
     step = stride(sizes)
     for index in progress_bar(range(len(data)), desc="calibrate", unit="pair"):
         sample = data[index]
-        assert sample.label is not None
         visible, infrared = (
             None if image is None else to_unit(image)[None] for image in (sample.visible, sample.infrared)
         )
@@ -159,7 +158,6 @@ def run(options: CalibrateOptions) -> list[str]:
         options.dataset, options.root, options.split, weights=[options.weights], class_file=options.class_file
     )
     data = open_labelled(config)
-    assert data.row is not None
     check_classes(model.config.classes, options.weights, data.row)
     guard = leak_guard(config, data.entries, [model.card])  # confidence is well placed on what was learnt by heart
     pixels = collect(model, data)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fusionsam.data.dataset import PairDataset
+from fusionsam.data.dataset import LabelledPairs
 from fusionsam.data.sequences import recording_sequences
 from fusionsam.errors import InputError
 from fusionsam.evaluation.click_options import Choose, ClicksOptions, settings
@@ -48,10 +48,9 @@ def measure(options: ClicksOptions) -> dict[str, Any]:
     weights, and for an `out` with pairs measured otherwise."""
     started = time.perf_counter()
     plain = EvaluateConfig(
-        options.dataset, options.root, options.split, [options.weights], class_file=options.class_file
+        options.dataset, options.root, options.split, weights=[options.weights], class_file=options.class_file
     )
     data = open_labelled(plain)
-    assert data.row is not None
     require_writable(options.out)
     done = _read_lines(Path(options.out) / LINES, _settings(options))
     device = choose_device(options.device)
@@ -119,7 +118,7 @@ def _read_lines(path: Path, settings: dict[str, Any]) -> dict[str, list[Measured
     return found
 
 
-def _drawn(data: PairDataset, options: ClicksOptions) -> list[int]:
+def _drawn(data: LabelledPairs, options: ClicksOptions) -> list[int]:
     """The pairs to measure, in the order of a draw by the seed: more pairs begin with those of fewer."""
     order = np.random.default_rng(options.seed).permutation(len(data)).tolist()
     return order[: options.pairs] if options.pairs else order
@@ -127,7 +126,7 @@ def _drawn(data: PairDataset, options: ClicksOptions) -> list[int]:
 
 def _run(
     options: ClicksOptions,
-    data: PairDataset,
+    data: LabelledPairs,
     drawn: Sequence[int],
     done: dict[str, list[Measured]],
     model: FusionSAM | None,
@@ -143,7 +142,6 @@ def _run(
     with (Path(options.out) / LINES).open("a", encoding="utf-8") as lines:
         for index in progress_bar(todo, desc="clicks", unit="pair"):
             sample = data[index]
-            assert sample.label is not None
             label = sample.label.numpy()
             found = objects(label, options.min_pixels)
             rows = _pair(options, sample, found, label != IGNORE, sam, model) if found else []

@@ -105,9 +105,11 @@ def compare(
     """
     common, a, b = _common(ours, theirs)
     void = list(PROTOCOLS[protocol].ignored)
-    told = np.delete(a, void, axis=1).any((1, 2))  # an image without a counted label speaks for neither side
+    told = np.asarray(
+        np.delete(a, void, axis=1).any((1, 2))
+    )  # an image without a counted label speaks for neither side
     if told.any():
-        common, a, b = [i for i, kept in zip(common, told, strict=True) if kept], a[told], b[told]
+        common, a, b = [common[place] for place in np.flatnonzero(told)], a[told], b[told]
     gap = paired_bootstrap(a, b, protocol, draws, seed)
     real, verdict = _verdict(gap, int(told.sum()))
     words = f"mIoU ({protocol}) differs by {gap.difference:+.2f} points on {len(a)} common images, {verdict}"

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from fusionsam.evaluation.simple_fusions import FUSIONS
 from fusionsam.io import Made, OutputFolder, require_writable, whole, write_json
 from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, prepare
 from fusionsam.progress import progress_bar
+
+if TYPE_CHECKING:
+    from fusionsam.inference.predictor import FusionSAM
 
 MEANS, ROWS = "fusion_metrics.json", "fusion_metrics.csv"
 
@@ -48,7 +51,7 @@ class Job:
 def measure(job: Job) -> dict[str, Scores]:
     """Method -> its eleven measures on one pair, in the order of `job`. InputError names the file."""
     visible, infrared = read_visible(job.visible).numpy(), read_infrared(job.infrared).numpy()
-    pictures: dict[str, Any] = {
+    pictures: dict[str, NDArray[np.uint8]] = {
         name: read_visible(given).numpy() if isinstance(given, Path) else given for name, given in job.fused.items()
     }
     found = {}
@@ -225,7 +228,7 @@ def run(options: FusionMetricsOptions) -> str:
     check_sizes(entries, folders, fusion_baselines.SMALLEST_SIDE if baselines else SMALLEST_SIDE)
     require_writable(out)
     _require_ours(out, ids)
-    models: list[Any] = []
+    models: list[FusionSAM] = []
     notes: list[str] = []
     if weights:
         from fusionsam.inference.predictor import (

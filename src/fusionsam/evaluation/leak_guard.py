@@ -3,10 +3,10 @@ the fingerprints that weights carry."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fusionsam.data.fingerprints import Digests, Fingerprints, fingerprint
 from fusionsam.data.leaks import Leak, compare, weigh
@@ -14,6 +14,7 @@ from fusionsam.data.splits import Entry, entries
 from fusionsam.errors import InputError, NoSplit
 from fusionsam.evaluation.report import LeakFindings
 from fusionsam.weights import checkpoint
+from fusionsam.weights.checkpoint import Card
 
 FITTED = {
     "calibration": "the temperature was fitted on: confidences (ECE) are too good here",
@@ -71,7 +72,7 @@ class LeakCheck:
     @property
     def findings(self) -> LeakFindings:
         """The counts, for a report."""
-        kinds = {kind: sum(leak.kind == kind for leak in self.found) for kind in sorted({x.kind for x in self.found})}
+        kinds: dict[str, int] = dict(sorted(Counter(leak.kind for leak in self.found).items()))
         return LeakFindings(list(self.checked), self.off, self.leaks, kinds, len(self.alike))
 
     def add(self, seen: Seen, evaluated: Sequence[Entry], split: str, prints: Fingerprints) -> None:
@@ -87,7 +88,7 @@ class LeakCheck:
 
 
 def training_lists(
-    cards: Sequence[Mapping[str, Any]],
+    cards: Sequence[Card],
     dataset: str,
     root: str | Path,
     train_split: str | None = None,
@@ -189,7 +190,7 @@ def _read_lists(lists: Sequence[TrainingList], wanted: str | None, remembered: b
     return found
 
 
-def fitted_on(card: Mapping[str, Any], content: Sequence[Digests]) -> dict[str, int]:
+def fitted_on(card: Card, content: Sequence[Digests]) -> dict[str, int]:
     """To how many of the evaluated pairs, known by their pixels, `fusionsam calibrate` fitted each of
     checkpoint.CALIBRATED."""
     found = {}

@@ -21,7 +21,7 @@ from fusionsam.evaluation.options import ReconstructOptions
 from fusionsam.inference.files import pairs_to_predict, require_apart
 from fusionsam.inference.predictor import choose_device
 from fusionsam.inference.render import codes_picture
-from fusionsam.io import Made, OutputFolder, write_json
+from fusionsam.io import JsonObject, Made, OutputFolder, write_json
 from fusionsam.metrics.reconstruction import (
     MODALITIES,
     CodeUsage,
@@ -34,19 +34,24 @@ from fusionsam.metrics.reconstruction import (
 )
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.progress import progress_bar
-from fusionsam.training.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
-from fusionsam.types import LARGEST
+from fusionsam.training.perceptual import EncoderLevels, PerceptualInput, Vgg16, load_vgg16, perceptual_distance
+from fusionsam.types import LARGEST, Sample
 from fusionsam.weights import pretrained as foreign
-from fusionsam.weights.checkpoint import load_network, read_checkpoint
+from fusionsam.weights.checkpoint import Card, load_network, read_checkpoint
+
+Figures = dict[str, float]
+"""Name of a figure -> its value, of one picture."""
 
 SUMMARY = "summary.json"
 SMALLEST = 7
 """Pixels a side: the window of SSIM."""
+ENDINGS = [f"_{name}{kind}.png" for name in MODALITIES for kind in ("", "_reconstruction", "_error", "_codes")]
+"""Of a pair's pictures."""
 ERROR_GAIN = 4
 """Error maps show |I - I^| times this, cut at white: at 30 dB the mean error is 8 of 255."""
 
 
-def load_tokenizer(source: str | Path) -> tuple[Tokenizer, dict[str, Any]]:
+def load_tokenizer(source: str | Path) -> tuple[Tokenizer, Card]:
     """LSTG of a whole checkpoint or of a stage-1 one, in eval mode, and its card. InputError where it does not fit."""
     tensors, config, card = read_checkpoint(source)
     own = {n.removeprefix("tokenizer."): t for n, t in tensors.items() if n.startswith("tokenizer.")}
@@ -58,7 +63,7 @@ def load_tokenizer(source: str | Path) -> tuple[Tokenizer, dict[str, Any]]:
     return tokenizer.eval(), card
 
 
-def _phi(weights: str | Path, vgg16: Path | None, vgg16_input: Any) -> EncoderLevels | Vgg16 | None:
+def _phi(weights: str | Path, vgg16: Path | None, vgg16_input: PerceptualInput) -> EncoderLevels | Vgg16 | None:
     """Phi of eq. 7; None where there is no network for it."""
     if vgg16 is not None:
         return load_vgg16(vgg16, vgg16_input, "--vgg16")
@@ -96,73 +101,97 @@ def run(options: ReconstructOptions) -> dict[str, Any]:
     visible, infrared, out = options.visible, options.infrared, options.out
     weights, vgg16 = options.weights, options.vgg16
     entries = pairs_to_predict(visible, infrared)
-    endings = [f"_{name}{kind}.png" for name in MODALITIES for kind in ("", "_reconstruction", "_error", "_codes")]
     folders = any(path is not None and path.is_dir() for path in (visible, infrared))
-    require_apart(entries, out, endings, folders)
+    require_apart(entries, out, ENDINGS, folders)
     inputs = {entry.id: _digest(entry) for entry in entries}
-    earlier = _require_ours(out, inputs, endings)
-    tokenizer, card = load_tokenizer(weights)
-    where = choose_device(options.device)
-    tokenizer = tokenizer.to(where)
-    phi = _phi(weights, vgg16, options.vgg16_input)
-    phi = None if phi is None else phi.to(where)
-    size, bits = codebook_size(tokenizer), bits_per_pixel(tokenizer)
+    earlier = _require_ours(out, inputs, ENDINGS)
+    rebuilder, card = Rebuilder.load(weights, options.device, vgg16, options.vgg16_input)
     # told before the first picture, so that a run that is killed can be started again over its own pictures
     begun = {**{entry.id: {} for entry in entries}, **earlier["images"]}
     write_json(out / SUMMARY, {**earlier, "unfinished": True, "inputs": inputs, "images": begun})
-    images: dict[str, dict[str, Any]] = {}
-    usage = {name: CodeUsage(size or 1) for name in MODALITIES}
+    images = {}
     for entry in progress_bar(entries, desc="reconstruct", unit="pair", disable=len(entries) == 1):
-        sample = read_sample(entry)
-        images[entry.id] = {}
+        images[entry.id] = rebuilder.rebuild(read_sample(entry), out)
+    summary: JsonObject = {
+        "weights": Path(weights).name,
+        "commit": card.get("commit", ""),
+        "step": card.get("step"),
+        "pairs": len(entries),
+        "codebook_size": rebuilder.size,
+    }
+    if rebuilder.phi is not None:
+        summary["perceptual_by"] = "vgg16" if vgg16 is not None else "image encoder"
+    summary |= rebuilder.summarise(list(images.values()))
+    summary |= {"inputs": inputs, "images": images}
+    write_json(out / SUMMARY, summary)
+    return summary
+
+
+class Rebuilder:
+    """LSTG with what is counted over all pictures."""
+
+    def __init__(self, tokenizer: Tokenizer, device: str, phi: EncoderLevels | Vgg16 | None) -> None:
+        self.tokenizer, self.device = tokenizer.to(device), device
+        self.phi = None if phi is None else phi.to(device)
+        self.size, self.bits = codebook_size(tokenizer), bits_per_pixel(tokenizer)
+        self.usage = {name: CodeUsage(self.size or 1) for name in MODALITIES}
+
+    @classmethod
+    def load(
+        cls, weights: str | Path, device: str, vgg16: Path | None, vgg16_input: PerceptualInput
+    ) -> tuple[Rebuilder, Card]:
+        """LSTG of a checkpoint, and its card. InputError where it does not fit."""
+        tokenizer, card = load_tokenizer(weights)
+        where = choose_device(device)
+        return cls(tokenizer, where, _phi(weights, vgg16, vgg16_input)), card
+
+    def rebuild(self, sample: Sample, out: Path) -> dict[str, Figures]:
+        """Write the pictures of one pair; modality -> its figures. InputError for a size that cannot be rebuilt."""
+        found = {}
         for index, (name, array) in enumerate(zip(MODALITIES, (sample.visible, sample.infrared), strict=True)):
             if array is None:
                 continue
             height, width = array.shape[1:]
             if not all(SMALLEST <= side <= LARGEST for side in (height, width)):
                 raise InputError(
-                    f"{entry.id}: {name} is {height}x{width}, expected {SMALLEST} to {LARGEST} a side; resize it"
+                    f"{sample.id}: {name} is {height}x{width}, expected {SMALLEST} to {LARGEST} a side; resize it"
                 )
-            image = to_unit(array)[None].to(where)
-            rebuilt, codes = rebuild(tokenizer, index, image)
-            figures: dict[str, Any] = {
-                "psnr": psnr(image, rebuilt),
-                "ssim": structural_similarity(image, rebuilt),
-            }
-            if phi is not None:
-                with torch.no_grad():
-                    figures["perceptual"] = float(perceptual_distance(phi, image, rebuilt))
-            prefix = f"{entry.id}_{name}"
-            write_png(out / f"{prefix}.png", array)
-            write_png(out / f"{prefix}_reconstruction.png", (rebuilt[0] * 255).round().to(torch.uint8))
-            write_png(out / f"{prefix}_error.png", error_map(image, rebuilt))
-            if codes is not None:
-                write_png(out / f"{prefix}_codes.png", codes_map(codes[0], *sample.size))
-                usage[name].update(codes)
-                alone = CodeUsage(size or 1)
-                alone.update(codes)
-                figures |= {"codebook_usage": alone.usage, "perplexity": alone.perplexity, "bits_per_pixel": bits}
-            images[entry.id][name] = {key: round(value, 4) for key, value in figures.items()}
-    summary: dict[str, Any] = {
-        "weights": Path(weights).name,
-        "commit": card.get("commit", ""),
-        "step": card.get("step"),
-        "pairs": len(entries),
-        "codebook_size": size,
-    }
-    if phi is not None:
-        summary["perceptual_by"] = "vgg16" if vgg16 is not None else "image encoder"
-    for name in MODALITIES:
-        rows = [figures[name] for figures in images.values() if name in figures]
-        if not rows:
-            continue
-        keys = [key for key in ("psnr", "ssim", "perceptual") if key in rows[0]]
-        summary[name] = {key: round(sum(row[key] for row in rows) / len(rows), 4) for key in keys}
-        if size is not None:
-            summary[name] |= {"bits_per_pixel": bits, **usage[name].as_dict()}
-    summary |= {"inputs": inputs, "images": images}
-    write_json(out / SUMMARY, summary)
-    return summary
+            write_png(out / f"{sample.id}_{name}.png", array)
+            figures = self._one(index, to_unit(array)[None].to(self.device), out / f"{sample.id}_{name}")
+            found[name] = {key: round(value, 4) for key, value in figures.items()}
+        return found
+
+    def _one(self, index: int, image: Tensor, stem: Path) -> Figures:
+        """Write what one picture (1,C,H,W) in [0,1] was rebuilt to, its error and its codes; its figures."""
+        rebuilt, codes = rebuild(self.tokenizer, index, image)
+        figures = {"psnr": psnr(image, rebuilt), "ssim": structural_similarity(image, rebuilt)}
+        if self.phi is not None:
+            with torch.no_grad():
+                figures["perceptual"] = float(perceptual_distance(self.phi, image, rebuilt))
+        write_png(Path(f"{stem}_reconstruction.png"), (rebuilt[0] * 255).round().to(torch.uint8))
+        write_png(Path(f"{stem}_error.png"), error_map(image, rebuilt))
+        if codes is not None:
+            write_png(Path(f"{stem}_codes.png"), codes_map(codes[0], image.shape[2], image.shape[3]))
+            self.usage[MODALITIES[index]].update(codes)
+            alone = CodeUsage(self.size or 1)
+            alone.update(codes)
+            figures |= {"codebook_usage": alone.usage, "perplexity": alone.perplexity}
+            figures["bits_per_pixel"] = self.bits or 0.0
+        return figures
+
+    def summarise(self, images: Sequence[Mapping[str, Figures]]) -> JsonObject:
+        """Modality -> means over the pictures, usage and perplexity over all of them together."""
+        found: JsonObject = {}
+        for name in MODALITIES:
+            rows = [figures[name] for figures in images if name in figures]
+            if not rows:
+                continue
+            keys = [key for key in ("psnr", "ssim", "perceptual") if key in rows[0]]
+            means: JsonObject = {key: round(sum(row[key] for row in rows) / len(rows), 4) for key in keys}
+            if self.size is not None:
+                means |= {"bits_per_pixel": self.bits, **self.usage[name].as_dict()}
+            found[name] = means
+        return found
 
 
 def _digest(entry: Entry) -> str:

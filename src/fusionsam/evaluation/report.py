@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from fusionsam.errors import InputError
 from fusionsam.evaluation.comparison import Comparison
-from fusionsam.evaluation.report_form import JsonObject, build, plain_json, require_form
+from fusionsam.evaluation.report_form import build, plain_json, require_form
+from fusionsam.io import JsonObject
 
 if TYPE_CHECKING:
     import pandas
@@ -160,6 +161,8 @@ class Report(Scores):
     notes: list[str] = field(default_factory=list)
     commit: str = ""
     command: str = ""
+    align: JsonObject | None = None
+    """The rig that the pairs were aligned by, where they were."""
     weights_card: JsonObject | None = None
     predictions: str | None = None
     prediction_format: str | None = None
@@ -258,8 +261,8 @@ class Report(Scores):
 
 OMITTED = frozenset(
     {
-        "by_sequence", "by_time", "predictions", "missing", "extra", "missing_ids", "extra_files", "weights_sha256",
-        "published", "against", "baseline", "peer", "checkpoints",
+        "align", "by_sequence", "by_time", "predictions", "missing", "extra", "missing_ids", "extra_files",
+        "weights_sha256", "published", "against", "baseline", "peer", "checkpoints",
         *(each.name for each in fields(Report) if each.name.endswith("_deviation")),
     }
 )  # fmt: skip

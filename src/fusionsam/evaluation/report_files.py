@@ -12,8 +12,7 @@ import numpy as np
 
 from fusionsam.errors import InputError
 from fusionsam.evaluation.report import Report
-from fusionsam.evaluation.report_form import JsonObject
-from fusionsam.io import Made, OutputFolder, write_text
+from fusionsam.io import JsonObject, Made, OutputFolder, write_text
 from fusionsam.metrics.segmentation import ImageMatrices
 
 

@@ -10,7 +10,6 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fusionsam.errors import InputError
 
-JsonObject = dict[str, object]
 T = TypeVar("T")
 
 REQUIRED = {"title", "miou", "per_class_iou", "confusion_matrix", "split_ids_sha256", "dataset"}
@@ -20,7 +19,7 @@ REQUIRED = {"title", "miou", "per_class_iou", "confusion_matrix", "split_ids_sha
 def plain_json(value: object) -> object:
     """Dataclasses as dictionaries, their fields of `OMITTED` left out where None; everything else as it is."""
     if is_dataclass(value) and not isinstance(value, type):
-        omitted = getattr(value, "OMITTED", frozenset())
+        omitted: frozenset[str] = getattr(value, "OMITTED", frozenset())
         pairs = ((each.name, getattr(value, each.name)) for each in fields(value))
         return {name: plain_json(part) for name, part in pairs if not (part is None and name in omitted)}
     if isinstance(value, dict):

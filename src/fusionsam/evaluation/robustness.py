@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fusionsam.config.options import BootstrapOptions
 from fusionsam.data.corruptions import blur, fog, noise
-from fusionsam.data.dataset import PairDataset
+from fusionsam.data.dataset import LabelledPairs
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
 from fusionsam.evaluation.leak_guard import fitted_notes, fitted_on
@@ -28,6 +28,7 @@ from fusionsam.evaluation.options import CONDITION_NAMES, EvaluateConfig, Robust
 from fusionsam.evaluation.report_files import split_digest
 from fusionsam.evaluation.run import check_classes, digest, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import Row, Table, write_table
+from fusionsam.inference.prediction import Mode
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.io import Made, OutputFolder, require_writable, write_json
 from fusionsam.metrics.segmentation import (
@@ -44,12 +45,45 @@ from fusionsam.weights import checkpoint
 
 Pair = tuple[Tensor | None, Tensor | None]
 Change = Callable[[Tensor, Tensor, torch.Generator], Pair]
-Predict = Callable[[Tensor | None, Tensor | None], NDArray[Any] | None]
+Predict = Callable[[Tensor | None, Tensor | None], NDArray[np.integer] | None]
 """(1,3,H,W) and (1,1,H,W) in [0,1], either may be None -> class ids (H,W); None if it cannot do without that image."""
 
 NAME = "robustness"
 NOISE, BLUR, EXPOSURE, FOG = 0.08, 2.5, (3.0, 0.2), 2.0
 """Deviation of the noise (of 1), of the blur (pixels), factors on the light, optical depth of the fog at the top."""
+
+
+class ConditionScore(TypedDict, total=False):
+    """One row of robustness.json, in percent and points."""
+
+    note: str
+    miou: float | None
+    interval: list[float | None] | None
+    difference: float | None
+    share: float | None
+    per_class_iou: dict[str, float | None]
+
+
+class Measured(TypedDict, total=False):
+    """What robustness.json holds."""
+
+    title: str
+    dataset: str
+    split_ids_sha256: str
+    n_images: int
+    protocol: str
+    unit: str
+    seed: int
+    conditions: dict[str, ConditionScore]
+    split: str
+    weights: str
+    weights_sha256: str
+    prompts: str
+    as_trained: bool
+    notes: list[str]
+    commit: str
+    command: str
+    seconds: float
 
 
 class Condition(NamedTuple):
@@ -110,8 +144,8 @@ def disturb(name: str, visible: Tensor, infrared: Tensor, image_id: str, seed: i
 
 def require_usable(
     out: Path,
-    others: Sequence[Mapping[str, Any]],
-    data: PairDataset,
+    others: Sequence[Measured],
+    data: LabelledPairs,
     seed: int = BootstrapOptions.seed,
     bootstrap: int = BootstrapOptions.bootstrap,
     conditions: Sequence[str] = CONDITION_NAMES,
@@ -119,7 +153,6 @@ def require_usable(
     """What could spoil the table after everything has been measured, asked before. InputError for a negative seed or
     number of resamples, tables of other images or another seed, and an `out` that cannot be written or holds rows that
     would be lost: of other images, or of conditions that are not among `conditions`."""
-    assert data.row is not None
     if seed < 0 or bootstrap < 0:
         raise InputError(f"--seed {seed}, --bootstrap {bootstrap}: expected at least 0")
     require_same(others, {**_images(data), "seed": seed})
@@ -133,36 +166,36 @@ def require_usable(
     folder.require_none_lost(record, "rows of", there["conditions"], ["full", *conditions])
 
 
-def require_same(others: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> None:
+def require_same(others: Sequence[Measured], values: Measured) -> None:
     """InputError for a table of `others` that differs from `values` in what makes it comparable."""
+    ours: Mapping[str, object] = values
     for other in others:
+        theirs: Mapping[str, object] = other
         for key in ("dataset", "split_ids_sha256", "protocol", "seed"):
-            if key in values and other.get(key) != values[key]:
+            if key in ours and theirs.get(key) != ours[key]:
                 raise InputError(
-                    f"--against {other['title']}: its {key} is {other.get(key)}, here it is {values[key]}; "
+                    f"--against {other['title']}: its {key} is {theirs.get(key)}, here it is {ours[key]}; "
                     "measure it on this split with this seed"
                 )
 
 
-def _images(data: PairDataset) -> dict[str, Any]:
-    assert data.row is not None
+def _images(data: LabelledPairs) -> Measured:
     ids_digest = split_digest([entry.id for entry in data.entries])
     return {"dataset": data.row.name, "split_ids_sha256": ids_digest, "n_images": len(data)}
 
 
 def measure(
     predict: Predict,
-    data: PairDataset,
+    data: LabelledPairs,
     conditions: Sequence[str] = CONDITION_NAMES,
     seed: int = BootstrapOptions.seed,
     bootstrap: int = BootstrapOptions.bootstrap,
-) -> dict[str, Any]:
+) -> Measured:
     """mIoU in percent of every condition on a labelled split, with its 95 % bootstrap interval, the difference from
     `full` in points and the share of `full` in percent; plain JSON types, None where the predictor gave nothing.
 
     InputError for an unknown condition, and for a pair that lacks an image or the label.
     """
-    assert data.row is not None
     for entry in data.entries:
         parts = {"visible": entry.visible or entry.rgbt, "infrared": entry.infrared or entry.rgbt, "label": entry.label}
         if absent := [part for part, path in parts.items() if path is None]:
@@ -172,63 +205,75 @@ def measure(
     unknown = [name for name in conditions if name not in CONDITIONS]
     if unknown:
         raise InputError(f"--conditions {unknown[0]!r}: not known; choose from {', '.join(CONDITIONS)}")
-    names = list(dict.fromkeys(["full", *conditions]))
-    totals = {name: ConfusionMatrix(data.num_classes) for name in names}
-    images = {name: ImageMatrices(data.num_classes) for name in names}
-    impossible: set[str] = set()
-    bar = progress_bar(total=len(names) * len(data), desc=NAME, unit="image")
-    for index in range(len(data)):
-        sample = data[index]
-        assert sample.visible is not None
-        assert sample.infrared is not None
-        assert sample.label is not None
-        visible, infrared = to_unit(sample.visible), to_unit(sample.infrared)
-        for name in names:
-            seen = disturb(name, visible, infrared, sample.id, seed)
-            ids = predict(*(None if image is None else image[None] for image in seen))
-            if ids is None:
-                impossible.add(name)
-            else:
-                images[name].add(sample.id, totals[name].update(ids, sample.label))
-            bar.update()
-    bar.close()
-    protocol = headline(data.row.name, totals["full"].matrix.sum(1) > 0)
-    rows: dict[str, Any] = {}
-    for name in names:
-        rows[name] = {"note": CONDITIONS[name].note, "miou": None, "interval": None, "difference": None, "share": None}
-        if name in impossible:
-            continue
-        matrix = totals[name].matrix
-        miou = float(PROTOCOLS[protocol](matrix).miou)
-        classes = dict(zip(data.row.classes, plain(100 * iou(matrix)), strict=True))
-        interval = plain(bootstrap_miou(images[name].dense(), protocol, bootstrap, seed)) if bootstrap else None
-        rows[name] |= {"miou": plain([miou])[0], "interval": interval, "per_class_iou": classes}
+    counted = _count(predict, data, list(dict.fromkeys(["full", *conditions])), seed)
+    full = counted["full"]
+    occurs = np.zeros(data.num_classes, bool) if full is None else full.dense().sum((0, 2), dtype=np.int64) > 0
+    protocol = headline(data.row.name, occurs)
+    rows = {
+        name: _score(CONDITIONS[name].note, images, data.row.classes, protocol, seed, bootstrap)
+        for name, images in counted.items()
+    }
     whole = rows["full"]["miou"]
     for row in rows.values():
-        if row["miou"] is not None and whole:
-            row |= {"difference": row["miou"] - whole, "share": 100 * row["miou"] / whole}
+        if (miou := row["miou"]) is not None and whole:
+            row["difference"], row["share"] = miou - whole, 100 * miou / whole
     return {**_images(data), "protocol": protocol, "unit": "percent", "seed": seed, "conditions": rows}
 
 
-def read_table(path: str | Path) -> dict[str, Any]:
+def _count(predict: Predict, data: LabelledPairs, names: Sequence[str], seed: int) -> dict[str, ImageMatrices | None]:
+    """Condition -> the matrices of each image; None where the predictor cannot do with it."""
+    found = {name: ImageMatrices(data.num_classes) for name in names}
+    impossible: set[str] = set()
+    with progress_bar(total=len(names) * len(data), desc=NAME, unit="image") as progress:
+        for index in range(len(data)):
+            sample = data[index]
+            assert sample.visible is not None
+            assert sample.infrared is not None
+            visible, infrared = to_unit(sample.visible), to_unit(sample.infrared)
+            for name in names:
+                seen = disturb(name, visible, infrared, sample.id, seed)
+                ids = predict(*(None if image is None else image[None] for image in seen))
+                if ids is None:
+                    impossible.add(name)
+                else:
+                    found[name].add(sample.id, ConfusionMatrix(data.num_classes).update(ids, sample.label))
+                progress.update()
+    return {name: None if name in impossible else images for name, images in found.items()}
+
+
+def _score(
+    note: str, images: ImageMatrices | None, names: Sequence[str], protocol: str, seed: int, bootstrap: int
+) -> ConditionScore:
+    row: ConditionScore = {"note": note, "miou": None, "interval": None, "difference": None, "share": None}
+    if images is not None:
+        stack = images.dense()
+        matrix = stack.sum(0, dtype=np.int64)
+        row["miou"] = plain([PROTOCOLS[protocol](matrix).miou])[0]
+        row["interval"] = plain(bootstrap_miou(stack, protocol, bootstrap, seed)) if bootstrap else None
+        row["per_class_iou"] = dict(zip(names, plain(100 * iou(matrix)), strict=True))
+    return row
+
+
+def read_table(path: str | Path) -> Measured:
     """A robustness.json, or of a folder the one in it; InputError for anything else."""
     path = Path(path) / f"{NAME}.json" if Path(path).is_dir() else Path(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         scores = [row["miou"] for row in values["conditions"].values()]
         if all(score is None or isinstance(score, float | int) for score in scores) and values["title"]:
-            return dict(values)
+            found: Measured = values
+            return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: no table of fusionsam robustness ({error}); give its folder") from None
     raise InputError(f"{path}: no table of fusionsam robustness; give its folder")
 
 
-def table(values: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> Table:
+def table(values: Measured, others: Sequence[Measured] = ()) -> Table:
     """One row a condition, with a column for each of `others`. InputError if they are of other images or protocols."""
     require_same(others, values)
     rows, group = [], f"{values['dataset']}, {values['n_images']} pairs, protocol {values['protocol']}"
     for name, row in values["conditions"].items():
-        rivals = [other["conditions"].get(name, {}).get("miou") for other in others]
+        rivals = [other["conditions"].get(name, ConditionScore()).get("miou") for other in others]
         shown = [_cell(row["miou"]), _cell(row["difference"], "+"), _cell(row["share"]), *map(_cell, rivals)]
         rows.append(Row(group, (name, *shown), (row["note"],)))
     columns = ("condition", "mIoU", "from full", "% of full", *(str(other["title"]) for other in others))
@@ -240,7 +285,7 @@ def _cell(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{value:{sign}.1f}"
 
 
-def write(values: dict[str, Any], out: Path, others: Sequence[Mapping[str, Any]] = ()) -> Table:
+def write(values: Measured, out: Path, others: Sequence[Measured] = ()) -> Table:
     """robustness.json, .md, .tex and .csv in `out`, each whole or not at all; returns the table. InputError if they
     cannot be written."""
     made = table(values, others)
@@ -249,7 +294,7 @@ def write(values: dict[str, Any], out: Path, others: Sequence[Mapping[str, Any]]
     return made
 
 
-def network_predictor(model: FusionSAM, prompts: Any = None) -> Predict:
+def network_predictor(model: FusionSAM, prompts: Mode | None = None) -> Predict:
     """A checkpoint as a predictor; `prompts` self or none, None = as configured."""
 
     def predict(visible: Tensor | None, infrared: Tensor | None) -> NDArray[np.int64]:
@@ -269,7 +314,6 @@ def run(options: RobustnessOptions) -> Table:
         options.dataset, options.root, options.split, weights=[options.weights], class_file=options.class_file
     )
     data = open_labelled(config)
-    assert data.row is not None
     check_classes(model.config.classes, options.weights, data.row)
     require_usable(options.out, others, data, options.seed, options.bootstrap, options.conditions)
     guard = leak_guard(config, data.entries, [model.card])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionsam.config.datasets import DatasetRow
-from fusionsam.data.dataset import PairDataset, open_split
+from fusionsam.data.dataset import LabelledPairs, open_labelled_split
 from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.sequences import recording_sequences
 from fusionsam.data.splits import Entry
@@ -29,9 +29,7 @@ from fusionsam.io import require_writable
 from fusionsam.metrics.segmentation import ImageMatrices
 from fusionsam.progress import progress_bar
 from fusionsam.weights import checkpoint
-
-Card = dict[str, Any]
-"""What a checkpoint's training.json says."""
+from fusionsam.weights.checkpoint import Card
 
 
 def evaluate(config: EvaluateConfig) -> Report:
@@ -46,7 +44,6 @@ def evaluate(config: EvaluateConfig) -> Report:
     """
     _check(config)
     data = open_labelled(config)
-    assert data.row is not None
     split = report_files.split_digest([entry.id for entry in data.entries])
     if config.out is not None:
         report_files.require_split(Path(config.out), config.dataset, split)
@@ -80,7 +77,7 @@ def evaluate(config: EvaluateConfig) -> Report:
     return report
 
 
-def _evaluate_folder(config: EvaluateConfig, data: PairDataset, other: tuple[Report, ImageMatrices] | None) -> Report:
+def _evaluate_folder(config: EvaluateConfig, data: LabelledPairs, other: tuple[Report, ImageMatrices] | None) -> Report:
     """Score label maps that somebody predicted."""
     assert config.predictions is not None
     folder = FolderPredictor(config.predictions, data, config.prediction_format, config.allow_partial)
@@ -98,21 +95,10 @@ def _evaluate_folder(config: EvaluateConfig, data: PairDataset, other: tuple[Rep
     return _run(config, data, folder, guard, out, other, None, cards[0] if cards else {})
 
 
-def open_labelled(config: EvaluateConfig) -> PairDataset:
+def open_labelled(config: EvaluateConfig) -> LabelledPairs:
     """The split to score on; InputError if the data set has no classes or a pair has no label."""
-    data = open_split(config.dataset, config.root, config.split, config.class_file)
+    data = open_labelled_split(config.dataset, config.root, config.split, config.class_file)
     data.align = open_aligner(config.align, partial(fit, data.entries), refine=not config.no_refine)
-    assert data.row is not None
-    if not data.row.classes:
-        raise InputError(
-            f"dataset {config.dataset!r} has no classes of its own; give --class-file with classes, palette"
-        )
-    unlabelled = [entry.id for entry in data.entries if entry.label is None]
-    if unlabelled:
-        raise InputError(
-            f"{config.root}: {len(unlabelled)} pairs of split {config.split!r} have no label (first: "
-            f"{', '.join(unlabelled[:5])}); add their labels or take them off the list"
-        )
     return data
 
 
@@ -191,7 +177,7 @@ def leak_guard(
 
 def _run(
     config: EvaluateConfig,
-    data: PairDataset,
+    data: LabelledPairs,
     predictor: NetworkPredictor | FolderPredictor,
     guard: LeakCheck,
     out: Path | None,
@@ -244,10 +230,9 @@ def _run(
 
 
 def _count(
-    config: EvaluateConfig, data: PairDataset, predictor: NetworkPredictor | FolderPredictor, todo: Sequence[int]
+    config: EvaluateConfig, data: LabelledPairs, predictor: NetworkPredictor | FolderPredictor, todo: Sequence[int]
 ) -> tuple[Tally, str | None, float]:
     """Predict and count the pairs at the places `todo`: the counts, what steered SAM, and the seconds of counting."""
-    assert data.row is not None
     tally, used, counting = Tally(data.row.classes), set(), 0.0
     for index in progress_bar(todo, desc=f"evaluating {config.dataset}/{config.split}"):
         predicted = predictor(data, index)
@@ -258,7 +243,7 @@ def _count(
     return tally, next(iter(used)) if len(used) == 1 else "mixed", counting
 
 
-def _context(config: EvaluateConfig, data: PairDataset, guard: LeakCheck) -> dict[str, Any]:
+def _context(config: EvaluateConfig, data: LabelledPairs, guard: LeakCheck) -> dict[str, Any]:
     """What every report repeats of its options, by the fields of a Report."""
     return {
         "dataset": config.dataset,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fusionsam.config.datasets import DatasetRow
-from fusionsam.data.dataset import PairDataset, open_split
+from fusionsam.data.dataset import LabelledPairs, open_labelled_split
 from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
@@ -32,12 +31,13 @@ from fusionsam.evaluation.leak_guard import FITTED
 from fusionsam.evaluation.options import BaselineConfig, EvaluateConfig
 from fusionsam.evaluation.report import ORACLE, Baseline, Report
 from fusionsam.evaluation.run import check_classes, evaluate, leak_guard
-from fusionsam.inference.predictor import FusionSAM, Prediction, choose_device
+from fusionsam.inference.prediction import Prediction
+from fusionsam.inference.predictor import FusionSAM, choose_device
 from fusionsam.inference.segment_anything import PlainSam
-from fusionsam.io import Made, OutputFolder, require_writable, write_json
+from fusionsam.io import JsonObject, Made, OutputFolder, require_writable, write_json
 from fusionsam.models.prompts import oracle_prompts
 from fusionsam.progress import progress_bar
-from fusionsam.types import Sample
+from fusionsam.types import LabelledSample
 from fusionsam.weights import checkpoint
 
 SETTINGS = "settings.json"
@@ -89,7 +89,12 @@ def drawn_prompts(label: Tensor, classes: int, points: int, seed: int) -> tuple[
 
 
 def segment(
-    sam: PlainSam, sample: Sample, row: DatasetRow, config: BaselineConfig, prediction: Prediction | None, seed: int
+    sam: PlainSam,
+    sample: LabelledSample,
+    row: DatasetRow,
+    config: BaselineConfig,
+    prediction: Prediction | None,
+    seed: int,
 ) -> NDArray[np.uint8]:
     """The baseline's label map uint8 (H,W) of one pair; `prediction` is our network's, if the configuration needs it.
     InputError if the image asked for is not there."""
@@ -106,7 +111,6 @@ def segment(
         voters = prediction.labels
         points, boxes = own_prompts(prediction)
     else:
-        assert sample.label is not None
         voters = sample.label.numpy()
         points, boxes = drawn_prompts(sample.label, row.num_classes, config.points, seed)
     return assemble(*sam.masks(sam.encode(picture), points, boxes), voters, row.num_classes)
@@ -121,13 +125,7 @@ def baseline(config: BaselineConfig) -> Report:
         raise InputError(f"--points: {config.points}; expected at least 1")
     if config.seed < 0 or config.bootstrap < 0:
         raise InputError(f"--seed {config.seed}, --bootstrap {config.bootstrap}: expected at least 0")
-    data = open_split(config.dataset, config.root, config.split, config.class_file)
-    assert data.row is not None
-    if not data.row.classes:
-        raise InputError(f"dataset {config.dataset!r} has no classes of its own; give --class-file with classes")
-    unlabelled = [entry.id for entry in data.entries if entry.label is None]
-    if unlabelled:
-        raise InputError(f"{config.root}: {unlabelled[0]} of split {config.split!r} has no label; add it to be scored")
+    data = open_labelled_split(config.dataset, config.root, config.split, config.class_file)
     folder = Path(config.out) / "predictions"
     settings = _settings(config)
     _require_same(Path(config.out), settings)
@@ -142,10 +140,10 @@ def _uses_network(config: BaselineConfig) -> bool:
     return config.image == "fused" or config.prompts == "self"
 
 
-def _settings(config: BaselineConfig) -> dict[str, Any]:
+def _settings(config: BaselineConfig) -> JsonObject:
     """All that a label map depends on; files by name, size and time."""
     kept = ("dataset", "root", "split", "image", "prompts", "points", "seed", "class_file")
-    found: dict[str, Any] = {name: _text(getattr(config, name)) for name in kept}
+    found: JsonObject = {name: _text(getattr(config, name)) for name in kept}
     found["sam"] = [str(config.sam), *_stamps(Path(config.sam))]
     if _uses_network(config):
         card = checkpoint.read_checkpoint(config.weights)[2]
@@ -154,16 +152,16 @@ def _settings(config: BaselineConfig) -> dict[str, Any]:
     return found
 
 
-def _text(value: Any) -> Any:
+def _text(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-def _stamps(source: Path) -> list[list[Any]]:
+def _stamps(source: Path) -> list[list[object]]:
     files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source] if source.is_file() else []
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def _require_same(out: Path, settings: dict[str, Any]) -> None:
+def _require_same(out: Path, settings: JsonObject) -> None:
     """InputError if `out` cannot be written, or if its settings.json, where there is one, differs from `settings`."""
     folder = OutputFolder(out, "baselines", "choose another --out, or remove it")
     require_writable(out)
@@ -173,8 +171,7 @@ def _require_same(out: Path, settings: dict[str, Any]) -> None:
     folder.state(SETTINGS, told, Made({**dict.fromkeys(stored or ()), **settings}), maps)
 
 
-def _paint(config: BaselineConfig, data: PairDataset, folder: Path, settings: dict[str, Any]) -> None:
-    assert data.row is not None
+def _paint(config: BaselineConfig, data: LabelledPairs, folder: Path, settings: JsonObject) -> None:
     todo = [i for i, entry in enumerate(data.entries) if not (folder / f"{entry.id}.png").is_file()]
     if len(todo) < len(data.entries):
         tqdm.write(f"{len(data.entries) - len(todo)} of {len(data.entries)} label maps were already in {folder}")

@@ -7,7 +7,6 @@ the luma is fused, the visible chroma (BT.601 Cb, Cr) is kept.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,7 +114,7 @@ def guided_filter(visible: Picture, infrared: Picture) -> Picture:
             (bases, 45, 0.3),
             ([i - base for i, base in zip(images, bases, strict=True)], 7, 1e-6),
         ):
-            weights: list[Any] = [
+            weights: list[Grey] = [
                 np.clip(_guided(mask, image, radius, softness), 1e-6, 1)
                 for mask, image in zip((first, 1 - first), images, strict=True)
             ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fusionsam.data.dataset import PairDataset
+from fusionsam.data.dataset import LabelledPairs
 from fusionsam.data.images import write_png
 from fusionsam.errors import InputError
 from fusionsam.inference.label_maps import FolderPredictor, NetworkPredictor
@@ -42,7 +42,7 @@ def clear(out: Path) -> None:
 
 def draw(
     predictor: NetworkPredictor | FolderPredictor,
-    data: PairDataset,
+    data: LabelledPairs,
     images: ImageMatrices,
     protocol: str,
     out: Path,
@@ -52,7 +52,6 @@ def draw(
 
     A picture shows visible, infrared, fused (of a network), prediction and truth. Returns the paths of the pictures;
     InputError as `worst`, and if they cannot be written."""
-    assert data.row is not None
     found = worst(images, protocol, count)
     place = {entry.id: index for index, entry in enumerate(data.entries)}
     written = []
@@ -69,8 +68,7 @@ def draw(
     return written
 
 
-def _sheet(predictor: NetworkPredictor | FolderPredictor, data: PairDataset, index: int, title: str) -> Image.Image:
-    assert data.row is not None
+def _sheet(predictor: NetworkPredictor | FolderPredictor, data: LabelledPairs, index: int, title: str) -> Image.Image:
     sample, predicted = data[index], predictor(data, index)
     names, colors = data.row.classes, data.row.palette
     seen = [

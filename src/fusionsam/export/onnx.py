@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusionsam import __version__
 from fusionsam.errors import InputError
 from fusionsam.export.graphs import DecoderHalf, EncoderHalf, Whole, scenes, write_onnx
 from fusionsam.inference.onnx import (
@@ -32,6 +31,7 @@ from fusionsam.inference.onnx import (
     run_session,
     runtime,
 )
+from fusionsam.io import VERSION
 from fusionsam.models.geometry import fit
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.tokenizer import Quantizer
@@ -82,7 +82,7 @@ def describe(network: FusionSAMNetwork, facts: dict[str, Any]) -> dict[str, Any]
     """What is written into each file: all that is needed to use it without this package."""
     config = asdict(network.config)
     return {
-        "version": __version__,
+        "version": VERSION,
         "classes": config["classes"],
         "palette": config["palette"],
         "preprocessing": {

@@ -18,17 +18,22 @@ from tqdm import tqdm
 
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
+from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.rigs import AUTO, fit, keep, open_aligner, summary
 from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
 from fusionsam.errors import InputError
 from fusionsam.inference import onnx as backends
+from fusionsam.inference.batch import Failures, NoticeBook, say
+from fusionsam.inference.celsius import add_celsius
 from fusionsam.inference.options import PredictOptions
-from fusionsam.inference.predictor import FusionSAM, Prediction, require_one_as_it_is
+from fusionsam.inference.prediction import Prediction
+from fusionsam.inference.predictor import FusionSAM, require_one_as_it_is
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import confidence_map
+from fusionsam.inference.selection import select
 from fusionsam.io import JsonObject, Made, OutputFolder, State, require_writable
 from fusionsam.progress import progress_bar
-from fusionsam.types import IGNORE
+from fusionsam.types import IGNORE, Sample
 from fusionsam.weights.checkpoint import CONFIG, WEIGHTS, calibrated_digest, locate
 
 RESULTS = ("fused.png", "labels.png", "overlay.png", "confidence.png")
@@ -66,7 +71,7 @@ def pairs_to_predict(visible: Path | None, infrared: Path | None, rgbt: Path | N
 def require_apart(entries: Sequence[Entry], out: Path, endings: Sequence[str], folders: bool) -> None:
     """InputError if a result `out`/ID + ending would replace one of the inputs, or, with `folders`, if `out` is where
     inputs are listed from: the next run would take the results for pictures."""
-    paths = [path for e in entries for path in (e.visible, e.infrared, e.rgbt) if path is not None]
+    paths = [path for e in entries for path in (e.visible, e.infrared, e.rgbt, e.radiometric) if path is not None]
     inputs = {realpath(path): path for path in paths}  # Path.resolve raises for a link to itself
     if folders and realpath(out) in {realpath(path.parent) for path in paths}:
         raise InputError(
@@ -109,8 +114,9 @@ def _is_ours(stored: JsonObject) -> bool:
     return run is None or (isinstance(run, dict) and all(isinstance(run.get(key) or [], list) for key in SOURCES))
 
 
-def run(options: PredictOptions) -> int:
-    """Predict files or folders into `options.out`; returns the number of pairs predicted (finished ones are skipped).
+def run(options: PredictOptions) -> tuple[int, int]:
+    """Predict files or folders into `options.out`; returns the number of pairs predicted (finished ones are skipped)
+    and the exit code: batch.SOME_FAILED where pairs could not be read, which failures.csv lists, or else 0.
 
     For each pair NAME_fused.png, NAME_labels.png (class ids; 255 where the model is less certain than
     `min_confidence`), NAME_overlay.png and NAME.json. `as_trained` leaves out what `fusionsam calibrate` fitted;
@@ -120,61 +126,93 @@ def run(options: PredictOptions) -> int:
     replace an input, and, without `overwrite`, for one that holds results of other pairs or files of these names that
     predict did not write.
     """
-    given, out, weights = (options.visible, options.infrared, options.rgbt), options.out, options.weights
+    given, out, weights = (
+        (options.visible, options.infrared, options.rgbt, options.radiometric),
+        options.out,
+        options.weights,
+    )
     prompts, scales, flip = options.prompts, options.scales, options.flip
     min_confidence, with_confidence = options.min_confidence, options.confidence_map
-    entries = pairs_to_predict(*given)
+    reading = InfraredOptions.typed(options.infrared_range, options.polarity, options.palette)
+    selected = select(options)
+    entries = selected.entries
     folders = any(path is not None and path.is_dir() for path in given)
     require_apart(entries, out, [*(f"_{name}" for name in RESULTS), ".json"], folders)
+    for line in selected.aside:
+        say(line)
     clicks = prompts_file(prompts)
     require_one_as_it_is(scales)
     aligner = open_aligner(options.align, partial(fit, entries), frame=options.frame, refine=not options.no_refine)
     model = FusionSAM.from_pretrained(weights, options.device, options.backend, calibrated=not options.as_trained)
     require_writable(out)
     described = {"weights": model.name, "commit": model.card.get("commit", ""), "step": model.card.get("step")}
-    files = (
-        backends.files(weights) if options.backend == "onnx" else [locate(weights) / name for name in (WEIGHTS, CONFIG)]
-    )
-    fingerprint = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()  # names and steps may agree
     mode = prompts or model.config.prompts.mode
     steered = mode if clicks is None else hashlib.sha256(clicks.read_bytes()).hexdigest()
-    asked = {
-        "weights": fingerprint,
+    asked: JsonObject = {
+        "weights": _fingerprint(weights, options.backend),
         "calibrated": calibrated_digest(model.card),
         "prompts": steered + "+confidence" * with_confidence,
         **({"min_confidence": min_confidence} if min_confidence else {}),
         **({"align": [aligner.rig.digest, options.frame, not options.no_refine]} if aligner else {}),
         **({"scales": list(scales), "flip": flip} if flip or len(scales) > 1 else {}),
+        **reading.to_dict(),
+        **({"celsius": True} if options.celsius else {}),
     }
     if aligner and options.align == AUTO:
         keep(aligner, out, entries)
     told = []
     todo = entries if options.overwrite else _todo(entries, out, asked, with_confidence)
+    failures, notices, done = Failures(out), NoticeBook(), 0
+    for name, reason in selected.alone.items():
+        failures.add(name, reason)
     for entry in progress_bar(todo, desc="predict", unit="pair", disable=len(entries) == 1):
-        sources = _sources(entry)
-        sample = read_sample(entry, align=aligner)
-        steer: Any = prompts if clicks is None else read_prompts(clicks, entry.id, sample.size)
         try:
-            prediction = model.predict(sample.visible, sample.infrared, steer, scales, flip, sample.covered)
+            sources = _sources(entry)
+            sample = read_sample(entry, align=aligner, reading=reading)
+            steer: Any = prompts if clicks is None else read_prompts(clicks, entry.id, sample.size)
+            prediction = _predicted(model, sample, steer, options)
         except InputError as error:
-            raise InputError(f"{entry.id}: {error}") from None
+            if options.stop_on_error or len(entries) == 1:
+                raise
+            failures.add(entry.id, str(error))
+            continue
+        notices.add(sample)
         head = {"name": entry.id, **described, "run": {**asked, **sources}}
         if sample.alignment:
             head["alignment"] = sample.alignment
             told.append(sample.alignment)
+        if sample.input or sample.notices:
+            head["input"] = {**sample.input, "notices": [text for _, text in sample.notices]}
+        if entry.radiometric is not None:
+            head["celsius"] = add_celsius(out, entry, prediction, options.celsius)
         _write(out, entry.id, prediction, with_confidence, min_confidence, head)
+        done += 1
+    notices.close()
     for line in summary(told, str(options.align)):
         tqdm.write(line)
     skipped = len(entries) - len(todo)
     if skipped:
         tqdm.write(f"{skipped} of {len(entries)} pairs were already done in {out}; --overwrite does them again")
-    return len(todo)
+    return done, failures.close(len(entries) - len(todo) + done)
 
 
-def _sources(entry: Entry) -> dict[str, list[Any] | None]:
+def _predicted(model: FusionSAM, sample: Sample, steer: Any, options: PredictOptions) -> Prediction:
+    try:
+        return model.predict(sample.visible, sample.infrared, steer, options.scales, options.flip, sample.covered)
+    except InputError as error:
+        raise InputError(f"{sample.id}: {error}") from None
+
+
+def _fingerprint(weights: str, backend: str) -> str:
+    """SHA-256 of the files of the weights: names and steps may agree."""
+    files = backends.files(weights) if backend == "onnx" else [locate(weights) / name for name in (WEIGHTS, CONFIG)]
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+
+
+def _sources(entry: Entry) -> dict[str, list[object] | None]:
     """Path, size and time of each file: a replaced input is predicted again, an unchanged one is not read twice."""
 
-    def identity(path: Path | None) -> list[Any] | None:
+    def identity(path: Path | None) -> list[object] | None:
         if path is None:
             return None
         try:
@@ -183,11 +221,12 @@ def _sources(entry: Entry) -> dict[str, list[Any] | None]:
             raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
         return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
 
-    return {key: identity(getattr(entry, key)) for key in SOURCES}
+    found = {key: identity(getattr(entry, key)) for key in SOURCES}
+    return found if entry.radiometric is None else {**found, "radiometric": identity(entry.radiometric)}
 
 
 def _write(
-    out: Path, name: str, prediction: Prediction, with_confidence: bool, min_confidence: float, head: dict[str, Any]
+    out: Path, name: str, prediction: Prediction, with_confidence: bool, min_confidence: float, head: JsonObject
 ) -> None:
     if min_confidence:  # masked before it is drawn: the overlay shows what a training would be taught
         unknown = prediction.confidence < min_confidence

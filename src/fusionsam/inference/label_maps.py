@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusionsam.data.dataset import PairDataset
+from fusionsam.data.dataset import LabelledPairs
 from fusionsam.data.images import image_size
-from fusionsam.data.predictions import PredictionFolder
+from fusionsam.data.predictions import Format, PredictionFolder
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
@@ -44,11 +44,9 @@ class NetworkPredictor:
     seed: int = 0
     """Of oracle prompts."""
 
-    def __call__(self, data: PairDataset, index: int) -> Predicted:
+    def __call__(self, data: LabelledPairs, index: int) -> Predicted:
         """Mean probabilities over scales and mirrored views. InputError if the pair lacks the wanted modality."""
         sample = data[index]
-        assert sample.label is not None
-        assert data.row is not None
         images = self.images(sample)
         prompts = None
         if self.prompts == "oracle":
@@ -88,9 +86,12 @@ class FolderPredictor:
     Raises InputError for missing or extra files (unless `allow_partial`) and for sizes other than the labels'."""
 
     def __init__(
-        self, folder: str | Path, data: PairDataset, format: Any = "auto", allow_partial: bool = False
+        self,
+        folder: str | Path,
+        data: LabelledPairs,
+        format: Format | Literal["auto"] = "auto",
+        allow_partial: bool = False,
     ) -> None:
-        assert data.row is not None
         ids = [entry.id for entry in data.entries]
         self.prompts: PromptMode | None = "oracle" if _drawn_from_truth(Path(folder)) else None
         self.folder = PredictionFolder(folder, ids, data.row.palette, format)
@@ -109,10 +110,9 @@ class FolderPredictor:
                     "label's size"
                 )
 
-    def __call__(self, data: PairDataset, index: int) -> Predicted:
+    def __call__(self, data: LabelledPairs, index: int) -> Predicted:
         """The stored ids of one image; the pair itself is not decoded."""
         label = data.label(index)
-        assert label is not None
         return Predicted(label, self.folder[data.entries[index].id].numpy(), None, self.prompts)
 
     def describe(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from fusionsam.config.options import (
@@ -23,6 +24,25 @@ class PredictOptions(AnyPairOptions, OutOption, AlignOptions, WeightsOption, Dev
 
     frame: Literal["visible", "infrared"] = "visible"
     """with --align: camera whose pixels the results have"""
+    radiometric: Path | None = None
+    """instead: a radiometric JPEG of FLIR or DJI (counts and, where it is inside, the visible picture), or a folder of
+    them; NAME.json then tells the degrees Celsius of each class"""
+    manifest: Path | None = None
+    """instead: a CSV or Parquet table with the columns visible and infrared, and perhaps id"""
+    match: tuple[str, ...] = field(default=(), metadata={"metavar": "PATTERN"})
+    """how the files of a pair are named, visible first: '{id}_rgb' '{id}_th'; the two may lie in one folder"""
+    infrared_range: tuple[str, ...] = field(default=(), metadata={"metavar": "LOW HIGH"})
+    """the infrared values that become black and white, two numbers (degrees Celsius of radiometric files), or auto: by
+    the scene, of 8-bit pictures too (left out: by the scene, of deeper ones alone)"""
+    polarity: Literal["auto", "white", "black"] = "auto"
+    """what hot is in the infrared picture; auto: white, with a line where it looks otherwise"""
+    palette: str = field(default="auto", metadata={"metavar": "NAME"})
+    """the colours of a coloured infrared picture: auto, none, ironbow, inferno, jet, rainbow, hot, viridis, coolwarm
+    and others"""
+    celsius: bool = False
+    """with --radiometric: also write NAME_celsius.tif (float32, the camera's own size)"""
+    stop_on_error: bool = False
+    """end at the first pair that cannot be read (left out: go on, list it in failures.csv, exit code 3)"""
     prompts: str | None = None
     """self: the model's own points and box; none: its mask prompt only; FILE.json: yours (left out: as the weights were
     configured)"""
@@ -53,11 +73,21 @@ class PredictOptions(AnyPairOptions, OutOption, AlignOptions, WeightsOption, Dev
             )
         if self.fps is not None and not self.video:
             raise InputError("--fps: is of films; give --video with it, or leave it out")
-        of_pictures = self.rgbt is not None or self.confidence_map or self.min_confidence or self.flip
+        sources = {"--rgbt": self.rgbt, "--radiometric": self.radiometric, "--manifest": self.manifest}
+        given = [name for name, path in sources.items() if path is not None]
+        both = self.visible is not None or self.infrared is not None
+        if len(given) + both > 1:
+            named = " and ".join([*given, *(["--visible or --infrared"] if both else [])])
+            raise InputError(f"{named}: each names the pictures; give one of them")
+        if self.match and (given or self.video):
+            raise InputError("--match: is of folders; give it with --visible and --infrared alone")
+        if self.celsius and self.radiometric is None:
+            raise InputError("--celsius: is of radiometric files; give --radiometric with it, or leave it out")
+        of_pictures = given or self.confidence_map or self.min_confidence or self.flip
         if self.video and (of_pictures or self.scales != (1.0,)):
             raise InputError(
-                "--video: takes --visible and --infrared, and no --rgbt, --confidence-map, --min-confidence, --flip or "
-                "--scales; leave them out"
+                "--video: takes --visible and --infrared, and no --rgbt, --radiometric, --manifest, --confidence-map, "
+                "--min-confidence, --flip or --scales; leave them out"
             )
         if not 0 <= self.min_confidence <= 1:
             raise InputError(

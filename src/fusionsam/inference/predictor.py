@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -22,55 +19,14 @@ from fusionsam.data.infrared import DEFAULT, InfraredOptions
 from fusionsam.errors import InputError
 from fusionsam.inference import onnx as backends
 from fusionsam.inference.inputs import ImageLike, read_inputs
-from fusionsam.inference.prompts import prompts_to_json
-from fusionsam.inference.render import overlay
+from fusionsam.inference.prediction import Mode, Prediction
 from fusionsam.inference.session import Session, given_prompts
 from fusionsam.models.encoders.create import prepare_for_inference
 from fusionsam.models.geometry import scale_prompts
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.types import SMALLEST, Output, Prompts
-from fusionsam.weights.checkpoint import load_network
-
-Mode = Literal["self", "none"]
-
-
-@dataclass
-class Prediction:
-    """What one pair gives, as plain arrays at the input's own size."""
-
-    fused: NDArray[np.uint8]  # (H,W,3) RGB
-    labels: NDArray[np.uint8]  # (H,W) class ids
-    confidence: NDArray[np.float32]  # (H,W) probability of the class that was chosen, 0..1
-    prompts: Prompts  # what steered SAM, in pixels of the input; batch of one
-    classes: list[str]
-    palette: list[tuple[int, int, int]]
-    seconds: float  # the network's own time, copies from the device included
-    input: dict[str, Any] = field(default_factory=dict)  # how the infrared picture was read: range, palette, polarity
-
-    def overlay(self, legend: bool = True, show_prompts: bool = False) -> Image.Image:
-        """The fused picture with the class colours, and a legend of the classes that occur."""
-        shown = self.prompts if show_prompts else None
-        return overlay(self.fused, self.labels, self.classes, self.palette, legend=legend, prompts=shown)
-
-    def summary(self) -> dict[str, Any]:
-        """Pixel share (percent) and mean confidence (0..1) of each class that occurs, prompts, seconds: JSON types."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
-        sums = np.bincount(self.labels.ravel(), weights=self.confidence.ravel(), minlength=len(self.classes))
-        return {
-            "size": list(self.labels.shape),
-            "classes": {
-                name: {
-                    "id": index,
-                    "share": round(100 * float(counts[index]) / self.labels.size, 4),
-                    "mean_confidence": round(float(sums[index] / counts[index]), 4),
-                }
-                for index, name in enumerate(self.classes)
-                if counts[index]
-            },
-            "prompts": prompts_to_json(self.prompts),
-            "seconds": round(self.seconds, 4),
-        }
+from fusionsam.weights.checkpoint import Card, load_network
 
 
 class FusionSAM:
@@ -80,7 +36,7 @@ class FusionSAM:
     >>> out = model.predict("visible.png", "infrared.png")  # doctest: +SKIP
     """
 
-    def __init__(self, network: FusionSAMNetwork, name: str, card: dict[str, Any], device: str = "cpu") -> None:
+    def __init__(self, network: FusionSAMNetwork, name: str, card: Card, device: str = "cpu") -> None:
         self.network = network.eval().to(device)
         self.config: ModelConfig = network.config
         self.name, self.card, self.device = name, card, torch.device(device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,7 +54,7 @@ def _font_size(height: int, width: int) -> int:
     return max(11, round((side + min(side, 1024)) / 56))
 
 
-def _contour(ids: NDArray[Any], thickness: int) -> NDArray[np.bool_]:
+def _contour(ids: NDArray[np.integer], thickness: int) -> NDArray[np.bool_]:
     """Pixels within `thickness` (along rows and columns) of a pixel of another id."""
     edge = np.zeros(ids.shape, bool)
     for step in range(1, thickness + 1):

@@ -5,18 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import ArrayLike
 
 from fusionsam.errors import InputError
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Masks, Picture, shipped_sam
+from fusionsam.inference.prediction import Mode, Prediction
 from fusionsam.inference.prompts import prompts_from
-from fusionsam.types import Encoded, Latents, Prompts
+from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.types import Encoded, Latents, Output, Prompts
 
-if TYPE_CHECKING:
-    from fusionsam.inference.predictor import FusionSAM, Mode, Prediction
+
+class Model(Protocol):
+    """What a session asks of its model; `FusionSAM` is one."""
+
+    network: FusionSAMNetwork
+    device: torch.device
+
+    def postprocess(self, output: Output, seconds: float = 0.0, row: int = 0) -> Prediction:
+        """One image of an Output as plain arrays."""
 
 
 class Session:
@@ -28,7 +37,7 @@ class Session:
 
     def __init__(
         self,
-        model: FusionSAM,
+        model: Model,
         encoded: Encoded,
         visible: torch.Tensor | None = None,
         infrared: torch.Tensor | None = None,

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from fusionsam.data.radiometric import is_radiometric, read_radiometric
 from fusionsam.errors import InputError
 from fusionsam.io import write_text
 from fusionsam.types import IGNORE
@@ -53,6 +54,15 @@ class Reading:
     class_id: int
     class_name: str
     temperatures: Temperatures
+
+
+def read_celsius(path: str | Path) -> Celsius | None:
+    """Degrees Celsius (H,W) of a radiometric file; None for another picture, and for a file without the camera's
+    constants. InputError for a damaged one."""
+    if not is_radiometric(path):
+        return None
+    file = read_radiometric(path)
+    return None if file.planck is None else file.celsius()
 
 
 def under(celsius: ArrayLike, mask: ArrayLike) -> Temperatures:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from os.path import realpath
@@ -22,24 +21,26 @@ from torch import Tensor
 from fusionsam.alignment.apply import Aligner
 from fusionsam.alignment.orientation import grey
 from fusionsam.data.dataset import read_sample
-from fusionsam.data.images import MAX_PIXELS
+from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions
 from fusionsam.data.rigs import Fit, fit, fit_frames, open_aligner
 from fusionsam.data.splits import pair_entries
 from fusionsam.errors import InputError
+from fusionsam.inference.batch import SOME_FAILED, say
+from fusionsam.inference.films import FILM_RATE, Film, Pairing, Reading, at, one_reading, pair_frames, pyav
 from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import Color, legend_strip, overlay
 from fusionsam.io import whole
 from fusionsam.progress import progress_bar
-from fusionsam.types import LARGEST, SMALLEST
 
 Frames = Iterator[tuple[str, tuple[int, int], Any, Any, Tensor | None]]
 """Name, (H, W), visible and infrared of each frame, as a model's `predict` takes them, and where each camera reaches
 (bool (2,H,W), None: everywhere)."""
+TICK = Fraction(1, 12800)
+"""Unit of time of films of a variable rate, in seconds."""
 Align = Callable[[Callable[[], Fit]], Aligner | None]
 """Makes the aligner of films, given what finds a rig in them."""
-FILM_RATE = Fraction(25)
 
 
 class Labelled(Protocol):
@@ -65,24 +66,27 @@ class Source:
     frames: Frames
     count: int | None
     rate: Fraction
-
-
-def _av() -> Any:
-    try:
-        import av
-    except ImportError:
-        raise InputError('--video: PyAV is not installed; pip install "fusionsam[video]"') from None
-    return av
+    times: list[float] | None = None
+    """Seconds of each frame where they are not those of the rate."""
+    alone: list[str] = field(default_factory=list)
+    """Frames without a partner, in words."""
+    heat: Heat | None = None
+    """How the infrared film was read: facts and notices."""
 
 
 def open_source(
-    visible: Path | None, infrared: Path | None, fps: float | None = None, align: Align = lambda find: None
+    visible: Path | None,
+    infrared: Path | None,
+    fps: float | None = None,
+    align: Align = lambda find: None,
+    reading: InfraredOptions = DEFAULT,
 ) -> Source:
     """Two videos frame by frame, or two folders of images paired by name in the order of their names (f2 before f10).
 
     Either may be None. `align` brings the two cameras into one frame. `fps` replaces the film's own rate (25 for
-    folders). InputError when they do not fit: a file with a folder, frames of two sizes without `align`, two counts,
-    nothing that can be decoded.
+    folders). `reading` says how infrared frames become heat; of a deep film one range is found for all of it. Films of
+    different rates, or of a variable one, are paired by time. InputError when they do not fit: a file with a folder,
+    frames of two sizes without `align`, nothing that can be decoded.
     """
     given = [path for path in (visible, infrared) if path is not None]
     if not given:
@@ -100,22 +104,37 @@ def open_source(
         if not entries:
             raise InputError(f"{given[0]}: holds no image; expected the frames of a film")
         aligner = align(partial(fit, entries))
-        samples = (read_sample(entry, align=aligner) for entry in entries)
+        samples = (read_sample(entry, align=aligner, reading=reading) for entry in entries)
         listed = ((s.id, s.size, s.visible, s.infrared, s.covered) for s in samples)
         return Source(listed, len(entries), rate or FILM_RATE)
     films = [None if path is None else Film(path) for path in (visible, infrared)]
     known = [film for film in films if film is not None]
     sizes = [f"{film.width}x{film.height}" for film in known]
-    aligner = align(lambda: fit_frames(_tensors(frame) for frame in _zipped(films, given))) if len(known) > 1 else None
+    pairing = None
+    if visible is not None and infrared is not None:
+        pairing = pair_frames(*known)
+        if not pairing.frames:
+            raise InputError(f"{given[0]} and {given[1]}: no frame of one is near in time to one of the other")
+    ready = one_reading(films[0], films[1], reading)
+    aligner = (
+        None if pairing is None else align(lambda: fit_frames(_tensors(f) for f in _paired(films, pairing, ready)))
+    )
     if len(set(sizes)) > 1 and aligner is None:
         raise InputError(
             f"{given[0]} is {sizes[0]}, {given[1]} {sizes[1]} pixels; give an aligned pair of films, or --align auto"
         )
-    counts = [film.count for film in known]
-    if len(counts) > 1 and all(counts) and counts[0] != counts[1]:
-        raise _counts_differ(given, counts)
-    frames = _zipped(films, given)
-    return Source(frames if aligner is None else _aligned(frames, aligner), counts[0], rate or known[0].rate)
+    frames = _paired(films, pairing, ready)
+    count = known[0].count if pairing is None else len(pairing.frames)
+    source = Source(
+        frames if aligner is None else _aligned(frames, aligner), count, rate or known[0].rate, heat=ready.told
+    )
+    if pairing is not None:
+        source.alone = pairing.alone
+    slow, place = min(((film, place) for place, film in enumerate(known)), key=lambda item: len(item[0].times))
+    if rate is None and (slow.variable or (pairing is not None and pairing.by_time)):
+        indices = range(len(slow.times)) if pairing is None else [pair[place] for pair in pairing.frames]
+        source.times, source.rate = [slow.times[index] for index in indices], slow.rate
+    return source
 
 
 def _tensors(frame: tuple[str, tuple[int, int], Any, Any, Tensor | None]) -> tuple[Tensor, Tensor]:
@@ -139,76 +158,29 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _counts_differ(given: Sequence[Path], counts: Sequence[int | str | None]) -> InputError:
-    return InputError(
-        f"{given[0]} has {counts[0]} frames, {given[1]} {counts[1]}; cut them to the same frames, or take folders of "
-        "frames, which are paired by name"
-    )
-
-
-class Film:
-    """A video file: its size, rate and (where the container tells) number of frames; iterating gives RGB arrays
-    uint8 (H,W,3). Deeper grey films keep their high byte. InputError for what cannot be decoded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._av = path, _av()
-        with self._guarded(), self._av.open(str(path)) as container:
-            stream = self._stream(container)
-            self.width, self.height = stream.codec_context.width, stream.codec_context.height
-            self.count: int | None = stream.frames or None
-            self.rate = Fraction(stream.average_rate or stream.guessed_rate or FILM_RATE)
-        if not 0 < self.width * self.height <= MAX_PIXELS:
-            found = f"frames of {self.width}x{self.height} pixels"
-            raise InputError(f"{path}: {found}; expected {SMALLEST} to {LARGEST} a side")
-
-    def _stream(self, container: Any) -> Any:
-        if not container.streams.video:
-            raise InputError(f"{self.path}: holds no video stream; give a film or a folder of frames")
-        return container.streams.video[0]
-
-    def _guarded(self) -> _Guard:
-        return _Guard(self.path, self._av.FFmpegError)
-
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        with self._guarded(), self._av.open(str(self.path)) as container:
-            stream = self._stream(container)
-            stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
-                if (frame.width, frame.height) != (self.width, self.height):
-                    found = f"{frame.width}x{frame.height} after {self.width}x{self.height}"
-                    raise InputError(f"{self.path}: frames change to {found} pixels; cut the film there")
-                yield frame.to_ndarray(format="rgb24")
-
-
-class _Guard:
-    """What FFmpeg raises becomes one line."""
-
-    def __init__(self, path: Path, kind: type[BaseException]) -> None:
-        self.path, self.kind = path, kind
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        if isinstance(error, self.kind):
-            reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(f"{self.path}: cannot be decoded as a video ({reason}); convert it first") from None
-
-
-def _zipped(films: list[Film | None], given: Sequence[Path]) -> Frames:
-    streams = {index: iter(film) for index, film in enumerate(films) if film is not None}
-    size = next((film.height, film.width) for film in films if film is not None)
-    for count in itertools.count():
-        images = {index: next(stream, None) for index, stream in streams.items()}
-        ended = [image is None for image in images.values()]
-        if any(ended):
-            if not all(ended):
-                raise _counts_differ(given, [count if end else f"more than {count}" for end in ended])
-            return
-        heat = images.get(1)
-        if heat is not None and (heat == heat[..., :1]).all():
-            heat = heat[..., 0]  # as the readers of files do: the luma of equal channels is not exactly theirs
-        yield given[0].stem, size, images.get(0), heat, None
+def _paired(films: list[Film | None], pairing: Pairing | None, reading: Reading) -> Frames:
+    """Frames of one film or two, as 8 bits; InputError where a film ends before its own list of frames does."""
+    known = [film for film in films if film is not None]
+    size = known[0].height, known[0].width
+    name = known[0].path.stem
+    visible, infrared = films
+    if pairing is None:
+        for frame in known[0]:
+            shown = (reading.visible(frame), None) if visible is not None else (None, reading.infrared(frame))
+            yield name, size, *shown, None
+        return
+    assert visible is not None
+    assert infrared is not None
+    streams = (at(film, [pair[place] for pair in pairing.frames]) for place, film in enumerate((visible, infrared)))
+    done = 0
+    for first, second in zip(*streams, strict=False):
+        yield name, size, reading.visible(first), reading.infrared(second), None
+        done += 1
+    if done < len(pairing.frames):
+        raise InputError(
+            f"{visible.path} or {infrared.path}: ends after {done} of {len(pairing.frames)} frames that it lists "
+            "(damaged?)"
+        )
 
 
 # -- writing -----------------------------------------------------------------------------------------------------
@@ -219,18 +191,22 @@ def overlay_video(
     source: Source,
     out: Path,
     prompts: Callable[[str, tuple[int, int]], Any] = lambda name, size: None,
+    keep: bool = False,
 ) -> tuple[int, float]:
     """Predict frame by frame and write H.264 (MPEG-4 where PyAV was built without) to `out`, an .mp4.
 
     `prompts` gives those of a frame by name and (H, W). Every class keeps its colour and all are named in the legend
-    below, so that the size stays the same. Returns frames and frames per second; `out` is complete or absent.
+    below, so that the size stays the same. Times of frames are kept where the source has them. Returns frames and
+    frames per second; `out` is complete or absent, but with `keep` holds what comes before a frame that cannot be read,
+    which `source.alone` then tells.
     """
-    av = _av()
+    av = pyav()
     done, started = 0, time.perf_counter()
     # the format is named, since the temporary name does not tell it
     with whole(out, also=(av.FFmpegError,)) as part, av.open(str(part), "w", format="mp4") as container:
         stream = None
-        frames = progress_bar(source.frames, total=source.count, desc="video", unit="frame")
+        readable = _until_damage(source) if keep else source.frames
+        frames = progress_bar(readable, total=source.count, desc="video", unit="frame")
         for name, size, visible, infrared, covered in frames:
             try:
                 prediction = model.predict(visible, infrared, prompts(name, size), covered=covered)
@@ -239,9 +215,14 @@ def overlay_video(
             picture = frame_picture(prediction)
             if stream is None:
                 stream = _stream(av, container, source.rate, picture.shape)
+                if source.times is not None:
+                    stream.codec_context.time_base = TICK
             if (stream.height, stream.width) != picture.shape[:2]:
                 raise InputError(f"frame {done + 1} ({name}): not the size of the first; give one size a film")
-            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+            shown = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if source.times is not None:
+                shown.pts, shown.time_base = round(source.times[done] / TICK), TICK
+            for packet in stream.encode(shown):
                 container.mux(packet)
             done += 1
         if stream is None:
@@ -249,6 +230,19 @@ def overlay_video(
         for packet in stream.encode(None):
             container.mux(packet)
     return done, done / max(time.perf_counter() - started, 1e-9)
+
+
+def _until_damage(source: Source) -> Frames:
+    """The frames before one that cannot be read, of which `source.alone` is told; InputError if it is the first."""
+    done = 0
+    try:
+        for frame in source.frames:
+            yield frame
+            done += 1
+    except InputError as error:
+        if not done:
+            raise
+        source.alone.append(f"{error}; the {done} frames before it are kept")
 
 
 def _stream(av: Any, container: Any, rate: Fraction, shape: tuple[int, ...]) -> Any:
@@ -274,14 +268,18 @@ def frame_picture(prediction: Labelled) -> NDArray[np.uint8]:
 # -- from files to a file ----------------------------------------------------------------------------------------
 
 
-def run(options: PredictOptions) -> tuple[int, float, Path]:
-    """Predict the film or the frames that `options` name; returns frames, frames per second and the film written,
-    NAME_overlay.mp4 in `options.out`. InputError as its parts do, and for a film that is there without `overwrite`."""
+def run(options: PredictOptions) -> tuple[int, float, Path, int]:
+    """Predict the film or the frames that `options` name; returns frames, frames per second, the film written,
+    NAME_overlay.mp4 in `options.out`, and the exit code: batch.SOME_FAILED where frames are missing in it. InputError
+    as its parts do, and for a film that is there without `overwrite`."""
+    reading = InfraredOptions.typed(options.infrared_range, options.polarity, options.palette)
 
     def align(find: Callable[[], Fit]) -> Aligner | None:
         return open_aligner(options.align, find, film=True, frame=options.frame, refine=not options.no_refine)
 
-    source = open_source(options.visible, options.infrared, options.fps, align)
+    source = open_source(options.visible, options.infrared, options.fps, align, reading)
+    if source.alone and options.stop_on_error:
+        raise InputError(f"{source.alone[0]}; cut the films to the same frames, or leave out --stop-on-error")
     clicks = prompts_file(options.prompts)
 
     def prompts(name: str, size: tuple[int, int]) -> Any:
@@ -300,4 +298,12 @@ def run(options: PredictOptions) -> tuple[int, float, Path]:
     model = FusionSAM.from_pretrained(
         options.weights, options.device, options.backend, calibrated=not options.as_trained
     )
-    return *overlay_video(model, source, out, prompts), out
+    if source.heat is not None:
+        if used := source.heat.facts.get("range"):
+            say(f"{options.infrared}: range {used['low']:g} to {used['high']:g}, {used['grey_levels']} grey levels")
+        for notice in source.heat.notices:
+            say(f"{options.infrared}: {notice.text}")
+    count, rate = overlay_video(model, source, out, prompts, keep=not options.stop_on_error)
+    for line in source.alone:
+        say(line)
+    return count, rate, out, SOME_FAILED if source.alone else 0

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
 
-from fusionsam.metrics.segmentation import Counts, Ratios, id_pair, ratio
+from fusionsam.metrics.segmentation import Counts, Ids, Ratios, id_pair, ratio
 
-Ids = NDArray[np.integer[Any]]
 Places = NDArray[np.int64]
 _MARGIN = 1e-6  # undoes rounding; squared distances are whole numbers, so it lets no other pixel in
 _FEW = 2**22  # comparisons of pixels; a search tree is faster than more of them

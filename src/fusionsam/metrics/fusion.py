@@ -120,7 +120,8 @@ class Prepared:
         for size in VIF_WINDOWS:
             if size < VIF_WINDOWS[0]:
                 image = _gaussian_valid(image, size, size / 5, step=2)
-            found.append((size, image, *(_gaussian_valid(part, size, size / 5) for part in (image, image**2))))
+            mean, square = (_gaussian_valid(part, size, size / 5) for part in (image, image**2))
+            found.append((size, image, mean, square))
         return found
 
     @cached_property

@@ -73,7 +73,7 @@ class CodeUsage:
         share = self.counts.double() / self.counts.sum(1, keepdim=True).clamp(min=1)
         return float(torch.exp(torch.special.entr(share).sum(1)).mean())
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, float]:
         """Usage in percent and perplexity, rounded."""
         return {"codebook_usage": round(self.usage, 3), "perplexity": round(self.perplexity, 3)}
 

@@ -6,6 +6,7 @@ lie in [0, 1] and are NaN where undefined; only the mIoU of a named protocol is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -17,10 +18,12 @@ from fusionsam.errors import InputError
 
 DRAWS, SEED = BootstrapOptions.bootstrap, BootstrapOptions.seed
 Counts = NDArray[np.int64]
+Ids = NDArray[np.integer]
+"""Class ids of any width."""
 Ratios = NDArray[np.float64]
 
 
-def _ids(values: ArrayLike, name: str) -> NDArray[np.integer[Any]]:
+def _ids(values: ArrayLike, name: str) -> Ids:
     """`values` as an integer (H,W) array; torch tensors on the CPU are taken without a copy."""
     array = np.asarray(values)
     if array.ndim != 2 or array.dtype.kind not in "iu":
@@ -29,7 +32,7 @@ def _ids(values: ArrayLike, name: str) -> NDArray[np.integer[Any]]:
     return array
 
 
-def narrow(ids: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+def narrow(ids: Ids) -> Ids:
     """Ids as uint8 if all lie in 0..255, else as they are. Ids mostly come as int64, and reading eight bytes a pixel
     again and again was most of the time that counting took."""
     if ids.dtype == np.uint8 or not ids.size:
@@ -39,7 +42,7 @@ def narrow(ids: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
     return ids.astype(np.uint8) if ids.view(f"u{ids.itemsize}").max() <= largest else ids
 
 
-def id_pair(prediction: ArrayLike, label: ArrayLike) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
+def id_pair(prediction: ArrayLike, label: ArrayLike) -> tuple[Ids, Ids]:
     """Prediction and label as integer (H,W) arrays, uint8 where that holds them; InputError if they are no such thing
     or differ in size."""
     predicted, truth = narrow(_ids(prediction, "prediction")), narrow(_ids(label, "label"))
@@ -49,7 +52,7 @@ def id_pair(prediction: ArrayLike, label: ArrayLike) -> tuple[NDArray[np.integer
     return predicted, truth
 
 
-def _count(values: NDArray[np.integer[Any]], length: int) -> Counts:
+def _count(values: Ids, length: int) -> Counts:
     """How often each of 0..length-1 occurs in `values` (n,), counted by runs: label maps are made of long ones."""
     if not values.size:
         return np.zeros(length, np.int64)
@@ -135,7 +138,7 @@ def pixel_accuracy(matrix: ArrayLike) -> float:
     return float(ratio(np.trace(counts), counts.sum()))
 
 
-def plain(values: ArrayLike) -> list[float | None]:
+def plain(values: ArrayLike | Sequence[float]) -> list[float | None]:
     """Ratios as JSON can hold them: None for NaN."""
     return [None if np.isnan(value) else float(value) for value in np.asarray(values, np.float64)]
 
@@ -256,7 +259,7 @@ class ImageMatrices:
             stack[row, cells] = counts
         return stack.reshape(-1, self.num_classes, self.num_classes)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain JSON types, so that a later report can be compared image by image."""
         return {
             "num_classes": self.num_classes,
@@ -264,7 +267,7 @@ class ImageMatrices:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ImageMatrices:
+    def from_dict(cls, values: Mapping[str, Any]) -> ImageMatrices:
         """The inverse of `as_dict`; InputError if the values do not have its form."""
         try:
             result = cls(int(values["num_classes"]))

@@ -13,7 +13,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from fusionsam.inference.predictor import Prediction
+from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.render import confidence_map
 
 Kind = Literal["application/json", "application/zip"]

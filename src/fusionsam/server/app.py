@@ -16,11 +16,12 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
-from fusionsam import __version__
 from fusionsam.errors import InputError
-from fusionsam.inference.predictor import FusionSAM, Mode
+from fusionsam.inference.prediction import Mode
+from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import prompts_from
 from fusionsam.inference.session import Session
+from fusionsam.io import VERSION
 from fusionsam.models.network import parameter_table
 from fusionsam.server.answers import PICTURES, answer, wanted_kind, wanted_pictures
 from fusionsam.server.config import ServeConfig
@@ -217,7 +218,7 @@ def create_app(model: FusionSAM, config: ServeConfig | None = None, token: str |
     """The application; `app.state.service` is its Service. With `token`, all but the probes ask for it."""
     config = config or ServeConfig()
     service = Service(model, config)
-    app = FastAPI(title="FusionSAM", version=__version__, lifespan=service.lifespan, redoc_url=None)
+    app = FastAPI(title="FusionSAM", version=VERSION, lifespan=service.lifespan, redoc_url=None)
     app.state.service = service
     app.add_middleware(Gate, metrics=service.metrics, draining=lambda: service.draining, token=token)
     _errors(app)
@@ -305,7 +306,7 @@ def _describe(service: Service) -> dict[str, Any]:
     classes = zip(model.config.classes, model.config.palette, strict=True)
     return {
         "name": model.name,
-        "version": __version__,
+        "version": VERSION,
         "preset": model.config.preset,
         "parameters": sum(row["parameters"] for row in parameter_table(model.network)),
         "classes": [{"id": i, "name": name, "colour": list(rgb)} for i, (name, rgb) in enumerate(classes)],

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionsam.inference.predictor import FusionSAM, Mode, Prediction
+from fusionsam.inference.prediction import Mode, Prediction
+from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.session import Session
 from fusionsam.types import Prompts
 

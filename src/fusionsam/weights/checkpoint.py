@@ -17,15 +17,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fusionsam import __version__
 from fusionsam.config.schema import ModelConfig, from_dict
 from fusionsam.errors import InputError
-from fusionsam.io import whole, write_json, write_text
+from fusionsam.io import VERSION, whole, write_json, write_text
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.weights import pretrained
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "training.json"
 LAST_BIAS = "head.mlp.6.bias"
+Card = dict[str, Any]
+"""What the training.json of a checkpoint says: how it was trained and what was fitted afterwards."""
 CALIBRATED = ("calibration", "class_offsets")
 """What `fusionsam calibrate` adds to the card; the weights stay as they were trained."""
 HALF_MAX = torch.finfo(torch.float16).max
@@ -40,7 +41,7 @@ class Configured(Protocol):
         """Its tensors by name."""
 
 
-def save_checkpoint(folder: str | Path, network: Configured, card: dict[str, Any], half: bool = False) -> Path:
+def save_checkpoint(folder: str | Path, network: Configured, card: Card, half: bool = False) -> Path:
     """Write weights, configuration and `card` into `folder`, each under a temporary name first.
 
     `half` stores floats as float16. Raises InputError when the folder cannot be written.
@@ -54,13 +55,13 @@ def save_checkpoint(folder: str | Path, network: Configured, card: dict[str, Any
             kept = kept.clamp(-HALF_MAX, HALF_MAX).half()
         tensors[name] = kept
     with whole(folder / WEIGHTS, remedy, also=(SafetensorError,)) as part:  # SafetensorError is its for a full disk
-        save_file(tensors, part, metadata={"format": "fusionsam", "version": __version__})
+        save_file(tensors, part, metadata={"format": "fusionsam", "version": VERSION})
     write_text(folder / CONFIG, yaml.safe_dump(_plain(asdict(network.config)), sort_keys=False), remedy)
-    write_json(folder / CARD, {**card, "version": __version__}, remedy)
+    write_json(folder / CARD, {**card, "version": VERSION}, remedy)
     return folder
 
 
-def read_checkpoint(source: str | Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:
+def read_checkpoint(source: str | Path) -> tuple[dict[str, Tensor], ModelConfig, Card]:
     """Tensors (float32), configuration and card of a checkpoint folder or of a shipped name such as 'tiny'."""
     folder = locate(source)
     try:
@@ -93,9 +94,9 @@ def _unreadable(folder: Path, error: Exception) -> InputError:
     return InputError(f"weights {folder}: cannot be read ({reason}); give an intact checkpoint folder")
 
 
-def _require_calibration(card: dict[str, Any], path: Path) -> None:
+def _require_calibration(card: Card, path: Path) -> None:
     """InputError for what `fusionsam calibrate` would not have written."""
-    found: dict[str, Any] = {key: card.get(key) or {} for key in CALIBRATED}
+    found = {key: card.get(key) or {} for key in CALIBRATED}
     try:
         temperature = float(found["calibration"].get("temperature", 1))
         offsets = [float(offset) for offset in (found["class_offsets"].get("offsets") or {}).values()]
@@ -109,7 +110,7 @@ def _require_calibration(card: dict[str, Any], path: Path) -> None:
         )
 
 
-def load_network(source: str | Path, calibrated: bool = True) -> tuple[FusionSAMNetwork, dict[str, Any]]:
+def load_network(source: str | Path, calibrated: bool = True) -> tuple[FusionSAMNetwork, Card]:
     """The network of a checkpoint, in eval mode, and its card. Anything missing, extra or of a wrong shape is refused
     by name (InputError). The offsets of `fusionsam calibrate` are in its class logits; without `calibrated` it is as it
     was trained, and its card tells of no calibration."""
@@ -129,7 +130,7 @@ def load_network(source: str | Path, calibrated: bool = True) -> tuple[FusionSAM
     return network.eval(), card
 
 
-def calibrated_digest(card: dict[str, Any]) -> str:
+def calibrated_digest(card: Card) -> str:
     """16 hex digits that change with what `fusionsam calibrate` put into the card: the weights' file does not."""
     return hashlib.sha256(json.dumps([card.get(key) for key in CALIBRATED]).encode()).hexdigest()[:16]
 

@@ -135,6 +135,9 @@ def _decode(tools: Any, one: dict[str, Any], height: int, width: int, path: str)
             code = tools.merge(tools.frPyObjects([part for part in shape if len(part) >= 6], height, width))
         elif isinstance(shape, dict) and shape.get("size") == [height, width]:
             counts = shape["counts"]
+            plain = counts if isinstance(counts, list) else _counts(counts)
+            if min(plain, default=0) < 0 or sum(plain) != height * width:  # the library would write beyond its buffer
+                raise ValueError(f"counts of {sum(plain)} pixels")
             if isinstance(counts, list):
                 code = tools.frPyObjects(shape, height, width)
             else:
@@ -146,3 +149,20 @@ def _decode(tools: Any, one: dict[str, Any], height: int, width: int, path: str)
         reason = " ".join(str(error).split())[:80]
         raise InputError(f"{path}: annotation {one.get('id')}: no mask of {height}x{width} ({reason})") from None
     return mask
+
+
+def _counts(text: str) -> list[int]:
+    """The counts in COCO's compressed string: five bits a character, from the third on as differences."""
+    counts: list[int] = []
+    value = bits = 0
+    for character in text.encode("ascii"):
+        code = character - 48
+        value |= (code & 31) << bits
+        bits += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << bits
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = bits = 0
+    return counts

@@ -191,7 +191,8 @@ class LabelFolder:
 
 def pair_size(entry: Entry) -> tuple[int, int]:
     """(H, W) of a pair, from the headers. InputError where its two pictures differ."""
-    sizes = {str(path): image_size(path) for path in (entry.visible, entry.infrared) if path is not None}
+    parts = ((entry.visible, False), (entry.infrared, True))
+    sizes = {str(path): image_size(path, as_infrared=infrared) for path, infrared in parts if path is not None}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{path} is {height}x{width}" for path, (height, width) in sizes.items())
         raise InputError(f"{entry.id}: sizes differ: {found} (height x width); align the pair first")

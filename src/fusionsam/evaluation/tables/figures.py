@@ -145,7 +145,7 @@ class PanelRow:
 
     id: str
     pictures: Mapping[str, NDArray[np.uint8]]
-    labels: Mapping[str, NDArray[Any]]
+    labels: Mapping[str, NDArray[np.integer]]
 
 
 def shown_classes(rows: Iterable[PanelRow]) -> list[int]:

@@ -7,11 +7,11 @@ path. Reports on one list of images share a table; those whose prompts the label
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fusionsam.errors import InputError
+from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.robustness import read_table
 from fusionsam.evaluation.tables.formats import Row, Table, to_markdown
 from fusionsam.evaluation.tables.sources import Scored, collect, collect_fusion
@@ -34,54 +34,57 @@ def _number(value: float | None, digits: int = 2) -> str:
     return NONE if value is None else f"{value:.{digits}f}"
 
 
-def _conditions(values: Mapping[str, Any]) -> str:
+def _interval(ends: Sequence[float | None] | None, form: str = ".1f") -> str:
+    low, high = ends or (None, None)
+    return NONE if low is None or high is None else f"{low:{form}} to {high:{form}}"
+
+
+def _conditions(report: Report) -> str:
     """What was different from one view of both images as trained: in words, or '-'."""
-    modality, scales = values.get("modality"), list(values.get("scales") or [1.0])
-    found = [f"{modality} only"] if modality in ("visible", "infrared") else []
-    found += [f"prompts {values['prompts']}"] if values.get("prompts") in ("none", "oracle") else []
-    found += ["flip"] if values.get("flip") else []
-    found += ["scales " + " ".join(f"{scale:g}" for scale in scales)] if scales != [1.0] else []
-    found += ["class offsets fitted on these pairs"] if (values.get("fitted") or {}).get("class_offsets") else []
+    found = [f"{report.modality} only"] if report.modality in ("visible", "infrared") else []
+    found += [f"prompts {report.prompts}"] if report.prompts in ("none", "oracle") else []
+    found += ["flip"] if report.flip else []
+    found += ["scales " + " ".join(f"{scale:g}" for scale in report.scales)] if report.scales != [1.0] else []
+    found += ["class offsets fitted on these pairs"] if report.fitted.get("class_offsets") else []
     return ", ".join(found) or NONE
 
 
-def _difference(values: Mapping[str, Any]) -> str:
+def _difference(report: Report) -> str:
     """Difference to another report, its interval, and whether it is real."""
-    against = values.get("against")
-    if not isinstance(against, Mapping) or against.get("difference") is None:
+    against = report.against
+    if against is None or against.difference is None:
         return NONE
-    low, high = against.get("interval") or (None, None)
-    spread = "" if low is None or high is None else f" ({low:+.1f} to {high:+.1f}{', real' if against['real'] else ''})"
-    return f"{against['difference']:+.2f}{spread}"
+    spread = _interval(against.interval, "+.1f")
+    real = ", real" if against.real else ""
+    return f"{against.difference:+.2f}" + (f" ({spread}{real})" if spread != NONE else "")
 
 
 def evaluations(found: Sequence[Scored], folder: Path) -> list[Table]:
     """A table for each list of images, in order of its first report; upper bounds last."""
     groups: dict[tuple[bool, str, str, str], list[Scored]] = {}
     for one in sorted(found, key=lambda one: one.path):
-        v = one.values
-        groups.setdefault((one.oracle, v["dataset"], str(v.get("split")), v["split_ids_sha256"]), []).append(one)
+        report = one.report
+        key = (one.oracle, report.dataset, str(report.split), report.split_ids_sha256)
+        groups.setdefault(key, []).append(one)
     tables = []
-    for number, ((oracle, dataset, split, _), members) in enumerate(
-        sorted(groups.items(), key=lambda item: item[0][0])
-    ):
-        classes = list(dict.fromkeys(name for one in members for name in one.values["per_class_iou"]))
+    ordered = sorted(groups.items(), key=lambda item: item[0][0])
+    for number, ((oracle, dataset, split, _), members) in enumerate(ordered):
+        classes = list(dict.fromkeys(name for one in members for name in one.report.per_class_iou))
         columns = ("report", "what differs", "mIoU", "interval", "difference", "day", "night", *classes)
         rows = []
         for one in members:
-            v, times = one.values, one.values.get("by_time") or {}
-            low, high = v.get("interval") or (None, None)
+            report, times = one.report, one.report.by_time or {}
             cells = (
                 str(one.path.parent.relative_to(folder)),
-                _conditions(v),
-                _number(v["miou"]),
-                NONE if low is None else f"{low:.1f} to {high:.1f}",
-                _difference(v),
-                *(_number((times.get(time) or {}).get("miou"), 1) for time in ("day", "night")),
-                *(_number(v["per_class_iou"].get(name), 1) for name in classes),
+                _conditions(report),
+                _number(report.miou),
+                _interval(report.interval),
+                _difference(report),
+                *(_number(times[time].miou if time in times else None, 1) for time in ("day", "night")),
+                *(_number(report.per_class_iou.get(name), 1) for name in classes),
             )
             rows.append(Row(one.group, cells))
-        title = f"{dataset}/{split}, {members[0].values['n_images']} images"
+        title = f"{dataset}/{split}, {members[0].report.n_images} images"
         title = f"Upper bound, prompts drawn from the labels: {title}" if oracle else title
         tables.append(Table(f"evaluations_{number}", title, columns, rows))
     return tables

@@ -84,8 +84,9 @@ class Scored:
         that was scored; None if neither tells."""
         first = self.report.checkpoints[0] if self.report.checkpoints else self.report
         weights, card = first.weights, first.weights_card
-        if isinstance(card, dict) and isinstance(card.get("config"), dict):
-            return dict(card["config"])
+        told = None if card is None else card.get("config")
+        if isinstance(told, dict):
+            return told
         if not isinstance(weights, str) or self.report.baseline is not None:
             return None
         try:

@@ -24,7 +24,8 @@ from fusionsam.data.labelling.folder import LabelFolder
 from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Masks, Picture
-from fusionsam.inference.predictor import FusionSAM, Prediction
+from fusionsam.inference.prediction import Prediction
+from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.temperatures import of_objects, under
 from fusionsam.io import write_json
 from fusionsam.progress import progress_bar

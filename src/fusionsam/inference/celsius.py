@@ -1,0 +1,43 @@
+"""Degrees Celsius of the classes of a radiometric pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from fusionsam.data.radiometric import read_radiometric
+from fusionsam.data.splits import Entry
+from fusionsam.inference.prediction import Prediction
+from fusionsam.io import whole
+
+
+def add_celsius(out: Path, entry: Entry, prediction: Prediction, keep: bool) -> dict[str, Any] | None:
+    """Least, mean and greatest temperature of each class that occurs, in degrees Celsius, at the size of the labels;
+    None where the file has no constants. With `keep` NAME_celsius.tif (float32, the camera's own size) is written."""
+    assert entry.radiometric is not None
+    celsius = read_radiometric(entry.radiometric).celsius()
+    if celsius is None:
+        return None
+    if keep:
+        with whole(out / f"{entry.id}_celsius.tif") as part:
+            tifffile.imwrite(part, celsius, metadata={"unit": "degrees Celsius"})
+    height, width = prediction.labels.shape
+    warm = np.asarray(Image.fromarray(celsius).resize((width, height), Image.Resampling.BILINEAR))
+    found: dict[str, Any] = {"unit": "degrees Celsius", "all": _range(celsius), "classes": {}}
+    for index, name in enumerate(prediction.classes):
+        if (inside := prediction.labels == index).any():
+            found["classes"][name] = _range(warm[inside])
+    return found
+
+
+def _range(values: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, float] | None:
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return None
+    return {
+        "min": round(float(known.min()), 2), "mean": round(float(known.mean()), 2), "max": round(float(known.max()), 2),
+    }  # fmt: skip

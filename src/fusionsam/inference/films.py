@@ -1,0 +1,226 @@
+"""Films of two cameras, frame by frame: all their bits, turned as they are to be shown, paired by number or by time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionsam.data.images import MAX_PIXELS, visible_bits
+from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
+from fusionsam.data.stretch import Range, find_range
+from fusionsam.errors import InputError
+from fusionsam.types import LARGEST, SMALLEST
+
+FILM_RATE = Fraction(25)
+_SAMPLED = 32  # frames of a film that its one range is found in
+
+
+def pyav() -> Any:
+    """PyAV; InputError where it is not installed."""
+    try:
+        import av
+    except ImportError:
+        raise InputError('--video: PyAV is not installed; pip install "fusionsam[video]"') from None
+    return av
+
+
+class Film:
+    """A video file: its size as it is shown, rate, and the time of each frame in seconds.
+
+    Iterating gives uint8 (H,W,3), or of grey films deeper than 8 bits uint16 (H,W). InputError for what cannot be
+    decoded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._av = path, pyav()
+        with self._guarded(), self._av.open(str(path)) as container:
+            stream = self._stream(container)
+            self.rate = Fraction(stream.average_rate or stream.guessed_rate or FILM_RATE)
+            found = [packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.size]
+            ticks = sorted(set(found))
+            self.times = [float((tick - ticks[0]) * stream.time_base) for tick in ticks]
+        with self._guarded(), self._av.open(str(path)) as container:
+            stream = self._stream(container)
+            first = next(container.decode(stream), None)
+            if first is None:
+                raise InputError(f"{path}: holds no frame that can be decoded; give another film")
+            self.turned = int(first.rotation or 0) % 360
+            self.stored = (first.width, first.height)
+            self.deep = max(part.bits for part in first.format.components) > 8
+            self.grey = len(first.format.components) == 1
+        self.width, self.height = self.stored[:: -1 if self.turned in (90, 270) else 1]
+        if not 0 < self.width * self.height <= MAX_PIXELS:
+            size = f"frames of {self.width}x{self.height} pixels"
+            raise InputError(f"{path}: {size}; expected {SMALLEST} to {LARGEST} a side")
+
+    @property
+    def count(self) -> int | None:
+        """Frames; None where the container does not tell."""
+        return len(self.times) or None
+
+    @property
+    def variable(self) -> bool:
+        """Whether the times are not those of a constant rate, by more than half of a frame."""
+        return any(abs(time - index / self.rate) > 0.5 / self.rate for index, time in enumerate(self.times))
+
+    def _stream(self, container: Any) -> Any:
+        if not container.streams.video:
+            raise InputError(f"{self.path}: holds no video stream; give a film or a folder of frames")
+        return container.streams.video[0]
+
+    def _guarded(self) -> _Guard:
+        return _Guard(self.path, self._av.FFmpegError)
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        form = ("gray16le" if self.grey else "rgb48le") if self.deep else "rgb24"
+        with self._guarded(), self._av.open(str(self.path)) as container:
+            stream = self._stream(container)
+            stream.thread_type = "AUTO"
+            for frame in container.decode(stream):
+                if (frame.width, frame.height) != self.stored:
+                    found = f"{frame.width}x{frame.height} after {self.stored[0]}x{self.stored[1]}"
+                    raise InputError(f"{self.path}: frames change to {found} pixels; cut the film there")
+                yield np.rot90(frame.to_ndarray(format=form), self.turned // 90)
+
+
+class _Guard:
+    """What FFmpeg raises becomes one line."""
+
+    def __init__(self, path: Path, kind: type[BaseException]) -> None:
+        self.path, self.kind = path, kind
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        if isinstance(error, self.kind):
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"{self.path}: cannot be decoded as a video ({reason}); convert it first") from None
+
+
+# -- one reading for a whole film --------------------------------------------------------------------------------
+
+
+@dataclass
+class Reading:
+    """How the frames of two films become 8 bits, the same for all of them: nothing flickers."""
+
+    options: InfraredOptions = DEFAULT
+    range: Range | None = None
+    bits: int = 16
+    """Of the visible film, where it has more than 8."""
+    told: Heat | None = None
+    """The first infrared frame, with facts and notices of the film."""
+
+    def visible(self, frame: NDArray[Any]) -> NDArray[np.uint8]:
+        """uint8 (H,W,3)."""
+        if frame.dtype == np.uint8:
+            return frame
+        shallow = (frame >> (self.bits - 8)).clip(0, 255).astype(np.uint8)
+        return shallow if shallow.ndim == 3 else np.repeat(shallow[..., None], 3, 2)
+
+    def infrared(self, frame: NDArray[Any]) -> NDArray[np.uint8]:
+        """uint8 (H,W), 0 cold."""
+        return to_heat(np.ascontiguousarray(frame), self.options, film=self.range, hot_is_white=True).pixels
+
+
+def one_reading(visible: Film | None, infrared: Film | None, options: InfraredOptions = DEFAULT) -> Reading:
+    """Look at frames from all over the films (of deep ones, or with a range that is asked for), and decide."""
+    reading = Reading(options)
+    if visible is not None and visible.deep:
+        reading.bits = max(visible_bits(frame) for frame in sampled(visible))
+    if infrared is None:
+        return reading
+    first = np.ascontiguousarray(next(iter(infrared)))
+    if (infrared.deep or options.limits == "auto") and not isinstance(options.limits, tuple):
+        plain = replace(options, limits=None)
+        frames = [_plain(frame, plain) for frame in sampled(infrared)]
+        reading.range = replace(find_range(np.concatenate(frames)), how="film")
+    told = reading.told = to_heat(first, options, film=reading.range)
+    if reading.range is not None:
+        told.notices = [*reading.range.notices(), *told.notices]
+    black = told.facts["polarity"]["hot"] == "black"
+    palette = told.facts.get("palette", {})
+    known = palette.get("how") in ("found", "given")
+    reading.options = replace(
+        options, polarity="black" if black else "white", palette=palette["name"] if known else "none"
+    )
+    return reading
+
+
+def _plain(frame: NDArray[Any], options: InfraredOptions) -> NDArray[Any]:
+    """A frame before it is stretched."""
+    return frame if frame.dtype != np.uint8 else to_heat(np.ascontiguousarray(frame), options).pixels
+
+
+def sampled(film: Film) -> list[NDArray[Any]]:
+    """Up to 2 * _SAMPLED frames at equal distances, however long the film is."""
+    kept: list[NDArray[Any]] = []
+    step = 1
+    for index, frame in enumerate(film):
+        if index % step == 0:
+            kept.append(np.ascontiguousarray(frame))
+        if len(kept) > 2 * _SAMPLED:
+            kept, step = kept[::2], 2 * step
+    return kept
+
+
+# -- pairs of frames ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pairing:
+    """Which frames of two films belong together."""
+
+    frames: list[tuple[int, int]]
+    by_time: bool = False
+    alone: list[str] = field(default_factory=list)
+    """What has no partner, in words."""
+
+
+def pair_frames(visible: Film, infrared: Film) -> Pairing:
+    """By number where both films have one constant rate; else each frame of the slower film with the one of the other
+    that is nearest in time, at most half of the slower film's mean distance away."""
+    counts = (len(visible.times), len(infrared.times))
+    alike = abs(float(visible.rate / infrared.rate) - 1) < 1e-3
+    same_times = counts[0] == counts[1] and np.allclose(visible.times, infrared.times, atol=0.5 / float(visible.rate))
+    if same_times or (alike and not visible.variable and not infrared.variable):
+        both = min(counts)
+        longer = visible if counts[0] > both else infrared
+        rest = max(counts) - both
+        alone = [f"{longer.path}: its last {rest} of {max(counts)} frames have no partner"] if rest else []
+        return Pairing([(index, index) for index in range(both)], alone=alone)
+    slow, fast = (visible, infrared) if len(visible.times) <= len(infrared.times) else (infrared, visible)
+    span = slow.times[-1] / max(1, len(slow.times) - 1)
+    found, lost = [], 0
+    others = np.asarray(fast.times)
+    for index, time in enumerate(slow.times):
+        nearest = int(np.abs(others - time).argmin())
+        if abs(others[nearest] - time) > max(0.5 * span, 0.5 / float(fast.rate)) + 1e-6:
+            lost += 1
+            continue
+        found.append((index, nearest))
+    pairs = found if slow is visible else [(nearest, index) for index, nearest in found]
+    alone = (
+        [f"{slow.path}: {lost} of {len(slow.times)} frames have none of the other film near in time"] if lost else []
+    )
+    return Pairing(pairs, by_time=True, alone=alone)
+
+
+def at(film: Film, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+    """The frames at non-decreasing numbers, decoded once; ends early where the film does."""
+    frames = iter(film)
+    place, frame = -1, None
+    for index in indices:
+        while place < index:
+            frame = next(frames, None)
+            place += 1
+            if frame is None:
+                return
+        assert frame is not None
+        yield frame

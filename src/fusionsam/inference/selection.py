@@ -1,0 +1,79 @@
+"""Which pairs `fusionsam predict` is asked for: two files, two folders, a table, four-channel or radiometric files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fusionsam.data.images import SUFFIXES
+from fusionsam.data.pairing import Paired, left_aside, pair_folders
+from fusionsam.data.radiometric import SUFFIXES as RADIOMETRIC
+from fusionsam.data.splits import Entry, by_stem, entries, one_name
+from fusionsam.errors import InputError
+from fusionsam.inference.options import PredictOptions
+
+
+def select(options: PredictOptions) -> Paired:
+    """The pairs that the options name, those that lack a camera, and what is left aside.
+
+    Raises:
+        InputError: nothing is given, or there; a file with a folder; a partner is missing and `stop_on_error` is set.
+    """
+    if options.manifest is not None:
+        found = _listed(options.manifest)
+    elif options.rgbt is not None:
+        found = _one_file_pairs(options.rgbt, SUFFIXES, lambda id, path: Entry(id, rgbt=path))
+    elif options.radiometric is not None:
+        found = _one_file_pairs(options.radiometric, RADIOMETRIC, lambda id, path: Entry(id, radiometric=path))
+    else:
+        found = _two(options.visible, options.infrared, options.match)
+    if not found.entries and not found.alone:
+        place = next(path for path in _given(options) if path is not None)
+        raise InputError(f"{place}: holds no image ({', '.join(SUFFIXES)}); give a folder of pictures, or one file")
+    if found.alone and (options.stop_on_error or not found.entries):
+        reason = next(iter(found.alone.values()))
+        hint = "" if options.match else "; name both alike, or give their names by --match '{id}_rgb' '{id}_th'"
+        count = f"{len(found.alone)} of {len(found.alone) + len(found.entries)} pairs lack a file"
+        raise InputError(f"{reason} ({count}){hint}")
+    return found
+
+
+def _given(options: PredictOptions) -> list[Path | None]:
+    return [options.manifest, options.rgbt, options.radiometric, options.visible, options.infrared]
+
+
+def _there(path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; check the path")
+
+
+def _two(visible: Path | None, infrared: Path | None, match: tuple[str, ...]) -> Paired:
+    given = [path for path in (visible, infrared) if path is not None]
+    if not given:
+        raise InputError(
+            "predict: neither --visible nor --infrared nor --rgbt, --radiometric or --manifest was given; give at "
+            "least one"
+        )
+    for path in given:
+        _there(path)
+    if len({path.is_dir() for path in given}) > 1:
+        raise InputError(f"{given[0]} and {given[1]}: one is a folder and one a file; give two of a kind")
+    if given[0].is_dir():
+        return pair_folders(visible, infrared, match)
+    return Paired([Entry(given[0].stem, visible=visible, infrared=infrared)])
+
+
+def _one_file_pairs(path: Path, suffixes: tuple[str, ...], make: Callable[[str, Path], Entry]) -> Paired:
+    _there(path)
+    if not path.is_dir():
+        return Paired([make(one_name(path.stem), path)])
+    aside = left_aside(path, suffixes)
+    found = [make(stem, file) for stem, file in by_stem(path, suffixes).items()]
+    return Paired(found, aside=[aside] if aside else [])
+
+
+def _listed(manifest: Path) -> Paired:
+    absent: list[str] = []
+    found = entries("manifest", manifest, "all", absent=absent)
+    alone = dict.fromkeys(absent, f"{manifest}: a file of this row does not exist")
+    return Paired(found, alone)
