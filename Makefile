@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXTRAS := dev
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check docs bench tables test-slow test-oldest browser clean
+.PHONY: setup demo test check docs bench bench-align tables test-slow test-oldest browser clean
 
 # installed again only when what is to be installed has changed
 setup: $(STAMP)
@@ -41,6 +41,17 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/evaluation_time.py --images 200 --out out/bench/evaluation_time.json
 	$(BIN)/python benchmarks/onnx_runtime.py --rounds 5 --out out/bench/onnx.json
 	$(BIN)/python benchmarks/serve_load.py --clients 20 --seconds 20 --out out/bench/serve.json
+
+# How well rigs are found, and how surely unrelated pictures are refused: an hour on one core. The figures of
+# results/alignment.json are of fewer rigs where the file says so.
+BENCH_ALIGN := $(BIN)/python benchmarks/alignment.py --root $(DATA)/roadscene --out out/bench/alignment.json
+bench-align: $(STAMP)
+	$(BENCH_ALIGN) --pairs 5 --rigs 40
+	$(BENCH_ALIGN) --pairs 20 --rigs 40
+	$(BENCH_ALIGN) --pairs 1 --rigs 40
+	$(BENCH_ALIGN) --pairs 5 --rigs 200 --shuffled
+	$(BENCH_ALIGN) --pairs 1 --rigs 200 --shuffled
+	$(BIN)/python benchmarks/alignment.py --pairs 5 --rigs 40 --out out/bench/alignment.json
 
 # results/tables.md, of the JSON reports beside it
 tables: $(STAMP)

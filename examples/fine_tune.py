@@ -45,7 +45,7 @@ def main() -> None:
     found = rehearsal(args.out, args.steps) if args.rehearse else own_pairs(args.root, args.class_file)
     dataset, root, settings = found
     own = ["--data.root", str(root), "--train.out", str(args.out), "--train.max_steps", str(args.steps)]
-    weights = train(read_settings(*settings, *own))
+    weights = train(read_settings(*settings, *own)) / "final"
     report = evaluate(EvaluateConfig(dataset, root, "val", weights=[weights], class_file=args.class_file))
     print(report.title)
 

@@ -62,6 +62,30 @@ def test_a_hidden_rig_is_found_from_four_pairs(hidden: tuple[list[Tensor], list[
     assert result.score > 2 * abs(result.shuffled)
 
 
+def test_a_lens_that_bends_lines_is_found_when_asked_for(hidden: tuple[list[Tensor], list[Tensor], np.ndarray]) -> None:
+    visible, _, matrix = hidden
+    x, y = centre(OTHER)
+    half = float(np.hypot(x, y))
+    truth = Rig(SIZE, OTHER, np.linalg.inv(matrix), None, Lens(half, half, x, y, (-0.1, 0.0, 0.0, 0.0, 0.0)))
+    # the scenes' infrared picture lies in the visible frame: each infrared pixel looks there
+    warp = Warp(truth, "infrared")
+    infrared = [warp(draw_pair(seed, SIZE)[1]).image for seed in range(4)]
+    pictures = [working(v, True) for v in visible], [working(t, False) for t in infrared]
+    y, x = np.mgrid[4 : SIZE[0] : 8, 4 : SIZE[1] : 8]
+    grid = np.stack([x.ravel(), y.ravel()], 1).astype(float)
+    there = truth.visible_to_infrared(grid)
+    grid = grid[((there >= 0) & (there <= np.array(OTHER)[::-1] - 1)).all(1)]
+
+    def error(lens: bool) -> float:
+        found = estimate(*pictures, SIZE, OTHER, lens)
+        mine = Rig(SIZE, OTHER, np.linalg.inv(found.matrix), None, found.lens)
+        return float(
+            np.linalg.norm(truth.infrared_to_visible_points(mine.visible_to_infrared(grid)) - grid, axis=1).max()
+        )
+
+    assert error(True) < 0.7 * error(False)
+
+
 def test_pictures_that_do_not_belong_together_are_refused() -> None:
     generator = torch.Generator().manual_seed(7)
     noise = [torch.randint(0, 256, (1, *OTHER), generator=generator, dtype=torch.uint8) for _ in range(3)]

@@ -108,7 +108,7 @@ def test_a_number_out_of_its_bounds_is_refused_by_name(name, value, expected):
 
 def test_every_number_has_bounds_that_its_default_keeps():
     config = Config()
-    held = set(fusionsam.config._BOUNDS)
+    held = set(fusionsam.config.schema._BOUNDS)
     found = set()
     for part in (config.model, *vars(config.model).values(), config.data, config.loss, config.train):
         if section := getattr(part, "section", None):
@@ -164,7 +164,7 @@ def test_there_are_experiment_files():
 
 def test_every_setting_has_its_help_text():
     """The docstring under a field is the help text of the command line: none may be missing."""
-    for node in ast.parse(inspect.getsource(fusionsam.config)).body:
+    for node in ast.parse(inspect.getsource(fusionsam.config.schema)).body:
         if not isinstance(node, ast.ClassDef) or node.name in ("Config", "_Bounded"):
             continue
         for field, after in zip(node.body, [*node.body[1:], None], strict=True):

@@ -540,6 +540,18 @@ def test_interrupted_evaluation_leaves_no_half_files(home, scored, tmp_path, mon
     assert len(list((tmp_path / "old").iterdir())) == 2
 
 
+def test_each_of_several_weights_is_loaded_once(home, monkeypatch):
+    loaded, plain = [], FusionSAM.from_pretrained
+
+    def counted(source, *arguments, **options):
+        loaded.append(source)
+        return plain(source, *arguments, **options)
+
+    monkeypatch.setattr(FusionSAM, "from_pretrained", counted)
+    run(home, weights=[home / "a", home / "b"], bootstrap=0)
+    assert loaded == [home / "a", home / "b"]
+
+
 def test_the_command_prints_the_table(home, tmp_path, capsys):
     needed = ["--dataset", "mfnet", "--root", str(home / "data"), "--weights", str(home / "a"), "--out", str(tmp_path)]
     assert cli(["evaluate", *needed, "--split", "held", "--prompts", "none", "--bootstrap", "20"]) == 0

@@ -298,6 +298,8 @@ def test_another_page_may_not_draw_and_nonsense_is_one_line(run):
 
     change = b'{"kind": "clear"}'
     assert post("/api/pairs/0/change", change, Origin="http://elsewhere.example")[0] == 403
+    with pytest.raises(json.JSONDecodeError):  # refused as plain text
+        post("/api/pairs/0/change", change, Host="elsewhere.example")
     for path, body, words in (
         ("/api/pairs/99/change", change, "expected 0 to 4"),
         ("/api/pairs/0/change", b"no json", "expected a JSON object"),

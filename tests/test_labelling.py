@@ -211,6 +211,14 @@ def test_what_cannot_be_ours_is_one_line(pairs, tmp_path):
         LabelFolder(tmp_path / "out", pairs, [*NAMES, "dog"], [*PALETTE, (9, 9, 9)])
 
 
+def test_a_second_server_is_kept_out_and_a_lock_left_behind_is_none(pairs, tmp_path):
+    folder, other = (LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE) for _ in range(2))
+    with folder.alone(), pytest.raises(InputError, match="labelled by another server"), other.alone():
+        pass
+    with other.alone():
+        assert (tmp_path / "out/.lock").is_file()
+
+
 def test_coco_gives_back_every_object_and_overwrites_none(pairs, tmp_path):
     folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
     folder.save(pairs[0], drawn(), "paint")

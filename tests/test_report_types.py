@@ -48,6 +48,7 @@ def test_what_is_written_is_read_back_and_keys_of_other_versions_are_kept(tmp_pa
         baseline=Baseline("sam", "fused", "self", "majority", 10),
         against=compare(tally.images, tally_of(IDS, 1).images, CLASSES, "present", 20, title="them"),
         notes=["a"],
+        align={"rig": "r", "by": "auto", "refine": True},
     )
     path = write(tmp_path, full, tally.images)
     stored = json.loads(path.read_text()) | {"of_the_future": [1, {"a": None}]}

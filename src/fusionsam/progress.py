@@ -19,7 +19,7 @@ class LineProgress(tqdm):  # type: ignore[type-arg]
         self._told = time.monotonic()
         super().__init__(*args, **kwargs)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]
         """Write the state as a line if the last one is long ago."""
         if time.monotonic() - self._told < EVERY:
             return False
@@ -31,7 +31,7 @@ class LineProgress(tqdm):  # type: ignore[type-arg]
         if self.disable:
             return
         self.disable = True
-        type(self)._decr_instances(self)
+        type(self)._decr_instances(self)  # type: ignore[attr-defined]
         if self.n:
             self._line()
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusionsam.alignment.geometry import Matrix, Size, rescaling
+from fusionsam.alignment.geometry import Matrix, Size, centre, rescaling
+from fusionsam.alignment.lens import Lens
 from fusionsam.alignment.orientation import compressed, grey, resized
 from fusionsam.alignment.refine import Level, Refined, refine
 from fusionsam.alignment.search import coarse_search
@@ -30,6 +31,7 @@ class Estimate:
     scores: list[float]  # of each pair
     shuffled: float  # mean score of pictures that do not belong together under the same matrix; nan for one pair
     covered: float  # share of the visible frame that infrared covers, 0 to 1
+    lens: Lens | None = None  # of the infrared camera
 
 
 def working(image: Tensor, visible: bool) -> Tensor:
@@ -40,12 +42,17 @@ def working(image: Tensor, visible: bool) -> Tensor:
 
 
 def estimate(
-    visible: Sequence[Tensor], infrared: Sequence[Tensor], visible_size: Size, infrared_size: Size
+    visible: Sequence[Tensor],
+    infrared: Sequence[Tensor],
+    visible_size: Size,
+    infrared_size: Size,
+    lens: bool = False,
 ) -> Estimate:
     """From N pairs as `working` makes them, all visible pictures of one size and all infrared ones of one; the sizes
     (H, W) are those of the pictures as they are.
 
-    The result is a guess until `judge.judge` has looked at it. Deterministic.
+    With `lens` two radial terms of the infrared lens (or of the visible one, turned round) are found, too. The result
+    is a guess until `judge.judge` has looked at it. Deterministic.
 
     >>> found = estimate([working(v, True)], [working(t, False)], (480, 640), (256, 320))  # doctest: +SKIP
     """
@@ -53,13 +60,20 @@ def estimate(
     size: Size = (one.shape[1], one.shape[2])
     found = _search(one, two, size)
     level = Level(one, two, found[0].matrix, 256 if len(one) < 10 else 192)
-    best = refine(level, size, found[0].matrix, 24 if len(one) < 10 else 16, 8, 1.0, STIFFNESS)
+    steps = (24 if len(one) < 10 else 16) * (1 + lens)
+    best = refine(level, size, found[0].matrix, steps, 8, 1.0, STIFFNESS, lens)
+    bend = torch.tensor(best.bend) if lens else None
     with torch.no_grad():
-        scores = level.scores(torch.from_numpy(best.matrix)).tolist()
-        shuffled = _shuffled(level, torch.from_numpy(best.matrix))
+        scores = level.scores(torch.from_numpy(best.matrix), bend).tolist()
+        shuffled = _shuffled(level, torch.from_numpy(best.matrix), bend)
     frames = rescaling(visible_size, size), rescaling(infrared_size, (two.shape[1], two.shape[2]))
     matrix = np.linalg.inv(frames[1]) @ best.matrix @ frames[0]
-    return Estimate(matrix / matrix[2, 2], best.score, scores, shuffled, best.covered)
+    glass = None
+    if lens:
+        x, y = centre(infrared_size)
+        half = float(np.hypot(x, y))
+        glass = Lens(half, half, x, y, (*best.bend, 0.0, 0.0, 0.0))
+    return Estimate(matrix / matrix[2, 2], best.score, scores, shuffled, best.covered, glass)
 
 
 def _search(visible: Tensor, infrared: Tensor, size: Size) -> list[Refined]:
@@ -72,12 +86,12 @@ def _search(visible: Tensor, infrared: Tensor, size: Size) -> list[Refined]:
     return sorted(found, key=lambda each: -each.score * np.sqrt(each.covered))
 
 
-def _shuffled(level: Level, matrix: Tensor) -> float:
+def _shuffled(level: Level, matrix: Tensor, bend: Tensor | None) -> float:
     """Mean score of each visible picture with the next pair's infrared one."""
     if len(level.heat) < 2:
         return float("nan")
     kept = level.heat
     level.heat = kept.roll(1, 0)
-    scores = level.scores(matrix)
+    scores = level.scores(matrix, bend)
     level.heat = kept
     return float(scores.mean())

@@ -93,15 +93,22 @@ def orientation(images: Tensor, mask: Tensor | None = None, sigma: float = 1.0, 
     return blurred(field.flatten(0, 1), blur).reshape(field.shape)
 
 
-def sampled(images: Tensor, matrix: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+def sampled(images: Tensor, matrix: Tensor, size: Size, bend: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`images` (N,h,w) at the places to which `matrix` (3,3) sends the pixels of a frame of `size`: (N,H,W), and the
-    mask (1,H,W) of places that lie inside. The gradient reaches the matrix."""
+    mask (1,H,W) of places that lie inside. The gradient reaches the matrix, and `bend` (2): radial terms of the lens
+    that took the images, of the radius over half their diagonal."""
     height, width = size
     rows = torch.arange(height, dtype=torch.float32)[:, None].expand(height, width)
     columns = torch.arange(width, dtype=torch.float32)[None].expand(height, width)
     places = torch.stack([columns, rows, torch.ones_like(rows)], -1) @ matrix.T.float()
     depth = places[..., 2:]
     places = places[..., :2] / torch.where(depth.abs() < 1e-6, 1e-6, depth)
+    if bend is not None:
+        middle = torch.tensor([(images.shape[2] - 1) / 2, (images.shape[1] - 1) / 2])
+        out = places - middle
+        # beyond the picture the polynomial would run away
+        square = (out.square().sum(-1, keepdim=True) / middle.square().sum()).clamp(max=2)
+        places = middle + out * (1 + square * (bend[0].float() + square * bend[1].float()))
     limits = torch.tensor([images.shape[2] - 1.0, images.shape[1] - 1.0]).clamp(min=1)
     grid = 2 * places / limits - 1
     # edges of the border itself are nobody's

@@ -17,6 +17,10 @@ PRIOR = 8.0
 """Moves of aspect, shear and perspective of this many pixels cost `stiffness`."""
 
 
+BEND = 100.0
+"""The lens's terms are counted in hundredths, which weigh as pixels of the corners do."""
+
+
 @dataclass
 class Refined:
     """A homography, and how well it fits."""
@@ -24,6 +28,7 @@ class Refined:
     matrix: Matrix  # visible -> infrared pixels of the pictures that were given
     score: float  # normalised correlation of the orientation fields over all pairs, -1 to 1
     covered: float  # share of the visible frame on which infrared lies
+    bend: tuple[float, float] = (0.0, 0.0)  # radial terms of the infrared lens, of the radius over half the diagonal
 
 
 class Level:
@@ -44,45 +49,57 @@ class Level:
         self.before = torch.from_numpy(rescaling(other, frame))
         self.after = torch.from_numpy(np.linalg.inv(rescaling(size, self.size)))
 
-    def compared(self, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def compared(self, matrix: Tensor, bend: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Under visible -> infrared `matrix` (3,3): agreement of each pair (N), energies (N) to divide it by, and the
         share of the visible frame that is covered."""
-        image, mask = sampled(self.heat, self.before @ matrix @ self.after, self.size)
+        image, mask = sampled(self.heat, self.before @ matrix @ self.after, self.size, bend)
         field = orientation(image, mask)
         agreement = ((self.field * field).sum(1) * mask).sum((1, 2))
         energies = (self.energy * mask).sum((1, 2)), (field.square().sum(1) * mask).sum((1, 2))
         return agreement, torch.stack(energies), mask.mean()
 
-    def score(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, matrix: Tensor, bend: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The normalised correlation over all pairs, and the share that is covered."""
-        agreement, energies, covered = self.compared(matrix)
+        agreement, energies, covered = self.compared(matrix, bend)
         return agreement.sum() / (energies.sum(1).prod() + 1e-6).sqrt(), covered
 
-    def scores(self, matrix: Tensor) -> Tensor:
+    def scores(self, matrix: Tensor, bend: Tensor | None = None) -> Tensor:
         """The normalised correlation of each pair (N)."""
-        agreement, energies, _ = self.compared(matrix)
+        agreement, energies, _ = self.compared(matrix, bend)
         return agreement / (energies.prod(0) + 1e-6).sqrt()
 
 
 def refine(
-    level: Level, size: Size, start: Matrix, steps: int, modes: int = 8, rate: float = 1.0, stiffness: float = 0.0
+    level: Level,
+    size: Size,
+    start: Matrix,
+    steps: int,
+    modes: int = 8,
+    rate: float = 1.0,
+    stiffness: float = 0.0,
+    lens: bool = False,
 ) -> Refined:
     """Improve `start` (visible -> infrared) by `steps` of Adam over the first `modes` of eight corner moves (4: scale,
-    turn and shift); `rate` is in pixels of a visible picture of UNIT, `size` the visible picture's own."""
+    turn and shift), with `lens` over two radial terms of the infrared lens besides; `rate` is in pixels of a visible
+    picture of UNIT, `size` the visible picture's own."""
+    if lens and modes < 8:
+        raise ValueError("a lens is fitted with all eight movements")
     basis = corner_modes(size) * (max(size) / UNIT)
     begin = torch.from_numpy(start)
-    moves = torch.zeros(modes).double().requires_grad_(True)
+    moves = torch.zeros(modes + 2 * lens).double().requires_grad_(True)
     # Adam (arXiv 1412.6980) in four lines: torch.optim takes seconds to import
     mean, square = torch.zeros_like(moves), torch.zeros_like(moves)
     best, result = -np.inf, Refined(start, -1.0, 0.0)
     for step in range(steps + 1):
-        matrix = begin @ moved_corners(size, (moves[:, None, None] * basis[:modes]).sum(0))
-        score, covered = level.score(matrix)
+        matrix = begin @ moved_corners(size, (moves[:modes, None, None] * basis[:modes]).sum(0))
+        bend = moves[modes:] / BEND if lens else None
+        score, covered = level.score(matrix, bend)
         goal = score - stiffness * (moves[4:] / PRIOR).square().sum()
         if goal.item() > best:
             best = goal.item()
             found = matrix.detach().numpy()
-            result = Refined(found / found[2, 2], score.item(), covered.item())
+            bent = (0.0, 0.0) if bend is None else (bend[0].item(), bend[1].item())
+            result = Refined(found / found[2, 2], score.item(), covered.item(), bent)
         if step == steps:
             break
         (gradient,) = torch.autograd.grad(goal, moves)

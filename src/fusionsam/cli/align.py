@@ -21,6 +21,8 @@ class Options(AnyPairOptions, OverwriteOption, CommandLine):
     """corresponding points, at least four, in the place of a search"""
     pairs: int = 8
     """pairs of a folder to find it from: the sharpest and most varied"""
+    lens: bool = False
+    """find two radial terms of the lens besides: for lenses that bend straight lines; give eight pairs or more"""
     overwrite: bool = OverwriteOption.overwrite
     """replace a rig that is there"""
 
@@ -45,7 +47,7 @@ def main(options: Options) -> int:
     if options.points is not None:
         rig, shown = rigs.clicked(entries, options.points)
     else:
-        found = rigs.fit(entries, options.pairs)
+        found = rigs.fit(entries, options.pairs, options.lens)
         if not found.verdict.accepted:
             raise InputError(f"{options.visible or options.rgbt}: {found.verdict.text}")
         rig, shown = found.rig, found.shown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -54,7 +56,10 @@ def main(options: Options) -> int:
     if not entries:
         raise InputError(f"{options.visible or options.infrared}: holds no picture; give a folder of pairs")
     folder = LabelFolder(options.out, entries, row.classes, row.palette, options.who)
-    return 0 if _exchange(options, folder) else _serve(options, folder)
+    if _exchange(options, folder):
+        return 0
+    with folder.alone():
+        return _serve(options, folder)
 
 
 def _exchange(options: Options, folder: LabelFolder) -> bool:
@@ -62,7 +67,8 @@ def _exchange(options: Options, folder: LabelFolder) -> bool:
     from fusionsam.data.labelling import coco
 
     if options.import_coco:
-        count, pairs = coco.read(options.import_coco, folder)
+        with folder.alone():
+            count, pairs = coco.read(options.import_coco, folder)
         print(f"{count} objects of {pairs} pairs taken from {options.import_coco}")
     if options.export_coco:
         count = coco.write(options.export_coco, folder)
@@ -102,7 +108,11 @@ def _serve(options: Options, folder: LabelFolder) -> int:
     bound.listen(128)
     shown = f"[{host}]" if ":" in host else host
     print(f"fusionsam label: {len(folder.entries)} pairs, http://{shown}:{port}", flush=True)
-    config = uvicorn.Config(create_app(workspace), log_level="warning", ws="none", server_header=False)
+    local = ipaddress.ip_address(host).is_loopback
+    if not local:
+        print(f"fusionsam label: {host} is open to others; whoever reaches it may draw", file=sys.stderr)
+    app = create_app(workspace, ("127.0.0.1", "localhost") if local and ":" not in host else ("*",))
+    config = uvicorn.Config(app, log_level="warning", ws="none", server_header=False)
     uvicorn.Server(config).run(sockets=[bound])
     done = sum(progress.done for progress in folder.progress.values())
     print(f"fusionsam label: stopped; {done} of {len(folder.entries)} pairs done", flush=True)

@@ -187,7 +187,7 @@ def require_classes(classes: Sequence[str], palette: Any, classes_name: str, pal
             f"{classes_name}: {len(classes)} of them; expected up to {MAX_CLASSES}, label maps hold one byte a pixel"
         )
     if (twice := next((name for i, name in enumerate(classes) if name in classes[:i]), None)) is not None:
-        raise InputError(f"{classes_name}: {twice!r} stands there twice; expected each class once")
+        raise InputError(f"{classes_name}: {twice!r} stands there twice; expected each once")
     if not isinstance(palette, list | tuple) or len(palette) != len(classes) or not all(map(_is_color, palette)):
         given = f"{len(palette)}" if isinstance(palette, list | tuple) else type(palette).__name__
         if isinstance(palette, list | tuple) and len(palette) == len(classes):

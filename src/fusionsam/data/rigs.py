@@ -47,9 +47,10 @@ class Fit:
     shown: Entry  # of the pairs that were used the one that fits in the middle
 
 
-def fit(entries: Sequence[Entry], pairs: int = PAIRS) -> Fit:
+def fit(entries: Sequence[Entry], pairs: int = PAIRS, lens: bool = False) -> Fit:
     """Find the rig of entries that have both pictures. InputError where none has, where sizes differ from pair to pair,
-    and where none can be read; a rig that is not believed is returned all the same: see its verdict."""
+    and where none can be read; a rig that is not believed is returned all the same: see its verdict.
+    With `lens` the infrared lens's distortion is found, too."""
     both = [entry for entry in entries if entry.rgbt is not None or (entry.visible and entry.infrared)]
     if not both:
         raise InputError("align: no pair has both a visible and an infrared picture; give both folders")
@@ -62,7 +63,7 @@ def fit(entries: Sequence[Entry], pairs: int = PAIRS) -> Fit:
             skipped.append(str(error))
     if not looked:
         raise InputError(f"align: none of {len(skipped)} pairs can be read; the first: {skipped[0]}")
-    return _fit(looked, pairs, skipped)
+    return _fit(looked, pairs, skipped, lens)
 
 
 def fit_frames(frames: Iterable[tuple[torch.Tensor, torch.Tensor]], pairs: int = PAIRS) -> Fit:
@@ -91,10 +92,10 @@ class _Looked:
         return cls(entry, candidate(visible, infrared), working(visible, True), working(infrared, False), sizes)
 
 
-def _fit(looked: Sequence[_Looked], pairs: int, skipped: Sequence[str]) -> Fit:
+def _fit(looked: Sequence[_Looked], pairs: int, skipped: Sequence[str], lens: bool = False) -> Fit:
     sizes = _one_size(looked)
     chosen = [looked[index] for index in choose([each.candidate for each in looked], pairs)]
-    found = estimate([each.visible for each in chosen], [each.infrared for each in chosen], *sizes)
+    found = estimate([each.visible for each in chosen], [each.infrared for each in chosen], *sizes, lens)
     verdict = judge(found, *sizes)
     warnings = list(verdict.warnings)
     if skipped:
@@ -109,7 +110,8 @@ def _fit(looked: Sequence[_Looked], pairs: int, skipped: Sequence[str]) -> Fit:
         "verdict": verdict.text,
         "warnings": warnings,
     }
-    rig = Rig(sizes[0], sizes[1], torch.linalg.inv(torch.from_numpy(found.matrix)).numpy(), told=told)
+    matrix = torch.linalg.inv(torch.from_numpy(found.matrix)).numpy()
+    rig = Rig(sizes[0], sizes[1], matrix, None, found.lens, told)
     order = sorted(range(len(chosen)), key=lambda index: found.scores[index])
     shown = chosen[order[len(order) // 2]].entry
     return Fit(rig, Verdict(verdict.accepted, verdict.text, warnings), found, shown)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fusionsam.config.options import CommandLine, DataOptions, DeviceOption, OutOption, WeightsOption
+from fusionsam.config.options import BootstrapOptions, CommandLine, DataOptions, DeviceOption, OutOption, WeightsOption
 from fusionsam.errors import InputError
 
 Picture = Literal["visible", "infrared", "fused"]
@@ -17,7 +17,7 @@ FEWEST = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClicksOptions(DataOptions, OutOption, WeightsOption, DeviceOption, CommandLine):
+class ClicksOptions(DataOptions, OutOption, WeightsOption, DeviceOption, BootstrapOptions, CommandLine):
     """Count the clicks that a Segment Anything needs for the objects of a labelled split, on the visible, the infrared
     and our fused picture, by the standard protocol of interactive segmentation. Writes clicks.json, .md, .tex, .csv and
     objects.jsonl; finished pairs of --out are kept."""
@@ -34,10 +34,6 @@ class ClicksOptions(DataOptions, OutOption, WeightsOption, DeviceOption, Command
     """clicks on one object"""
     pairs: int = field(default=0, metadata={"metavar": "N"})
     """draw N pairs by the seed, 0 = all; a larger number keeps those of a smaller one"""
-    seed: int = 0
-    """of the drawn pairs and the bootstrap"""
-    bootstrap: int = 1000
-    """resamples of the recordings, 0 = no intervals"""
 
     def __post_init__(self) -> None:
         """InputError for what cannot be."""

@@ -30,6 +30,7 @@ from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Pic
 from fusionsam.inference.interactive import locate as locate_sam
 from fusionsam.inference.predictor import FusionSAM, choose_device
 from fusionsam.io import OTHER_OUT, require_writable, write_json
+from fusionsam.progress import progress_bar
 from fusionsam.types import IGNORE, Sample
 from fusionsam.weights import checkpoint
 
@@ -139,7 +140,7 @@ def _run(
         return
     sam = InteractiveSAM.from_pretrained(options.sam, device)
     with (Path(options.out) / LINES).open("a", encoding="utf-8") as lines:
-        for index in tqdm(todo, desc="clicks", unit="pair"):
+        for index in progress_bar(todo, desc="clicks", unit="pair"):
             sample = data[index]
             label = sample.label.numpy()
             found = objects(label, options.min_pixels)

@@ -31,7 +31,8 @@ def write(path: str | Path, folder: LabelFolder) -> int:
     """Every object of the folder as one COCO file; how many. Pictures are named by their visible file (infrared where
     there is none), categories have the ids of the classes. InputError where it cannot be written."""
     tools = _masks()
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, entry in enumerate(folder.entries, 1):
         file = entry.visible or entry.infrared
         assert file is not None

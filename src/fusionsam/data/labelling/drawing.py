@@ -17,8 +17,8 @@ from fusionsam.errors import InputError
 
 MOST_OBJECTS = 65535
 """Objects of one pair: their numbers are stored in 16 bits."""
-UNDO = 50
-"""Steps that can be taken back."""
+UNDO, UNDO_BYTES = 50, 128 << 20
+"""Steps that can be taken back, and the memory of one pair's steps: what goes beyond is forgotten, the oldest first."""
 
 Box = tuple[int, int, int, int]
 """x, y, width, height in pixels."""
@@ -190,6 +190,8 @@ class Drawing:
     def _remember(self, box: Box) -> None:
         self._undo.append(_Step(box, self._view(box).copy(), dict(self.classes)))
         del self._undo[:-UNDO]
+        while len(self._undo) > 1 and sum(step.values.nbytes for step in self._undo) > UNDO_BYTES:
+            del self._undo[0]
         self._redo.clear()
 
     def _changed(self, box: Box) -> None:
@@ -261,7 +263,7 @@ def apply(drawing: Drawing, change: Mapping[str, Any], proposal: Callable[[], ND
     kind = change.get("kind")
     whole = (0, 0, drawing.instances.shape[1], drawing.instances.shape[0])
     number: int = _whole(change, "object", 0)
-    touched: Box | None = (0, 0, 0, 0)
+    touched: Box = (0, 0, 0, 0)
     if kind == "paint":
         class_id = _whole(change, "class", None)
         number = drawing.paint(_list(change, "box"), _list(change, "runs"), number, class_id, bool(change.get("keep")))
@@ -279,14 +281,15 @@ def apply(drawing: Drawing, change: Mapping[str, Any], proposal: Callable[[], ND
         drawing.propose(proposal())
         touched = whole
     elif kind in ("undo", "redo"):
-        touched = drawing.undo() if kind == "undo" else drawing.redo()
-        if touched is None:
+        place = drawing.undo() if kind == "undo" else drawing.redo()
+        if place is None:
             raise InputError(f"{kind}: there is nothing to {kind}")
+        touched = place
     else:
         raise InputError(f"change: found kind {str(kind)[:40]!r}; expected paint, erase, class, delete, clear or undo")
     if kind in ("paint", "erase"):
         drawing.clicks += max(0, _whole(change, "clicks", 1))
-    return {"box": list(touched), "object": number}
+    return {"box": None if touched is None else list(touched), "object": number}
 
 
 def _list(change: Mapping[str, Any], key: str) -> list[int]:

@@ -18,8 +18,8 @@ import io
 import json
 import os
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,6 +140,22 @@ class LabelFolder:
                 raise InputError(f"{self.out}: the log cannot be written ({error.strerror}); {_REMEDY}") from None
             if before is None or before.done != drawing.done:
                 self._write_manifest()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps a second server from the folder while this one runs; InputError where there is one already. The lock
+        goes with the process, a killed one included."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        with (self.out / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{self.out}: is being labelled by another server; end it first") from None
+            yield
 
     def training_command(self) -> str:
         """What fine-tunes the shipped checkpoint on the pairs that are done."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any
@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from fusionsam.errors import InputError
 from fusionsam.server.labelling.workspace import Workspace
@@ -26,8 +27,9 @@ MOST_BYTES = 64 << 20
 """Of one request: the runs of a ragged mask of 12 megapixels are some megabytes of JSON."""
 
 
-def create_app(workspace: Workspace) -> FastAPI:
-    """The application; `app.state.token` tells pictures of this run from those a browser has kept of another."""
+def create_app(workspace: Workspace, hosts: Sequence[str] = ("*",)) -> FastAPI:
+    """The application, which answers under the names `hosts` alone: a page elsewhere whose name is turned to this
+    machine gets nothing. `app.state.token` tells pictures of this run from those a browser has kept of another."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -38,6 +40,7 @@ def create_app(workspace: Workspace) -> FastAPI:
     app.state.token = secrets.token_hex(4)
     static = resources.files("fusionsam.server.labelling") / "static"
     _guards(app)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
 
     @app.get("/")
     async def page() -> Response:

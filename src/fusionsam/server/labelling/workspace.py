@@ -28,6 +28,7 @@ from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.temperatures import of_objects, under
 from fusionsam.io import write_json
+from fusionsam.progress import progress_bar
 
 Order = Literal["name", "uncertainty"]
 ReadCelsius = Callable[[Path], NDArray[np.floating] | None]
@@ -235,13 +236,8 @@ class Workspace:
             if held is None or type(number) is not int or not 0 <= number < len(held.masks):
                 raise InputError("previous: is no longer held; click again without it")
             previous = held.logits[number]
-        answer = pair.masks().mask(
-            asked.get("points"),
-            asked.get("labels"),
-            asked.get("box"),
-            str(asked.get("on", "fused")),
-            previous,  # type: ignore[arg-type]
-        )
+        on: Any = str(asked.get("on", "fused"))
+        answer = pair.masks().mask(asked.get("points"), asked.get("labels"), asked.get("box"), on, previous)
         token = secrets.token_hex(8)
         pair.answers[token] = answer
         while len(pair.answers) > ANSWERS:
@@ -276,7 +272,7 @@ def uncertainty(folder: LabelFolder, model: FusionSAM) -> dict[str, float]:
         if stored.get("weights") == model.name:
             known = {str(id): float(value) for id, value in stored["pairs"].items()}
     todo = [entry for entry in folder.entries if entry.id not in known]
-    for entry in tqdm(todo, desc="uncertainty", unit="pair", disable=not todo):
+    for entry in progress_bar(todo, desc="uncertainty", unit="pair", disable=not todo):
         try:
             sample = read_sample(entry)
             known[entry.id] = float(1 - model.predict(sample.visible, sample.infrared).confidence.mean())

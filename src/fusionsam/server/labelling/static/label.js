@@ -31,7 +31,7 @@ async function ask(path, body) {
 function change(what) {  // one after another: each says which state it was made on
   const index = state.index;
   const job = queue.then(async () => {
-    if (index !== state.index) return null;
+    if (index !== state.index || !state.pair) return null;
     say("saving ...");
     try {
       const answer = await ask(`/api/pairs/${index}/change`, { ...what, revision: state.pair.revision });
@@ -86,7 +86,11 @@ async function open(index) {
   await queue;
   say("opening ...");
   let pair;
-  try { pair = await ask(`/api/pairs/${index}`); } catch (error) { state.index = index; lists(); say(error.message, true); return; }
+  try { pair = await ask(`/api/pairs/${index}`); } catch (error) {  // nothing may be drawn on the pair before
+    Object.assign(state, { index, pair: null, images: {} });
+    discard();
+    return say(error.message, true);
+  }
   const [H, W] = pair.size;
   Object.assign(state, { index, pair, instances: new Uint16Array(H * W), images: {}, selected: 0, temperatures: null });
   discard();
@@ -226,6 +230,7 @@ function undo() {
 // ---- drawing -------------------------------------------------------------------------------------------------------
 
 function panes() {
+  if (!state.pair) return;
   const side = $("side").checked, names = side ? ["visible", "fused", "infrared"].filter((n) => state.pair.pictures.includes(n)) : ["one"];
   $("stage").className = side ? "side" : "";
   $("stage").replaceChildren(...names.map((name) => {
