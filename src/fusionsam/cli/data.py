@@ -96,9 +96,13 @@ def _problems(report: dict[str, Any]) -> list[str]:
             for e in report["size_mismatches"]
         ],
         "unusable labels": [f"{e['split']} {e['id']}: {e['reason']}" for e in report["bad_labels"]],
+        "labels that would teach the wrong thing": [f"{e['split']}: {e['reason']}" for e in report["label_faults"]],
+        "folders that are not read, and a camera is missing": [e["reason"] for e in report["unread"] if e["problem"]],
         "shared between splits": [_pair(e) for e in report["shared"]],
     }
     notes = {
+        "classes without a pixel (a note)": [f"{e['split']}: {e['class']}" for e in report["absent_classes"]],
+        "folders that are not read (a note)": [e["reason"] for e in report["unread"] if not e["problem"]],
         "look-alikes across splits (a note, no problem)": [_pair(e) for e in report["look_alikes"]],
         "infrared lies off, pixels to move it right and down (a note; --align takes such shifts off)": [
             f"{e['split']} {e['id']}: {e['x']:+.1f} {e['y']:+.1f}" for e in report["misaligned"]

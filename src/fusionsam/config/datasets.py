@@ -5,7 +5,7 @@ A new data set is a new row. `metrics` names those that are scored in a way of t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,8 @@ class DatasetRow:
     folders: Mapping[str, tuple[str, ...]]
     splits: tuple[str, ...]
     """Official splits; `val` of split_folders is held out of train by us."""
+    labels_map: Mapping[int, int] = field(default_factory=dict)
+    """Id in the label files -> class id, or 255 to ignore it; of a class file."""
 
     @property
     def num_classes(self) -> int:
@@ -140,10 +142,12 @@ def _read_class_file(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: a date that is none
         detail = " ".join(str(error).split())
         raise InputError(f"{path}: not readable as YAML ({detail}); expected the keys classes and palette") from error
-    keys = {"classes", "palette", "foreground"}
+    keys = {"classes", "palette", "foreground", "labels_map"}
     if not isinstance(content, dict) or not {"classes", "palette"} <= set(content) or not set(content) <= keys:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: found {found}; expected the keys classes and palette, and perhaps foreground")
+        raise InputError(
+            f"{path}: found {found}; expected the keys classes and palette, and perhaps foreground and labels_map"
+        )
     classes, palette = content["classes"], content["palette"]
     if not isinstance(classes, list) or not classes or not all(isinstance(item, str) for item in classes):
         raise InputError(f"{path}: classes must be a list of names, position = id; quote names such as 'no' or '1'")
@@ -156,7 +160,23 @@ def _read_class_file(path: Path) -> dict[str, Any]:
     if any(not 0 <= index < len(classes) for index in ids):
         raise InputError(f"{path}: foreground ids {ids} go beyond the {len(classes)} classes")
     colors = tuple((int(r), int(g), int(b)) for r, g, b in palette)
-    return {"classes": tuple(classes), "palette": colors, "foreground": tuple(sorted(set(ids)))}
+    mapped = _labels_map(path, content.get("labels_map", {}), len(classes))
+    return {"classes": tuple(classes), "palette": colors, "foreground": tuple(sorted(set(ids))), "labels_map": mapped}
+
+
+def _labels_map(path: Path, given: object, count: int) -> dict[int, int]:
+    """{id in the files: class id, or MAX_CLASSES (ignore)}."""
+    fits = isinstance(given, dict) and all(
+        type(key) is int and type(value) is int and key >= 0 and (0 <= value < count or value == MAX_CLASSES)
+        for key, value in given.items()
+    )
+    if not fits:
+        raise InputError(
+            f"{path}: labels_map: found {given!r}; expected ids of the label files and the class ids they mean, as in "
+            f"{{255: 1}} (0 to {count - 1}, or {MAX_CLASSES} to ignore)"
+        )
+    assert isinstance(given, dict)
+    return dict(given)
 
 
 def require_classes(classes: Sequence[str], palette: Any, classes_name: str, palette_name: str) -> None:

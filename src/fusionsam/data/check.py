@@ -14,6 +14,7 @@ from fusionsam.config.datasets import DatasetRow, find
 from fusionsam.data.dataset import IGNORE, read_sample
 from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.data.images import image_size
+from fusionsam.data.label_faults import absent_classes, label_faults, lossy_labels, unread_folders
 from fusionsam.data.leaks import compare, weigh
 from fusionsam.data.splits import Entry, entries
 from fusionsam.errors import InputError
@@ -33,15 +34,16 @@ def check(
     Without `splits`: those of the row that can be found (of a user's own pairs train, val and test, or else all). Keys:
     dataset, root, splits (per split: pairs, visible, infrared, labelled, sizes {HxW: count}, class_percent {name:
     percent of label pixels}, shift_pixels {median, p90}: by how much infrared lies off), errors (splits that cannot be
-    listed), unreadable (path and reason), size_mismatches, bad_labels, misaligned (pairs of all splits whose edges
-    agree clearly better after a shift: x and y in pixels to move infrared by, the largest first: a note, no problem),
-    shared (leaks, each with kind, splits, ids), look_alikes (the same of what `leaks.weigh` only mentions: a note, no
-    problem), ok. Raises InputError only for an
+    listed), unreadable (path and reason), size_mismatches, bad_labels, label_faults (labels
+    that would teach the wrong thing), absent_classes (a note), unread (folders of pictures whose name is not known),
+    misaligned (pairs of all splits whose edges agree clearly better after a shift: x and y in pixels to move infrared
+    by, the largest first: a note, no problem), shared (leaks, each with kind, splits, ids), look_alikes (the same of
+    what `leaks.weigh` only mentions: a note, no problem), ok. Raises InputError only for an
     unknown data set, a bad class file, or if no split can be listed."""
     row = find(dataset, class_file)
     report: dict[str, Any] = {"dataset": dataset, "root": str(root), "splits": {}}
     report |= {"unreadable": [], "size_mismatches": [], "bad_labels": [], "shared": [], "look_alikes": []}
-    report["misaligned"] = []
+    report |= {"misaligned": [], "label_faults": [], "absent_classes": [], "unread": []}
     own = splits is None and row.splits == ("all",)
     # a user's own pairs may have splits, by folders, lists or a column; only then can they be compared
     found, report["errors"] = _listed(
@@ -64,7 +66,11 @@ def check(
             {"kind": leak.kind, "splits": [leak.first, leak.second], "ids": [leak.first_id, leak.second_id]}
             for leak in leaks
         ]
-    report["ok"] = not any(report[key] for key in ("errors", "unreadable", "size_mismatches", "bad_labels", "shared"))
+    unread = unread_folders(Path(root), row) if row.layout == "pairs" else []
+    one_camera = any(not part["visible"] or not part["infrared"] for part in report["splits"].values())
+    report["unread"] = [{"reason": line, "problem": one_camera} for line in unread]
+    problems = ("errors", "unreadable", "size_mismatches", "bad_labels", "label_faults", "shared")
+    report["ok"] = not any(report[key] for key in problems) and not (one_camera and unread)
     return report
 
 
@@ -110,6 +116,10 @@ def _counted(
         prints.add(entry, sample)
         ids.append(entry.id)
     counted = max(int(pixels.sum() - pixels[IGNORE]), 1)
+    lossy = [f"{path}: a lossy file does not keep ids; save labels as PNG" for path in lossy_labels(members)]
+    report["label_faults"] += [{"split": split, "reason": reason} for reason in [*label_faults(pixels, row), *lossy]]
+    if there["label"]:
+        report["absent_classes"] += [{"split": split, "class": name} for name in absent_classes(pixels, row)]
     return (
         {
             "pairs": len(members),
@@ -152,7 +162,7 @@ def _examined(entry: Entry, split: str, row: DatasetRow, report: dict[str, Any])
     for path in dict.fromkeys((entry.rgbt, entry.visible, entry.infrared, entry.label)):
         if path is not None:
             try:
-                sizes[str(path)] = image_size(path)
+                sizes[str(path)] = image_size(path, as_infrared=path == entry.infrared)
             except InputError as error:
                 report["unreadable"].append({"split": split, "id": entry.id, "path": str(path), "reason": str(error)})
                 broken = True

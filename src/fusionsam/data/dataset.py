@@ -187,6 +187,11 @@ def read_sample(
 def _read_label(entry: Entry, row: DatasetRow | None) -> Tensor:
     assert entry.label is not None
     label = read_label(entry.label, row.palette if row is not None and row.palette else None)
+    if row is not None and row.labels_map:
+        stored = label
+        label = stored.clone()
+        for found, meant in row.labels_map.items():
+            label[stored == found] = meant
     if row is not None and row.classes:
         # counting is far cheaper than sorting, but takes no negative ids
         low, high = (int(end) for end in label.aminmax())
@@ -196,7 +201,7 @@ def _read_label(entry: Entry, row: DatasetRow | None) -> Tensor:
             raise InputError(
                 f"{entry.label}: label ids {bad[:8]} are outside of 0..{row.num_classes - 1} ("
                 f"{row.num_classes} classes of {row.name!r}; {IGNORE} = ignore); "
-                "mend the label or give the right class file"
+                "mend the label, give the right class file, or map ids by labels_map: {ID: CLASS} in it"
             )
     return label.flip(-1) if entry.mirrored else label
 

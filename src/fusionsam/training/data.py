@@ -21,6 +21,7 @@ from fusionsam.config.datasets import DatasetRow, find
 from fusionsam.config.schema import Config, DataConfig
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.fingerprints import Fingerprints, fingerprint
+from fusionsam.data.label_faults import require_teachable
 from fusionsam.data.leaks import compare, require_no_leak, weigh
 from fusionsam.data.loader import train_loader, val_loader
 from fusionsam.data.predictions import PredictionFolder
@@ -143,6 +144,7 @@ def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
     opened = [PairDataset(lists[split], row, True, align) for split in (data.train_split, data.val_split)]
     if not row.classes:
         raise InputError(f"data.class_file: data set {data.dataset!r} has no classes of its own; give a YAML with them")
+    require_teachable(opened[0], row, Path(data.root))
     pairs = enumerate(zip_longest(config.model.classes, row.classes))
     if (odd := next(((i, *names) for i, names in pairs if names[0] != names[1]), None)) is not None:
         raise InputError(

@@ -1,0 +1,208 @@
+"""Radiometric files: drawn here byte by byte, and the seven real ones against flyr and ExifTool where they are."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import struct
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fusionsam.data.dataset import read_sample
+from fusionsam.data.images import read_heat
+from fusionsam.data.infrared import InfraredOptions
+from fusionsam.data.planck import Planck
+from fusionsam.data.radiometric import is_radiometric, read_radiometric
+from fusionsam.data.splits import Entry
+from fusionsam.errors import InputError
+
+H, W = 97, 131
+PLANCK = Planck(17837.5, 1450.4, 1.0, -1143.0, 0.0123328, emissivity=0.95)
+READ_BY_FLYR = ("FLIR", "FLIR_AX8", "FLIR_E40", "FLIR_B60")
+
+
+def _counts() -> np.ndarray:
+    rows, columns = np.mgrid[:H, :W]
+    return (14000 + 20 * rows + 30 * columns).astype(np.uint16)
+
+
+def _camera() -> bytes:
+    data = bytearray(0x400)
+    struct.pack_into("<H", data, 0, 2)
+    floats = {
+        0x20: PLANCK.emissivity, 0x24: 1.0, 0x28: 293.15, 0x2C: 293.15, 0x30: 293.15, 0x34: 1.0, 0x3C: 0.5,
+        0x58: PLANCK.r1, 0x5C: PLANCK.b, 0x60: PLANCK.f, 0x70: PLANCK.alpha1, 0x74: PLANCK.alpha2, 0x78: PLANCK.beta1,
+        0x7C: PLANCK.beta2, 0x80: PLANCK.x, 0x30C: PLANCK.r2,
+    }  # fmt: skip
+    for place, value in floats.items():
+        struct.pack_into("<f", data, place, value)
+    struct.pack_into("<i", data, 0x308, int(PLANCK.o))
+    data[0xD4:0xD9] = b"Draft"
+    return bytes(data)
+
+
+def _records(counts: np.ndarray, packed: bool, visible: np.ndarray | None) -> dict[int, bytes]:
+    head = struct.pack("<HHH", 2, W, H) + bytes(26)
+    picture = io.BytesIO()
+    if packed:  # the bytes of a pixel exchanged, as FLIR writes them
+        Image.fromarray(counts.byteswap()).save(picture, "PNG")
+    found = {1: head + (picture.getvalue() if packed else counts.tobytes()), 0x20: _camera()}
+    if visible is not None:
+        file = io.BytesIO()
+        Image.fromarray(visible).save(file, "JPEG", quality=95)
+        found[0x0E] = struct.pack("<HHH", 3, *visible.shape[1::-1]) + bytes(26) + file.getvalue()
+        found[0x2A] = struct.pack("<f6h", 1.25, 4, -2, 0, W - 1, 0, H - 1)
+    return found
+
+
+def flir_file(path, counts, packed=True, visible=None, order=">", piece=20000):
+    """A JPEG with FLIR's records in APP1 segments of `piece` bytes."""
+    records = _records(counts, packed, visible)
+    place = 64 + 32 * len(records)
+    directory, body = b"", b""
+    for kind, record in records.items():
+        directory += struct.pack(order + "HHIIIIIII", kind, 0, 0, 0, place + len(body), len(record), 0, 0, 0)[:32]
+        body += record
+    head = b"FFF\0" + bytes(16) + struct.pack(order + "III", 101, 64, len(records)) + bytes(32)
+    data = head + directory + body
+    pieces = [data[start : start + piece] for start in range(0, len(data), piece)]
+    segments = b"".join(
+        b"\xff\xe1" + struct.pack(">H", len(part) + 10) + b"FLIR\0\x01" + bytes([index, len(pieces) - 1]) + part
+        for index, part in enumerate(pieces)
+    )
+    return _with_segments(path, segments)
+
+
+def dji_file(path, counts):
+    """A JPEG with bare counts in APP3 segments."""
+    data = counts.astype("<u2").tobytes()
+    pieces = [data[start : start + 65000] for start in range(0, len(data), 65000)]
+    return _with_segments(path, b"".join(b"\xff\xe3" + struct.pack(">H", len(part) + 2) + part for part in pieces))
+
+
+def _with_segments(path, segments):
+    preview = io.BytesIO()
+    Image.new("RGB", (W, H), (200, 30, 90)).save(preview, "JPEG")
+    path.write_bytes(preview.getvalue()[:2] + segments + preview.getvalue()[2:])
+    return path
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_flir_files_give_counts_temperatures_and_the_camera(packed, order, tmp_path):
+    path = flir_file(tmp_path / "x.jpg", _counts(), packed, order=order)
+    assert is_radiometric(path)
+    file = read_radiometric(path)
+    np.testing.assert_array_equal(file.counts, _counts())
+    assert (file.maker, file.camera, file.visible) == ("FLIR", "Draft", None)
+    np.testing.assert_allclose(file.celsius(), PLANCK.celsius(_counts()), atol=1e-3)
+
+
+def test_a_black_body_has_the_temperature_that_its_counts_were_made_of():
+    body = Planck(17837.5, 1450.4, 1.0, -1143.0, 0.0123328, distance=0.0)
+    for celsius in (-20.0, 0.0, 36.6, 120.0):
+        counts = np.array([[round(body._counts(celsius))]], np.uint16)
+        assert body.celsius(counts)[0, 0] == pytest.approx(celsius, abs=0.05)
+    assert not Planck(0, 0, 0, 0, 0).usable()
+
+
+def test_dji_files_give_counts(tmp_path):
+    path = dji_file(tmp_path / "x.JPG", _counts())
+    file = read_radiometric(path)
+    np.testing.assert_array_equal(file.counts, _counts())
+    assert file.celsius() is None
+
+
+def test_the_visible_picture_is_laid_by_the_makers_own_numbers(tmp_path):
+    visible = np.zeros((240, 320, 3), np.uint8)
+    visible[:, :, 0] = np.arange(240)[:, None]
+    visible[:, :, 1] = np.arange(320)[None] // 2
+    path = flir_file(tmp_path / "x.jpg", _counts(), visible=visible)
+    file = read_radiometric(path)
+    assert file.alignment.to_dict()["Real2IR"] == 1.25
+    box = file.alignment.box((240, 320), (H, W))
+    assert box[0] == pytest.approx(160 + 4 - 128)
+    sample = read_sample(Entry("x", radiometric=path))
+    assert sample.visible.shape[1:] == sample.infrared.shape[1:] == (round(box[3] - box[1]), round(box[2] - box[0]))
+    column = sample.visible[1, 50].float()
+    assert column[0] == pytest.approx(box[0] / 2, abs=3)
+    assert column[-1] == pytest.approx(box[2] / 2, abs=3)
+    assert sample.input["infrared"]["radiometric"]["maker"] == "FLIR"
+
+
+def test_given_as_infrared_the_counts_are_read_not_the_coloured_preview(tmp_path):
+    path = flir_file(tmp_path / "x.jpg", _counts())
+    read = read_heat(path)
+    assert read.facts["kind"] == "counts"
+    assert np.corrcoef(read.pixels.ravel(), _counts().ravel())[0, 1] > 0.999
+    fixed = read_heat(path, InfraredOptions(limits=(20.0, 60.0)))
+    assert fixed.facts["kind"] == "degrees Celsius"
+    expected = ((PLANCK.celsius(_counts()) - 20) / 40 * 255).clip(0, 255)
+    np.testing.assert_allclose(fixed.pixels, expected, atol=1)
+
+
+def test_damaged_files_are_refused_in_one_line_or_read(tmp_path):
+    rng = np.random.default_rng(4)
+    visible = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    whole = [flir_file(tmp_path / "f.jpg", _counts(), visible=visible), dji_file(tmp_path / "d.jpg", _counts())]
+    whole = [path.read_bytes() for path in whole]
+    path, refusals = tmp_path / "x.jpg", []
+    for number in range(500):
+        data = bytearray(whole[number % 2])
+        for _ in range(rng.integers(1, 12)):
+            data[rng.integers(2, min(len(data), 3000))] = rng.integers(0, 256)
+        if number % 3 == 0:
+            data = data[: rng.integers(2, len(data))]
+        path.write_bytes(bytes(data))
+        try:
+            assert read_radiometric(path).counts.size <= 2 * 4096**2
+        except InputError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 100
+    assert all(str(path) in line and "\n" not in line for line in refusals)
+
+
+def test_an_ordinary_jpeg_is_no_radiometric_file(tmp_path):
+    Image.new("RGB", (W, H)).save(tmp_path / "x.jpg")
+    assert not is_radiometric(tmp_path / "x.jpg")
+    with pytest.raises(InputError, match="holds no radiometric data"):
+        read_radiometric(tmp_path / "x.jpg")
+
+
+def _real(data_root, name):
+    path = data_root / "rjpeg" / f"{name}.jpg"
+    if not path.is_file():
+        pytest.skip(f"no real radiometric files at {path.parent}")
+    return path
+
+
+@pytest.mark.parametrize("name", READ_BY_FLYR)
+def test_real_files_have_the_temperatures_of_flyr(name, data_root):
+    flyr = pytest.importorskip("flyr")
+    path = _real(data_root, name)
+    np.testing.assert_allclose(read_radiometric(path).celsius(), flyr.unpack(str(path)).celsius, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [*READ_BY_FLYR, "DJI_XT2", "DJI_M30T", "DJI_M2EA"])
+def test_real_files_have_the_counts_of_exiftool(name, data_root):
+    if shutil.which("exiftool") is None:
+        pytest.skip("no exiftool here (Debian's libimage-exiftool-perl)")
+    path = _real(data_root, name)
+    tag = "-ThermalData" if name in ("DJI_M30T", "DJI_M2EA") else "-RawThermalImage"
+    raw = subprocess.run(["exiftool", "-b", tag, str(path)], capture_output=True, check=True).stdout
+    file = read_radiometric(path)
+    if tag == "-ThermalData":
+        expected = np.frombuffer(raw, "<u2").reshape(file.counts.shape)
+    else:
+        with Image.open(io.BytesIO(raw)) as image:
+            expected = np.asarray(image).astype(np.uint16)
+            expected = expected.byteswap() if image.format == "PNG" else expected
+    np.testing.assert_array_equal(file.counts, expected)
+
+
+def test_the_xt2_agrees_with_the_temperature_in_its_own_metadata(data_root):
+    celsius = read_radiometric(_real(data_root, "DJI_XT2")).celsius()
+    assert celsius[250:262, 314:326].mean() == pytest.approx(34, abs=1)  # XMP CentralTemperature
