@@ -43,7 +43,7 @@ class Failures:
             if _is_ours(self.path):
                 self.path.unlink()
             return 0
-        say(f"{len(self.rows)} pairs failed, {done} are done; the reasons are in {self.path}; the first:")
+        say(f"failed: {len(self.rows)}, done: {done} pairs; the reasons are in {self.path}; the first:")
         for name, reason in self.rows[:5]:
             say(f"  {name}: {reason}")
         return SOME_FAILED
