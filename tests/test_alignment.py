@@ -306,7 +306,7 @@ def test_align_then_predict_on_two_sizes(folders: Path, tmp_path: Path, capsys: 
     from fusionsam.cli.main import main
 
     pair = ["--visible", str(folders / "visible"), "--infrared", str(folders / "infrared")]
-    assert main(["predict", *pair, "--out", str(tmp_path / "no")]) == 2
+    assert main(["predict", *pair, "--out", str(tmp_path / "no")]) == 3  # pairs that failed are listed
     assert "--align auto" in capsys.readouterr().err
     rig = tmp_path / "rig.json"
     assert main(["align", *pair, "--out", str(rig)]) == 0
@@ -331,7 +331,7 @@ def test_a_rig_of_other_cameras_is_one_line(folders: Path, tmp_path: Path, capsy
 
     rig = Rig((480, 480), (200, 200), np.diag([2.0, 2.0, 1.0])).write(tmp_path / "rig.json")
     pair = ["--visible", str(folders / "visible"), "--infrared", str(folders / "infrared")]
-    assert main(["predict", *pair, "--out", str(tmp_path / "out"), "--align", str(rig)]) == 2
+    assert main(["predict", *pair, "--out", str(tmp_path / "out"), "--align", str(rig)]) == 3
     said = capsys.readouterr().err
     assert "p0" in said
     assert "480x480" in said
