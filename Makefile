@@ -44,6 +44,7 @@ bench: $(STAMP)
 
 # How well rigs are found, and how surely unrelated pictures are refused: an hour on one core. The figures of
 # results/alignment.json are of fewer rigs where the file says so.
+DATA ?= ../shared/data
 BENCH_ALIGN := $(BIN)/python benchmarks/alignment.py --root $(DATA)/roadscene --out out/bench/alignment.json
 bench-align: $(STAMP)
 	$(BENCH_ALIGN) --pairs 5 --rigs 40

@@ -12,7 +12,9 @@ import pytest
 import torch
 import yaml
 
-import fusionsam.config.schema
+import fusionsam.config.bounds
+import fusionsam.config.model
+import fusionsam.config.training
 from fusionsam.config.schema import (
     PRESETS,
     Config,
@@ -108,7 +110,7 @@ def test_a_number_out_of_its_bounds_is_refused_by_name(name, value, expected):
 
 def test_every_number_has_bounds_that_its_default_keeps():
     config = Config()
-    held = set(fusionsam.config.schema._BOUNDS)
+    held = set(fusionsam.config.bounds.BOUNDS)
     found = set()
     for part in (config.model, *vars(config.model).values(), config.data, config.loss, config.train):
         if section := getattr(part, "section", None):
@@ -164,8 +166,11 @@ def test_there_are_experiment_files():
 
 def test_every_setting_has_its_help_text():
     """The docstring under a field is the help text of the command line: none may be missing."""
-    for node in ast.parse(inspect.getsource(fusionsam.config.schema)).body:
-        if not isinstance(node, ast.ClassDef) or node.name in ("Config", "_Bounded"):
+    sources = [inspect.getsource(module) for module in (fusionsam.config.model, fusionsam.config.training)]
+    for node in ast.parse(
+        "\n".join(source.replace("from __future__ import annotations", "") for source in sources)
+    ).body:
+        if not isinstance(node, ast.ClassDef) or node.name in ("Config", "Bounded"):
             continue
         for field, after in zip(node.body, [*node.body[1:], None], strict=True):
             kind = ast.unparse(field.annotation) if isinstance(field, ast.AnnAssign) else "Config"

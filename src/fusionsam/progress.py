@@ -16,7 +16,7 @@ class LineProgress(tqdm):  # type: ignore[type-arg]
     """tqdm that writes whole lines, at most one every EVERY seconds and one at the end."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._told = time.monotonic()
+        self._told, self._last = time.monotonic(), 0
         super().__init__(*args, **kwargs)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]
@@ -32,11 +32,11 @@ class LineProgress(tqdm):  # type: ignore[type-arg]
             return
         self.disable = True
         type(self)._decr_instances(self)  # type: ignore[attr-defined]
-        if self.n:
+        if self.n != self._last:
             self._line()
 
     def _line(self) -> None:
-        self._told = time.monotonic()
+        self._told, self._last = time.monotonic(), self.n
         self.fp.write(f"{self}\n")
         self.fp.flush()
 

@@ -65,6 +65,13 @@ class Aligner:
             self._warps = {key: Warp(rig, self.frame)}
         return self._warps[key]
 
+    def fits(self, visible: Tensor | None, infrared: Tensor | None) -> bool:
+        """Whether a pair has the sizes of the rig."""
+        if visible is None or infrared is None:
+            return False
+        sizes = (visible.shape[1], visible.shape[2]), (infrared.shape[1], infrared.shape[2])
+        return sizes == (tuple(self.rig.visible_size), tuple(self.rig.infrared_size))
+
     def __call__(self, visible: Tensor | None, infrared: Tensor | None) -> Aligned:
         """`visible` uint8 (3,H,W) and `infrared` (1,H',W'); a picture that stands alone stays as it is. InputError for
         sizes that are not the rig's."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from fusionsam.config.options import DeviceOption, WeightsOption
 
@@ -15,11 +16,13 @@ class Options(WeightsOption, DeviceOption):
     """port of the page; 0 takes a free one"""
     host: str = "127.0.0.1"
     """address to listen at; 0.0.0.0 shows it to the network"""
+    align: Path | None = field(default=None, metadata={"metavar": "RIG"})
+    """rig.json of `fusionsam align`: uploaded pairs of its sizes are of these two cameras"""
 
 
 def main(options: Options) -> int:
     """Serve the page until interrupted."""
     from fusionsam.page.run import run
 
-    run(options.weights, options.device, options.host, options.port)
+    run(options.weights, options.device, options.host, options.port, options.align)
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from fusionsam.config.options import DeviceOption, WeightsOption
@@ -19,6 +19,8 @@ class Options(WeightsOption, DeviceOption, ServeConfig):
     """port; 0 takes a free one"""
     token_file: Path | None = None
     """file with a bearer token to ask for; or set FUSIONSAM_TOKEN"""
+    align: Path | None = field(default=None, metadata={"metavar": "RIG"})
+    """rig.json of `fusionsam align`: every pair is of these two cameras"""
     access_log: bool = False
     """a line for every request on stderr"""
 
@@ -40,5 +42,6 @@ def main(options: Options) -> int:
         options.token_file,
         options.limits,
         options.access_log,
+        options.align,
     )
     return 0

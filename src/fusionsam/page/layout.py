@@ -25,6 +25,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fusionsam.alignment.apply import Aligner
 from fusionsam.data.images import write_png
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
@@ -117,8 +118,8 @@ class Handlers:
     """What the controls ask. Every answer is [status, fused, segmentation]; one that opens a pair has [session,
     visible, infrared, slider] before. `on` are the classes shown."""
 
-    def __init__(self, model: FusionSAM, folder: Path) -> None:
-        self.model, self.folder = model, folder
+    def __init__(self, model: FusionSAM, folder: Path, aligner: Aligner | None = None) -> None:
+        self.model, self.folder, self.aligner = model, folder, aligner
         self.turn = Turns()  # one model, one at a time: what comes while another is answered waits
         self.newest: dict[str, int] = {}  # page -> number of the pair it opened last
         self.numbers = itertools.count()
@@ -138,7 +139,7 @@ class Handlers:
         if visible is None and infrared is None:
             return [*nothing, "", waiting(), None]
         try:
-            images = read_pair(visible, infrared)
+            images = read_pair(visible, infrared, self.aligner)
             with self.turn():
                 if self.newest.get(page) != number:
                     return [gr.skip()] * 7
@@ -225,9 +226,9 @@ class Handlers:
         return self.folder / hashlib.sha256(str(request.session_hash).encode()).hexdigest()[:32]
 
 
-def build(model: FusionSAM, folder: Path) -> gr.Blocks:
-    """The page of one model; `folder` takes the files it writes."""
-    classes, ask = model.config.classes, Handlers(model, folder)
+def build(model: FusionSAM, folder: Path, aligner: Aligner | None = None) -> gr.Blocks:
+    """The page of one model; `folder` takes the files it writes, `aligner` brings pairs of two cameras together."""
+    classes, ask = model.config.classes, Handlers(model, folder, aligner)
 
     def picture(label: str) -> gr.Image:
         # reduced for the page: the full ones are among the downloads
@@ -311,10 +312,10 @@ def _failed(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
-def serve(model: FusionSAM, listener: socket.socket, folder: Path) -> None:
+def serve(model: FusionSAM, listener: socket.socket, folder: Path, aligner: Aligner | None = None) -> None:
     """Serve the page at a bound socket until interrupted; what people upload and download lies in `folder`."""
     host, port = listener.getsockname()[:2]
-    page = build(model, folder)
+    page = build(model, folder, aligner)
     page.state_session_capacity = SESSIONS
     guards = [Middleware(OwnServerOnly)]
     shown = f"[{host}]" if ":" in host else host

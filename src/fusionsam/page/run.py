@@ -10,6 +10,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from fusionsam.alignment.apply import Aligner
+from fusionsam.alignment.rig import read_rig
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
 
@@ -28,10 +30,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run(weights: str, device: str, host: str, port: int) -> None:
+def run(weights: str, device: str, host: str, port: int, align: Path | None = None) -> None:
     """Serve the page until interrupted. InputError without gradio, and as its parts do."""
     if importlib.util.find_spec("gradio") is None:
         raise InputError('demo: gradio is not installed; pip install "fusionsam[demo]"')
+    aligner = None if align is None else Aligner(read_rig(align), str(align), fill=True)
     with (
         listen(host, port) as listener,  # before the model: a port in use is told at once
         tempfile.TemporaryDirectory(prefix="fusionsam-demo-") as folder,
@@ -42,4 +45,4 @@ def run(weights: str, device: str, host: str, port: int) -> None:
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
         from fusionsam.page import layout as demo_page
 
-        demo_page.serve(FusionSAM.from_pretrained(weights, device), listener, Path(folder))
+        demo_page.serve(FusionSAM.from_pretrained(weights, device), listener, Path(folder), aligner)

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
+from fusionsam.alignment.apply import Aligner
 from fusionsam.data.images import read_infrared, read_visible
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
@@ -25,9 +26,11 @@ MOST = 64
 """Clicks a pair takes; more help nobody and each costs the decoder a token."""
 
 
-def read_pair(visible: str | None, infrared: str | None) -> tuple[Tensor | None, Tensor | None]:
+def read_pair(
+    visible: str | None, infrared: str | None, aligner: Aligner | None = None
+) -> tuple[Tensor | None, Tensor | None]:
     """Two uploads as uint8 (3,H,W) and (1,H,W); either may be None. InputError speaks of the file by its own name,
-    and refuses pairs of two sizes."""
+    and refuses pairs of two sizes, unless `aligner` is of cameras that have them."""
     images: list[Tensor | None] = []
     for name, path, read in (("visible", visible, read_visible), ("infrared", infrared, read_infrared)):
         try:
@@ -35,8 +38,14 @@ def read_pair(visible: str | None, infrared: str | None) -> tuple[Tensor | None,
         except InputError as error:
             raise InputError(f"{name} image {str(error).replace(str(path), Path(str(path)).name)}") from None
     sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in images if image is not None]
+    if aligner is not None and len(sizes) == 2 and (len(set(sizes)) > 1 or aligner.fits(images[0], images[1])):
+        pair = aligner(images[0], images[1])
+        return pair.visible, pair.infrared
     if len(set(sizes)) > 1:
-        raise InputError(f"visible image is {sizes[0]}, infrared image {sizes[1]} pixels; give an aligned pair")
+        raise InputError(
+            f"visible image is {sizes[0]}, infrared image {sizes[1]} pixels; give an aligned pair, "
+            "or a rig: fusionsam demo --align"
+        )
     return images[0], images[1]
 
 

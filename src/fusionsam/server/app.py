@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
+from fusionsam.alignment.apply import Aligner
 from fusionsam.errors import InputError
 from fusionsam.inference.prediction import Mode
 from fusionsam.inference.predictor import FusionSAM
@@ -40,7 +41,8 @@ MODES: dict[str, Mode] = {"self": "self", "none": "none"}
 class Service:
     """The model, its line, its sessions and counters: what the paths share."""
 
-    def __init__(self, model: FusionSAM, config: ServeConfig) -> None:
+    def __init__(self, model: FusionSAM, config: ServeConfig, aligner: Aligner | None = None) -> None:
+        self.aligner = aligner
         self.model, self.config, self.engine = model, config, Engine(model)
         self.metrics, self.draining = Metrics(), False
         self.sessions = Sessions(config.session_seconds, config.max_sessions, int(config.session_mb * 2**20))
@@ -214,10 +216,13 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 _PAIR = _schema("visible", "infrared", "rgbt")
 
 
-def create_app(model: FusionSAM, config: ServeConfig | None = None, token: str | None = None) -> FastAPI:
-    """The application; `app.state.service` is its Service. With `token`, all but the probes ask for it."""
+def create_app(
+    model: FusionSAM, config: ServeConfig | None = None, token: str | None = None, aligner: Aligner | None = None
+) -> FastAPI:
+    """The application; `app.state.service` is its Service. With `token`, all but the probes ask for it; `aligner`
+    brings pairs of two cameras into one frame."""
     config = config or ServeConfig()
-    service = Service(model, config)
+    service = Service(model, config, aligner)
     app = FastAPI(title="FusionSAM", version=VERSION, lifespan=service.lifespan, redoc_url=None)
     app.state.service = service
     app.add_middleware(Gate, metrics=service.metrics, draining=lambda: service.draining, token=token)
@@ -230,7 +235,7 @@ def create_app(model: FusionSAM, config: ServeConfig | None = None, token: str |
         async with service.form(request) as form:
 
             async def work() -> Response:
-                pair = await service.thread(decode_images, form, config.max_pixels)
+                pair = await service.thread(decode_images, form, config.max_pixels, service.aligner)
                 prediction = await service.result(Predict(pair, _form_prompts(form, pair.size)))
                 return await service.thread(answer, prediction, pictures, kind)
 
@@ -245,7 +250,7 @@ def create_app(model: FusionSAM, config: ServeConfig | None = None, token: str |
                 raise HTTPException(422, "prompts: not taken here; send them to /v1/sessions/ID/prompts")
 
             async def work() -> Response:
-                pair = await service.thread(decode_images, form, config.max_pixels)
+                pair = await service.thread(decode_images, form, config.max_pixels, service.aligner)
                 session, prediction = await service.result(Encode(pair))
                 held = service.sessions.add(session)
                 head = {"id": held.id, "expires_in": config.session_seconds}

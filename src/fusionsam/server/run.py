@@ -10,6 +10,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from fusionsam.alignment.apply import Aligner
+from fusionsam.alignment.rig import read_rig
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.server.config import ServeConfig
@@ -66,16 +68,25 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    weights: str, device: str, host: str, port: int, token_file: Path | None, config: ServeConfig, access_log: bool
+    weights: str,
+    device: str,
+    host: str,
+    port: int,
+    token_file: Path | None,
+    config: ServeConfig,
+    access_log: bool,
+    align: Path | None = None,
 ) -> None:
-    """Serve `weights` at the address until told to stop, and say how many requests were answered. Raises InputError as
+    """Serve `weights` at the address until told to stop, and say how many requests were answered; every
+    pair is of the two cameras of the rig `align`. Raises InputError as
     its parts do, for a wrong name before the port is taken."""
     module = _app_module()
     token = read_token(token_file)
+    aligner = None if align is None else Aligner(read_rig(align), str(align), fill=True)
     locate(weights)
     bound = bind(host, port)
     model = FusionSAM.from_pretrained(weights, device)
-    app = module.create_app(model, config, token)
+    app = module.create_app(model, config, token, aligner)
     host, port = bound.getsockname()[:2]
     if token is None and not ipaddress.ip_address(host).is_loopback:
         print(f"fusionsam serve: {host} is open to others and asks for no token; set {TOKEN}", file=sys.stderr)

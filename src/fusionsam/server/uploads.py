@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from fusionsam.alignment.apply import Aligner
 from fusionsam.data.images import MAX_PIXELS, image_size, read_infrared, read_rgbt, read_visible
 from fusionsam.errors import InputError
 from fusionsam.server.jobs import Images
@@ -143,8 +144,9 @@ def parse_json(raw: str | bytes, what: str) -> Any:
         raise HTTPException(422, f"{what}: not JSON ({str(error)[:80]}); see /docs for the form") from None
 
 
-def decode_images(form: FormData, max_pixels: int) -> Images:
-    """The form's images, upright and of equal size. Blocking; every header is judged before any pixel is decoded.
+def decode_images(form: FormData, max_pixels: int, aligner: Aligner | None = None) -> Images:
+    """The form's images, upright and of equal size, into which `aligner` brings those of two cameras. Blocking; every
+    header is judged before any pixel is decoded.
 
     Raises InputError that speaks of the field, not of the name the client gave its file: names are never used."""
     with tempfile.TemporaryDirectory(prefix="fusionsam-") as folder:
@@ -155,25 +157,30 @@ def decode_images(form: FormData, max_pixels: int) -> Images:
                 with paths[name].open("wb") as target:
                     shutil.copyfileobj(upload.file, target)
         try:
-            _check_sizes({name: image_size(path, min(max_pixels, MAX_PIXELS)) for name, path in paths.items()})
+            sizes = {name: image_size(path, min(max_pixels, MAX_PIXELS)) for name, path in paths.items()}
+            _check_sizes(sizes, aligner is None)
             if "rgbt" in paths:
                 return Images(*read_rgbt(paths["rgbt"]))
             visible, infrared = paths.get("visible"), paths.get("infrared")
-            return Images(
+            images = Images(
                 None if visible is None else read_visible(visible),
                 None if infrared is None else read_infrared(infrared),
             )
+            if aligner is None:
+                return images
+            pair = aligner(images.visible, images.infrared)
+            return Images(pair.visible, pair.infrared)
         except InputError as error:
             text = str(error).replace(f"{folder}{os.sep}", "").replace("--rgbt", "the field rgbt")
             raise InputError(text) from None
 
 
-def _check_sizes(sizes: dict[str, tuple[int, int]]) -> None:
+def _check_sizes(sizes: dict[str, tuple[int, int]], equal: bool = True) -> None:
     for name, (height, width) in sizes.items():
         if not all(SMALLEST <= side <= LARGEST for side in (height, width)):
             raise InputError(
                 f"{name}: found {width}x{height} pixels, expected {SMALLEST} to {LARGEST} a side; resize the pair"
             )
-    if len(set(sizes.values())) > 1:
+    if equal and len(set(sizes.values())) > 1:
         shown = " and ".join(f"{name} {width}x{height}" for name, (height, width) in sizes.items())
         raise InputError(f"the images differ in size: {shown} pixels; send an aligned pair")

@@ -289,7 +289,7 @@ def apply(drawing: Drawing, change: Mapping[str, Any], proposal: Callable[[], ND
         raise InputError(f"change: found kind {str(kind)[:40]!r}; expected paint, erase, class, delete, clear or undo")
     if kind in ("paint", "erase"):
         drawing.clicks += max(0, _whole(change, "clicks", 1))
-    return {"box": None if touched is None else list(touched), "object": number}
+    return {"box": list(touched), "object": number}
 
 
 def _list(change: Mapping[str, Any], key: str) -> list[int]:
