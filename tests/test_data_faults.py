@@ -123,14 +123,14 @@ def test_every_palette_is_known_and_turned_back_into_heat(name, form, scene, tmp
     Image.fromarray(palettes.table(name)[heat]).save(tmp_path / f"x.{form}", quality=92)
     read = read_heat(tmp_path / f"x.{form}")
     assert read.facts["palette"]["how"] == "found"
-    assert np.corrcoef(read.pixels.ravel(), heat.ravel())[0, 1] > 0.97
+    assert np.corrcoef(read.pixels.ravel(), heat.ravel())[0, 1] > (0.99 if form == "png" else 0.93)
     assert np.abs(read.pixels.astype(int) - heat).mean() < (1 if form == "png" else 8)
     assert read.notices[0].kind == "palette"
     grey = read_heat(tmp_path / f"x.{form}", InfraredOptions(palette="none")).pixels
     np.testing.assert_allclose(grey, np.asarray(Image.open(tmp_path / f"x.{form}").convert("L")), atol=1)
 
 
-@pytest.mark.parametrize("name", ["inferno", "magma", "plasma", "viridis", "turbo", "coolwarm", "jet", "hot"])
+@pytest.mark.parametrize("name", ["inferno", "magma", "plasma", "viridis", "turbo", "coolwarm", "hot"])
 def test_tables_are_those_of_matplotlib(name):
     colormaps = pytest.importorskip("matplotlib").colormaps
     public = colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255
