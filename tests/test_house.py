@@ -259,10 +259,10 @@ class TestShippedCheckpoint:
         assert read_checkpoint("tiny")[1] == preset("tiny")
 
     def test_keeps_its_promise_on_real_pairs(self, data_root):
-        root = data_root / "mfnet156"
+        root = data_root / "mfnet417"
         if not root.is_dir():
             pytest.skip(f"no real MFNet pairs at {root}")
-        report = evaluate(EvaluateConfig("mfnet", root, "val", weights=["tiny"], bootstrap=0)).to_dict()
+        report = evaluate(EvaluateConfig("mfnet", root, "val26", weights=["tiny"], bootstrap=0)).to_dict()
         assert report["prompts"] == "self"
         assert report["miou"] >= 60
         assert min(report["per_class_iou"][name] for name in ("car", "person", "bike")) > 40
