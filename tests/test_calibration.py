@@ -35,6 +35,7 @@ from fusionsam.evaluation.logit_adjustment import (
     confusion,
     fit_offsets,
 )
+from fusionsam.evaluation.report_files import read
 from fusionsam.evaluation.tables.sources import Scored
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.metrics.segmentation import CalibrationError
@@ -276,7 +277,7 @@ def test_reports_on_the_pairs_of_a_calibration_say_so(calibrated, tmp_path, caps
     assert plain["title"].endswith("as trained")
     assert plain["notes"] == []
     assert plain["miou"] == pytest.approx(before, abs=0.2)
-    labels = [Scored(tmp_path, report).label for report in (fitted, plain)]
+    labels = [Scored(tmp_path, read(tmp_path / name)).label for name in ("fitted", "plain")]
     assert labels[0].endswith("class offsets fitted on these pairs")
     assert labels[1].endswith("as trained")
 

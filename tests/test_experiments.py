@@ -232,7 +232,7 @@ def test_reports_are_those_of_the_package(scenes, trained, tmp_path):
     assert peers.run(["evaluate", *given, "--out", str(out)]) == 0
     scored = collect([out])[0]
     assert scored.label == "early/final"
-    values = scored.to_dict()
+    values = scored.report.to_dict()
     assert "this evaluation" not in str(against_sam([scored]).rows)  # SAM is not in it
     with pytest.raises(InputError, match=r"predictions: holds .* is not in train; choose another --out"):
         peers.run(["evaluate", *given, "--out", str(out), "--split", "train"])

@@ -18,9 +18,9 @@ from fusionsam.cli.main import main as cli
 from fusionsam.config.schema import EncoderConfig, ModelConfig
 from fusionsam.data.synthetic.scenes import synthesize
 from fusionsam.errors import InputError
+from fusionsam.export import onnx as export
 from fusionsam.export.graphs import Whole, trace
 from fusionsam.export.onnx import firm_scenes
-from fusionsam.export.onnx import onnx as export
 from fusionsam.inference import onnx as backends
 from fusionsam.inference.onnx import DECODER, ENCODER, WHOLE, OnnxNetwork, open_session, run_session
 from fusionsam.models.network import FusionSAMNetwork
@@ -206,7 +206,7 @@ def test_int8_touches_the_image_encoder_alone_and_reports_its_price(
 ) -> None:
     import onnx
 
-    from fusionsam.export.onnx import quantize
+    from fusionsam.export import quantize
 
     synthesize(tmp_path / "pairs", 5, seed=4, size=(70, 90), progress=False)
     (tmp_path / "files").mkdir()

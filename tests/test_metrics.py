@@ -15,16 +15,16 @@ from torchmetrics.classification import MulticlassCalibrationError
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from fusionsam.errors import InputError
+from fusionsam.metrics import boundary
+from fusionsam.metrics import segmentation as metrics
 from fusionsam.metrics.boundary import BoundaryScore
 from fusionsam.metrics.segmentation import (
     PROTOCOLS,
     CalibrationError,
     ConfusionMatrix,
     ImageMatrices,
-    boundary,
     id_pair,
 )
-from fusionsam.metrics.segmentation import segmentation as metrics
 
 
 @st.composite

@@ -579,7 +579,7 @@ def test_sixteen_bit_and_palette_images_work(pair, weights, tmp_path):
 @pytest.mark.parametrize(
     ("arrange", "said"),
     [
-        (lambda f: ["--visible", f / "a", "--infrared", f / "b"], ["lone"]),
+        (lambda f: ["--visible", f / "a", "--infrared", f / "b", "--stop-on-error"], ["lone"]),
         (lambda f: ["--visible", f / "a", "--infrared", f / "i.png"], ["one is a folder and one a file"]),
         (lambda f: [], ["--visible", "--infrared"]),
         (lambda f: ["--visible", f / "v.png", "--prompts", "guess"], ["guess", "self"]),

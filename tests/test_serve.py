@@ -309,7 +309,7 @@ class TestLoad:
             assert service.line.accepted == 0
 
             go.clear()
-            service.config.timeout = 0.3
+            object.__setattr__(service.config, "timeout", 0.3)  # frozen, but for this test
             answer = client.post("/v1/predict", files=form(pair()[0]))
             go.set()
             refused(answer, 503, "0.3 s")

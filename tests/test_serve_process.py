@@ -157,7 +157,7 @@ def test_dockerfile_installs_as_the_readme_does():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     _, install = [line for line in lines if line.startswith("RUN pip install")]
     (start,) = [line for line in lines if line.startswith("CMD")]
-    page = (ROOT / "docs" / "serve.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "serve.md").read_text()
     assert 'pip install ".[serve]"' in page
     assert install.endswith('".[serve]"')
     assert " ".join(json.loads(start.removeprefix("CMD "))) in page

@@ -226,7 +226,7 @@ def test_eq_8_is_ascended_by_d_and_descended_by_g() -> None:
 
 
 def test_adaptive_weight_by_hand() -> None:
-    assert float(adaptive_weight(torch.tensor([3.0, 4.0]), torch.tensor([[0.0, 2.5]]))) == pytest.approx(2.0, rel=1e-5)
+    assert float(adaptive_weight(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.5]))) == pytest.approx(2.0, rel=1e-5)
     assert float(adaptive_weight(torch.ones(4), torch.zeros(4))) == 1e4
     assert float(adaptive_weight(torch.zeros(4), torch.ones(4))) == 0
 

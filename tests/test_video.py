@@ -220,7 +220,7 @@ def test_frames_are_read_one_by_one_and_a_failure_keeps_the_old_video(model, sce
     read, predicted = [], []
 
     class Watched:
-        def predict(self, visible, infrared, prompts=None):
+        def predict(self, visible, infrared, prompts=None, *, covered=None):
             predicted.append(len(read))
             return model.predict(visible, infrared)
 
@@ -228,7 +228,7 @@ def test_frames_are_read_one_by_one_and_a_failure_keeps_the_old_video(model, sce
         for index, scene in enumerate(scenes):
             read.append(index)
             size = scene.size if index < 2 else last
-            yield scene.id, scene.size, scene.visible[:, : size[0]], scene.infrared[:, : size[0]]
+            yield scene.id, scene.size, scene.visible[:, : size[0]], scene.infrared[:, : size[0]], None
 
     out = tmp_path / "v.mp4"
     assert overlay_video(Watched(), Source(frames((H, W)), 3, Fraction(5)), out)[0] == 3

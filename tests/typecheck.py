@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from beartype import BeartypeConf, BeartypeStrategy, beartype
 
-_CONFIGURED = beartype(conf=BeartypeConf(strategy=BeartypeStrategy.O1))
+_CONFIGURED = beartype(conf=BeartypeConf(strategy=BeartypeStrategy.O1, is_pep484_tower=True))
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:

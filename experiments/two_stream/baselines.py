@@ -58,6 +58,7 @@ from fusionsam.evaluation.run import (
     leak_guard,
     open_labelled,
 )
+from fusionsam.evaluation.tables.formats import to_markdown
 from fusionsam.io import whole_folder, write_json
 from fusionsam.metrics.segmentation import CalibrationError
 from fusionsam.training.callbacks import LAST, BestWeights
@@ -331,7 +332,7 @@ def robustness_of_peer(config: EvaluateConfig, folder: Path, others: list[str]) 
         "weights_sha256": digest(folder / WEIGHTS), "notes": guard.notes, "commit": commit(),
         "command": config.command,
     }  # fmt: skip
-    return robustness.to_markdown(robustness.write(values, out, tables))
+    return to_markdown(robustness.write(values, out, tables))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -37,7 +37,7 @@ class Options(OutOption):
         """InputError for options that do not go together."""
         if not self.panels and (self.dataset or self.root is not None or self.ids):
             raise InputError("--dataset, --root, --ids: are of the panels; give --panels, or leave them out")
-        if self.panels and (not self.dataset or self.root is None):
+        if self.runs and (not self.dataset or self.root is None):  # what is no RUN=FOLDER is told first
             raise InputError("--panels: needs --dataset and --root, for the pictures and the ground truth")
 
     @property

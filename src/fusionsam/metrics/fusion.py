@@ -197,7 +197,7 @@ def _edges(image: Grey, mode: str) -> tuple[Grey, Grey, Grey]:
     return x, y, np.hypot(x, y)
 
 
-def _angle(rise: Grey, run: Grey, vertical: ArrayLike) -> Grey:
+def _angle(rise: Grey, run: Grey, vertical: float | Grey) -> Grey:
     """atan(rise / run) in [-pi/2, pi/2], `vertical` where run is 0."""
     ratio = np.divide(rise, run, out=np.zeros_like(rise), where=run != 0)
     return np.where(run != 0, np.arctan(ratio), vertical)

@@ -182,8 +182,10 @@ def require_prompts(given: Prompts, batch: int) -> None:
     for name, found in (("points", given.points), ("boxes", given.boxes), ("mask", given.mask)):
         if found is None:
             continue
-        if len(found) != batch:
-            raise InputError(f"prompts.{name}: found prompts for {len(found)} images, expected {batch}, one an image")
+        if found.shape[0] != batch:
+            raise InputError(
+                f"prompts.{name}: found prompts for {found.shape[0]} images, expected {batch}, one an image"
+            )
         if not bool(found.isfinite().all()):
             wanted = "logits" if name == "mask" else "pixels of the image"
             raise InputError(f"prompts.{name}: holds values that are not finite; give {wanted}")

@@ -161,7 +161,7 @@ class FusionSAMNetwork(nn.Module):
         own_mask, small = encoded.mask_prompt, encoded.small
         grid = (own_mask.shape[2], own_mask.shape[3])
         if given is not None:
-            require_prompts(given, len(own_mask))
+            require_prompts(given, own_mask.shape[0])
             # an exported decoder is given what was moved inside before
             inside = given if torch.compiler.is_exporting() else keep_inside(given, encoded.size)
             scaled = scale_prompts(inside, encoded.size, small)
