@@ -45,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     with torch.no_grad():  # a new picture head is the plain average of both images
         network.picture_head.out.weight.normal_(std=0.3)
     save_checkpoint(folder / "weights", network, {"step": 7, "calibration": {"temperature": 1.25}})
-    assert cli.main(["export", "--weights", str(folder / "weights"), "--out", str(folder / "files")]) == 0
+    assert cli(["export", "--weights", str(folder / "weights"), "--out", str(folder / "files")]) == 0
     network, _ = load_network(folder / "weights")
     return Made(network=network, weights=folder / "weights", files=folder / "files")
 
@@ -139,7 +139,7 @@ def test_predict_writes_the_same_files_with_both_backends(made: Made, tmp_path: 
     common = ["predict", "--rgbt", str(tmp_path / "pairs" / "images"), "--confidence-map"]
     for backend, weights in (("torch", made.weights), ("onnx", made.files)):
         out = str(tmp_path / backend)
-        assert cli.main([*common, "--weights", str(weights), "--backend", backend, "--out", out]) == 0
+        assert cli([*common, "--weights", str(weights), "--backend", backend, "--out", out]) == 0
     wanted = sorted(path.name for path in (tmp_path / "torch").iterdir())
     assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == wanted
     for name in wanted:
@@ -166,18 +166,18 @@ def test_what_an_exported_model_cannot_do_is_said(
     image = str(tmp_path / "a.png")
     Image.new("L", (80, 70)).save(image)
     command = ["predict", "--infrared", image, "--out", str(tmp_path), "--backend", "onnx", "--weights"]
-    assert cli.main([*command, str(made.weights)]) == 2
+    assert cli([*command, str(made.weights)]) == 2
     assert "fusionsam export" in capsys.readouterr().err
-    assert cli.main([*command, str(made.files), "--device", "cuda"]) == 2
+    assert cli([*command, str(made.files), "--device", "cuda"]) == 2
     assert "--backend torch" in capsys.readouterr().err
 
 
 def test_a_bad_calibration_folder_is_told_before_the_export(made: Made, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("fusionsam.export.onnx.write", lambda *_: pytest.fail("exported"))
     given = ["export", "--weights", str(made.weights), "--out", str(tmp_path), "--quantize", "int8", "--calibrate"]
-    assert cli.main([*given, str(tmp_path / "typo")]) == 2
+    assert cli([*given, str(tmp_path / "typo")]) == 2
     assert "--calibrate" in capsys.readouterr().err
-    assert cli.main([*given, str(tmp_path), "--calibration-pairs", "0"]) == 2
+    assert cli([*given, str(tmp_path), "--calibration-pairs", "0"]) == 2
     assert "--calibration-pairs: found 0" in capsys.readouterr().err
 
 

@@ -32,7 +32,7 @@ class Failures:
 
     def add(self, name: str, reason: str) -> None:
         """One more; the file is complete after each."""
-        self.rows.append((name, " ".join(reason.split())))
+        self.rows.append((name, " ".join(reason.split()).removeprefix(f"{name}: ")))
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows([("pair", "reason"), *self.rows])
         write_text(self.path, table.getvalue())
