@@ -96,7 +96,8 @@ def scenes(size: tuple[int, int], batch: int, seed: int = 0) -> tuple[Tensor, Te
 def trace(graph: Whole) -> ExportedProgram:
     """torch.export of a graph in eval mode; batch, prompts, height and width stay dynamic, the sides from 64 up to the
     model's max_side."""
-    network, batch = graph.network.eval(), Dim("batch")
+    # of the layout channels_last a graph would keep that no symbolic size is 1
+    network, batch = graph.network.eval().to(memory_format=torch.contiguous_format), Dim("batch")  # type: ignore[call-overload]
     images = scenes((250, 313), 2)
     # a size of 1 (a batch, a single window) is not taken for special; older releases of torch do without the option
     option = {"backed_size_oblivious": True} if hasattr(symbols, "backed_size_oblivious") else {}
