@@ -16,7 +16,8 @@ class LineProgress(tqdm):  # type: ignore[type-arg]
     """tqdm that writes whole lines, at most one every EVERY seconds and one at the end."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._told, self._last = time.monotonic(), 0
+        self._told = time.monotonic()
+        self._last: float = 0
         super().__init__(*args, **kwargs)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]

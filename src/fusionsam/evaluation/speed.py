@@ -140,7 +140,7 @@ class _TwoMiT(nn.Module):
         super().__init__()
         config = SegformerConfig(**_mit_b2())
         self.one, self.two = (SegformerForSemanticSegmentation(config) for _ in range(2))
-        self.two.decode_head = nn.Identity()
+        self.two.decode_head = nn.Identity()  # type: ignore[assignment]
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Tensor:
         images = (visible, infrared.expand(-1, 3, -1, -1))
