@@ -183,6 +183,7 @@ class TestExamples:
         assert re.search(r"on mfnet/val: mIoU [\d.]+ \(present\)", told.splitlines()[-1])
         assert (tmp_path / "run" / "final" / WEIGHTS).is_file()
 
+    @pytest.mark.slow  # three minutes, most of them torch.onnx's; test_export.py has the same files
     def test_onnx_without_torch_gives_the_labels_of_python(self, elsewhere, make_debug, run):
         pytest.importorskip("onnxruntime")
         from fusionsam.export.onnx import write
