@@ -77,10 +77,6 @@ WARM_UP, MEASURED = 3, 10
 class PeerTask(SegmentationTask):
     """The package's task with one loss, f_s on the logits; optimiser, schedule, average and validation are its own."""
 
-    def evaluated(self) -> Any:
-        """The moving average where there is one."""
-        return self.network if self.average is None else self.average.module
-
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Cross-entropy + Dice with the package's class weights."""
         logits = self.network(batch.visible, batch.infrared)
