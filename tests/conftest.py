@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from selenium import webdriver
+from selenium.webdriver.support.ui import WebDriverWait
 from torch import nn
 from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
 
@@ -16,6 +19,11 @@ from fusionsam.models.network import FusionSAMNetwork
 
 SAM_PROMPT = {"hidden_size": 32, "image_size": 64, "patch_size": 16, "mask_input_channels": 8}
 SAM_DECODER = {"hidden_size": 32, "mlp_dim": 40, "num_attention_heads": 2, "iou_head_hidden_dim": 24}
+BROWSER_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage",
+    "--window-size=1400,1500",
+)  # fmt: skip
+BROWSER_PATIENCE = 240  # seconds: the machine may be busy
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -86,6 +94,38 @@ def sam2(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
     decoder = {**SAM_DECODER, "iou_head_hidden_dim": 32}
     config = Sam2Config(vision_config=vision, prompt_encoder_config=SAM_PROMPT, mask_decoder_config=decoder)
     return _saved(Sam2Model(config), tmp_path_factory.mktemp("sam2"))
+
+
+class Browser(webdriver.Chrome):
+    """Chromium; `get` waits for the page by many short questions. The driver's own waiting is one long one, at which
+    its client gives up after 120 seconds."""
+
+    def get(self, url: str) -> None:
+        """Open `url` anew, and wait until the page and all it names are there."""
+        there = "return document.readyState === 'complete' && location.href.startsWith(arguments[0])"
+        for address in ("about:blank", url):
+            super().get(address)
+            WebDriverWait(self, BROWSER_PATIENCE, 0.05).until(
+                lambda _, address=address: self.execute_script(there, address), f"{address} is not loaded"
+            )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium that keeps its console and its requests; skips where there is none, and fails in CI."""
+    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver_path = shutil.which("chromedriver")
+    if not (binary and driver_path):
+        missing = "no chromium and chromedriver: `make browser` installs them (Debian: chromium chromium-driver)"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    options.page_load_strategy = "none"
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    for flag in BROWSER_FLAGS:
+        options.add_argument(flag)
+    with Browser(options=options, service=webdriver.ChromeService(driver_path)) as driver:
+        yield driver
 
 
 def _folder(variable: str, default: Path) -> Path:

@@ -4,7 +4,6 @@ downloads, a phone's width, and no word to any other server."""
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -41,7 +39,6 @@ window.fetch = async (...what) => {
 };"""
 PNG_END = b"IEND\xaeB`\x82"
 PATIENCE = 240  # seconds: the machine may be busy; a healthy page answers in a few
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
 
 
 @pytest.fixture(scope="module")
@@ -75,24 +72,6 @@ def address(weights, tmp_path_factory):
         server.send_signal(signal.SIGTERM)
         assert server.wait(PATIENCE) == 0
     assert list(scratch.iterdir()) == []
-
-
-@pytest.fixture(scope="module")
-def browser():
-    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver_path = shutil.which("chromedriver")
-    if not (binary and driver_path):
-        missing = "no chromium and chromedriver: `make browser` installs them (Debian: chromium chromium-driver)"
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    for flag in (*FLAGS, "--window-size=1400,1500"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
-    driver.set_page_load_timeout(PATIENCE)
-    yield driver
-    driver.quit()
 
 
 class Page:

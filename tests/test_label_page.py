@@ -4,9 +4,8 @@ brush, polygon, undo, classes, a kill in the middle, COCO, a phone's width."""
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
+import signal
 import subprocess
 import sys
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -29,7 +28,6 @@ from fusionsam.weights.checkpoint import save_checkpoint
 H, W = 96, 128
 PAIRS = 5
 PATIENCE = 240  # seconds: the machine may be busy
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
 CLASSES = {
     "classes": ["none", "car", "person", "lamp"],
     "palette": [[0, 0, 0], [230, 60, 60], [60, 200, 90], [70, 110, 240]],
@@ -64,12 +62,15 @@ def home(tmp_path_factory):
     return folder
 
 
+SHOWS_STACKS = "import faulthandler as f, signal, sys; f.register(signal.SIGUSR1); from fusionsam.cli.main import main"
+
+
 class Server:
     def __init__(self, home, sam):
         command = [
             sys.executable,
-            "-m",
-            "fusionsam",
+            "-c",
+            f"{SHOWS_STACKS}; sys.exit(main())",
             "label",
             "--visible",
             home / "vi",
@@ -91,36 +92,21 @@ class Server:
         self.process.stdout.close()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver_path = shutil.which("chromedriver")
-    if not (binary and driver_path):
-        missing = "no chromium and chromedriver: `make browser` installs them (Debian: chromium chromium-driver)"
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (*FLAGS, "--window-size=1300,850"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
-    driver.set_page_load_timeout(PATIENCE)
-    yield driver
-    driver.quit()
-
-
 class Page:
     """What a person does and sees."""
 
-    def __init__(self, browser, address):
-        self.browser = browser
-        browser.get("about:blank")
-        browser.get(address)
+    def __init__(self, browser, server):
+        self.browser, self.server = browser, server
+        browser.get(server.address)
         self.settle()
 
     def settle(self):
         busy = "return document.body.dataset.busy"
-        WebDriverWait(self.browser, PATIENCE, 0.05).until(lambda _: self.browser.execute_script(busy) == "0")
+        try:
+            WebDriverWait(self.browser, PATIENCE, 0.05).until(lambda _: self.browser.execute_script(busy) == "0")
+        except TimeoutException:
+            self.server.process.send_signal(signal.SIGUSR1)  # what its threads wait for, in the report of the test
+            raise
 
     def says(self):
         return self.browser.find_element(By.ID, "status").text
@@ -168,7 +154,7 @@ def run(home, sam):
 
 @pytest.fixture
 def page(browser, run):
-    page = Page(browser, run[-1].address)
+    page = Page(browser, run[-1])
     yield page
     severe = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
     expected = ("422", "CONNECTION_REFUSED")  # refusals, and the server that was killed
@@ -234,14 +220,14 @@ def test_brush_eraser_select_and_the_class_by_number(page, home):
 
 
 def test_five_pairs_by_mouse_and_keys_with_a_kill_in_the_middle(browser, run, home, sam):
-    page = Page(browser, run[-1].address)
+    page = Page(browser, run[-1])
     for number in range(PAIRS):
         if number == 2:
             run[-1].kill()
             page.keys("u")
             assert "does not answer" in page.says()
             run.append(Server(home, sam[1]))
-            page = Page(browser, run[-1].address)
+            page = Page(browser, run[-1])
             assert page.browser.execute_script("return state.index") == 2  # the first that is not done
             assert page.browser.find_element(By.ID, "count").text == "2 of 5 done"
         page.keys("p")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from fusionsam.data.labelling.drawing import Drawing, apply, cropped, from_runs,
 from fusionsam.data.labelling.folder import LabelFolder
 from fusionsam.data.splits import entries, pair_entries
 from fusionsam.errors import InputError
-from fusionsam.server.labelling.workspace import readings
+from fusionsam.server.labelling.workspace import OPEN, Workspace, readings
 
 H, W = 11, 13
 NAMES, PALETTE = ["none", "car", "person", "pole"], [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
@@ -241,6 +244,45 @@ def test_coco_gives_back_every_object_and_overwrites_none(pairs, tmp_path):
     wanted = np.zeros((H, W), int)
     wanted[3:7, 2:8] = 3
     np.testing.assert_array_equal(polygons.open(pairs[1]).labels, wanted)
+
+
+class SlowModel:
+    """Fuses when it is told to."""
+
+    def __init__(self):
+        self.name, self.config, self.go, self.asked = "slow", SimpleNamespace(classes=["none", "car"]), Event(), []
+
+    def predict(self, visible, infrared):
+        self.asked.append(visible)
+        assert self.go.wait(60)
+        size = visible.shape[1:]
+        return SimpleNamespace(fused=np.zeros((*size, 3), np.uint8), labels=np.ones(size, np.uint8))
+
+
+def test_pictures_and_changes_do_not_wait_for_the_network_and_pairs_left_behind_never_reach_it(tmp_path):
+    for number in range(OPEN + 3):
+        write_png(tmp_path / f"vi/p{number}.png", np.full((H, W, 3), number, np.uint8))
+        write_png(tmp_path / f"ir/p{number}.png", np.zeros((H, W), np.uint8))
+    folder = LabelFolder(tmp_path / "out", pair_entries(tmp_path / "vi", tmp_path / "ir"), NAMES, PALETTE)
+    model = SlowModel()
+    workspace = Workspace(folder, model, SimpleNamespace(encode=lambda picture: picture))
+    with ThreadPoolExecutor(OPEN + 3) as browser:
+        try:
+            fused = []
+            for index in range(OPEN + 3):  # somebody who leafs through the folder
+                assert workspace.show(index)["size"] == [H, W]
+                fused.append(browser.submit(workspace.pair(index).picture, "fused"))
+                assert workspace.pair(index).picture("visible")[0, 0, 0] == index
+            whole = {"kind": "paint", **cropped(np.ones((H, W), bool)), "object": 0, "class": 1}
+            assert workspace.change(OPEN + 2, whole)["objects"][0]["pixels"] == H * W
+        finally:
+            model.go.set()
+        assert fused[-1].result(60).shape == (H, W, 3)
+        waited = [future.exception(60) for future in fused]
+        workspace.close()
+    assert all("no longer open" in str(error) for error in waited if error is not None)
+    assert len(model.asked) <= OPEN + 1  # the one that had begun, and those in memory
+    assert waited[-OPEN:] == [None] * OPEN
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,7 @@ from fusionsam.data.labelling.drawing import Drawing, apply, cropped
 from fusionsam.data.labelling.folder import LabelFolder
 from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
-from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Masks, Picture
-from fusionsam.inference.prediction import Prediction
+from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.temperatures import of_objects, under
 from fusionsam.io import write_json
@@ -39,53 +38,59 @@ ANSWERS = 32
 
 
 class OpenPair:
-    """One pair in memory. Pictures and prediction are made when they are first asked for."""
+    """One pair in memory. Pictures and prediction are made when they are first asked for; pictures of the cameras never
+    wait for a network."""
 
-    def __init__(self, entry: Entry, drawing: Drawing, model: FusionSAM, sam: InteractiveSAM) -> None:
+    def __init__(
+        self, entry: Entry, drawing: Drawing, model: FusionSAM, sam: InteractiveSAM, predicting: threading.Lock
+    ) -> None:
         self.entry, self.drawing = entry, drawing
         self.lock = threading.Lock()
         """Held while the drawing changes."""
-        self._model, self._sam = model, sam
-        self._making = threading.Lock()
-        self._pictures: dict[str, Tensor] | None = None
-        self._prediction: Prediction | None = None
+        self.left = False
+        """Whether the user has gone on, and what was not begun for this pair need not be made any more."""
+        self.logits: OrderedDict[str, Tensor] = OrderedDict()
+        """Of earlier answers, by their token: (N,h,w)."""
+        self._model, self._sam, self._predicting = model, sam, predicting
+        self._reading, self._making = threading.Lock(), threading.Lock()
+        self._pictures: dict[Picture, Tensor] | None = None
+        self._prediction: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None
         self._masks: InteractivePair | None = None
-        self.answers: OrderedDict[str, Masks] = OrderedDict()
 
-    def pictures(self) -> dict[str, Tensor]:
+    def pictures(self) -> dict[Picture, Tensor]:
         """visible uint8 (3,H,W) and infrared uint8 (1,H,W), as far as the pair has them."""
-        with self._making:
-            return self._read()
+        with self._reading:
+            if self._pictures is None:
+                sample = read_sample(self.entry)
+                both: dict[Picture, Tensor | None] = {"visible": sample.visible, "infrared": sample.infrared}
+                self._pictures = {name: image for name, image in both.items() if image is not None}
+            return self._pictures
 
-    def _read(self) -> dict[str, Tensor]:
-        if self._pictures is None:
-            sample = read_sample(self.entry)
-            both = {"visible": sample.visible, "infrared": sample.infrared}
-            self._pictures = {name: image for name, image in both.items() if image is not None}
-        return self._pictures
-
-    def prediction(self) -> Prediction:
-        """What the model makes of the pair."""
-        with self._making:
+    def prediction(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """What the model makes of the pair: fused picture (H,W,3) and class map (H,W). InputError where the user has
+        gone on to other pairs before its turn came."""
+        given = self.pictures()
+        with self._making, self._predicting:
             if self._prediction is None:
-                given = self._read()
-                self._prediction = self._model.predict(given.get("visible"), given.get("infrared"))
+                if self.left:
+                    raise InputError(f"{self.entry.id}: is no longer open; open it again")
+                made = self._model.predict(given.get("visible"), given.get("infrared"))
+                self._prediction = (made.fused, made.labels)
             return self._prediction
 
     def masks(self) -> InteractivePair:
         """SAM on every picture of the pair."""
-        fused = self.prediction().fused
+        fused, given = self.prediction()[0], self.pictures()
         with self._making:
             if self._masks is None:
-                given: dict[Picture, Any] = {"fused": fused, **self._read()}  # type: ignore[dict-item]
-                self._masks = InteractivePair(self._sam, given)
+                self._masks = InteractivePair(self._sam, {"fused": fused, **given})
             return self._masks
 
     def picture(self, name: str) -> NDArray[np.uint8]:
         """visible, infrared or fused as uint8 (H,W,3) or (H,W). InputError where the pair has no such picture."""
         if name == "fused":
-            return self.prediction().fused
-        image = self.pictures().get(name)
+            return self.prediction()[0]
+        image = {str(there): image for there, image in self.pictures().items()}.get(name)
         if image is None:
             raise InputError(f"{self.entry.id}: has no {name} picture")
         array = image.permute(1, 2, 0).numpy()
@@ -114,6 +119,8 @@ class Workspace:
         self.order = order
         self._open: OrderedDict[int, OpenPair] = OrderedDict()
         self._lock = threading.Lock()
+        self._opening = threading.Lock()
+        self._predicting = threading.Lock()  # two at once take twice the memory and are no faster
         self._pool = ThreadPoolExecutor(1, "prepare")
         self._current = 0
 
@@ -144,14 +151,25 @@ class Workspace:
         """The pair at `index`, opened unless it is. InputError where there is none, or it cannot be read."""
         if not 0 <= index < len(self.entries):
             raise InputError(f"pair {index}: expected 0 to {len(self.entries) - 1}")
+        if (held := self._held(index)) is not None:
+            return held
+        with self._opening:  # whoever asks for a pair that is open already does not wait for the file of another
+            if (held := self._held(index)) is not None:
+                return held
+            entry = self.entries[index]
+            opened = OpenPair(entry, self.folder.open(entry), self.model, self.sam, self._predicting)
+            with self._lock:
+                self._open[index] = opened
+                while len(self._open) > OPEN:
+                    self._open.popitem(last=False)[1].left = True
+            return opened
+
+    def _held(self, index: int) -> OpenPair | None:
         with self._lock:
-            if index not in self._open:
-                entry = self.entries[index]
-                self._open[index] = OpenPair(entry, self.folder.open(entry), self.model, self.sam)
-            self._open.move_to_end(index)
-            while len(self._open) > OPEN:
-                self._open.popitem(last=False)
-            return self._open[index]
+            held = self._open.get(index)
+            if held is not None:
+                self._open.move_to_end(index)
+            return held
 
     def show(self, index: int) -> dict[str, Any]:
         """Everything the page needs of a pair; it and the next one are made ready in the background."""
@@ -189,7 +207,7 @@ class Workspace:
 
     def proposal(self, pair: OpenPair) -> NDArray[np.uint8]:
         """The model's class map with the ids of this labelling; classes without a name in common are nothing."""
-        labels = pair.prediction().labels
+        _, labels = pair.prediction()
         table = np.zeros(256, np.uint8)
         for theirs, name in enumerate(self.model.config.classes):
             table[theirs] = self.names.get(name, 0)
@@ -232,16 +250,17 @@ class Workspace:
         previous = None
         if asked.get("previous") is not None:
             token, number = (*asked["previous"], None)[:2] if isinstance(asked["previous"], list) else (None, None)
-            held = pair.answers.get(token) if isinstance(token, str) else None
-            if held is None or type(number) is not int or not 0 <= number < len(held.masks):
+            held = pair.logits.get(token) if isinstance(token, str) else None
+            if held is None or type(number) is not int or not 0 <= number < len(held):
                 raise InputError("previous: is no longer held; click again without it")
-            previous = held.logits[number]
+            previous = held[number]
         on: Any = str(asked.get("on", "fused"))
         answer = pair.masks().mask(asked.get("points"), asked.get("labels"), asked.get("box"), on, previous)
         token = secrets.token_hex(8)
-        pair.answers[token] = answer
-        while len(pair.answers) > ANSWERS:
-            pair.answers.popitem(last=False)
+        with self._lock:
+            pair.logits[token] = answer.logits  # not the masks: of 12 megapixels they would be 36 MB an answer
+            while len(pair.logits) > ANSWERS:
+                pair.logits.popitem(last=False)
         found = [
             {**cropped(mask), "score": round(float(score), 4)}
             for mask, score in zip(answer.masks, answer.scores, strict=True)

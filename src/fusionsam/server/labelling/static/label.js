@@ -9,7 +9,10 @@ const state = {
   view: { scale: 1, x: 0, y: 0 }, temperatures: null, clicksSpent: 0,
 };
 let overlay = document.createElement("canvas"), painted = document.createElement("canvas");
-let queue = Promise.resolve(), busy = 1, drawn = 0;  // busy: questions without an answer, and the first opening
+// busy: questions without an answer, and the first opening; unsaved: changes among them
+let queue = Promise.resolve(), busy = 1, unsaved = 0, drawn = 0;
+let coming = [];  // pictures of this pair that have not arrived
+const PATIENCE = 300000;  // milliseconds for one answer
 
 // ---- the server ----------------------------------------------------------------------------------------------------
 
@@ -19,17 +22,20 @@ function count(by) { busy += by; document.body.dataset.busy = busy; }
 async function ask(path, body) {
   count(1);
   try {
-    const answer = await fetch(path, body === undefined ? {} : { method: "POST", body: JSON.stringify(body) });
+    const signal = AbortSignal.timeout(PATIENCE);
+    const answer = await fetch(path, body === undefined ? { signal } : { method: "POST", body: JSON.stringify(body), signal });
     const content = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
     if (!answer.ok) throw new Error(content.error || content.detail || `the server answered ${answer.status}`);
     return content;
   } catch (error) {
-    throw error instanceof TypeError ? new Error("the server does not answer; is fusionsam label still running?") : error;
+    const silent = error instanceof TypeError || error.name === "TimeoutError";
+    throw silent ? new Error("the server does not answer; is fusionsam label still running?") : error;
   } finally { count(-1); }
 }
 
 function change(what) {  // one after another: each says which state it was made on
   const index = state.index;
+  unsaved++;
   const job = queue.then(async () => {
     if (index !== state.index || !state.pair) return null;
     say("saving ...");
@@ -39,7 +45,7 @@ function change(what) {  // one after another: each says which state it was made
       say("saved");
       return answer;
     } catch (error) { say(error.message, true); return null; }
-  });
+  }).finally(() => { unsaved--; });
   queue = job;
   return job;
 }
@@ -84,6 +90,8 @@ function colour([x0, y0, w, h]) {  // the overlay inside a box
 async function open(index) {
   if (index < 0 || index >= state.project.pairs.length) return;
   await queue;
+  coming.forEach((image) => { if (!image.complete) image.src = ""; });  // or the few connections of a browser wait on
+  coming = [];
   say("opening ...");
   let pair;
   try { pair = await ask(`/api/pairs/${index}`); } catch (error) {  // nothing may be drawn on the pair before
@@ -100,6 +108,7 @@ async function open(index) {
   location.hash = index + 1;
   const load = (name) => new Promise((resolve) => {
     const image = new Image();
+    coming.push(image);
     image.onload = () => { if (state.pair === pair) { state.images[name] = image; draw(); } resolve(true); };
     image.onerror = () => resolve(false);
     image.src = `/api/pairs/${index}/picture/${name}?v=${state.project.token}`;
@@ -512,13 +521,14 @@ $("side").onchange = () => { panes(); fit(); };
 for (const id of ["slider", "opacity", "brightness"]) $(id).oninput = draw;
 $("size").oninput = () => resize(0);
 window.addEventListener("resize", fit);
-window.addEventListener("beforeunload", (event) => { if (busy) event.preventDefault(); });
+window.addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(); });
 
-(async () => {
+// after the page itself: else a browser counts the pictures as part of it, and waits for a network to fuse them
+window.addEventListener("load", async () => {
   try { state.project = await ask("/api/project"); } catch (error) { count(-1); return say(error.message, true); }
   $("train").textContent = state.project.train;
   const first = state.project.pairs.findIndex((p) => p.status !== "done");
   const wanted = parseInt(location.hash.slice(1), 10) - 1;
   await open(wanted >= 0 && wanted < state.project.pairs.length ? wanted : Math.max(0, first));
   count(-1);
-})();
+});
