@@ -1,4 +1,4 @@
-"""Drawings and the folder they are kept in: nothing is lost, undo gives back what was there, COCO reads it."""
+"""Drawings and the folder they are kept in: nothing is lost, undo gives back what was there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from fusionsam.data.images import write_png
-from fusionsam.data.labelling import coco
 from fusionsam.data.labelling.drawing import Drawing, apply, cropped, from_runs, to_runs, to_values
 from fusionsam.data.labelling.folder import LabelFolder
 from fusionsam.data.splits import entries, pair_entries
@@ -222,30 +221,6 @@ def test_a_second_server_is_kept_out_and_a_lock_left_behind_is_none(pairs, tmp_p
         assert (tmp_path / "out/.lock").is_file()
 
 
-def test_coco_gives_back_every_object_and_overwrites_none(pairs, tmp_path):
-    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
-    folder.save(pairs[0], drawn(), "paint")
-    folder.save(pairs[2], drawn(), "paint")
-    assert coco.write(tmp_path / "a.json", folder) == 6
-    again = LabelFolder(tmp_path / "again", pairs, NAMES, PALETTE)
-    assert coco.read(tmp_path / "a.json", again) == (6, 2)
-    for entry in pairs:
-        one, two = folder.open(entry), again.open(entry)
-        np.testing.assert_array_equal(one.instances, two.instances)
-        assert one.classes == two.classes
-    with pytest.raises(InputError, match="'p0' has objects already"):
-        coco.read(tmp_path / "a.json", again)
-    content = json.loads((tmp_path / "a.json").read_text())
-    square = [2.0, 3.0, 8.0, 3.0, 8.0, 7.0, 2.0, 7.0]
-    content["annotations"] = [{"id": 1, "image_id": 2, "category_id": 3, "segmentation": [square]}]
-    (tmp_path / "b.json").write_text(json.dumps(content))
-    polygons = LabelFolder(tmp_path / "polygons", pairs, NAMES, PALETTE)
-    assert coco.read(tmp_path / "b.json", polygons) == (1, 1)
-    wanted = np.zeros((H, W), int)
-    wanted[3:7, 2:8] = 3
-    np.testing.assert_array_equal(polygons.open(pairs[1]).labels, wanted)
-
-
 class SlowModel:
     """Fuses when it is told to."""
 
@@ -283,34 +258,6 @@ def test_pictures_and_changes_do_not_wait_for_the_network_and_pairs_left_behind_
     assert all("no longer open" in str(error) for error in waited if error is not None)
     assert len(model.asked) <= OPEN + 1  # the one that had begun, and those in memory
     assert waited[-OPEN:] == [None] * OPEN
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"images": None}, "is no COCO file; expected images"),
-        ({"categories": [{"id": 1, "name": "dog"}]}, "'dog' is not among"),
-        ({"categories": []}, "category 1 is not listed"),
-        ({"images": [{"id": 1, "file_name": "p0.png", "height": 5, "width": 5}]}, "is 5x5, the pair 11x13"),
-        ({"segmentation": {"size": [H, W], "counts": "%%"}}, "annotation 1: no mask"),
-        ({"segmentation": {"size": [H, W], "counts": [3]}}, "annotation 1: no mask"),
-        ({"segmentation": {"size": [5, 5], "counts": "1"}}, "annotation 1: no mask"),
-        ({"segmentation": None}, "annotation 1: no mask"),
-    ],
-)
-def test_a_coco_file_that_does_not_fit_is_one_line_and_writes_nothing(pairs, tmp_path, change, words):
-    one = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1.0, 1.0, 5.0, 1.0, 5.0, 5.0]]}
-    if "segmentation" in change:
-        one, change = {**one, **change}, {}
-    content = {
-        "images": [{"id": 1, "file_name": "p0.png", "height": H, "width": W}], "annotations": [one],
-        "categories": [{"id": 1, "name": "car"}], **change,
-    }  # fmt: skip
-    (tmp_path / "c.json").write_text(json.dumps(content))
-    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
-    with pytest.raises(InputError, match=words):
-        coco.read(tmp_path / "c.json", folder)
-    assert not (tmp_path / "out/instances").exists()
 
 
 def test_every_object_of_a_folder_tells_its_temperature(pairs, tmp_path):

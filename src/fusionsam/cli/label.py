@@ -32,10 +32,14 @@ class Options(PairOptions, OutOption, WeightsOption, DeviceOption):
     """address to listen on; whoever reaches it may draw"""
     port: int = 7861
     """port of the page; 0 takes a free one"""
+    export: list[str] = field(default_factory=list, metadata={"metavar": "FORMAT:FILE"})
+    """write the objects, and end: coco, coco-polygons, cvat, labelme (a folder) or label-studio"""
+    import_: list[str] = field(default_factory=list, metadata={"metavar": "FORMAT:FILE"})
+    """take the objects of files in these formats, and end"""
     export_coco: Path | None = field(default=None, metadata={"metavar": "FILE"})
-    """write the objects as a COCO file, and end"""
+    """as --export coco:FILE"""
     import_coco: Path | None = field(default=None, metadata={"metavar": "FILE"})
-    """take the objects of a COCO file, and end"""
+    """as --import coco:FILE"""
     export_temperatures: Path | None = field(default=None, metadata={"metavar": "FILE"})
     """write a CSV of every object's temperatures where the infrared is radiometric, and end"""
 
@@ -64,15 +68,22 @@ def main(options: Options) -> int:
 
 def _exchange(options: Options, folder: LabelFolder) -> bool:
     """Read and write files as asked; whether anything was."""
-    from fusionsam.data.labelling import coco
+    from fusionsam.data.labelling.exchange import into_folder, of_folder
+    from fusionsam.data.labelling.formats import FORMATS, named
 
+    taken = [named(text, "--import") for text in options.import_]
+    written = [named(text, "--export") for text in options.export]
     if options.import_coco:
-        with folder.alone():
-            count, pairs = coco.read(options.import_coco, folder)
-        print(f"{count} objects of {pairs} pairs taken from {options.import_coco}")
+        taken.append((FORMATS["coco"], options.import_coco))
     if options.export_coco:
-        count = coco.write(options.export_coco, folder)
-        print(f"{count} objects in {options.export_coco}")
+        written.append((FORMATS["coco"], options.export_coco))
+    for kind, path in taken:
+        with folder.alone():
+            objects, pairs = into_folder(path, kind, folder)
+        print(f"{objects} objects of {pairs} pairs taken from {path}")
+    for kind, path in written:
+        count = kind.write(path, of_folder(folder), folder.classes, folder.palette)
+        print(f"{count} objects in {path}")
     if options.export_temperatures:
         from fusionsam.inference.temperatures import read_celsius, write_csv
         from fusionsam.server.labelling.workspace import readings
@@ -80,7 +91,7 @@ def _exchange(options: Options, folder: LabelFolder) -> bool:
         found = readings(folder, read_celsius)
         write_csv(options.export_temperatures, found)
         print(f"{len(found)} objects in {options.export_temperatures}")
-    return bool(options.import_coco or options.export_coco or options.export_temperatures)
+    return bool(taken or written or options.export_temperatures)
 
 
 def _serve(options: Options, folder: LabelFolder) -> int:

@@ -92,8 +92,8 @@ def docstrings(kind: type[Any]) -> dict[str, str]:
 
 
 def flag_name(field_name: str) -> str:
-    """'class_file' -> '--class-file'."""
-    return "--" + field_name.replace("_", "-")
+    """'class_file' -> '--class-file', 'import_' -> '--import' (a word that Python keeps for itself)."""
+    return "--" + field_name.rstrip("_").replace("_", "-")
 
 
 def shown(value: Any) -> str:
@@ -110,6 +110,8 @@ def _flag(item: Field[Any], hint: Any, text: str) -> Flag:
         arguments["required"] = True
     if arguments.get("action") == "store_true" and default is True:
         arguments["action"] = argparse.BooleanOptionalAction
+    if item.name.endswith("_"):
+        arguments["dest"] = item.name
     if "metavar" in item.metadata:
         arguments["metavar"] = item.metadata["metavar"]
     if "one_of" in item.metadata:

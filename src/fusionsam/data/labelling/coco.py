@@ -1,151 +1,137 @@
-"""Objects as a COCO file, and back (https://cocodataset.org/#format-data). Masks are written as run-length codes, which
-are exact; polygons are read, too."""
+"""Objects as a COCO file, and back (https://cocodataset.org/#format-data), masks by pycocotools: run-length codes, or
+polygons as `polygons` has them."""
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionsam.data.labelling.drawing import Drawing
-from fusionsam.data.labelling.folder import LabelFolder, pair_size
+from fusionsam.data.labelling.exchange import Annotated, Color, Region, Size, SizeOf, require_size
+from fusionsam.data.labelling.polygons import coco_masks, from_polygons, to_polygons
 from fusionsam.errors import InputError
 from fusionsam.io import write_json
 
 LARGEST = 512 << 20
-"""Bytes of a COCO file that is read."""
+"""Bytes of a file that is read."""
+Row = Mapping[str, object]
 
 
-def _masks() -> Any:
-    try:
-        from pycocotools import mask
-    except ImportError:
-        raise InputError('COCO: pycocotools is not installed; pip install "fusionsam[label]"') from None
-    return mask
+@dataclass(frozen=True)
+class Coco:
+    """COCO files; with `polygons` written as polygons, not as run-length codes. Both are read."""
+
+    polygons: bool = False
+
+    def write(self, path: Path, pictures: Iterable[Annotated], classes: Sequence[str], palette: Sequence[Color]) -> int:
+        """Every object; how many. Categories have the ids of the classes."""
+        tools = coco_masks()
+        images: list[Row] = []
+        annotations: list[Row] = []
+        for number, picture in enumerate(pictures, 1):
+            height, width = picture.size
+            images.append({"id": number, "file_name": picture.name, "height": height, "width": width})
+            for one in picture.regions:
+                if self.polygons:
+                    segmentation: object = to_polygons(one.mask, one.box[0], one.box[1])
+                else:
+                    code = tools.encode(np.asfortranarray(one.whole(picture.size), dtype=np.uint8))
+                    segmentation = {"size": [height, width], "counts": code["counts"].decode("ascii")}
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number,
+                        "category_id": classes.index(one.class_name),
+                        "segmentation": segmentation,
+                        "area": int(one.mask.sum()),
+                        "bbox": list(one.box),
+                        "iscrowd": 0,
+                    }
+                )
+        categories = [{"id": i, "name": name} for i, name in enumerate(classes) if i]
+        content = {"info": {"description": "labelled with fusionsam"}, "images": images, "annotations": annotations}
+        write_json(path, {**content, "categories": categories}, "choose another file")
+        return len(annotations)
+
+    def read(self, path: Path, size_of: SizeOf) -> Iterator[Annotated]:
+        """The wanted pictures."""
+        content = _content(path)
+        names = _names(path, content)
+        of_image = defaultdict(list)
+        for one in content["annotations"]:
+            of_image[one["image_id"]].append(one)
+        for image in content["images"]:
+            name = str(image["file_name"])
+            size = size_of(name)
+            if size is None or image["id"] not in of_image:
+                continue
+            height, width = size
+            require_size(f"{path}: {name}", (image.get("height", height), image.get("width", width)), size)
+            rows = of_image[image["id"]]
+            regions = (Region.of(names[one["category_id"]], _decode(one, size, str(path))) for one in rows)
+            yield Annotated(name, size, [region for region in regions if region.mask.any()])
 
 
-def write(path: str | Path, folder: LabelFolder) -> int:
-    """Every object of the folder as one COCO file; how many. Pictures are named by their visible file (infrared where
-    there is none), categories have the ids of the classes. InputError where it cannot be written."""
-    tools = _masks()
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, entry in enumerate(folder.entries, 1):
-        file = entry.visible or entry.infrared
-        assert file is not None
-        height, width = pair_size(entry)
-        images.append({"id": number, "file_name": file.name, "height": height, "width": width})
-        if not folder.progress[entry.id].objects:
-            continue
-        drawing = folder.open(entry)
-        for one in drawing.objects():
-            code = tools.encode(np.asfortranarray(drawing.instances == one["id"], dtype=np.uint8))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": one["class"],
-                    "segmentation": {"size": [height, width], "counts": code["counts"].decode("ascii")},
-                    "area": one["pixels"],
-                    "bbox": one["box"],
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": i, "name": name} for i, name in enumerate(folder.classes) if i]
-    content = {"info": {"description": "labelled with fusionsam"}, "images": images, "annotations": annotations}
-    write_json(path, {**content, "categories": categories}, "choose another --export-coco")
-    return len(annotations)
-
-
-def read(path: str | Path, folder: LabelFolder) -> tuple[int, int]:
-    """Objects of a COCO file into the folder's pairs that have none yet, later ones over earlier ones; how many, and of
-    how many pairs. Categories are found by name.
-
-    InputError for a file that is not COCO, a category that the classes lack, a picture of another size, or a pair that
-    is labelled already; then nothing is written."""
-    tools, content = _masks(), _read(Path(path))
-    classes = _categories(Path(path), content, folder)
-    by_name = {file.name: entry for entry in folder.entries for file in (entry.visible, entry.infrared) if file}
-    images = {image["id"]: image for image in content["images"]}
-    drawings: dict[str, tuple[Any, Drawing]] = {}
-    for one in content["annotations"]:
-        image = images.get(one["image_id"])
-        entry = None if image is None else by_name.get(Path(str(image["file_name"])).name)
-        if image is None or entry is None:
-            continue  # a file of many pictures may hold more than these
-        height, width = pair_size(entry)
-        if (image.get("height", height), image.get("width", width)) != (height, width):
-            raise InputError(
-                f"{path}: {image['file_name']} is {image['height']}x{image['width']}, the pair {height}x{width}"
-            )
-        if folder.progress[entry.id].objects:
-            raise InputError(f"{path}: pair {entry.id!r} has objects already; choose another --out")
-        drawing = drawings.setdefault(entry.id, (entry, Drawing.empty((height, width))))[1]
-        mask = _decode(tools, one, height, width, str(path))
-        if mask.any():
-            number = len(drawing.classes) + 1
-            drawing.instances[mask] = number
-            drawing.classes[number] = classes[one["category_id"]]
-    count = 0
-    for entry, drawing in drawings.values():
-        left = set(np.unique(drawing.instances).tolist())
-        drawing.classes = {number: kind for number, kind in drawing.classes.items() if number in left}
-        count += len(drawing.classes)
-        folder.save(entry, drawing, "import", source=Path(path).name)
-    return count, len(drawings)
-
-
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> object:
+    """The content of a JSON file; InputError for one that is too large, or none."""
     try:
         if path.stat().st_size > LARGEST:
             raise InputError(f"{path}: is larger than {LARGEST >> 20} MiB; split it")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())[:80]})") from None
+
+
+def _content(path: Path) -> dict[str, list[dict[str, object]]]:
+    content = read_json(path)
     needed = {"images": {"id", "file_name"}, "annotations": {"image_id", "category_id"}, "categories": {"id", "name"}}
+    found = {}
     for part, keys in needed.items():
         rows = content.get(part) if isinstance(content, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= set(row) for row in rows):
             raise InputError(f"{path}: is no COCO file; expected {part} with {', '.join(sorted(keys))}")
-    return dict(content)
-
-
-def _categories(path: Path, content: dict[str, Any], folder: LabelFolder) -> dict[Any, int]:
-    used = {one["category_id"] for one in content["annotations"]}
-    found = {}
-    for category in content["categories"]:
-        name = str(category["name"])
-        if name in folder.classes[1:]:
-            found[category["id"]] = folder.classes.index(name)
-        elif category["id"] in used:
-            raise InputError(f"{path}: category {name!r} is not among the classes {', '.join(folder.classes[1:])}")
-    if not used <= set(found):
-        raise InputError(f"{path}: category {next(iter(used - set(found)))} is not listed; expected it in categories")
+        for row in rows:
+            if any(isinstance(row[key], dict | list) for key in keys):
+                raise InputError(f"{path}: is no COCO file; expected numbers and names in {part}")
+        found[part] = rows
     return found
 
 
-def _decode(tools: Any, one: dict[str, Any], height: int, width: int, path: str) -> NDArray[np.bool_]:
-    shape = one.get("segmentation")
+def _names(path: Path, content: Mapping[str, Sequence[Row]]) -> dict[object, str]:
+    """Class name of every category; InputError for one that is used but not listed."""
+    names = {row["id"]: str(row["name"]) for row in content["categories"]}
+    for one in content["annotations"]:
+        if one["category_id"] not in names:
+            raise InputError(f"{path}: category {one['category_id']} is not listed; expected it in categories")
+    return names
+
+
+def _decode(one: Row, size: Size, path: str) -> NDArray[np.bool_]:
+    tools, shape = coco_masks(), one.get("segmentation")
+    height, width = size
     try:
         if isinstance(shape, list):
-            code = tools.merge(tools.frPyObjects([part for part in shape if len(part) >= 6], height, width))
-        elif isinstance(shape, dict) and shape.get("size") == [height, width]:
-            counts = shape["counts"]
-            plain = counts if isinstance(counts, list) else _counts(counts)
-            if min(plain, default=0) < 0 or sum(plain) != height * width:  # the library would write beyond its buffer
-                raise ValueError(f"counts of {sum(plain)} pixels")
-            if isinstance(counts, list):
-                code = tools.frPyObjects(shape, height, width)
-            else:
-                code = {"size": [height, width], "counts": counts.encode("ascii")}
-        else:
+            return from_polygons([part for part in shape if len(part) >= 6], height, width)
+        if not isinstance(shape, dict) or shape.get("size") != [height, width]:
             raise ValueError("no segmentation of the picture's size")
+        counts = shape["counts"]
+        plain = counts if isinstance(counts, list) else _counts(counts)
+        if min(plain, default=0) < 0 or sum(plain) != height * width:  # the library would write beyond its buffer
+            raise ValueError(f"counts of {sum(plain)} pixels")
+        if isinstance(counts, list):
+            code = tools.frPyObjects(shape, height, width)
+        else:
+            code = {"size": [height, width], "counts": counts.encode("ascii")}
         mask: NDArray[np.bool_] = tools.decode(code).astype(bool)
+    except InputError:
+        raise
     except Exception as error:  # the library raises what its C code meets
         reason = " ".join(str(error).split())[:80]
         raise InputError(f"{path}: annotation {one.get('id')}: no mask of {height}x{width} ({reason})") from None

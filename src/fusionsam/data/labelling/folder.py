@@ -17,6 +17,7 @@ import getpass
 import io
 import json
 import os
+import shlex
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,6 +38,8 @@ from fusionsam.errors import InputError
 from fusionsam.io import require_writable, whole, write_text
 
 _KEY = "fusionsam"
+STEPS = 100
+"""Of the training that the page proposes."""
 _REMEDY = "make room, or choose another --out"
 
 
@@ -158,12 +161,14 @@ class LabelFolder:
             yield
 
     def training_command(self) -> str:
-        """What fine-tunes the shipped checkpoint on the pairs that are done."""
-        return (
-            "fusionsam train --model.preset tiny --model.start_from tiny --data.dataset manifest "
-            f"--data.root {self.out / 'manifest.csv'} --data.class_file {self.out / 'classes.yaml'} "
-            f"--train.out {self.out / 'run'}"
-        )
+        """What fine-tunes the shipped checkpoint on the pairs that are done: some minutes for a first look."""
+        words = [
+            "fusionsam", "train", "--model.preset", "tiny", "--model.start_from", "tiny",
+            "--train.freeze_tokenizer", "true", "--train.max_steps", str(STEPS), "--data.dataset", "manifest",
+            "--data.root", str(self.out / "manifest.csv"), "--data.class_file", str(self.out / "classes.yaml"),
+            "--train.out", str(self.out / "run"),
+        ]  # fmt: skip
+        return shlex.join(words)
 
     def _keep_classes(self) -> None:
         path = self.out / "classes.yaml"

@@ -1,0 +1,136 @@
+"""What all files of objects have in common: a picture, its objects' classes and masks. One reader and one writer a
+format stand in modules of their own; here they meet a folder of drawings.
+
+Objects are given as the later ones over the earlier ones, as a `Drawing` has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionsam.data.labelling.drawing import Box, Drawing
+from fusionsam.data.labelling.folder import LabelFolder, pair_size
+from fusionsam.data.splits import Entry
+from fusionsam.errors import InputError
+
+Color = tuple[int, int, int]
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """One object: its class by name, and its mask bool (h,w) inside of `box` (x, y, w, h)."""
+
+    class_name: str
+    box: Box
+    mask: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, class_name: str, whole: NDArray[np.bool_]) -> Region:
+        """The object of a mask (H,W) of the whole picture."""
+        rows, columns = np.flatnonzero(whole.any(1)), np.flatnonzero(whole.any(0))
+        if not len(rows):
+            return cls(class_name, (0, 0, 0, 0), np.zeros((0, 0), bool))
+        x, y, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        return cls(class_name, (x, y, right - x, bottom - y), whole[y:bottom, x:right].copy())
+
+    def whole(self, size: Size) -> NDArray[np.bool_]:
+        """The mask (H,W) of the whole picture."""
+        x, y, width, height = self.box
+        mask = np.zeros(size, bool)
+        mask[y : y + height, x : x + width] = self.mask
+        return mask
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """One picture by the name of its file, and its objects."""
+
+    name: str
+    size: Size
+    regions: Sequence[Region]
+
+
+SizeOf = Callable[[str], Size | None]
+"""The size that the picture of a name must have; None where it is not wanted, and its objects are not read."""
+
+
+class Format(Protocol):
+    """A kind of file."""
+
+    def read(self, path: Path, size_of: SizeOf) -> Iterator[Annotated]:
+        """The wanted pictures of a file. InputError for one that is not of this kind, or does not fit."""
+
+    def write(self, path: Path, pictures: Iterable[Annotated], classes: Sequence[str], palette: Sequence[Color]) -> int:
+        """Write pictures with the classes of a class file (the first is nothing's); how many objects."""
+
+
+def of_folder(folder: LabelFolder) -> Iterator[Annotated]:
+    """Every pair of the folder, named by its visible file (infrared where there is none)."""
+    for entry in folder.entries:
+        file = entry.visible or entry.infrared
+        assert file is not None
+        if not folder.progress[entry.id].objects:
+            yield Annotated(file.name, pair_size(entry), ())
+            continue
+        drawing, regions = folder.open(entry), []
+        for one in drawing.objects():
+            x, y, width, height = one["box"]
+            mask = drawing.instances[y : y + height, x : x + width] == one["id"]
+            regions.append(Region(folder.classes[one["class"]], (x, y, width, height), mask))
+        yield Annotated(file.name, pair_size(entry), regions)
+
+
+def into_folder(path: Path, format: Format, folder: LabelFolder) -> tuple[int, int]:
+    """The objects of a file into the folder's pairs; how many, and of how many pairs. Pictures are found by the stem of
+    their name, classes by theirs; a file of many pictures may hold more than these.
+
+    InputError for a file that is not of the format, a class that the folder lacks, a picture of another size, or a pair
+    that has objects already; then nothing is written."""
+    for annotated, entry in _theirs(path, format, folder):  # twice through the file: no more than one pair in memory
+        if folder.progress[entry.id].objects:
+            raise InputError(f"{path}: pair {entry.id!r} has objects already; choose another --out")
+        for region in annotated.regions:
+            if region.class_name not in folder.classes[1:]:
+                known = ", ".join(folder.classes[1:])
+                raise InputError(f"{path}: {annotated.name}: {region.class_name!r} is not among the classes {known}")
+    objects, done = 0, set()
+    for annotated, entry in _theirs(path, format, folder):
+        drawing = folder.open(entry) if entry.id in done else Drawing.empty(annotated.size)
+        for region in annotated.regions:
+            x, y, width, height = region.box
+            number = max(drawing.classes, default=0) + 1
+            drawing.instances[y : y + height, x : x + width][region.mask] = number
+            drawing.classes[number] = folder.classes.index(region.class_name)
+        left = set(np.unique(drawing.instances).tolist())
+        drawing.classes = {number: kind for number, kind in drawing.classes.items() if number in left}
+        folder.save(entry, drawing, "import", source=path.name)
+        done.add(entry.id)
+    objects = sum(folder.progress[id].objects for id in done)
+    return objects, len(done)
+
+
+def _theirs(path: Path, format: Format, folder: LabelFolder) -> Iterator[tuple[Annotated, Entry]]:
+    """The pictures of a file that have objects, and whose pairs are in the folder."""
+    by_stem = {file.stem: entry for entry in folder.entries for file in (entry.visible, entry.infrared) if file}
+
+    def size_of(name: str) -> Size | None:
+        entry = by_stem.get(Path(name).stem)
+        return None if entry is None else pair_size(entry)
+
+    for annotated in format.read(path, size_of):
+        if annotated.regions:
+            yield annotated, by_stem[Path(annotated.name).stem]
+
+
+def require_size(where: str, found: tuple[object, object], expected: Size) -> None:
+    """InputError unless a file's (height, width) of a picture are the pair's."""
+    if found != expected:
+        raise InputError(f"{where}: is {found[0]}x{found[1]}, the pair {expected[0]}x{expected[1]} (height x width)")
