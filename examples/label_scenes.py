@@ -1,5 +1,5 @@
-"""The loop of docs/tutorials/label-and-train.md without a hand on the mouse: draw scenes, then label them as a person would,
-by clicks, through the page's own questions.
+"""The loop of docs/tutorials/label-and-train.md without a hand on the mouse: draw scenes, then label them as a person
+would, by clicks, through the page's own questions.
 
     python examples/label_scenes.py draw out/loop
     fusionsam label --visible out/loop/visible --infrared out/loop/infrared --out out/loop/labelled --classes ...

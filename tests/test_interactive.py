@@ -102,13 +102,13 @@ def test_a_pair_is_encoded_once_a_picture_even_when_prepared_in_the_background(s
     with ThreadPoolExecutor(2) as pool:
         pair.prepare(pool)
         pair.prepare(pool)
-        answers = [pair.mask([[50, 40]], on="fused").logits for _ in range(3)]
-    other = pair.mask([[50, 40]], on="visible").logits
+        answers = [ours.mask(pair.encoded("fused"), [[50, 40]]).logits for _ in range(3)]
+    other = ours.mask(pair.encoded("visible"), [[50, 40]]).logits
     assert len(seen) == 2
     torch.testing.assert_close(answers[0], answers[2])
     assert not torch.allclose(answers[0], other, atol=1e-3)
     with pytest.raises(InputError, match="no such picture; choose one of visible, fused"):
-        pair.mask([[1, 1]], on="infrared")
+        pair.encoded("infrared")
     with pytest.raises(InputError, match="expected one of"):
         InteractivePair(ours, {"depth": picture})
 
@@ -117,7 +117,7 @@ def test_a_picture_that_cannot_be_encoded_says_so_at_every_prompt(sam):
     pair = InteractivePair(InteractiveSAM.from_pretrained(sam[1]), {"visible": np.zeros((3, 4, 5))})
     for _ in range(2):
         with pytest.raises(InputError, match="picture"):
-            pair.mask([[1, 1]], on="visible")
+            pair.encoded("visible")
 
 
 def test_the_weights_that_ship_take_a_bright_disc_by_one_click_and_give_way_to_a_second():

@@ -219,6 +219,16 @@ def test_brush_eraser_select_and_the_class_by_number(page, home):
     assert not saved(home, 0).any()
 
 
+def test_an_unsure_mark_stays_and_is_listed(page, home):
+    page.keys("u")
+    listed = "return [...document.querySelectorAll('#pair option')].map((o) => o.text.endsWith('?'))"
+    assert page.browser.execute_script(listed) == [True, False, False, False, False]
+    again = Page(page.browser, page.server)
+    assert again.browser.execute_script(listed) == [True, False, False, False, False]
+    again.keys("u")
+    assert again.browser.execute_script(listed) == [False] * 5
+
+
 def test_five_pairs_by_mouse_and_keys_with_a_kill_in_the_middle(browser, run, home, sam):
     page = Page(browser, run[-1])
     for number in range(PAIRS):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from types import SimpleNamespace
@@ -221,6 +223,59 @@ def test_a_second_server_is_kept_out_and_a_lock_left_behind_is_none(pairs, tmp_p
         assert (tmp_path / "out/.lock").is_file()
 
 
+class SeesDark:
+    """As sure of a pixel as it is bright."""
+
+    def __init__(self, name="dark"):
+        self.name, self.config, self.asked = name, SimpleNamespace(classes=["none"]), 0
+
+    def predict(self, visible, infrared):
+        self.asked += 1
+        return SimpleNamespace(confidence=visible.float().mean(0).numpy() / 255)
+
+
+def test_the_least_sure_come_first_and_are_asked_once(tmp_path):
+    for number, bright in enumerate((200, 50, 120)):
+        write_png(tmp_path / f"vi/p{number}.png", np.full((H, W, 3), bright, np.uint8))
+    model = SeesDark()
+
+    def order(model):
+        folder = LabelFolder(tmp_path / "out", pair_entries(tmp_path / "vi", None), NAMES, PALETTE)
+        workspace = Workspace(folder, model, None, "uncertainty")
+        workspace.close()
+        return [row["id"] for row in workspace.describe()["pairs"]]
+
+    assert order(model) == ["p1", "p2", "p0"]
+    assert list(json.loads((tmp_path / "out/uncertainty.json").read_text())["pairs"]) == ["p0", "p1", "p2"]
+    write_png(tmp_path / "vi/p3.png", np.full((H, W, 3), 10, np.uint8))
+    assert order(model) == ["p3", "p1", "p2", "p0"]
+    assert model.asked == 4
+    other = SeesDark("other")
+    order(other)
+    assert other.asked == 4  # what another model was unsure of does not count
+
+
+def test_the_next_pair_is_prepared_and_no_more_than_a_few_are_kept(tmp_path):
+    for number in range(12):
+        write_png(tmp_path / f"vi/p{number:02}.png", np.full((H, W, 3), number, np.uint8))
+    folder = LabelFolder(tmp_path / "out", pair_entries(tmp_path / "vi", None), NAMES, PALETTE)
+    model, encoded = SlowModel(), []
+    model.go.set()
+    workspace = Workspace(folder, model, SimpleNamespace(encode=lambda picture: encoded.append(picture.shape)))
+    workspace.show(0)
+    workspace._pool.submit(lambda: None).result(60)  # after what was to be prepared
+    assert [int(image[0, 0, 0]) for image in model.asked] == [0, 1]
+    assert len(encoded) == 3  # fused and visible of this pair, fused of the next
+    gone = weakref.ref(workspace.pair(0))
+    for index in range(1, 12):
+        workspace.show(index)
+        workspace._pool.submit(lambda: None).result(60)
+    gc.collect()
+    assert gone() is None
+    assert len(workspace._open) == OPEN
+    workspace.close()
+
+
 class SlowModel:
     """Fuses when it is told to."""
 
@@ -266,8 +321,31 @@ def test_every_object_of_a_folder_tells_its_temperature(pairs, tmp_path):
     folder.save(pairs[1], drawn(), "paint")
     heat = np.arange(H * W, dtype=np.float32).reshape(H, W)
     found = readings(folder, lambda path: heat if path.stem == "p1" else None)
-    assert [(one.picture, one.class_name, one.temperatures.maximum) for one in found] == [
-        ("p1", "pole", H * W - 1),
-        ("p1", "car", 10 * W + 6),
-        ("p1", "car", 3 * W + 4),
+    assert [(one.picture, one.object, one.class_name, one.temperatures.maximum) for one in found] == [
+        ("p1", 1, "car", 3 * W + 4),
+        ("p1", 2, "pole", H * W - 1),
+        ("p1", 3, "car", 10 * W + 6),
+        ("p1", 0, "car", 10 * W + 6),
+        ("p1", 0, "pole", H * W - 1),
     ]
+
+
+def test_the_page_is_told_every_objects_and_every_class_temperatures(pairs, tmp_path):
+    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
+    folder.save(pairs[1], drawn(), "paint")
+    heat, asked = np.arange(H * W, dtype=np.float32).reshape(H, W), []
+    read = lambda path: (asked.append(path), heat if path.stem == "p1" else None)[1]  # noqa: E731
+    workspace = Workspace(folder, SlowModel(), SimpleNamespace(), celsius=read)
+    assert workspace.temperatures(0) == {"radiometric": False, "objects": [], "classes": []}
+    told = workspace.temperatures(1)
+    assert [(row["id"], row["class"], row["hottest"], row["area"]) for row in told["objects"]] == [
+        (1, 1, (4, 3), 20),
+        (2, 3, (12, 10), 20),
+        (3, 1, (6, 10), 11),
+    ]
+    assert [(row["class"], row["coldest"], row["hottest"], row["area"]) for row in told["classes"]] == [
+        (1, (0, 0), (6, 10), 31),
+        (3, (8, 7), (12, 10), 20),
+    ]
+    assert workspace.temperatures(1) == told
+    assert len(asked) == 2  # each file once

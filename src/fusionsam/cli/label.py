@@ -41,7 +41,7 @@ class Options(PairOptions, OutOption, WeightsOption, DeviceOption):
     import_coco: Path | None = field(default=None, metadata={"metavar": "FILE"})
     """as --import coco:FILE"""
     export_temperatures: Path | None = field(default=None, metadata={"metavar": "FILE"})
-    """write a CSV of every object's temperatures where the infrared is radiometric, and end"""
+    """write a CSV of every object's and class' temperatures where the infrared is radiometric, and end"""
 
 
 def main(options: Options) -> int:
@@ -90,7 +90,8 @@ def _exchange(options: Options, folder: LabelFolder) -> bool:
 
         found = readings(folder, read_celsius)
         write_csv(options.export_temperatures, found)
-        print(f"{len(found)} objects in {options.export_temperatures}")
+        objects = sum(one.object > 0 for one in found)
+        print(f"{objects} objects, {len(found) - objects} classes in {options.export_temperatures}")
     return bool(taken or written or options.export_temperatures)
 
 

@@ -183,7 +183,8 @@ def user(pair: InteractivePair, on: Picture, truth: Bools, valid: Bools, choose:
 
     def ask(clicks: Sequence[Click]) -> Bools:
         points, labels = [[click.x, click.y] for click in clicks], [int(click.on) for click in clicks]
-        answer = pair.mask(points, labels, on=on, previous=previous[-1] if previous else None)
+        fed_back = previous[-1] if previous else None
+        answer = pair.sam.mask(pair.encoded(on), points, labels, previous=fed_back)
         best = answer.best
         if choose == "best" and len(answer.masks) > 1:
             best = int(np.argmax([iou(mask, truth, valid) for mask in answer.masks]))

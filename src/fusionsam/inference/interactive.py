@@ -129,7 +129,7 @@ class InteractivePair:
     """The pictures of one pair, each encoded at its first prompt or in the background.
 
     >>> pair = InteractivePair(sam, {"visible": visible, "fused": prediction.fused})  # doctest: +SKIP
-    >>> pair.mask([[320, 200]], on="fused").masks  # doctest: +SKIP
+    >>> sam.mask(pair.encoded("fused"), [[320, 200]]).masks  # doctest: +SKIP
     """
 
     def __init__(self, sam: InteractiveSAM, pictures: Mapping[Picture, NDArray[Any] | Tensor]) -> None:
@@ -142,19 +142,9 @@ class InteractivePair:
         self._encoded: dict[str, Future[Encoded]] = {}
         self._lock = threading.Lock()
 
-    def mask(
-        self,
-        points: ArrayLike | None = None,
-        labels: ArrayLike | None = None,
-        box: ArrayLike | None = None,
-        on: Picture = "fused",
-        previous: Tensor | NDArray[np.float32] | None = None,
-    ) -> Masks:
-        """`InteractiveSAM.mask` on the picture `on`; InputError also where the pair has no such picture."""
-        return self.sam.mask(self.encoded(on), points, labels, box, previous)
-
     def encoded(self, on: Picture) -> Encoded:
-        """The embedding of the picture `on`, made now unless it is there or on its way."""
+        """The embedding of the picture `on` for `sam.mask`, made now unless it is there or on its way. InputError where
+        the pair has no such picture, or it cannot be encoded."""
         if on not in self.pictures:
             there = ", ".join(self.pictures)
             raise InputError(f"on {on!r}: this pair has no such picture; choose one of {there}")

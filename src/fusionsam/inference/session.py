@@ -95,7 +95,7 @@ class Session:
             given = {"fused": self.encoded.fused, **self._images}
             pictures: dict[Picture, Any] = {name: image[0] for name, image in given.items() if image is not None}  # type: ignore[misc]
             self._pair = InteractivePair(sam or shipped_sam(str(self.model.device)), pictures)
-        return self._pair.mask(points, labels, box, on, previous)
+        return self._pair.sam.mask(self._pair.encoded(on), points, labels, box, previous)
 
     @torch.inference_mode()
     def predict(self, prompts: Prompts | Mapping[str, Any] | Mode | None = None) -> Prediction:

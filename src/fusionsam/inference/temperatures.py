@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -130,6 +130,36 @@ def of_objects(
     return [
         Reading(picture, number, class_id, classes[class_id], read) for number, (class_id, read) in enumerate(found, 1)
     ]
+
+
+def of_instances(
+    celsius: ArrayLike, instances: ArrayLike, kinds: Mapping[int, int], classes: Sequence[str], picture: str = ""
+) -> list[Reading]:
+    """One reading for every object of a drawing, then one for every class that occurs, over all of its objects.
+
+    Args:
+        celsius: float (H,W), degrees Celsius, nan where there is none.
+        instances: int (H,W), number of each pixel's object, 0 for nothing.
+        kinds: The class id of every object's number.
+        classes: Names of the classes by their ids.
+        picture: Name in the table.
+
+    Raises:
+        InputError: as `under`.
+
+    >>> one, whole = of_instances([[20.0, 30.0], [40.0, 21.0]], [[7, 7], [0, 0]], {7: 1}, ["none", "pipe"])
+    >>> one.object, one.class_name, one.temperatures.maximum, whole.object, whole.temperatures.mean
+    (7, 'pipe', 30.0, 0, 25.0)
+    """
+    heat, numbers = _checked(celsius, instances)
+    found = [
+        Reading(picture, number, kind, classes[kind], under(heat, numbers == number))
+        for number, kind in sorted(kinds.items())
+    ]
+    for kind in sorted(set(kinds.values())):
+        inside = np.isin(numbers, [number for number, its in kinds.items() if its == kind])
+        found.append(Reading(picture, 0, kind, classes[kind], under(heat, inside)))
+    return found
 
 
 def to_csv(readings: Iterable[Reading]) -> str:

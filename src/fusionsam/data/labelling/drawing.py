@@ -122,12 +122,14 @@ class Drawing:
         for class_id in np.unique(labels[labels > 0]):
             regions, found = ndimage.label((labels == class_id) & free, structure=np.ones((3, 3)))
             sizes = np.bincount(regions.ravel(), minlength=found + 1)
+            numbers = np.zeros(found + 1, np.uint16)  # of every region; one pass over the picture, however many
             for region in range(1, found + 1):
                 if sizes[region] >= min_pixels:
-                    number = self._number(0)
-                    self.instances[regions == region] = number
-                    self.classes[number] = int(class_id)
+                    numbers[region] = self._number(0)
+                    self.classes[int(numbers[region])] = int(class_id)
                     count += 1
+            taken = numbers[regions]
+            np.copyto(self.instances, taken, where=taken > 0)
         self.revision += 1
         return count
 

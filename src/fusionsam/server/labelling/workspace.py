@@ -25,7 +25,7 @@ from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.inference.temperatures import of_objects, under
+from fusionsam.inference.temperatures import Reading, of_instances
 from fusionsam.io import write_json
 from fusionsam.progress import progress_bar
 
@@ -56,6 +56,15 @@ class OpenPair:
         self._pictures: dict[Picture, Tensor] | None = None
         self._prediction: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None
         self._masks: InteractivePair | None = None
+        self._celsius: list[NDArray[np.floating] | None] = []  # empty until it was read
+
+    def celsius(self, read: ReadCelsius | None) -> NDArray[np.floating] | None:
+        """Degrees Celsius (H,W), read once; None where the infrared file is not radiometric."""
+        with self._reading:
+            if not self._celsius:
+                path = self.entry.infrared
+                self._celsius.append(None if read is None or path is None else read(path))
+            return self._celsius[0]
 
     def pictures(self) -> dict[Picture, Tensor]:
         """visible uint8 (3,H,W) and infrared uint8 (1,H,W), as far as the pair has them."""
@@ -255,7 +264,8 @@ class Workspace:
                 raise InputError("previous: is no longer held; click again without it")
             previous = held[number]
         on: Any = str(asked.get("on", "fused"))
-        answer = pair.masks().mask(asked.get("points"), asked.get("labels"), asked.get("box"), on, previous)
+        encoded = pair.masks().encoded(on)
+        answer = self.sam.mask(encoded, asked.get("points"), asked.get("labels"), asked.get("box"), previous)
         token = secrets.token_hex(8)
         with self._lock:
             pair.logits[token] = answer.logits  # not the masks: of 12 megapixels they would be 36 MB an answer
@@ -268,17 +278,19 @@ class Workspace:
         return {"token": token, "best": answer.best, "masks": found}
 
     def temperatures(self, index: int) -> dict[str, Any]:
-        """Degrees Celsius under every object of the pair, where its infrared file is radiometric."""
+        """Degrees Celsius under every object and every class of the pair, where its infrared file is radiometric."""
         pair = self.pair(index)
-        path = pair.entry.infrared
-        heat = self.celsius(path) if self.celsius is not None and path is not None else None
+        heat = pair.celsius(self.celsius)
         if heat is None:
-            return {"radiometric": False, "objects": []}
-        found = []
-        for one in pair.drawing.objects():
-            read = under(heat, pair.drawing.instances == one["id"])
-            found.append({**one, **vars(read)})
-        return {"radiometric": True, "objects": found}
+            return {"radiometric": False, "objects": [], "classes": []}
+        with pair.lock:
+            instances, kinds = pair.drawing.instances.copy(), dict(pair.drawing.classes)
+        rows = [
+            {"id": one.object, "class": one.class_id, **vars(one.temperatures)}
+            for one in of_instances(heat, instances, kinds, self.folder.classes)
+        ]
+        objects, classes = ([row for row in rows if bool(row["id"]) is wanted] for wanted in (True, False))
+        return {"radiometric": True, "objects": objects, "classes": classes}
 
 
 def uncertainty(folder: LabelFolder, model: FusionSAM) -> dict[str, float]:
@@ -302,13 +314,14 @@ def uncertainty(folder: LabelFolder, model: FusionSAM) -> dict[str, float]:
     return known
 
 
-def readings(folder: LabelFolder, celsius: ReadCelsius) -> list[Any]:
-    """Temperatures of every object of every labelled pair whose infrared file is radiometric."""
+def readings(folder: LabelFolder, celsius: ReadCelsius) -> list[Reading]:
+    """Temperatures of every object, and every class, of every labelled pair whose infrared file is radiometric."""
     found = []
     for entry in folder.entries:
         if entry.infrared is None or not folder.progress[entry.id].objects:
             continue
         heat = celsius(entry.infrared)
         if heat is not None:
-            found += of_objects(heat, folder.open(entry).labels, folder.classes, entry.id, min_pixels=1)
+            drawing = folder.open(entry)
+            found += of_instances(heat, drawing.instances, drawing.classes, folder.classes, entry.id)
     return found

@@ -126,21 +126,14 @@ async function readTemperatures() {
   try {
     const answer = await ask(`/api/pairs/${state.index}/temperatures`);
     if (state.pair !== pair) return;
-    state.temperatures = answer.radiometric ? new Map(answer.objects.map((o) => [o.id, o])) : false;
+    state.temperatures = answer.radiometric && {
+      objects: new Map(answer.objects.map((o) => [o.id, o])), classes: new Map(answer.classes.map((o) => [o.class, o])),
+    };
     lists(); draw();
   } catch (error) { state.temperatures = false; say(error.message, true); }
 }
 
 // ---- masks ---------------------------------------------------------------------------------------------------------
-
-function eachInside(mask, act) {  // act(x, y) for every pixel of a mask
-  const [x0, y0, w] = mask.box;
-  let at = 0;
-  mask.runs.forEach((n, i) => {
-    if (i % 2) for (let k = at; k < at + n; k++) act(x0 + (k % w), y0 + Math.floor(k / w));
-    at += n;
-  });
-}
 
 function toRuns(inside, w, h) {
   const runs = []; let value = false, n = 0;
@@ -152,11 +145,13 @@ function toRuns(inside, w, h) {
   return runs;
 }
 
-function tint(mask, canvas, rgba) {
-  const [x0, y0, w, h] = mask.box;
+function tint(mask, canvas, [red, green, blue]) {
+  const [, , w, h] = mask.box;
   canvas.width = Math.max(1, w); canvas.height = Math.max(1, h);
   const context = canvas.getContext("2d"), image = context.createImageData(canvas.width, canvas.height);
-  eachInside(mask, (x, y) => image.data.set(rgba, 4 * ((y - y0) * w + x - x0)));
+  const pixels = new Uint32Array(image.data.buffer), colour = (255 << 24 | blue << 16 | green << 8 | red) >>> 0;
+  let at = 0;
+  mask.runs.forEach((n, i) => { if (i % 2) pixels.fill(colour, at, at + n); at += n; });
   context.putImageData(image, 0, 0);
   return canvas;
 }
@@ -185,7 +180,7 @@ function showCandidate() {
   const last = state.history[state.history.length - 1];
   if (!last) { state.candidate = null; } else {
     const mask = last.answer.masks[last.chosen];
-    state.candidate = { mask, canvas: tint(mask, document.createElement("canvas"), [255, 40, 200, 255]) };
+    state.candidate = { mask, canvas: tint(mask, document.createElement("canvas"), [255, 40, 200]) };
   }
   lists(); draw();
 }
@@ -315,7 +310,9 @@ function marks(context, unit) {
     context.beginPath(); state.polygon.forEach(([x, y]) => context.lineTo(x, y)); context.strokeStyle = "#ff28c8"; context.stroke();
     state.polygon.forEach(([x, y]) => ring(x - 0.5, y - 0.5, "#ff28c8", 3));
   }
-  const heat = state.temperatures && state.temperatures.get(state.selected);
+  // of the selected object, else of all objects of the class
+  const { objects, classes } = state.temperatures || {};
+  const heat = selected ? objects?.get(state.selected) : classes?.get(state.classId);
   if (heat && heat.hottest) { ring(...heat.hottest, "#ff3d00", 4); ring(...heat.coldest, "#2979ff", 4); }
   if (!state.cursor) return;
   const [x, y] = state.cursor;
@@ -455,13 +452,19 @@ function button(parts, on, act) {
   return made;
 }
 function swatch(color) { const made = document.createElement("span"); made.className = "swatch"; made.style.background = `rgb(${color})`; return made; }
+function heat(read) {
+  if (!read || read.mean === null) return [];
+  const small = document.createElement("small"), c = (v) => v.toFixed(1);
+  small.textContent = `${c(read.minimum)} to ${c(read.maximum)}, mean ${c(read.mean)}, 95 % ${c(read.p95)} \u00b0C, ${read.area} px`;
+  return [small];
+}
 function key(text) { const made = document.createElement("kbd"); made.textContent = text; return made; }
 
 function lists() {
   if (!state.project) return;
   const { classes, pairs } = state.project, done = pairs.filter((p) => p.status === "done").length;
   $("classes").replaceChildren(...classes.slice(1).map((c) =>
-    button([swatch(c.color), c.name, ...(c.id < 10 ? [key(c.id)] : [])], c.id === state.classId, () => chooseClass(c.id))));
+    button([swatch(c.color), c.name, ...(c.id < 10 ? [key(c.id)] : []), ...heat(state.temperatures?.classes?.get(c.id))], c.id === state.classId, () => chooseClass(c.id))));
   $("pair").replaceChildren(...pairs.map((p, i) => new Option(
     `${{ done: "\u2713", started: "\u2026", todo: "\u00a0" }[p.status]} ${p.id}${p.unsure ? " ?" : ""}`, i, false, i === state.index)));
   $("progress").max = pairs.length; $("progress").value = done; $("count").textContent = `${done} of ${pairs.length} done`;
@@ -474,12 +477,7 @@ function lists() {
   $("unsure").checked = state.pair.unsure; $("done").checked = state.pair.done;
   $("objects-count").textContent = `(${state.pair.objects.length})`;
   $("objects").replaceChildren(...state.pair.objects.map((o) => {
-    const heat = state.temperatures && state.temperatures.get(o.id), parts = [swatch(classes[o.class].color), `${o.id} ${classes[o.class].name}`];
-    if (heat && heat.mean !== null) {
-      const small = document.createElement("small"), c = (v) => v.toFixed(1);
-      small.textContent = `${c(heat.minimum)} to ${c(heat.maximum)}, mean ${c(heat.mean)}, 95 % ${c(heat.p95)} \u00b0C, ${heat.area} px`;
-      parts.push(small);
-    }
+    const parts = [swatch(classes[o.class].color), `${o.id} ${classes[o.class].name}`, ...heat(state.temperatures?.objects?.get(o.id))];
     return button(parts, o.id === state.selected, () => { state.selected = o.id; state.classId = o.class; lists(); draw(); });
   }));
 }
