@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gc
 import json
+import shlex
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -17,6 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from fusionsam.alignment.apply import Aligner
+from fusionsam.alignment.geometry import rescaling
+from fusionsam.alignment.rig import Rig, read_rig
+from fusionsam.config.load import parse_settings
 from fusionsam.data.images import write_png
 from fusionsam.data.labelling.drawing import Drawing, apply, cropped, from_runs, to_runs, to_values
 from fusionsam.data.labelling.folder import LabelFolder
@@ -253,6 +258,29 @@ def test_the_least_sure_come_first_and_are_asked_once(tmp_path):
     other = SeesDark("other")
     order(other)
     assert other.asked == 4  # what another model was unsure of does not count
+
+
+def test_two_cameras_that_see_apart_are_labelled_in_the_visible_ones_pixels(tmp_path):
+    rig = Rig((2 * H, 2 * W), (H, W), rescaling((H, W), (2 * H, 2 * W)))
+    rig.write(tmp_path / "rig.json")
+    heat = np.zeros((H, W), np.uint8)
+    heat[3:6, 4:8] = 200
+    write_png(tmp_path / "vi/p0.png", np.full((2 * H, 2 * W, 3), 9, np.uint8))
+    write_png(tmp_path / "ir/p0.png", heat)
+    pairs = pair_entries(tmp_path / "vi", tmp_path / "ir")
+    with pytest.raises(InputError, match="give --align RIG"):
+        LabelFolder(tmp_path / "without", pairs, NAMES, PALETTE).open(pairs[0])
+    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE, rig=tmp_path / "rig.json")
+    aligner = Aligner(read_rig(tmp_path / "rig.json"), refine=False, fill=True)
+    workspace = Workspace(folder, SeesDark(), None, celsius=lambda path: heat, align=aligner)
+    opened = workspace.pair(0)
+    assert opened.drawing.instances.shape == opened.picture("infrared").shape == (2 * H, 2 * W)
+    ys, xs = np.nonzero(opened.picture("infrared") > 100)
+    assert (ys.min(), ys.max(), xs.min(), xs.max()) == (6, 11, 8, 15)
+    assert not workspace.temperatures(0)["radiometric"]  # those pixels are the infrared camera's
+    command = folder.training_command()
+    config = parse_settings("train", shlex.split(command)[2:]).settings
+    assert (config.data.align, config.data.dataset) == (str(tmp_path / "rig.json"), "manifest")
 
 
 def test_the_next_pair_is_prepared_and_no_more_than_a_few_are_kept(tmp_path):

@@ -24,6 +24,8 @@ class Options(PairOptions, OutOption, WeightsOption, DeviceOption):
     """YAML with classes and palette; the first class is what nothing covers"""
     order: Literal["name", "uncertainty"] = "name"
     """which pairs come first; uncertainty: what the model is least sure of"""
+    align: Path | None = field(default=None, metadata={"metavar": "RIG"})
+    """rig.json of `fusionsam align`, for two cameras that see apart: labels are in the visible picture's pixels"""
     sam: str = "sam"
     """sam (ships with the package), or a SAM, SAM2 or MobileSAM of your own: folder, hub name or file"""
     who: str = ""
@@ -59,7 +61,7 @@ def main(options: Options) -> int:
     entries = pair_entries(options.visible, options.infrared)
     if not entries:
         raise InputError(f"{options.visible or options.infrared}: holds no picture; give a folder of pairs")
-    folder = LabelFolder(options.out, entries, row.classes, row.palette, options.who)
+    folder = LabelFolder(options.out, entries, row.classes, row.palette, options.who, options.align)
     if _exchange(options, folder):
         return 0
     with folder.alone():
@@ -102,6 +104,8 @@ def _serve(options: Options, folder: LabelFolder) -> int:
         from fusionsam.server.labelling.app import create_app
     except ImportError as missing:
         raise InputError(f'label: {missing.name} is not installed; pip install "fusionsam[label]"') from None
+    from fusionsam.alignment.apply import Aligner
+    from fusionsam.alignment.rig import read_rig
     from fusionsam.inference.interactive import InteractiveSAM
     from fusionsam.inference.interactive import locate as locate_sam
     from fusionsam.inference.predictor import FusionSAM, choose_device
@@ -110,12 +114,14 @@ def _serve(options: Options, folder: LabelFolder) -> int:
     from fusionsam.server.run import bind
     from fusionsam.weights.checkpoint import locate
 
+    rig = options.align
+    aligner = None if rig is None else Aligner(read_rig(rig), str(rig), fill=True)
     locate(options.weights), locate_sam(options.sam)  # a wrong name is said before the port is taken
     bound = bind(options.host, options.port)
     device = choose_device(options.device)
     model = FusionSAM.from_pretrained(options.weights, device)
     sam = InteractiveSAM.from_pretrained(options.sam, device)
-    workspace = Workspace(folder, model, sam, options.order, read_celsius)
+    workspace = Workspace(folder, model, sam, options.order, read_celsius, aligner)
     host, port = bound.getsockname()[:2]
     bound.listen(128)
     shown = f"[{host}]" if ":" in host else host

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionsam.data.labelling.drawing import Box, Drawing
-from fusionsam.data.labelling.folder import LabelFolder, pair_size
+from fusionsam.data.labelling.folder import LabelFolder
 from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
 
@@ -78,14 +78,14 @@ def of_folder(folder: LabelFolder) -> Iterator[Annotated]:
         file = entry.visible or entry.infrared
         assert file is not None
         if not folder.progress[entry.id].objects:
-            yield Annotated(file.name, pair_size(entry), ())
+            yield Annotated(file.name, folder.size_of(entry), ())
             continue
         drawing, regions = folder.open(entry), []
         for one in drawing.objects():
             x, y, width, height = one["box"]
             mask = drawing.instances[y : y + height, x : x + width] == one["id"]
             regions.append(Region(folder.classes[one["class"]], (x, y, width, height), mask))
-        yield Annotated(file.name, pair_size(entry), regions)
+        yield Annotated(file.name, folder.size_of(entry), regions)
 
 
 def into_folder(path: Path, format: Format, folder: LabelFolder) -> tuple[int, int]:
@@ -123,7 +123,7 @@ def _theirs(path: Path, format: Format, folder: LabelFolder) -> Iterator[tuple[A
 
     def size_of(name: str) -> Size | None:
         entry = by_stem.get(Path(name).stem)
-        return None if entry is None else pair_size(entry)
+        return None if entry is None else folder.size_of(entry)
 
     for annotated in format.read(path, size_of):
         if annotated.regions:

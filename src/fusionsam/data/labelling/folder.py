@@ -61,6 +61,7 @@ class Progress:
 class LabelFolder:
     """Reads and writes the drawings of `entries` in `out`.
 
+    Two cameras that see apart are labelled in the visible one's pixels, the other being brought there by `rig`.
     Raises InputError for a folder that cannot be written, or was labelled with other classes."""
 
     def __init__(
@@ -70,8 +71,9 @@ class LabelFolder:
         classes: Sequence[str],
         palette: Sequence[tuple[int, int, int]],
         who: str = "",
+        rig: Path | None = None,
     ) -> None:
-        self.out, self.entries = Path(out), list(entries)
+        self.out, self.entries, self.rig = Path(out), list(entries), rig
         self.classes, self.palette = list(classes), [tuple(color) for color in palette]
         self.who = who or _user()
         self._lock = threading.Lock()  # of the log and the manifest
@@ -87,7 +89,7 @@ class LabelFolder:
     def open(self, entry: Entry) -> Drawing:
         """The drawing of a pair as it was left; an empty one where there is none. InputError for a damaged file, or
         one of another size than the pair."""
-        size = pair_size(entry)
+        size = self.size_of(entry)
         path = self.instances_path(entry.id)
         if not path.is_file():
             return Drawing.empty(size)
@@ -117,6 +119,12 @@ class LabelFolder:
         ):
             raise InputError(f"{path}: holds class {bad[:1]} or pixels of no object; remove it to begin this pair anew")
         return drawing
+
+    def size_of(self, entry: Entry) -> tuple[int, int]:
+        """(H, W) of a pair's labels. InputError where its two pictures differ, and no rig is given."""
+        if self.rig is not None and entry.visible is not None:
+            return image_size(entry.visible)
+        return pair_size(entry)
 
     def save(self, entry: Entry, drawing: Drawing, action: str, **details: Any) -> None:
         """Write the drawing and its label map, and a line of the log. InputError where that cannot be; what was saved
@@ -166,7 +174,7 @@ class LabelFolder:
             "fusionsam", "train", "--model.preset", "tiny", "--model.start_from", "tiny",
             "--train.freeze_tokenizer", "true", "--train.max_steps", str(STEPS), "--data.dataset", "manifest",
             "--data.root", str(self.out / "manifest.csv"), "--data.class_file", str(self.out / "classes.yaml"),
-            "--train.out", str(self.out / "run"),
+            "--train.out", str(self.out / "run"), *([] if self.rig is None else ["--data.align", str(self.rig)]),
         ]  # fmt: skip
         return shlex.join(words)
 
@@ -216,7 +224,7 @@ def pair_size(entry: Entry) -> tuple[int, int]:
     sizes = {str(path): image_size(path, as_infrared=infrared) for path, infrared in parts if path is not None}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{path} is {height}x{width}" for path, (height, width) in sizes.items())
-        raise InputError(f"{entry.id}: sizes differ: {found} (height x width); align the pair first")
+        raise InputError(f"{entry.id}: sizes differ: {found} (height x width); give --align RIG")
     return next(iter(sizes.values()))
 
 

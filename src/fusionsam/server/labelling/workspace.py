@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from fusionsam.alignment.apply import Aligner
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.labelling.drawing import Drawing, apply, cropped
 from fusionsam.data.labelling.folder import LabelFolder
@@ -42,7 +43,13 @@ class OpenPair:
     wait for a network."""
 
     def __init__(
-        self, entry: Entry, drawing: Drawing, model: FusionSAM, sam: InteractiveSAM, predicting: threading.Lock
+        self,
+        entry: Entry,
+        drawing: Drawing,
+        model: FusionSAM,
+        sam: InteractiveSAM,
+        predicting: threading.Lock,
+        align: Aligner | None = None,
     ) -> None:
         self.entry, self.drawing = entry, drawing
         self.lock = threading.Lock()
@@ -51,7 +58,7 @@ class OpenPair:
         """Whether the user has gone on, and what was not begun for this pair need not be made any more."""
         self.logits: OrderedDict[str, Tensor] = OrderedDict()
         """Of earlier answers, by their token: (N,h,w)."""
-        self._model, self._sam, self._predicting = model, sam, predicting
+        self._model, self._sam, self._predicting, self._align = model, sam, predicting, align
         self._reading, self._making = threading.Lock(), threading.Lock()
         self._pictures: dict[Picture, Tensor] | None = None
         self._prediction: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None
@@ -59,18 +66,22 @@ class OpenPair:
         self._celsius: list[NDArray[np.floating] | None] = []  # empty until it was read
 
     def celsius(self, read: ReadCelsius | None) -> NDArray[np.floating] | None:
-        """Degrees Celsius (H,W), read once; None where the infrared file is not radiometric."""
+        """Degrees Celsius (H,W), read once; None where the infrared file is not radiometric, and under a rig, which
+        moves pictures alone."""
         with self._reading:
             if not self._celsius:
                 path = self.entry.infrared
-                self._celsius.append(None if read is None or path is None else read(path))
+                if read is None or path is None or self._align is not None:
+                    self._celsius.append(None)
+                else:
+                    self._celsius.append(read(path))
             return self._celsius[0]
 
     def pictures(self) -> dict[Picture, Tensor]:
         """visible uint8 (3,H,W) and infrared uint8 (1,H,W), as far as the pair has them."""
         with self._reading:
             if self._pictures is None:
-                sample = read_sample(self.entry)
+                sample = read_sample(self.entry, align=self._align)
                 both: dict[Picture, Tensor | None] = {"visible": sample.visible, "infrared": sample.infrared}
                 self._pictures = {name: image for name, image in both.items() if image is not None}
             return self._pictures
@@ -116,13 +127,14 @@ class Workspace:
         sam: InteractiveSAM,
         order: Order = "name",
         celsius: ReadCelsius | None = None,
+        align: Aligner | None = None,
     ) -> None:
-        self.folder, self.model, self.sam, self.celsius = folder, model, sam, celsius
+        self.folder, self.model, self.sam, self.celsius, self.align = folder, model, sam, celsius, align
         self.names = {
             theirs: folder.classes.index(theirs) for theirs in model.config.classes if theirs in folder.classes
         }
         self.entries = list(folder.entries)
-        self.unsure_of = uncertainty(folder, model) if order == "uncertainty" else {}
+        self.unsure_of = uncertainty(folder, model, align) if order == "uncertainty" else {}
         if self.unsure_of:
             self.entries.sort(key=lambda entry: -self.unsure_of.get(entry.id, -1))
         self.order = order
@@ -166,7 +178,7 @@ class Workspace:
             if (held := self._held(index)) is not None:
                 return held
             entry = self.entries[index]
-            opened = OpenPair(entry, self.folder.open(entry), self.model, self.sam, self._predicting)
+            opened = OpenPair(entry, self.folder.open(entry), self.model, self.sam, self._predicting, self.align)
             with self._lock:
                 self._open[index] = opened
                 while len(self._open) > OPEN:
@@ -293,7 +305,7 @@ class Workspace:
         return {"radiometric": True, "objects": objects, "classes": classes}
 
 
-def uncertainty(folder: LabelFolder, model: FusionSAM) -> dict[str, float]:
+def uncertainty(folder: LabelFolder, model: FusionSAM, align: Aligner | None = None) -> dict[str, float]:
     """Mean of 1 - confidence of every pair, 0..1, kept in `out`/uncertainty.json: a second start asks only of new
     pairs. A pair that cannot be read counts as certain: it is told when it is opened."""
     path = folder.out / "uncertainty.json"
@@ -305,7 +317,7 @@ def uncertainty(folder: LabelFolder, model: FusionSAM) -> dict[str, float]:
     todo = [entry for entry in folder.entries if entry.id not in known]
     for entry in progress_bar(todo, desc="uncertainty", unit="pair", disable=not todo):
         try:
-            sample = read_sample(entry)
+            sample = read_sample(entry, align=align)
             known[entry.id] = float(1 - model.predict(sample.visible, sample.infrared).confidence.mean())
         except InputError as error:
             tqdm.write(f"{error}")
