@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from fusionsam.cli.main import main
 from fusionsam.data.images import write_png
 from fusionsam.data.labelling.drawing import Drawing
-from fusionsam.data.labelling.exchange import into_folder, of_folder
+from fusionsam.data.labelling.exchange import Taken, into_folder, of_folder
 from fusionsam.data.labelling.folder import LabelFolder
 from fusionsam.data.labelling.formats import FORMATS, named
 from fusionsam.data.labelling.label_studio import decode, encode
@@ -66,7 +66,7 @@ def test_every_format_gives_back_every_pixel_and_overwrites_nothing(folder, pair
     file = tmp_path / "exchanged"
     assert FORMATS[name].write(file, of_folder(folder), NAMES, PALETTE) == 8
     again = LabelFolder(tmp_path / "again", pairs, NAMES, PALETTE)
-    assert into_folder(file, FORMATS[name], again) == (8, 2)
+    assert into_folder(file, FORMATS[name], again) == Taken(8, 2, ())
     for entry in pairs:
         one, two = folder.open(entry), again.open(entry)
         np.testing.assert_array_equal(one.instances, two.instances)
@@ -155,7 +155,7 @@ CORNERS = [[2.0, 3.0], [8.0, 3.0], [8.0, 7.0], [2.0, 7.0]]
 
 
 def coco(segmentation, **change):
-    image = {"id": 7, "file_name": "somewhere/p1.jpg", "height": H, "width": W}
+    image = {"id": 7, "file_name": "somewhere\\p1.jpg", "height": H, "width": W}
     one = {"id": 1, "image_id": 7, "category_id": 5, "segmentation": segmentation}
     return json.dumps({"images": [image], "annotations": [one], "categories": [{"id": 5, "name": "pole"}], **change})
 
@@ -232,7 +232,8 @@ def test_files_of_other_tools_are_read(pairs, tmp_path, case):
     name, content = THEIRS[case]
     (tmp_path / "theirs").write_text(content)
     folder = LabelFolder(tmp_path / "new", pairs, NAMES, PALETTE)
-    assert into_folder(tmp_path / "theirs", FORMATS[name], folder) == (1, 1)
+    taken = into_folder(tmp_path / "theirs", FORMATS[name], folder)
+    assert (taken.objects, taken.pairs) == (1, 1)
     np.testing.assert_array_equal(folder.open(pairs[1]).labels, square())
 
 
@@ -241,7 +242,7 @@ def test_a_circle_and_a_picture_that_is_not_wanted(pairs, tmp_path):
     (tmp_path / "many/a.json").write_text(labelme(points=[[6, 5], [6, 8]], shape_type="circle"))
     (tmp_path / "many/b.json").write_text(labelme(points=[[6, 5], [6, 8]], shape_type="point").replace("p1", "other"))
     folder = LabelFolder(tmp_path / "new", pairs, NAMES, PALETTE)
-    assert into_folder(tmp_path / "many", FORMATS["labelme"], folder) == (1, 1)
+    assert into_folder(tmp_path / "many", FORMATS["labelme"], folder) == Taken(1, 1, ("../vi/other.png",))
     y, x = np.mgrid[:H, :W] + 0.5
     found, away = folder.open(pairs[1]).labels == 3, np.hypot(x - 6, y - 5)
     assert found[away < 2.7].all()  # pycocotools rounds slanted edges its own way
@@ -253,6 +254,11 @@ BAD = {
     "coco: no images": ("coco", coco([], images=None), "is no COCO file; expected images"),
     "coco: a list as an id": ("coco", coco([], categories=[{"id": [1], "name": "car"}]), "numbers and names"),
     "coco: no category": ("coco", coco([], categories=[]), "category 5 is not listed"),
+    "coco: other pictures": (
+        "coco",
+        coco([CORNERS]).replace("p1.jpg", "x.jpg"),
+        r"pictures is of these pairs; .* 'p0'",
+    ),
     "coco: nonsense counts": ("coco", coco({"size": [H, W], "counts": "%%"}), "annotation 1: no mask"),
     "coco: too few counts": ("coco", coco({"size": [H, W], "counts": [3]}), "annotation 1: no mask"),
     "coco: counts of another size": ("coco", coco({"size": [5, 5], "counts": "1"}), "annotation 1: no mask"),

@@ -73,16 +73,17 @@ def _exchange(options: Options, folder: LabelFolder) -> bool:
     from fusionsam.data.labelling.exchange import into_folder, of_folder
     from fusionsam.data.labelling.formats import FORMATS, named
 
-    taken = [named(text, "--import") for text in options.import_]
+    read = [named(text, "--import") for text in options.import_]
     written = [named(text, "--export") for text in options.export]
     if options.import_coco:
-        taken.append((FORMATS["coco"], options.import_coco))
+        read.append((FORMATS["coco"], options.import_coco))
     if options.export_coco:
         written.append((FORMATS["coco"], options.export_coco))
-    for kind, path in taken:
+    for kind, path in read:
         with folder.alone():
-            objects, pairs = into_folder(path, kind, folder)
-        print(f"{objects} objects of {pairs} pairs taken from {path}")
+            taken = into_folder(path, kind, folder)
+        other = f"; {len(taken.others)} pictures of it are of no pair" if taken.others else ""
+        print(f"{taken.objects} objects of {taken.pairs} pairs taken from {path}{other}")
     for kind, path in written:
         count = kind.write(path, of_folder(folder), folder.classes, folder.palette)
         print(f"{count} objects in {path}")
@@ -94,7 +95,7 @@ def _exchange(options: Options, folder: LabelFolder) -> bool:
         write_csv(options.export_temperatures, found)
         objects = sum(one.object > 0 for one in found)
         print(f"{objects} objects, {len(found) - objects} classes in {options.export_temperatures}")
-    return bool(taken or written or options.export_temperatures)
+    return bool(read or written or options.export_temperatures)
 
 
 def _serve(options: Options, folder: LabelFolder) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fusionsam.data.labelling.drawing import Box, Drawing
 from fusionsam.data.labelling.folder import LabelFolder
-from fusionsam.data.splits import Entry
+from fusionsam.data.splits import Entry, one_name
 from fusionsam.errors import InputError
 
 Color = tuple[int, int, int]
@@ -88,21 +88,32 @@ def of_folder(folder: LabelFolder) -> Iterator[Annotated]:
         yield Annotated(file.name, folder.size_of(entry), regions)
 
 
-def into_folder(path: Path, format: Format, folder: LabelFolder) -> tuple[int, int]:
-    """The objects of a file into the folder's pairs; how many, and of how many pairs. Pictures are found by the stem of
-    their name, classes by theirs; a file of many pictures may hold more than these.
+@dataclass(frozen=True)
+class Taken:
+    """What came of a file."""
 
-    InputError for a file that is not of the format, a class that the folder lacks, a picture of another size, or a pair
-    that has objects already; then nothing is written."""
-    for annotated, entry in _theirs(path, format, folder):  # twice through the file: no more than one pair in memory
+    objects: int
+    pairs: int
+    others: tuple[str, ...]
+    """Pictures that are of no pair."""
+
+
+def into_folder(path: Path, format: Format, folder: LabelFolder) -> Taken:
+    """The objects of a file into the folder's pairs. Pictures are found by the stem of their name, classes by theirs; a
+    file of many pictures may hold more than these.
+
+    InputError for a file that is not of the format or of other pictures, a class that the folder lacks, a picture of
+    another size, or a pair that has objects already; then nothing is written."""
+    others: dict[str, None] = {}
+    for annotated, entry in _theirs(path, format, folder, others):  # twice: no more than one pair in memory
         if folder.progress[entry.id].objects:
             raise InputError(f"{path}: pair {entry.id!r} has objects already; choose another --out")
         for region in annotated.regions:
             if region.class_name not in folder.classes[1:]:
                 known = ", ".join(folder.classes[1:])
                 raise InputError(f"{path}: {annotated.name}: {region.class_name!r} is not among the classes {known}")
-    objects, done = 0, set()
-    for annotated, entry in _theirs(path, format, folder):
+    done = set()
+    for annotated, entry in _theirs(path, format, folder, others):
         drawing = folder.open(entry) if entry.id in done else Drawing.empty(annotated.size)
         for region in annotated.regions:
             x, y, width, height = region.box
@@ -113,21 +124,33 @@ def into_folder(path: Path, format: Format, folder: LabelFolder) -> tuple[int, i
         drawing.classes = {number: kind for number, kind in drawing.classes.items() if number in left}
         folder.save(entry, drawing, "import", source=path.name)
         done.add(entry.id)
-    objects = sum(folder.progress[id].objects for id in done)
-    return objects, len(done)
+    if not done and others:
+        raise InputError(
+            f"{path}: none of its {len(others)} pictures is of these pairs; found {next(iter(others))!r}, expected "
+            f"names such as {folder.entries[0].id!r}"
+        )
+    return Taken(sum(folder.progress[id].objects for id in done), len(done), tuple(others))
 
 
-def _theirs(path: Path, format: Format, folder: LabelFolder) -> Iterator[tuple[Annotated, Entry]]:
-    """The pictures of a file that have objects, and whose pairs are in the folder."""
-    by_stem = {file.stem: entry for entry in folder.entries for file in (entry.visible, entry.infrared) if file}
+def _theirs(
+    path: Path, format: Format, folder: LabelFolder, others: dict[str, None]
+) -> Iterator[tuple[Annotated, Entry]]:
+    """The pictures of a file that have objects, and whose pairs are in the folder; names of the rest into `others`."""
+    by_id = {entry.id: entry for entry in folder.entries}
+
+    def entry_of(name: str) -> Entry | None:
+        return by_id.get(one_name(PurePosixPath(name.replace("\\", "/")).stem))
 
     def size_of(name: str) -> Size | None:
-        entry = by_stem.get(Path(name).stem)
+        entry = entry_of(name)
+        if entry is None:
+            others[name] = None
         return None if entry is None else folder.size_of(entry)
 
     for annotated in format.read(path, size_of):
-        if annotated.regions:
-            yield annotated, by_stem[Path(annotated.name).stem]
+        entry = entry_of(annotated.name)
+        if annotated.regions and entry is not None:
+            yield annotated, entry
 
 
 def require_size(where: str, found: tuple[object, object], expected: Size) -> None:
