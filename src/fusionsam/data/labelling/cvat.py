@@ -42,9 +42,10 @@ class Cvat:
             )
             for order, one in enumerate(picture.regions):
                 left, top, wide, high = map(str, one.box)
-                code = ", ".join(map(str, to_runs(one.mask)))
                 place = {"left": left, "top": top, "width": wide, "height": high, "z_order": str(order)}
-                ET.SubElement(image, "mask", label=one.class_name, source="manual", occluded="0", rle=code, **place)
+                code = ", ".join(map(str, to_runs(one.mask)))
+                told = {"label": one.class_name, "source": "manual", "occluded": "0", "rle": code, **place}
+                ET.SubElement(image, "mask", told)
                 count += 1
         ET.indent(root)
         text = ET.tostring(root, encoding="unicode")

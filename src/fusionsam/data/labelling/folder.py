@@ -74,7 +74,7 @@ class LabelFolder:
         rig: Path | None = None,
     ) -> None:
         self.out, self.entries, self.rig = Path(out), list(entries), rig
-        self.classes, self.palette = list(classes), [tuple(color) for color in palette]
+        self.classes, self.palette = list(classes), [(red, green, blue) for red, green, blue in palette]
         self.who = who or _user()
         self._lock = threading.Lock()  # of the log and the manifest
         require_writable(self.out)

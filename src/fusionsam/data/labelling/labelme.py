@@ -37,7 +37,7 @@ class Labelme:
             if not picture.regions:
                 continue
             height, width = picture.size
-            content = {
+            content: dict[str, object] = {
                 "version": VERSION, "flags": {}, "shapes": [_shape(one) for one in picture.regions],
                 "imagePath": picture.name, "imageData": None, "imageHeight": height, "imageWidth": width,
             }  # fmt: skip
