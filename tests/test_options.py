@@ -122,7 +122,7 @@ def test_help_shows_every_field_with_its_docstring_and_default(name: str, capsys
     shown = [item for item in fields(kind) if item.metadata.get("flag", True)]
     assert shown
     for item in shown:
-        flag = "--" + item.name.replace("_", "-")
+        flag = options.flag_name(item.name)
         assert flag in flat
         text = " ".join(texts[item.name].split())
         assert text, item.name

@@ -34,9 +34,9 @@ class Options(PairOptions, OutOption, WeightsOption, DeviceOption):
     """address to listen on; whoever reaches it may draw"""
     port: int = 7861
     """port of the page; 0 takes a free one"""
-    export: list[str] = field(default_factory=list, metadata={"metavar": "FORMAT:FILE"})
+    export: tuple[str, ...] = field(default=(), metadata={"metavar": "FORMAT:FILE"})
     """write the objects, and end: coco, coco-polygons, cvat, labelme (a folder) or label-studio"""
-    import_: list[str] = field(default_factory=list, metadata={"metavar": "FORMAT:FILE"})
+    import_: tuple[str, ...] = field(default=(), metadata={"metavar": "FORMAT:FILE"})
     """take the objects of files in these formats, and end"""
     export_coco: Path | None = field(default=None, metadata={"metavar": "FILE"})
     """as --export coco:FILE"""
