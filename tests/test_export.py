@@ -21,6 +21,7 @@ from fusionsam.errors import InputError
 from fusionsam.export import onnx as export
 from fusionsam.export.graphs import Whole, trace
 from fusionsam.export.onnx import firm_scenes
+from fusionsam.export.triton import write_repository
 from fusionsam.inference import onnx as backends
 from fusionsam.inference.onnx import DECODER, ENCODER, WHOLE, OnnxNetwork, open_session, run_session
 from fusionsam.models.network import FusionSAMNetwork
@@ -45,7 +46,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     with torch.no_grad():  # a new picture head is the plain average of both images
         network.picture_head.out.weight.normal_(std=0.3)
     save_checkpoint(folder / "weights", network, {"step": 7, "calibration": {"temperature": 1.25}})
-    assert cli(["export", "--weights", str(folder / "weights"), "--out", str(folder / "files")]) == 0
+    outputs = ["--out", str(folder / "files"), "--triton", str(folder / "triton")]
+    assert cli(["export", "--weights", str(folder / "weights"), *outputs]) == 0
     network, _ = load_network(folder / "weights")
     return Made(network=network, weights=folder / "weights", files=folder / "files")
 
@@ -120,6 +122,39 @@ def test_the_file_says_how_to_use_it(made: Made) -> None:
     assert [item.name for item in session.get_inputs()] == ["visible", "infrared"]
     assert [item.name for item in session.get_outputs()] == ["fused", "logits"]
     assert all(isinstance(side, str) for i in (0, 2, 3) for side in [session.get_inputs()[0].shape[i]])
+
+
+def test_a_triton_repository_holds_what_its_configuration_says(made: Made, tmp_path: Path) -> None:
+    folder = made.files.parent / "triton" / "weights"
+    text = (folder / "config.pbtxt").read_text()
+    session = open_session(folder / "1" / "model.onnx")
+    kinds = {"tensor(float)": "FP32", "tensor(uint8)": "UINT8"}
+    for item in (*session.get_inputs(), *session.get_outputs()):
+        dims = ", ".join(str(n) if isinstance(n, int) else "-1" for n in item.shape[1:])  # the batch goes unsaid
+        assert f'name: "{item.name}", data_type: TYPE_{kinds[item.type]}, dims: [ {dims} ]' in text
+    assert text.count("data_type") == len(session.get_inputs()) + len(session.get_outputs())
+    assert (folder / "labels.txt").read_text().split() == made.network.config.classes
+    visible, infrared, _ = firm_scenes(made.network, (67, 101), 2)
+    found = run_session(session, {"visible": visible.numpy(), "infrared": infrared.numpy()})
+    assert np.array_equal(found["labels"], found["logits"].argmax(1))
+    shares = torch.from_numpy(found["logits"] / 1.25).softmax(1).amax(1)  # 1.25: the calibration's temperature
+    np.testing.assert_allclose(found["confidence"], shares, atol=1e-5)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "notes.txt").write_text("not ours")
+    with pytest.raises(InputError, match=r"holds notes\.txt already"):
+        write_repository(made.files, tmp_path)
+
+
+def test_tritons_own_schema_reads_the_configuration(made: Made) -> None:
+    pytest.importorskip("google.protobuf", reason="needs protobuf")
+    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="needs tritonclient[grpc]")
+    from google.protobuf import text_format
+
+    text = (made.files.parent / "triton" / "weights" / "config.pbtxt").read_text()
+    read = text_format.Parse(text, schema.ModelConfig())
+    assert (read.name, read.backend, read.max_batch_size) == ("weights", "onnxruntime", 8)
+    assert [list(item.dims) for item in read.input] == [[3, -1, -1], [1, -1, -1]]
+    assert read.output[1].label_filename == "labels.txt"
 
 
 def test_a_file_that_differs_is_not_kept(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,8 @@ class Options(WeightsOption, OutOption):
     """folder of pairs that sets int8's ranges: images/ of four channels, or visible/ and infrared/"""
     calibration_pairs: int = 32
     """how many of them"""
+    triton: Path | None = field(default=None, metadata={"metavar": "DIR"})
+    """also put the model into this model repository of NVIDIA's Triton: config.pbtxt, ONNX, labels"""
 
     def __post_init__(self) -> None:
         """InputError for options that do not go together."""
@@ -45,6 +47,11 @@ def main(options: Options) -> int:
         )
     for name in (onnx.WHOLE, onnx.ENCODER, onnx.DECODER):
         print(f"{options.out / name}  {(options.out / name).stat().st_size / 1e6:.1f} MB")
+    if options.triton is not None:
+        from fusionsam.export import triton
+
+        written = triton.write_repository(options.out, options.triton)
+        print(f"{written}  model of the repository {options.triton}")
     if calibration is not None:
         quantize(options.out, *calibration)
     return 0
