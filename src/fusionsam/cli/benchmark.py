@@ -49,7 +49,9 @@ def main(options: Options) -> int:
         raise InputError(f"--plot {options.plot}: expected a name that ends in .png or .svg")
     models = [*options.models, *(name for name in _of_folder(options.onnx) if name not in options.models)]
     started = os.getloadavg()[0]
-    rows = speed.benchmark(models, sizes, threads, options.runs, options.weights, options.onnx and str(options.onnx))
+    rows = speed.benchmark(
+        models, sizes, threads, options.runs, options.weights, None if options.onnx is None else str(options.onnx)
+    )
     table = speed_report.as_markdown(rows)
     ours = [row for row in rows if row.name == speed.OURS and row.threads == threads[0]]
     growth = {name: speed.exponent(ours, None if name == "all" else name) for name in ("all", *speed.STAGES)}

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ HEADER = "inference-header-content-length"
 INPUTS = {"visible": 3, "infrared": 1}
 """Name -> channels; UINT8, or FP32 in [0,1]."""
 OUTPUTS = {"fused": ("UINT8", [-1, 3, -1, -1]), "labels": ("UINT8", [-1, -1, -1]), "confidence": ("FP32", [-1, -1, -1])}
-KINDS = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
+KINDS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 Array = NDArray[np.uint8] | NDArray[np.float32]
 
 
@@ -177,7 +177,7 @@ def _tensor(item: JsonObject, body: IO[bytes], max_pixels: int) -> tuple[str, Te
     return name, torch.from_numpy(array.reshape(shape))
 
 
-def _of_json(name: str, data: object, dtype: np.dtype, count: int) -> NDArray[np.generic]:
+def _of_json(name: str, data: object, dtype: np.dtype[Any], count: int) -> NDArray[np.generic]:
     """Numbers of a (nested) list; none is rounded or wrapped."""
     try:
         found = np.asarray(data)
