@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXTRAS := dev
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check docs bench bench-align tables test-slow test-oldest browser clean
+.PHONY: setup demo test check docs dist bench bench-align tables test-slow test-oldest browser clean
 
 # installed again only when what is to be installed has changed
 setup: $(STAMP)
@@ -35,6 +35,12 @@ check: $(STAMP)
 # The site, into out/site; a broken link or a docstring that names an unknown argument fails.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Wheel and sdist, into dist, as the package index takes them
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
 
 # Time and memory on this machine, into out/bench. The figures in results/ were made by the same scripts.
 bench: $(STAMP)

@@ -1,9 +1,11 @@
 """Many clients against one server on loopback, with the standard library: answers, errors, times, memory.
 
 python benchmarks/serve_load.py --clients 200 --seconds 60 --weights tiny --out results/serve.json
+python benchmarks/serve_load.py --clients 20 --seconds 1200 --half-of load --key half_load --out results/serve.json
 
 Every client keeps a connection and sends the next small pair (64x64 to 128x128) when the last is answered; a 503 is
-obeyed (Retry-After). Each answer is compared with the one that pair got alone, before the load. At the end, with all
+obeyed (Retry-After). With --half-of the clients together keep half of the pairs a second of an earlier run, whatever an
+answer takes. Each answer is compared with the one that pair got alone, before the load. At the end, with all
 clients still sending, the server gets SIGTERM: every request that it had accepted must still be answered.
 """
 
@@ -97,8 +99,8 @@ def labels_of(body: bytes) -> np.ndarray:
 class Load:
     """The clients and what they saw."""
 
-    def __init__(self, port: int, requests: list[bytes]) -> None:
-        self.port, self.requests = port, requests
+    def __init__(self, port: int, requests: list[bytes], pause: float = 0) -> None:
+        self.port, self.requests, self.pause = port, requests, pause  # pause: seconds from one request to the next
         self.alone: list[np.ndarray] = []
         self.statuses: Counter[str] = Counter()
         self.seconds: list[float] = []
@@ -118,8 +120,12 @@ class Load:
     async def client(self, number: int, end: float) -> None:
         """One client, until the server stops it or `end`."""
         turn, connection, rested = number, None, False
+        due = time.monotonic() + self.pause * (number % 97) / 97  # not all at once
         while time.monotonic() < end:
             turn += 1
+            if self.pause and not self.stopping:
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                due += self.pause
             which = turn % len(self.requests)
             started = time.monotonic()
             try:
@@ -161,9 +167,9 @@ async def watch(server: Server, end: float, memory: list[float]) -> None:
         await asyncio.sleep(1)
 
 
-async def run(server: Server, clients: int, seconds: float) -> dict:
+async def run(server: Server, clients: int, seconds: float, rate: float | None = None) -> dict:
     requests = [request_of(size, seed) for seed, size in enumerate(SIZES * 4)]
-    load, memory = Load(server.port, requests), []
+    load, memory = Load(server.port, requests, clients / rate if rate else 0), []
     await load.measure_alone()
     started = time.monotonic()
     end = started + seconds
@@ -181,6 +187,7 @@ async def run(server: Server, clients: int, seconds: float) -> dict:
     return {
         "clients": clients,
         "seconds": seconds,
+        "wanted_pairs_a_second": rate,
         "answers_before_sigterm": at_signal,
         "answers_in_all": dict(load.statuses),
         "pairs_a_second": round(done / seconds, 2),
@@ -219,13 +226,16 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--weights", default="tiny")
     parser.add_argument("--flags", default="", help="more flags for the server, in one string")
+    parser.add_argument("--half-of", help="key of an earlier run in --out, half of whose pairs a second is kept up")
     parser.add_argument("--key", default="load", help="name of this run within --out")
     parser.add_argument("--out", type=Path, default=Path("results/serve.json"))
     args = parser.parse_args()
     about = {"command": "python benchmarks/serve_load.py " + " ".join(sys.argv[1:]), **machine()}
+    rate = json.loads(args.out.read_text())[args.half_of]["pairs_a_second"] / 2 if args.half_of else None
     server = Server(args.weights, *args.flags.split())
     try:
-        report = {**about, "weights": Path(args.weights).name, **asyncio.run(run(server, args.clients, args.seconds))}
+        found = asyncio.run(run(server, args.clients, args.seconds, rate))
+        report = {**about, "weights": Path(args.weights).name, **found}
     finally:
         server.process.kill()
     print(json.dumps(report, indent=1))

@@ -5,6 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import subprocess
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +23,10 @@ from fusionsam.config.schema import EncoderConfig, ModelConfig
 from fusionsam.data.synthetic.scenes import synthesize
 from fusionsam.errors import InputError
 from fusionsam.export import onnx as export
+from fusionsam.export.fixed import write_fixed
 from fusionsam.export.graphs import Whole, trace
 from fusionsam.export.onnx import firm_scenes
+from fusionsam.export.triton import write_repository
 from fusionsam.inference import onnx as backends
 from fusionsam.inference.onnx import DECODER, ENCODER, WHOLE, OnnxNetwork, open_session, run_session
 from fusionsam.models.network import FusionSAMNetwork
@@ -45,7 +51,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     with torch.no_grad():  # a new picture head is the plain average of both images
         network.picture_head.out.weight.normal_(std=0.3)
     save_checkpoint(folder / "weights", network, {"step": 7, "calibration": {"temperature": 1.25}})
-    assert cli(["export", "--weights", str(folder / "weights"), "--out", str(folder / "files")]) == 0
+    outputs = ["--out", str(folder / "files"), "--triton", str(folder / "triton"), "--fixed-size", "96x130"]
+    assert cli(["export", "--weights", str(folder / "weights"), *outputs]) == 0
     network, _ = load_network(folder / "weights")
     return Made(network=network, weights=folder / "weights", files=folder / "files")
 
@@ -120,6 +127,62 @@ def test_the_file_says_how_to_use_it(made: Made) -> None:
     assert [item.name for item in session.get_inputs()] == ["visible", "infrared"]
     assert [item.name for item in session.get_outputs()] == ["fused", "logits"]
     assert all(isinstance(side, str) for i in (0, 2, 3) for side in [session.get_inputs()[0].shape[i]])
+
+
+def test_a_triton_repository_holds_what_its_configuration_says(made: Made, tmp_path: Path) -> None:
+    folder = made.files.parent / "triton" / "weights"
+    text = (folder / "config.pbtxt").read_text()
+    session = open_session(folder / "1" / "model.onnx")
+    kinds = {"tensor(float)": "FP32", "tensor(uint8)": "UINT8"}
+    for item in (*session.get_inputs(), *session.get_outputs()):
+        dims = ", ".join(str(n) if isinstance(n, int) else "-1" for n in item.shape[1:])  # the batch goes unsaid
+        assert f'name: "{item.name}", data_type: TYPE_{kinds[item.type]}, dims: [ {dims} ]' in text
+    assert text.count("data_type") == len(session.get_inputs()) + len(session.get_outputs())
+    assert (folder / "labels.txt").read_text().split() == made.network.config.classes
+    visible, infrared, _ = firm_scenes(made.network, (67, 101), 2)
+    found = run_session(session, {"visible": visible.numpy(), "infrared": infrared.numpy()})
+    assert np.array_equal(found["labels"], found["logits"].argmax(1))
+    shares = torch.from_numpy(found["logits"] / 1.25).softmax(1).amax(1)  # 1.25: the calibration's temperature
+    np.testing.assert_allclose(found["confidence"], shares, atol=1e-5)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "notes.txt").write_text("not ours")
+    with pytest.raises(InputError, match=r"holds notes\.txt already"):
+        write_repository(made.files, tmp_path)
+
+
+def test_a_fixed_file_has_numbers_alone_and_computes_the_same(made: Made) -> None:
+    import onnx
+
+    session = open_session(made.files / "fusionsam_96x130.onnx")
+    shapes = {item.name: item.shape for item in (*session.get_inputs(), *session.get_outputs())}
+    classes = len(made.network.config.classes)
+    assert shapes == {
+        "visible": [1, 3, 96, 130], "infrared": [1, 1, 96, 130], "fused": [1, 3, 96, 130],
+        "logits": [1, classes, 96, 130],
+    }  # fmt: skip
+    visible, infrared, _ = firm_scenes(made.network, (96, 130), 1)
+    found = run_session(session, {"visible": visible.numpy(), "infrared": infrared.numpy()})
+    with torch.inference_mode():
+        wanted = made.network(visible, infrared)
+    agree(found["logits"], wanted.logits)
+    agree(found["fused"], wanted.fused)
+    free, fixed = (onnx.load(str(made.files / name)).graph for name in (WHOLE, "fusionsam_96x130.onnx"))
+    assert len(fixed.node) < len(free.node)
+    assert not {node.op_type for node in fixed.node} & {"Shape", "If", "Loop", "NonZero"}  # nothing asks for a size
+    with pytest.raises(InputError, match="--fixed-size 40x5000: expected 64 to"):
+        write_fixed(made.files, (40, 5000))
+
+
+def test_tritons_own_schema_reads_the_configuration(made: Made) -> None:
+    pytest.importorskip("google.protobuf", reason="needs protobuf")
+    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="needs tritonclient[grpc]")
+    from google.protobuf import text_format
+
+    text = (made.files.parent / "triton" / "weights" / "config.pbtxt").read_text()
+    read = text_format.Parse(text, schema.ModelConfig())
+    assert (read.name, read.backend, read.max_batch_size) == ("weights", "onnxruntime", 8)
+    assert [list(item.dims) for item in read.input] == [[3, -1, -1], [1, -1, -1]]
+    assert read.output[1].label_filename == "labels.txt"
 
 
 def test_a_file_that_differs_is_not_kept(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,3 +345,65 @@ def test_the_shipped_weights_export(tmp_path: Path) -> None:
     }
     assert max(row["logits"] for row in rows) <= 1e-3
     assert max(row["pixels"] for row in rows) <= 1e-3
+
+
+WEB_PAGE = """<!doctype html><script src="ort.wasm.min.js"></script><script>
+const done = new Promise(async (resolve) => {
+  try {
+    ort.env.wasm.numThreads = 1;
+    ort.env.wasm.wasmPaths = "/";
+    const session = await ort.InferenceSession.create("model.onnx");
+    const feeds = {};
+    for (const [name, shape] of Object.entries(SHAPES)) {
+      const data = new Float32Array(await (await fetch(name + ".bin")).arrayBuffer());
+      feeds[name] = new ort.Tensor("float32", data, shape);
+    }
+    const found = await session.run(feeds);
+    resolve({ logits: Array.from(found.logits.data), fused: Array.from(found.fused.data) });
+  } catch (error) { resolve({ error: String(error) }); }
+});
+</script>"""
+
+
+@pytest.mark.slow  # 150 MB of packages
+def test_a_browser_computes_the_same(made: Made, tmp_path: Path) -> None:
+    """onnxruntime-web in Chromium: WebAssembly, another build of the operators."""
+    web = pytest.importorskip("selenium.webdriver")
+    driver_path = shutil.which("chromedriver")
+    if not (shutil.which("npm") and driver_path):
+        pytest.skip("needs npm and chromedriver")
+    install = ["npm", "install", "--prefix", str(tmp_path), "--ignore-scripts", "--no-audit", "onnxruntime-web@1"]
+    if (done := subprocess.run(install, capture_output=True, text=True)).returncode:
+        pytest.skip(f"npm has no onnxruntime-web: {done.stderr.strip()[-200:]}")
+    site = tmp_path / "node_modules" / "onnxruntime-web" / "dist"
+    shutil.copy(made.files / WHOLE, site / "model.onnx")
+    visible, infrared, _ = firm_scenes(made.network, (67, 101), 1)
+    arrays = {"visible": visible.numpy(), "infrared": infrared.numpy()}
+    for name, array in arrays.items():
+        (site / f"{name}.bin").write_bytes(array.astype("<f4").tobytes())
+    shapes = json.dumps({name: array.shape for name, array in arrays.items()})
+    (site / "index.html").write_text(WEB_PAGE.replace("SHAPES", shapes))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(site))
+    options = web.ChromeOptions()
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-dev-shm-usage",
+    ):
+        options.add_argument(flag)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        driver = web.Chrome(options=options, service=web.ChromeService(driver_path))
+        try:
+            driver.set_script_timeout(300)
+            driver.get(f"http://127.0.0.1:{server.server_port}/index.html")
+            found = driver.execute_async_script("done.then(arguments[0])")
+        finally:
+            driver.quit()
+            server.shutdown()
+    assert "error" not in found, found
+    wanted = run_session(open_session(made.files / WHOLE), arrays)
+    for name in ("logits", "fused"):
+        np.testing.assert_allclose(np.reshape(found[name], wanted[name].shape), wanted[name], atol=1e-3, rtol=0)

@@ -213,7 +213,7 @@ def test_a_truncated_file_is_refused(folder):
 
 
 def test_unknown_names_list_the_choices(tmp_path):
-    with pytest.raises(InputError, match="no such folder; give a checkpoint folder or a shipped name"):
+    with pytest.raises(InputError, match="no such folder; give a checkpoint folder, a shipped name"):
         load_network(tmp_path / "nowhere")
     with pytest.raises(InputError, match=f"a folder without {WEIGHTS}"):
         load_network(tmp_path)

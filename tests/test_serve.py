@@ -278,7 +278,7 @@ class TestRefusals:
         refused(answer, 413, str(2**20))
 
     def test_paths_and_methods(self, client):
-        refused(client.get("/v2"), 404, "/docs")
+        refused(client.get("/v3"), 404, "/docs")
         refused(client.get("/v1/predict"), 405, "method")
 
     def test_a_failure_of_the_model_is_a_sentence_too(self, model, monkeypatch):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from conftest import build_debug
 from fusionsam.cli.main import main
-from fusionsam.evaluation import speed
+from fusionsam.evaluation import speed, speed_models, speed_report
 from fusionsam.weights.checkpoint import save_checkpoint
 
 
@@ -23,25 +24,55 @@ def test_growth_is_the_slope_of_log_time_over_log_pixels():
     assert speed.exponent(rows[:1]) is None
 
 
+def test_stages_have_an_exponent_and_a_share_of_the_peak_of_their_own():
+    rows = [row((height, height), height / 64) for height in (64, 128)]
+    for one, share in zip(rows, (0.5, 1.0), strict=True):
+        one.stages, one.stage_gflop, one.peak_gflops = {"fusion": share, "head": 0.0}, {"fusion": 3.0}, 30.0
+    # four times the pixels, and 0.5 -> 2 s
+    assert speed.exponent(rows, "fusion") == pytest.approx(1.0, abs=1e-5)
+    assert speed.exponent(rows, "head") is None
+    assert rows[0].share_of_peak("fusion") == pytest.approx(3.0 / 0.5 / 30.0)
+    assert rows[0].share_of_peak("head") is None
+    table = speed_report.as_markdown(
+        [replace(one, stages=dict.fromkeys(speed.STAGES, 0.0) | one.stages) for one in rows]
+    )
+    assert "| fusion | 50 % / 20 % | 100 % / 5 % | 1.00 |" in table
+    assert "| all |  |  | 0.50 |" in table
+
+
 def test_a_table_tells_times_as_multiples_of_ours_in_the_same_run():
     other = speed.Row("two_streams", (64, 128), 1, [2.0, 3.0, 7.0], 5.0, 200.0, 2_000_000)
-    table = speed.as_markdown([row((64, 128), 2.0), other])
+    table = speed_report.as_markdown([row((64, 128), 2.0), other])
     assert "| FusionSAM | 1.00 | 1.00-1.00 |" in table
     assert "| 1.50 | 0.67-2.33 | 5.0 | 200 | 2.0 |" in table
 
 
 def test_the_command_measures_and_writes_what_it_measured(tmp_path, capsys):
     folder = save_checkpoint(tmp_path / "w", build_debug(), {})
-    flags = ["--models", "fusionsam", "two_streams", "--sizes", "64x96", "--runs", "2"]
+    flags = [
+        "--models",
+        "fusionsam",
+        "two_streams",
+        "--sizes",
+        "64x96",
+        "--runs",
+        "2",
+        "--plot",
+        str(tmp_path / "b.svg"),
+    ]
     assert main(["benchmark", "--weights", str(folder), "--out", str(tmp_path / "b.json"), *flags]) == 0
     found = json.loads((tmp_path / "b.json").read_text())
     ours, other = found["rows"]
     assert len(ours["seconds"]) == 2
     assert 0 < sum(ours["stages"].values()) <= 1.05
+    # what the stages compute is what the whole computes
+    assert sum(ours["stage_gflop"].values()) == pytest.approx(ours["gflop"], rel=0.05)
+    assert ours["peak_gflops"] > 0
+    assert "two-stream FPN" in (tmp_path / "b.svg").read_text()
     # a convolution of known size: the counter takes a multiply and an add as two
     stem = 2 * 3 * 9 * 32 * 32 * 48 * 2 / 1e9
     assert other["gflop"] > stem
-    assert other["parameters"] == sum(p.numel() for p in speed.TwoStreams().parameters())
+    assert other["parameters"] == sum(p.numel() for p in speed_models.TwoStreams().parameters())
     assert (tmp_path / "b.md").read_text() in capsys.readouterr().out + "\n"
 
 
@@ -49,6 +80,9 @@ def test_the_command_measures_and_writes_what_it_measured(tmp_path, capsys):
     ("flags", "told"),
     [
         (["--models", "resnet"], "--models resnet: not known; choose among fusionsam"),
+        (["--models", "onnx"], "onnx at 480x640: needs fusionsam.onnx of a folder that fusionsam export wrote"),
+        (["--onnx", "nowhere"], "--onnx nowhere: no fusionsam.onnx in it"),
+        (["--plot", "x.jpg"], "--plot x.jpg: expected a name that ends in .png or .svg"),
         (["--sizes", "640"], "--sizes 640: expected HEIGHTxWIDTH"),
         (["--runs", "0"], "--runs 0: expected 1 to 1000"),
     ],
@@ -61,7 +95,7 @@ def test_what_cannot_be_measured_is_one_line(flags, told, tmp_path, capsys):
 
 def test_two_streams_see_both_images():
     torch.manual_seed(0)
-    network = speed.TwoStreams("mobilenetv2_050").eval()
+    network = speed_models.TwoStreams("mobilenetv2_050").eval()
     visible, infrared = torch.rand(1, 3, 64, 96), torch.rand(1, 1, 64, 96)
     with torch.no_grad():
         base = network(visible, infrared)

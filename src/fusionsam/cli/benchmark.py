@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from fusionsam.config.options import CommandLine, WeightsOption
@@ -19,7 +20,11 @@ class Options(WeightsOption, CommandLine):
     out: Path = field(default=Path("benchmark.json"), metadata={"metavar": "FILE"})
     """JSON with every run's seconds, the machine and the commit; the table is FILE.md"""
     models: tuple[str, ...] = ("fusionsam", "two_streams", "segformer_b2", "two_mit_b2", "sam2_tiny", "sam_vit_b")
-    """which, by name; compiled is one more"""
+    """which, by name; compiled, onnx, int8 and openvino are more"""
+    onnx: Path | None = field(default=None, metadata={"metavar": "DIR"})
+    """folder of fusionsam export, for onnx, int8 and openvino; it adds those of them that are there"""
+    plot: Path | None = field(default=None, metadata={"metavar": "FILE"})
+    """also draw time and memory at the first size into FILE.png or FILE.svg"""
     sizes: tuple[str, ...] = ("480x640",)
     """HEIGHTxWIDTH of the pair; with several, the growth of our time with the pixels is told"""
     threads: tuple[int, ...] = (1,)
@@ -30,7 +35,7 @@ class Options(WeightsOption, CommandLine):
 
 def main(options: Options) -> int:
     """Measure, write the JSON and the table, print the table."""
-    from fusionsam.evaluation import speed
+    from fusionsam.evaluation import speed, speed_report
     from fusionsam.io import write_json, write_text
     from fusionsam.weights.checkpoint import commit
 
@@ -40,18 +45,37 @@ def main(options: Options) -> int:
     if bad := [count for count in options.threads if count < 0]:
         raise InputError(f"--threads {bad[0]}: expected 0 (all cores) or more")
     threads = [count or os.cpu_count() or 1 for count in options.threads]
-    rows = speed.benchmark(options.models, sizes, threads, options.runs, options.weights)
-    table = speed.as_markdown(rows)
+    if options.plot is not None and options.plot.suffix not in (".png", ".svg"):
+        raise InputError(f"--plot {options.plot}: expected a name that ends in .png or .svg")
+    models = [*options.models, *(name for name in _of_folder(options.onnx) if name not in options.models)]
+    started = os.getloadavg()[0]
+    rows = speed.benchmark(
+        models, sizes, threads, options.runs, options.weights, None if options.onnx is None else str(options.onnx)
+    )
+    table = speed_report.as_markdown(rows)
     ours = [row for row in rows if row.name == speed.OURS and row.threads == threads[0]]
-    growth = speed.exponent(ours)
-    found = {"command": options.command, "commit": commit(), "machine": speed.machine(), "exponent": growth}
-    write_json(options.out, {**found, "rows": [asdict(row) for row in rows]})
-    if growth is not None:
-        table += f"\nTime of FusionSAM grows as pixels to the power {growth:.2f}.\n"
+    growth = {name: speed.exponent(ours, None if name == "all" else name) for name in ("all", *speed.STAGES)}
+    found = {"command": options.command, "commit": commit(), "machine": speed.machine(), "exponents": growth}
+    load = {"load_average": [round(started, 1), round(os.getloadavg()[0], 1)]}
+    write_json(options.out, {**found, **load, "rows": [asdict(row) for row in rows]})
+    if options.plot is not None:
+        speed_report.plot(rows, options.plot)
     write_text(options.out.with_suffix(".md"), table)
     print(table)
     print(f"-> {options.out}, {options.out.with_suffix('.md')}")
     return 0
+
+
+def _of_folder(folder: Path | None) -> list[str]:
+    """The rows that an exported folder allows for, with what is installed."""
+    if folder is None:
+        return []
+    from fusionsam.inference.onnx import WHOLE, WHOLE_INT8
+
+    files = {"onnx": (WHOLE, "onnxruntime"), "int8": (WHOLE_INT8, "onnxruntime"), "openvino": (WHOLE, "openvino")}
+    if not (folder / WHOLE).is_file():
+        raise InputError(f"--onnx {folder}: no {WHOLE} in it; write it with: fusionsam export --out {folder}")
+    return [name for name, (file, needs) in files.items() if (folder / file).is_file() and find_spec(needs)]
 
 
 def _size(text: str) -> tuple[int, int]:

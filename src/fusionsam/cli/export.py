@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,11 +21,17 @@ class Options(WeightsOption, OutOption):
     """folder of pairs that sets int8's ranges: images/ of four channels, or visible/ and infrared/"""
     calibration_pairs: int = 32
     """how many of them"""
+    fixed_size: str | None = field(default=None, metadata={"metavar": "HxW"})
+    """also write a model for one pair of this size alone, every shape a number: for TensorRT and small devices"""
+    triton: Path | None = field(default=None, metadata={"metavar": "DIR"})
+    """also put the model into this model repository of NVIDIA's Triton: config.pbtxt, ONNX, labels"""
 
     def __post_init__(self) -> None:
         """InputError for options that do not go together."""
         if (self.quantize is None) != (self.calibrate is None):
             raise InputError("--quantize int8 and --calibrate FOLDER belong together; give both or neither")
+        if self.fixed_size is not None and not re.fullmatch(r"[1-9]\d{1,4}x[1-9]\d{1,4}", self.fixed_size):
+            raise InputError(f"--fixed-size {self.fixed_size}: expected HEIGHTxWIDTH in pixels, for example 480x640")
 
 
 def main(options: Options) -> int:
@@ -45,6 +52,16 @@ def main(options: Options) -> int:
         )
     for name in (onnx.WHOLE, onnx.ENCODER, onnx.DECODER):
         print(f"{options.out / name}  {(options.out / name).stat().st_size / 1e6:.1f} MB")
+    if options.fixed_size is not None:
+        from fusionsam.export.fixed import write_fixed
+
+        height, _, width = options.fixed_size.partition("x")
+        print(f"{write_fixed(options.out, (int(height), int(width)))}  one pair of {options.fixed_size} alone")
+    if options.triton is not None:
+        from fusionsam.export import triton
+
+        written = triton.write_repository(options.out, options.triton)
+        print(f"{written}  model of the repository {options.triton}")
     if calibration is not None:
         quantize(options.out, *calibration)
     return 0

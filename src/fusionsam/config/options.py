@@ -59,7 +59,7 @@ class WeightsOption:
     """One model."""
 
     weights: str = "tiny"
-    """shipped name or checkpoint folder"""
+    """shipped name, checkpoint folder, or owner/name of the Hugging Face hub"""
 
 
 DEFAULT_WEIGHTS = WeightsOption().weights

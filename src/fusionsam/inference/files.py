@@ -34,7 +34,7 @@ from fusionsam.inference.selection import select
 from fusionsam.io import JsonObject, Made, OutputFolder, State, require_writable
 from fusionsam.progress import progress_bar
 from fusionsam.types import IGNORE, Sample
-from fusionsam.weights.checkpoint import CONFIG, WEIGHTS, calibrated_digest, locate
+from fusionsam.weights.checkpoint import WEIGHTS, calibrated_digest, config_file, locate
 
 RESULTS = ("fused.png", "labels.png", "overlay.png", "confidence.png")
 SOURCES = ("visible", "infrared", "rgbt")
@@ -205,7 +205,11 @@ def _predicted(model: FusionSAM, sample: Sample, steer: Any, options: PredictOpt
 
 def _fingerprint(weights: str, backend: str) -> str:
     """SHA-256 of the files of the weights: names and steps may agree."""
-    files = backends.files(weights) if backend == "onnx" else [locate(weights) / name for name in (WEIGHTS, CONFIG)]
+    if backend == "onnx":
+        files = backends.files(weights)
+    else:
+        folder = locate(weights)
+        files = [folder / WEIGHTS, config_file(folder)]
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
 
 

@@ -26,7 +26,8 @@ from fusionsam.models.geometry import scale_prompts
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.types import SMALLEST, Output, Prompts
-from fusionsam.weights.checkpoint import Card, load_network
+from fusionsam.weights.checkpoint import Card, load_network, locate
+from fusionsam.weights.hub import LICENSE, at_revision
 
 
 class FusionSAM:
@@ -40,6 +41,7 @@ class FusionSAM:
         self.network = network.eval().to(device)
         self.config: ModelConfig = network.config
         self.name, self.card, self.device = name, card, torch.device(device)
+        self.folder: Path | None = None  # of the checkpoint; what is in memory was made ready to predict only
         # of `fusionsam calibrate`; confidences alone depend on it, the largest logit stays the largest
         self.temperature = float((card.get("calibration") or {}).get("temperature", 1.0))
 
@@ -50,17 +52,92 @@ class FusionSAM:
         device: str = DeviceOption.device,
         backend: str = "torch",
         calibrated: bool = True,
+        revision: str | None = None,
     ) -> FusionSAM:
-        """A checkpoint that ships with the package (by name) or a checkpoint folder; with `backend` onnx a folder of
-        `fusionsam export`. `device` auto takes CUDA, Apple's MPS or the CPU; without `calibrated` class offsets and
-        temperature of `fusionsam calibrate` are left out (not of an export). InputError if it cannot be used."""
+        """A checkpoint, ready to predict.
+
+        Args:
+            source: A name that ships with the package, a checkpoint folder, or owner/name of the Hugging Face hub; with
+                `backend` onnx a folder of `fusionsam export`.
+            device: auto takes CUDA, Apple's MPS or the CPU.
+            backend: torch or onnx.
+            calibrated: Without it, class offsets and temperature of `fusionsam calibrate` are left out (not of an
+                export).
+            revision: Branch, tag or commit of a hub's repository.
+
+        Raises:
+            InputError: it cannot be used.
+
+        >>> FusionSAM.from_pretrained("owner/name", revision="v1")  # doctest: +SKIP
+        """
         if backend not in ("torch", "onnx"):
             raise InputError(f"backend {backend!r}: expected torch or onnx")
+        if revision is not None:
+            source = at_revision(source, revision)
         if backend == "onnx":
             return cls(*backends.load(source, device))
         network, card = load_network(source, calibrated)
         prepare_for_inference(network.image_encoder)
-        return cls(network, str(card["name"]), card, choose_device(device))
+        model = cls(network, str(card["name"]), card, choose_device(device))
+        model.folder = locate(source)
+        return model
+
+    def save_pretrained(
+        self, folder: str | Path, name: str = "owner/name", reports: Sequence[str | Path] = (), license: str = LICENSE
+    ) -> Path:
+        """The checkpoint in the hub's format into an empty `folder` (`weights.publish.write_repository`): what
+        `push_to_hub` uploads, to be looked at first. InputError for a model that came from no checkpoint."""
+        from fusionsam.weights.publish import write_repository
+
+        return write_repository(self._checkpoint(), folder, name, reports, license)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        reports: Sequence[str | Path] = (),
+        private: bool | None = None,
+        token: str | None = None,
+        message: str = "Upload a FusionSAM checkpoint",
+        license: str = LICENSE,
+    ) -> str:
+        """Upload the checkpoint to the Hugging Face hub, from where `from_pretrained(repository)` takes it.
+
+        Args:
+            repository: owner/name, made where it is not there.
+            reports: report.json files of `fusionsam evaluate` of these weights; their figures go into the model card.
+            private: For a new repository.
+            token: Unless given, that of `hf auth login` or `HF_TOKEN`.
+            message: Of the commit.
+            license: As the hub abbreviates it.
+
+        Returns:
+            The repository's address.
+
+        Raises:
+            InputError: the hub refuses it, a report is of other weights, or the model came from no checkpoint.
+
+        >>> model.push_to_hub("owner/name", reports=["out/test/report.json"])  # doctest: +SKIP
+        """
+        from fusionsam.weights.publish import push
+
+        return push(
+            self._checkpoint(),
+            repository,
+            reports=reports,
+            private=private,
+            token=token,
+            message=message,
+            license=license,
+        )
+
+    def _checkpoint(self) -> Path:
+        if self.folder is None:
+            raise InputError(
+                f"model {self.name}: came from no checkpoint folder (an export, or a network in memory); save it with "
+                "weights.checkpoint.save_checkpoint, and load that folder"
+            )
+        return self.folder
 
     # -- stages --------------------------------------------------------------------------------------------------
 

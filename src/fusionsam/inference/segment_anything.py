@@ -181,6 +181,7 @@ def _from_file(cls: type[PlainSam], source: str | Path, device: str) -> PlainSam
     side = square_side(str(source), model.vision_encoder.config.image_size)
     if parts.encoder_kind == "sam":
         return cls(model, lambda x: [model.get_image_embeddings(x)], side, False, device)
-    backbone = TinyViT().eval().to(device)
+    # its convolutions are depthwise and 1x1: channels beside one another spare them copies
+    backbone = TinyViT().eval().to(device).to(memory_format=torch.channels_last)
     foreign.load_exactly(backbone, parts.image_encoder, f"--sam {source}")
-    return cls(model, lambda x: [backbone(x)[0]], side, False, device)
+    return cls(model, lambda x: [backbone(x)[0].contiguous()], side, False, device)

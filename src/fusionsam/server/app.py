@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from fastapi import FastAPI, Request, Response
@@ -18,24 +18,21 @@ from starlette.exceptions import HTTPException
 
 from fusionsam.alignment.apply import Aligner
 from fusionsam.errors import InputError
-from fusionsam.inference.prediction import Mode
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.inference.prompts import prompts_from
 from fusionsam.inference.session import Session
 from fusionsam.io import VERSION
 from fusionsam.models.network import parameter_table
+from fusionsam.server import kserve
 from fusionsam.server.answers import PICTURES, answer, wanted_kind, wanted_pictures
 from fusionsam.server.config import ServeConfig
 from fusionsam.server.jobs import Decode, Encode, Engine, Predict
 from fusionsam.server.middleware import ACCEPTED, Gate, Metrics, error
 from fusionsam.server.queue import Batcher, Busy, Job
 from fusionsam.server.sessions import Sessions
-from fusionsam.server.uploads import decode_images, drain, parse_json, read_form, read_json
-from fusionsam.types import LARGEST, SMALLEST, Prompts
+from fusionsam.server.uploads import MODES, decode_images, drain, form_prompts, prompts_of, read_form, read_json
+from fusionsam.types import LARGEST, SMALLEST
 
-MAX_PROMPTS = 256
-"""Points and boxes of one request."""
-MODES: dict[str, Mode] = {"self": "self", "none": "none"}
+T = TypeVar("T")
 
 
 class Service:
@@ -107,10 +104,9 @@ class Service:
         """What the model makes of `job`."""
         return await asyncio.wrap_future(self.line.submit(job))
 
-    @asynccontextmanager
-    async def form(self, request: Request) -> AsyncIterator[FormData]:
-        """The request's form, unless the line is full already, or twice its length is on its way: uploads lie on
-        disk before they get a place."""
+    async def arrived(self, request: Request, read: Callable[[Request, int, float], Awaitable[T]]) -> T:
+        """What `read` makes of the request's body, unless the line is full already, or twice its length is on its way:
+        uploads lie on disk before they get a place."""
         try:
             self.line.refuse_if_full()
             if self.uploading >= 2 * self.config.queue:
@@ -120,9 +116,14 @@ class Service:
             raise
         self.uploading += 1
         try:
-            form = await read_form(request, int(self.config.max_upload_mb * 2**20), self.config.timeout)
+            return await read(request, int(self.config.max_upload_mb * 2**20), self.config.timeout)
         finally:
             self.uploading -= 1
+
+    @asynccontextmanager
+    async def form(self, request: Request) -> AsyncIterator[FormData]:
+        """The request's form, as `arrived` lets it in."""
+        form = await self.arrived(request, read_form)
         try:
             yield form
         finally:
@@ -164,26 +165,6 @@ class Service:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _prompts(raw: Any, size: tuple[int, int]) -> Prompts | Mode:
-    """`{"mode": "self"}`, `{"mode": "none"}`, or points and boxes; InputError for anything else."""
-    if isinstance(raw, dict) and "mode" in raw:
-        if len(raw) > 1 or not isinstance(raw["mode"], str) or raw["mode"] not in MODES:
-            raise InputError("prompts: mode must be self or none, and stand alone; or give points, labels and boxes")
-        return MODES[raw["mode"]]
-    if isinstance(raw, dict):
-        count = sum(len(raw[key]) for key in ("points", "boxes") if isinstance(raw.get(key), list))
-        if count > MAX_PROMPTS:
-            raise InputError(f"prompts: found {count} points and boxes, expected at most {MAX_PROMPTS}")
-    return prompts_from(raw, "prompts", "this pair", size)
-
-
-def _form_prompts(form: FormData, size: tuple[int, int]) -> Prompts | Mode | None:
-    if "prompts" not in form:
-        return None
-    raw = str(form["prompts"])
-    return _prompts({"mode": raw} if raw in MODES else parse_json(raw, "prompts"), size)
 
 
 def _schema(*files: str) -> dict[str, Any]:
@@ -236,7 +217,7 @@ def create_app(
 
             async def work() -> Response:
                 pair = await service.thread(decode_images, form, config.max_pixels, service.aligner)
-                prediction = await service.result(Predict(pair, _form_prompts(form, pair.size)))
+                prediction = await service.result(Predict(pair, form_prompts(form, pair.size)))
                 return await service.thread(answer, prediction, pictures, kind)
 
             return await service.accepted(request, work)
@@ -265,7 +246,7 @@ def create_app(
         """Label a session's pair again, steered by points and boxes in its pixels. Costs the decoder only."""
         kind, pictures = wanted_kind(request.headers.get("accept", "")), wanted_pictures(images)
         session = service.session(id)
-        prompts = _prompts(await read_json(request, config.timeout), session.size)
+        prompts = prompts_of(await read_json(request, config.timeout), session.size)
 
         async def work() -> Response:
             prediction = await service.result(Decode(session, prompts))
@@ -294,6 +275,8 @@ def create_app(
     async def readyz() -> JSONResponse:
         """New work is taken; 503 during shutdown."""
         return JSONResponse({"status": "ready"}) if service.ready else error(503, "the server takes no new work")
+
+    kserve.add_paths(app, service)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:

@@ -18,10 +18,10 @@ from fusionsam.types import Prompts
 
 @dataclass
 class Images:
-    """A pair as it waits: uint8, a quarter of the floats' memory."""
+    """A pair as it waits: uint8, a quarter of the floats' memory, or float32 in [0,1] from who sent such."""
 
-    visible: Tensor | None  # uint8 (3,H,W)
-    infrared: Tensor | None  # uint8 (1,H,W)
+    visible: Tensor | None  # (3,H,W)
+    infrared: Tensor | None  # (1,H,W)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -114,8 +114,8 @@ class Engine:
         return job.session.predict(job.prompts)
 
     def _stack(self, images: Sequence[Tensor | None]) -> Tensor | None:
-        there = [image for image in images if image is not None]
-        return torch.stack(there).to(self.model.device).float() / 255 if there else None
+        there = [image if image.is_floating_point() else image.float() / 255 for image in images if image is not None]
+        return torch.stack(there).to(self.model.device) if there else None
 
 
 def _stack_prompts(rows: Sequence[Prompts]) -> Prompts:

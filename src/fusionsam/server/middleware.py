@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fusionsam.server.uploads import drain
 
 log = logging.getLogger(__name__)
-OPEN = ("/healthz", "/readyz")
+OPEN = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 """Answered without a token: probes carry none, and these tell nothing."""
-ROUTES = ("/v1/predict", "/v1/sessions", "/v1/model", "/metrics", "/docs", "/openapi.json", *OPEN)
+ROUTES = ("/v2", "/v1/predict", "/v1/sessions", "/v1/model", "/metrics", "/docs", "/openapi.json", *OPEN)
 ACCEPTED = "fusionsam.accepted"
 """Key of the scope of requests that have got a place in the line."""
 
@@ -76,6 +76,9 @@ def route_of(path: str) -> str:
     """The path's template: labels must not grow with what clients invent."""
     if path.startswith("/v1/sessions/"):
         return "/v1/sessions/{id}/prompts" if path.endswith("/prompts") else "/v1/sessions/{id}"
+    if path.startswith("/v2/models/"):
+        last = path.rpartition("/")[2]
+        return "/v2/models/{name}" + (f"/{last}" if last in ("infer", "ready") else "")
     return path if path in ROUTES else "other"
 
 

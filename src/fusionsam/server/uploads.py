@@ -22,12 +22,20 @@ from starlette.requests import ClientDisconnect, Request
 from fusionsam.alignment.apply import Aligner
 from fusionsam.data.images import MAX_PIXELS, image_size, read_infrared, read_rgbt, read_visible
 from fusionsam.errors import InputError
+from fusionsam.inference.prediction import Mode
+from fusionsam.inference.prompts import prompts_from
 from fusionsam.server.jobs import Images
-from fusionsam.types import LARGEST, SMALLEST
+from fusionsam.types import LARGEST, SMALLEST, Prompts
 
 IMAGES = ("visible", "infrared", "rgbt")
 MAX_FIELD = 64 * 1024
 """Bytes of a text field, and of a JSON body."""
+MAX_MEMORY = 2**20
+"""Bytes of a body that are held in memory; what is larger lies on disk."""
+Body = tempfile.SpooledTemporaryFile[bytes]
+MAX_PROMPTS = 256
+"""Points and boxes of one request."""
+MODES: dict[str, Mode] = {"self": "self", "none": "none"}
 DRAINED = 256 * 2**20
 """Bytes of a refused body that are read and thrown away, so that the client gets to read the answer."""
 
@@ -86,16 +94,13 @@ async def read_form(request: Request, limit: int, seconds: float) -> FormData:
         async with asyncio.timeout(seconds):
             form = await parser.parse()
     except TimeoutError:
-        raise HTTPException(408, f"the request body did not arrive within {seconds:g} s; send it faster") from None
+        raise _too_slow(seconds) from None
     except ClientDisconnect:
         raise HTTPException(400, "the connection closed before the whole body had arrived") from None
     except MultiPartException as error:
         raise HTTPException(400, f"the form cannot be read: {error.message.rstrip('.')}") from None
     except OSError as error:  # large files go to disk while they arrive
-        reason = error.strerror or type(error).__name__
-        raise HTTPException(
-            503, f"the upload cannot be stored ({reason}); try again in 30 s", {"Retry-After": "30"}
-        ) from None
+        raise _not_stored(error) from None
     except (ValueError, KeyError, LookupError, AttributeError, TypeError) as error:  # of headers within the form
         raise HTTPException(
             400, f"the form cannot be read ({type(error).__name__}); send multipart/form-data"
@@ -126,14 +131,38 @@ def _check_fields(form: FormData) -> None:
 
 async def read_json(request: Request, seconds: float) -> Any:
     """A small JSON body."""
+    with await read_body(request, MAX_FIELD, seconds) as body:
+        return parse_json(body.read(), "the body")
+
+
+async def read_body(request: Request, limit: int, seconds: float) -> Body:
+    """A body of at most `limit` bytes that arrives within `seconds`, as a file at its beginning; large ones lie on
+    disk."""
+    body: Body = tempfile.SpooledTemporaryFile(MAX_MEMORY)  # noqa: SIM115 (it is handed on)
     try:
         async with asyncio.timeout(seconds):
-            raw = b"".join([chunk async for chunk in limited(request, MAX_FIELD)])
-    except TimeoutError:
-        raise HTTPException(408, f"the request body did not arrive within {seconds:g} s; send it faster") from None
-    except ClientDisconnect:
-        raise HTTPException(400, "the connection closed before the whole body had arrived") from None
-    return parse_json(raw, "the body")
+            async for chunk in limited(request, limit):
+                body.write(chunk)
+        body.seek(0)
+        return body
+    except BaseException as error:
+        body.close()
+        if isinstance(error, TimeoutError):
+            raise _too_slow(seconds) from None
+        if isinstance(error, ClientDisconnect):
+            raise HTTPException(400, "the connection closed before the whole body had arrived") from None
+        if isinstance(error, OSError):
+            raise _not_stored(error) from None
+        raise
+
+
+def _too_slow(seconds: float) -> HTTPException:
+    return HTTPException(408, f"the request body did not arrive within {seconds:g} s; send it faster")
+
+
+def _not_stored(error: OSError) -> HTTPException:
+    reason = error.strerror or type(error).__name__
+    return HTTPException(503, f"the upload cannot be stored ({reason}); try again in 30 s", {"Retry-After": "30"})
 
 
 def parse_json(raw: str | bytes, what: str) -> Any:
@@ -158,7 +187,7 @@ def decode_images(form: FormData, max_pixels: int, aligner: Aligner | None = Non
                     shutil.copyfileobj(upload.file, target)
         try:
             sizes = {name: image_size(path, min(max_pixels, MAX_PIXELS)) for name, path in paths.items()}
-            _check_sizes(sizes, aligner is None)
+            check_sizes(sizes, aligner is None)
             if "rgbt" in paths:
                 return Images(*read_rgbt(paths["rgbt"]))
             visible, infrared = paths.get("visible"), paths.get("infrared")
@@ -175,7 +204,8 @@ def decode_images(form: FormData, max_pixels: int, aligner: Aligner | None = Non
             raise InputError(text) from None
 
 
-def _check_sizes(sizes: dict[str, tuple[int, int]], equal: bool = True) -> None:
+def check_sizes(sizes: dict[str, tuple[int, int]], equal: bool = True) -> None:
+    """InputError unless every (H, W) is one that the network takes, and all are `equal`."""
     for name, (height, width) in sizes.items():
         if not all(SMALLEST <= side <= LARGEST for side in (height, width)):
             raise InputError(
@@ -184,3 +214,28 @@ def _check_sizes(sizes: dict[str, tuple[int, int]], equal: bool = True) -> None:
     if equal and len(set(sizes.values())) > 1:
         shown = " and ".join(f"{name} {width}x{height}" for name, (height, width) in sizes.items())
         raise InputError(f"the images differ in size: {shown} pixels; send an aligned pair")
+
+
+def prompts_of(raw: Any, size: tuple[int, int]) -> Prompts | Mode:
+    """`{"mode": "self"}`, `{"mode": "none"}`, or points and boxes; InputError for anything else."""
+    if isinstance(raw, dict) and "mode" in raw:
+        if len(raw) > 1 or not isinstance(raw["mode"], str) or raw["mode"] not in MODES:
+            raise InputError("prompts: mode must be self or none, and stand alone; or give points, labels and boxes")
+        return MODES[raw["mode"]]
+    if isinstance(raw, dict):
+        count = sum(len(raw[key]) for key in ("points", "boxes") if isinstance(raw.get(key), list))
+        if count > MAX_PROMPTS:
+            raise InputError(f"prompts: found {count} points and boxes, expected at most {MAX_PROMPTS}")
+    return prompts_from(raw, "prompts", "this pair", size)
+
+
+def prompts_in(text: str | None, size: tuple[int, int]) -> Prompts | Mode | None:
+    """The prompts of a text field: self, none, or JSON; None where there is no such field."""
+    if text is None:
+        return None
+    return prompts_of({"mode": text} if text in MODES else parse_json(text, "prompts"), size)
+
+
+def form_prompts(form: FormData, size: tuple[int, int]) -> Prompts | Mode | None:
+    """Those of a form."""
+    return prompts_in(str(form["prompts"]) if "prompts" in form else None, size)

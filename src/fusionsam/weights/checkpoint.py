@@ -18,12 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fusionsam.config.schema import ModelConfig, from_dict
+from fusionsam.data.fingerprints import FILE as FINGERPRINTS
 from fusionsam.errors import InputError
 from fusionsam.io import VERSION, whole, write_json, write_text
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.weights import pretrained
+from fusionsam.weights import hub, pretrained
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "training.json"
+HUB_CONFIG = "config.json"
+"""The place of CONFIG in a repository of the hub, which knows models by this name."""
 LAST_BIAS = "head.mlp.6.bias"
 Card = dict[str, Any]
 """What the training.json of a checkpoint says: how it was trained and what was fitted afterwards."""
@@ -77,7 +80,8 @@ def read_card(source: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     """Configuration and card of a checkpoint, without its tensors."""
     folder = locate(source)
     try:
-        raw = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        path = config_file(folder)
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
         card = json.loads((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).exists() else {}
     except (OSError, yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _unreadable(folder, error) from None
@@ -86,7 +90,7 @@ def read_card(source: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
             f"{folder / CARD}: is no training card (a mapping was expected); give an intact checkpoint folder"
         )
     _require_calibration(card, folder / CARD)
-    return from_dict(ModelConfig, raw, str(folder / CONFIG)), card
+    return from_dict(ModelConfig, raw, str(path)), card
 
 
 def _unreadable(folder: Path, error: Exception) -> InputError:
@@ -121,7 +125,7 @@ def load_network(source: str | Path, calibrated: bool = True) -> tuple[FusionSAM
     network = FusionSAMNetwork(config)
     network.to(memory_format=torch.channels_last)  # a third less time a pair on CPUs
     pretrained.load_exactly(network, tensors, f"weights {source}", own_names=True)
-    card = {"name": Path(str(source)).name, **card}
+    card = {"name": Path(str(source)).name.partition("@")[0], **card}
     if not calibrated:
         return network.eval(), {key: value for key, value in card.items() if key not in CALIBRATED}
     offsets = (card.get("class_offsets") or {}).get("offsets") or {}
@@ -157,16 +161,32 @@ def shipped() -> list[str]:
     return sorted(p.name for p in found if (p / WEIGHTS).is_file() and (p / CONFIG).is_file())
 
 
+def config_file(folder: Path) -> Path:
+    """The configuration in a checkpoint folder: config.yaml, or config.json as the hub has it."""
+    return folder / (CONFIG if (folder / CONFIG).is_file() else HUB_CONFIG)
+
+
 def locate(source: str | Path) -> Path:
-    """Folder of a checkpoint: a path, or a name that ships with the package."""
+    """Folder of a checkpoint: a path, a name that ships with the package, or owner/name of the Hugging Face hub, which
+    is downloaded. InputError if there is none."""
     path = Path(source)
-    if (path / WEIGHTS).is_file() and (path / CONFIG).is_file():
+    if _is_checkpoint(path):
         return path
     if str(source) in shipped():
         return Path(str(resources.files("fusionsam") / "checkpoints" / str(source)))
-    found = "a folder without " + WEIGHTS if path.is_dir() else "no such folder"
     names = ", ".join(shipped()) or "none"
-    raise InputError(f"weights {source}: {found}; give a checkpoint folder or a shipped name ({names})")
+    remedy = f"give a checkpoint folder, a shipped name ({names}) or owner/name of the Hugging Face hub"
+    if not path.exists() and hub.is_repository(str(source)):
+        folder = hub.download(str(source), (WEIGHTS, CONFIG, HUB_CONFIG, CARD, FINGERPRINTS))
+        if _is_checkpoint(folder):
+            return folder
+        raise InputError(f"weights {source}: a repository without {WEIGHTS} and {HUB_CONFIG}; {remedy}")
+    found = "a folder without " + WEIGHTS if path.is_dir() else "no such folder"
+    raise InputError(f"weights {source}: {found}; {remedy}")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / WEIGHTS).is_file() and config_file(folder).is_file()
 
 
 def commit() -> str:

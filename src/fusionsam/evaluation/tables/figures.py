@@ -36,7 +36,8 @@ def require() -> None:
         )
 
 
-def _figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
+def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
+    """A figure of so many inches that belongs to no window. InputError without matplotlib."""
     require()
     from matplotlib.figure import Figure
 
@@ -81,7 +82,7 @@ def bars(
     width = max(5.0, 0.8 + spread * len(classes))
     methods = colormaps["tab10" if len(series) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
     with rc_context(_STYLE):
-        figure = _figure(width, 4.2 + 0.25 * len(series))
+        figure = new_figure(width, 4.2 + 0.25 * len(series))
         axes = figure.subplots()
         bar = 0.85 / len(series)
         for number, (method, scores) in enumerate(series.items()):
@@ -122,7 +123,7 @@ def confusion(title: str, matrix: ArrayLike, classes: Sequence[str]) -> Figure:
     side = 0.5 * len(classes)
     width = side + 2.2
     with rc_context(_STYLE):
-        figure = _figure(width, side + 2.2)
+        figure = new_figure(width, side + 2.2)
         axes = figure.subplots()
         axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
         for (row, column), value in np.ndenumerate(share):
@@ -181,7 +182,7 @@ def panels(rows: Sequence[PanelRow], classes: Sequence[str], palette: Sequence[C
     strip = 0.25 + 0.21 * -(-len(entries) // per_row)
     height = head + sum(heights) + gap * len(rows) + strip
     with rc_context(_STYLE):
-        figure = _figure(width, height, layout=None)
+        figure = new_figure(width, height, layout=None)
         top = height - head
         for number, title in enumerate(titles):
             middle = side + (cell + gap) * number + cell / 2

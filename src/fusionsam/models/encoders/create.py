@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from fusionsam.config.schema import EncoderConfig
@@ -55,6 +54,9 @@ def set_training(encoder: ImageEncoder, config: EncoderConfig) -> None:
         return
     encoder.backbone.requires_grad_(False)
     if config.training == "lora":
+        # imported here: it takes more time than everything else that a prediction imports
+        from peft import LoraConfig, inject_adapter_in_model
+
         adapters = LoraConfig(
             r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=_lora_targets(encoder.backbone)
         )
