@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,21 @@ def check(
     splits: Sequence[str] | None = None,
     class_file: str | Path | None = None,
     progress: bool = True,
+    labels_map: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """Read every pair of the splits and report what is there and what is wrong.
 
-    Without `splits`: those of the row that can be found (of a user's own pairs train, val and test, or else all). Keys:
-    dataset, root, splits (per split: pairs, visible, infrared, labelled, sizes {HxW: count}, class_percent {name:
-    percent of label pixels}, shift_pixels {median, p90}: by how much infrared lies off), errors (splits that cannot be
-    listed), unreadable (path and reason), size_mismatches, bad_labels, label_faults (labels
-    that would teach the wrong thing), absent_classes (a note), unread (folders of pictures whose name is not known),
+    `labels_map` is that of DatasetRow.with_labels_map. Without `splits`: those of the row that can be found (of a
+    user's own pairs train, val and test, or else all). Keys: dataset, root, splits (per split: pairs, visible,
+    infrared, labelled, sizes {HxW: count}, class_percent {name: percent of label pixels}, shift_pixels {median, p90}:
+    by how much infrared lies off), errors (splits that cannot be listed), unreadable (path and reason),
+    size_mismatches, bad_labels, label_faults (labels that would teach the wrong thing; in train a class without a
+    pixel, too), absent_classes (in other splits: a note), unread (folders of pictures whose name is not known),
     misaligned (pairs of all splits whose edges agree clearly better after a shift: x and y in pixels to move infrared
     by, the largest first: a note, no problem), shared (leaks, each with kind, splits, ids), look_alikes (the same of
     what `leaks.weigh` only mentions: a note, no problem), ok. Raises InputError only for an
     unknown data set, a bad class file, or if no split can be listed."""
-    row = find(dataset, class_file)
+    row = find(dataset, class_file).with_labels_map(labels_map or {})
     report: dict[str, Any] = {"dataset": dataset, "root": str(root), "splits": {}}
     report |= {"unreadable": [], "size_mismatches": [], "bad_labels": [], "shared": [], "look_alikes": []}
     report |= {"misaligned": [], "label_faults": [], "absent_classes": [], "unread": []}
@@ -117,8 +119,9 @@ def _counted(
         ids.append(entry.id)
     counted = max(int(pixels.sum() - pixels[IGNORE]), 1)
     lossy = [f"{path}: a lossy file does not keep ids; save labels as PNG" for path in lossy_labels(members)]
-    report["label_faults"] += [{"split": split, "reason": reason} for reason in [*label_faults(pixels, row), *lossy]]
-    if there["label"]:
+    faults = label_faults(pixels, row, every_class=split == "train")
+    report["label_faults"] += [{"split": split, "reason": reason} for reason in [*faults, *lossy]]
+    if there["label"] and split != "train":
         report["absent_classes"] += [{"split": split, "class": name} for name in absent_classes(pixels, row)]
     return (
         {

@@ -138,13 +138,13 @@ def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
     """Training split, data.extra_pairs behind it, and validation split; InputError for a leak between them or with the
     test split."""
     data = config.data
-    row = find(data.dataset, data.class_file)
+    row = find(data.dataset, data.class_file).with_labels_map(data.labels_map)
     lists = _lists(data)
     align = _aligner(data, lists)
     opened = [PairDataset(lists[split], row, True, align) for split in (data.train_split, data.val_split)]
     if not row.classes:
         raise InputError(f"data.class_file: data set {data.dataset!r} has no classes of its own; give a YAML with them")
-    require_teachable(opened[0], row, Path(data.root))
+    require_teachable(opened[0], row, Path(data.root), data.absent_classes)
     pairs = enumerate(zip_longest(config.model.classes, row.classes))
     if (odd := next(((i, *names) for i, names in pairs if names[0] != names[1]), None)) is not None:
         raise InputError(
