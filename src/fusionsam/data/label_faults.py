@@ -108,7 +108,9 @@ def require_teachable(train: PairDataset, row: DatasetRow, root: Path, absent_cl
             break
     for fault in label_faults(pixels, row, every_class=not absent_classes):
         raise InputError(f"{root}: {fault}")
-    one_camera = not any(entry.rgbt or (entry.visible and entry.infrared) for entry in train.entries)
+    one_camera = not any(
+        entry.rgbt or entry.radiometric or (entry.visible and entry.infrared) for entry in train.entries
+    )
     if row.layout == "pairs" and one_camera and (unread := unread_folders(root, row)):
         camera = "visible" if train.entries[0].visible is None else "infrared"
         raise InputError(

@@ -216,8 +216,10 @@ def _with_label(entry: Entry, listing: Path) -> Entry:
 def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> list[Entry]:
     """Rows of a CSV or Parquet table; paths are relative to the table's folder."""
     columns, rows = read_table(path)
-    if not {"visible", "infrared"} & columns:
-        raise InputError(f"{path}: columns {sorted(columns)}; expected visible, infrared, label (optional), split")
+    if not {"visible", "infrared", "radiometric"} & columns:
+        raise InputError(
+            f"{path}: columns {sorted(columns)}; expected visible, infrared (or radiometric), label (optional), split"
+        )
     if "split" not in columns and split != "all":
         raise NoSplit(f"{path}: has no column split, but split {split!r} was asked for; add it, or ask for 'all'")
     if split != "all":
@@ -231,7 +233,7 @@ def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> l
     for number, row in enumerate(rows):
         paths = {
             part: path.parent / Path(row[part]).expanduser()
-            for part in ("visible", "infrared", "label")
+            for part in ("visible", "infrared", "radiometric", "label")
             if row.get(part)
         }
         there = {part for part, file in paths.items() if os.path.isfile(file)}  # false, too, for what cannot be a name
@@ -240,9 +242,14 @@ def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> l
                 raise InputError(
                     f"{path}: {part} file {str(file)[:300]} does not exist; mend the manifest or fetch the file"
                 )
-        first = paths.get("visible") or paths.get("infrared")
+        first = paths.get("visible") or paths.get("infrared") or paths.get("radiometric")
         if first is None:
             raise InputError(f"{path}: row {number + 1} of split {split!r} names neither visible nor infrared")
+        if "radiometric" in paths and {"visible", "infrared"} & set(paths):
+            raise InputError(
+                f"{path}: row {number + 1} of split {split!r} names a radiometric file, which holds both pictures, and "
+                "another; leave one out"
+            )
         id = row.get("id") or first.stem
         if id in seen:  # equal stems in different folders
             id = row.get("id") or _long_id(first, path.parent)
@@ -260,7 +267,8 @@ def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> l
             continue
         label = paths.get("label") if "label" in there else None
         sequence = row.get("sequence") or None
-        found.append(Entry(id, paths.get("visible"), paths.get("infrared"), label, sequence=sequence))
+        parts = {part: paths.get(part) for part in ("visible", "infrared", "radiometric")}
+        found.append(Entry(id, **parts, label=label, sequence=sequence))
     return found
 
 
