@@ -76,7 +76,8 @@ def table(report: dict[str, Any]) -> str:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
-    return "\n".join([*lines, "", *_problems(report)])
+    layout = [report["layout"], ""] if report["layout"] else []
+    return "\n".join([*lines, "", *layout, *_problems(report)])
 
 
 def _shift(found: dict[str, float] | None) -> str:

@@ -69,7 +69,19 @@ _FMB_PALETTE: tuple[Color, ...] = (
 _ANY_FOLDERS = {
     # the first that is there counts; capitals do not matter
     "visible": ("visible", "vi", "vis", "rgb", "color", "colour", "v", "w", "crop_lr_visible", "images_rgb"),
-    "infrared": ("infrared", "ir", "thermal", "tir", "lwir", "t", "th", "cropinfrared", "images_thermal"),
+    "infrared": (
+        "infrared",
+        "ir",
+        "thermal",
+        "tir",
+        "lwir",
+        "t",
+        "th",
+        "cropinfrared",
+        "images_thermal",
+        "thermal_8_bit",
+        "thermal_16_bit",
+    ),  # fmt: skip
     "label": ("labels", "label", "segmentation_labels", "masks", "mask", "gt"),
 }
 

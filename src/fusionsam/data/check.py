@@ -16,7 +16,7 @@ from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.data.images import image_size
 from fusionsam.data.label_faults import absent_classes, label_faults, lossy_labels, unread_folders
 from fusionsam.data.leaks import compare, weigh
-from fusionsam.data.splits import Entry, entries
+from fusionsam.data.splits import Entry, entries, layout_line
 from fusionsam.errors import InputError
 from fusionsam.progress import progress_bar
 from fusionsam.types import Sample
@@ -33,7 +33,8 @@ def check(
     """Read every pair of the splits and report what is there and what is wrong.
 
     `labels_map` is that of DatasetRow.with_labels_map. Without `splits`: those of the row that can be found (of a
-    user's own pairs train, val and test, or else all). Keys: dataset, root, splits (per split: pairs, visible,
+    user's own pairs train, val and test, or else all). Keys: dataset, root, layout (a line on folders that were
+    recognised, or nothing), splits (per split: pairs, visible,
     infrared, labelled, sizes {HxW: count}, class_percent {name: percent of label pixels}, shift_pixels {median, p90}:
     by how much infrared lies off), errors (splits that cannot be listed), unreadable (path and reason),
     size_mismatches, bad_labels, label_faults (labels that would teach the wrong thing; in train a class without a
@@ -68,7 +69,8 @@ def check(
             {"kind": leak.kind, "splits": [leak.first, leak.second], "ids": [leak.first_id, leak.second_id]}
             for leak in leaks
         ]
-    unread = unread_folders(Path(root), row) if row.layout == "pairs" else []
+    report["layout"] = layout_line(dataset, root)
+    unread = unread_folders(Path(root), row) if row.layout == "pairs" and not report["layout"] else []
     one_camera = any(not part["visible"] or not part["infrared"] for part in report["splits"].values())
     report["unread"] = [{"reason": line, "problem": one_camera} for line in unread]
     problems = ("errors", "unreadable", "size_mismatches", "bad_labels", "label_faults", "shared")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from fusionsam.config.datasets import DatasetRow
 from fusionsam.data.dataset import LabelledPairs, open_labelled_split
 from fusionsam.data.label_faults import require_lossless
 from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.sequences import recording_sequences
-from fusionsam.data.splits import Entry
+from fusionsam.data.splits import Entry, layout_line
 from fusionsam.errors import InputError
 from fusionsam.evaluation import report_files, worst_pairs
 from fusionsam.evaluation.comparison import compare
@@ -100,6 +103,8 @@ def _evaluate_folder(config: EvaluateConfig, data: LabelledPairs, other: tuple[R
 def open_labelled(config: EvaluateConfig) -> LabelledPairs:
     """The split to score on; InputError if the data set has no classes or a pair has no label."""
     data = open_labelled_split(config.dataset, config.root, config.split, config.class_file)
+    if line := layout_line(config.dataset, config.root):
+        tqdm.write(line, file=sys.stderr)
     require_lossless(data.entries)
     data.row = data.row.with_labels_map(config.mapped_ids)
     data.align = open_aligner(config.align, partial(fit, data.entries), refine=not config.no_refine)

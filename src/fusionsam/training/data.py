@@ -26,7 +26,7 @@ from fusionsam.data.leaks import compare, require_no_leak, weigh
 from fusionsam.data.loader import train_loader, val_loader
 from fusionsam.data.predictions import PredictionFolder
 from fusionsam.data.rigs import fit, open_aligner
-from fusionsam.data.splits import Entry, entries
+from fusionsam.data.splits import Entry, entries, layout_line
 from fusionsam.errors import InputError, NoSplit
 from fusionsam.types import SMALLEST, Batch
 
@@ -95,6 +95,8 @@ def _lists(data: DataConfig) -> dict[str, list[Entry]]:
             "train.txt and val.txt with one id a line"
         )
     lists = {s: entries(data.dataset, data.root, s, data.class_file) for s in (data.train_split, data.val_split)}
+    if line := layout_line(data.dataset, data.root):
+        tqdm.write(line, file=sys.stderr)
     row = find(data.dataset, data.class_file)
     for folder, labels in zip_longest(data.extra_pairs, data.extra_labels, fillvalue=""):
         # labels that lie beside them may be of other classes
