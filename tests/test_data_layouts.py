@@ -50,7 +50,7 @@ def test_every_split_has_its_pairs_and_none_of_another_camera(name, tmp_path):
         found = entries("pairs", root, split)
         assert [entry.id for entry in found] == ids
         for entry in found:
-            assert entry.visible and entry.infrared
+            assert None not in (entry.visible, entry.infrared)
             paths = [str(path.relative_to(root)) for path in (entry.visible, entry.infrared)]
             assert set(paths) <= set(TREES[name])
             assert "16" not in paths[1]

@@ -81,7 +81,7 @@ _ANY_FOLDERS = {
         "images_thermal",
         "thermal_8_bit",
         "thermal_16_bit",
-    ),  # fmt: skip
+    ),
     "label": ("labels", "label", "segmentation_labels", "masks", "mask", "gt"),
 }
 
