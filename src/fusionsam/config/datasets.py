@@ -192,8 +192,9 @@ def _labels_map(path: Path, given: object, count: int) -> dict[int, int]:
             f"{path}: labels_map: found {given!r}; expected ids of the label files and the class ids they mean, as in "
             f"{{255: 1}} (0 to {count - 1}, or {MAX_CLASSES} to ignore)"
         )
-    _require_class_ids(dict(pairs), count, f"{path}: labels_map")
-    return dict(pairs)
+    mapped = {int(key): int(value) for key, value in pairs if key is not None}
+    _require_class_ids(mapped, count, f"{path}: labels_map")
+    return mapped
 
 
 def _require_class_ids(given: Mapping[int, int], count: int, name: str) -> None:
