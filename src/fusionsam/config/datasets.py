@@ -192,7 +192,7 @@ def _labels_map(path: Path, given: object, count: int) -> dict[int, int]:
             f"{path}: labels_map: found {given!r}; expected ids of the label files and the class ids they mean, as in "
             f"{{255: 1}} (0 to {count - 1}, or {MAX_CLASSES} to ignore)"
         )
-    mapped = {int(key): int(value) for key, value in pairs if key is not None}
+    mapped = {key: value for key, value in pairs if isinstance(key, int) and isinstance(value, int)}
     _require_class_ids(mapped, count, f"{path}: labels_map")
     return mapped
 

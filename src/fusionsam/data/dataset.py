@@ -201,6 +201,8 @@ def _read_label(entry: Entry, row: DatasetRow | None) -> Tensor:
             mend = f"give --ignore {' '.join(map(str, bad[:8]))} or --labels-map {bad[0]}:CLASS"
             if bad == [row.num_classes] and not bool((label == 0).any()):
                 mend = f"if they count from 1, give --labels-map {counted_from_1(row.num_classes)}; else {mend}"
+            if entry.extra:
+                mend = "a label map of data.extra_labels holds the ids of the classes that are trained"
             raise InputError(
                 f"{entry.label}: label ids {bad[:8]} are outside of 0..{row.num_classes - 1} ("
                 f"{row.num_classes} classes of {row.name!r}; {IGNORE} = ignore); {mend}, or the right class file"

@@ -307,8 +307,8 @@ def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> l
             continue
         label = paths.get("label") if "label" in there else None
         sequence = row.get("sequence") or None
-        parts = {part: paths.get(part) for part in ("visible", "infrared", "radiometric")}
-        found.append(Entry(id, **parts, label=label, sequence=sequence))
+        pictures = paths.get("visible"), paths.get("infrared")
+        found.append(Entry(id, *pictures, label, radiometric=paths.get("radiometric"), sequence=sequence))
     return found
 
 
