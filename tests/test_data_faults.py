@@ -264,6 +264,15 @@ def test_one_camera_turned_by_exif_is_told(scene, tmp_path):
     assert sample.input["visible"]["orientation"] == 3
 
 
+def test_sizes_that_differ_are_told_with_the_turn_that_made_them_differ(scene, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(scene.visible.permute(1, 2, 0).numpy()).save(tmp_path / "v.jpg", exif=exif)
+    Image.fromarray(scene.infrared[0].numpy()).save(tmp_path / "i.png")
+    with pytest.raises(InputError, match=rf"v\.jpg is {W}x{H} after its orientation 6, .*i\.png is {H}x{W} .*--align"):
+        read_sample(Entry("x", visible=tmp_path / "v.jpg", infrared=tmp_path / "i.png"))
+
+
 def test_polarity_is_obeyed_and_its_score_changes_sign(scene, tmp_path):
     heat = scene.infrared[0].numpy()
     assert white_hot_score(heat) == pytest.approx(-white_hot_score(255 - heat), abs=0.2)

@@ -5,6 +5,7 @@ A row without a test fails, and so does a test without a row.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,11 +37,10 @@ ROWS: dict[str, Callable[[Path], None]] = {}
 
 
 def rows() -> list[str]:
-    """The first cell of every row of the page's tables."""
-    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    cells = [line.strip("|").split("|")[0].strip() for line in lines]
-    heads = {number - 1 for number, cell in enumerate(cells) if set(cell) == {"-"}}
-    return [cell for number, cell in enumerate(cells) if number not in heads and set(cell) != {"-"}]
+    """The first cell of every row of the page's tables but the one of figures."""
+    tables = re.findall(r"(?:^\|.*\n)+", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    kinds = [table.splitlines() for table in tables if not table.startswith("| form |")]
+    return [line.strip("|").split("|")[0].strip() for table in kinds for line in table[2:]]
 
 
 def row(name: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:

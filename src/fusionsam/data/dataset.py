@@ -176,7 +176,14 @@ def read_sample(
         if array is not None
     }
     if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{path} is {height}x{width}" for path, (height, width) in sizes.items())
+        turned = {
+            str(path): pictures.input.get(camera, {}).get("orientation")
+            for camera, path in (("visible", entry.visible), ("infrared", entry.infrared))
+        }
+        found = ", ".join(
+            f"{path} is {height}x{width}{f' after its orientation {turn}' if (turn := turned.get(path)) else ''}"
+            for path, (height, width) in sizes.items()
+        )
         raise InputError(
             f"{entry.id}: sizes differ: {found} (height x width); expected one aligned size; give --align auto, or "
             "a rig.json of `fusionsam align`"
