@@ -214,7 +214,7 @@ def _of_tree(tree: Tree, split: str) -> list[Entry]:
     chosen = {key: files for key, files in tree.files.items() if split in ("all", tree.splits[key])}
     cameras = {camera for files in chosen.values() for camera in files}
     found = []
-    for key, files in sorted(chosen.items()):
+    for key, files in sorted(chosen.items(), key=lambda item: ids[item[0]]):  # by name
         if lacking := sorted(cameras - set(files)):
             count = sum(not cameras <= set(other) for other in chosen.values())
             raise InputError(
