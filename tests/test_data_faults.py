@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from fusionsam.cli import train as train_command
+from fusionsam.cli.main import run as run_command
+from fusionsam.cli.options import parse as parse_options
 from fusionsam.config.datasets import find
 from fusionsam.data import palettes
 from fusionsam.data.check import check
@@ -18,6 +23,8 @@ from fusionsam.data.polarity import DOUBTFUL, white_hot_score
 from fusionsam.data.splits import Entry, entries
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
+from fusionsam.evaluation.options import EvaluateConfig
+from fusionsam.evaluation.run import open_labelled
 
 H, W = 97, 131
 
@@ -48,7 +55,10 @@ def _refusal(root):
 
 @pytest.mark.parametrize(
     ("ids", "said"),
-    [([0, 255], "hold 0 and 255 alone.*labels_map: {255: 1}"), ([0], "every labelled pixel is of class 'background'")],
+    [
+        ([0, 255], "hold 0 and 255 alone.*--labels-map 255:1"),
+        ([0], "every labelled pixel is of class 'background'.*--labels-map ID:1"),
+    ],
 )
 def test_labels_that_teach_one_class_are_refused_with_the_mend(ids, said, scene, tmp_path):
     root = _root(tmp_path, scene, ids)
@@ -57,7 +67,84 @@ def test_labels_that_teach_one_class_are_refused_with_the_mend(ids, said, scene,
     report = check("pairs", root, ["train"], root / "two.yaml", progress=False)
     assert not report["ok"]
     assert len(report["label_faults"]) == 1
-    assert report["absent_classes"] == [{"split": "train", "class": "person"}]
+    assert report["absent_classes"] == []  # the fault says it
+
+
+@pytest.mark.parametrize(
+    ("ids", "classes", "said"),
+    [
+        ([1, 2], "a b c", "no pixel has id 0 .class 'a'.*count from 1, give --labels-map 1:0 2:1 3:2,"),
+        ([1, 2, 3], "a b c", r"label ids \[3\] are outside of 0..2.*from 1, give --labels-map 1:0 2:1 3:2; else give "
+         "--ignore 3"),
+        ([0, 1, 9], "a b c", r"label ids \[9\].*; give --ignore 9 or --labels-map 9:CLASS"),
+        ([0, 1], "a b c d", "classes 'c', 'd' without a pixel in the training split.*--labels-map ID:2, take it out"),
+    ],
+)  # fmt: skip
+def test_ids_that_are_not_the_classes_stop_train_and_are_found_by_check(ids, classes, said, scene, tmp_path):
+    root = _root(tmp_path, scene, ids)
+    names = classes.split()
+    palette = [[index, 0, 0] for index in range(len(names))]
+    (root / "two.yaml").write_text(f"classes: [{', '.join(names)}]\npalette: {palette}\n")
+    with pytest.raises(InputError, match=said) as refused:
+        _refusal(root)
+    assert "\n" not in str(refused.value)
+    report = check("pairs", root, ["train"], root / "two.yaml", progress=False)
+    assert not report["ok"]
+    assert len(report["label_faults"]) + len(report["bad_labels"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "flags", "found"),
+    [
+        ([0, 255], ["--labels-map", "255:1"], [0, 1]),
+        ([1, 2], ["--labels-map", "1:0", "2:1"], [0, 1]),
+        ([0, 1, 9, 77], ["--ignore", "9", "77"], [0, 1, 255]),
+        ([0, 9, 7], ["--ignore", "9", "--labels-map", "7:1"], [0, 1, 255]),
+    ],
+)
+def test_the_flags_of_the_messages_mend_the_labels_of_train_check_and_evaluate(ids, flags, found, scene, tmp_path):
+    root = _root(tmp_path, scene, ids)
+    files = ["--data.dataset=pairs", f"--data.root={root}", f"--data.class_file={root / 'two.yaml'}"]
+    data = train_command.parse("train", [*files, *flags]).settings.data
+    mapped = find("pairs", root / "two.yaml").with_labels_map(data.labels_map)
+    (entry,) = entries("pairs", root, "train", root / "two.yaml")
+    assert read_sample(entry, mapped).label.unique().tolist() == found
+    require_teachable(PairDataset([entry], mapped), mapped, root)
+    extra = replace(entry, extra=True)  # its label map is a prediction, in the classes' own ids
+    if ids == [0, 255]:
+        assert read_sample(extra, mapped).label.unique().tolist() == [0, 255]
+    where = ["--dataset", "pairs", "--root", str(root), "--class-file", str(root / "two.yaml")]
+    assert run_command(["data", "check", *where, "--splits", "train", *flags]) == 0
+    assert run_command(["data", "check", *where, "--splits", "train"]) == 1
+    typed = parse_options(EvaluateConfig, "evaluate", [*where, "--split", "train", "--weights", "tiny", *flags])
+    assert open_labelled(typed)[0].label.unique().tolist() == found
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--labels-map", "255"], "--labels-map 255: expected FROM:TO"),
+        (["--labels-map", "255:1", "--ignore", "255"], "id 255 is given twice"),
+        (["--labels-map", "a:1"], "--labels-map a:1: expected FROM:TO"),
+        (["--ignore", "x"], "--ignore: invalid int value: 'x'"),
+        (["--labels-map"], "--labels-map: expected at least one argument"),
+    ],
+)
+def test_a_map_that_is_none_is_one_line(flags, said):
+    with pytest.raises(InputError, match=said):
+        train_command.parse("train", flags)
+
+
+def test_a_map_to_no_class_is_one_line_and_an_absent_class_can_be_allowed(scene, tmp_path):
+    root = _root(tmp_path, scene, [0, 1])
+    row = find("pairs", root / "two.yaml")
+    with pytest.raises(InputError, match="--labels-map: 9:2: there is no class 2; expected a class id, 0 to 1"):
+        row.with_labels_map({9: 2})
+    more = replace(row, classes=("a", "b", "c"))
+    data = PairDataset(entries("pairs", root, "train", root / "two.yaml"), more)
+    with pytest.raises(InputError, match=r"--data\.absent_classes true"):
+        require_teachable(data, more, root)
+    require_teachable(data, more, root, absent_classes=True)
 
 
 def test_the_mend_of_the_message_works(scene, tmp_path):
@@ -69,13 +156,17 @@ def test_the_mend_of_the_message_works(scene, tmp_path):
     assert read_sample(entry, find("pairs", root / "two.yaml")).label.unique().tolist() == [0, 1]
     assert check("pairs", root, ["train"], root / "two.yaml", progress=False)["ok"]
     (root / "two.yaml").write_text((root / "two.yaml").read_text().replace("255: 1", "255: 7"))
-    with pytest.raises(InputError, match=r"labels_map: found \{255: 7\}"):
+    with pytest.raises(InputError, match=r"two.yaml: labels_map: 255:7: there is no class 7"):
         find("pairs", root / "two.yaml")
 
 
 def test_lossy_labels_are_refused(scene, tmp_path):
-    with pytest.raises(InputError, match="lossy"):
-        _refusal(_root(tmp_path, scene, [0, 1], suffix="jpg"))
+    root = _root(tmp_path, scene, [0, 1], suffix="jpg")
+    with pytest.raises(InputError, match=r"lossy form .1 such files.*save labels as PNG .no --labels-map"):
+        _refusal(root)
+    assert not check("pairs", root, ["train"], root / "two.yaml", progress=False)["ok"]
+    with pytest.raises(InputError, match="lossy form"):
+        open_labelled(EvaluateConfig("pairs", root, "train", class_file=root / "two.yaml", weights=["tiny"]))
 
 
 @pytest.mark.parametrize("camera", ["lwir", "TIR", "thermal", "ir", "T"])
@@ -171,6 +262,15 @@ def test_one_camera_turned_by_exif_is_told(scene, tmp_path):
     sample = read_sample(Entry("x", visible=tmp_path / "v.jpg", infrared=tmp_path / "i.png"))
     assert [kind for kind, _ in sample.notices if kind == "one camera turned"]
     assert sample.input["visible"]["orientation"] == 3
+
+
+def test_sizes_that_differ_are_told_with_the_turn_that_made_them_differ(scene, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(scene.visible.permute(1, 2, 0).numpy()).save(tmp_path / "v.jpg", exif=exif)
+    Image.fromarray(scene.infrared[0].numpy()).save(tmp_path / "i.png")
+    with pytest.raises(InputError, match=rf"v\.jpg is {W}x{H} after its orientation 6, .*i\.png is {H}x{W} .*--align"):
+        read_sample(Entry("x", visible=tmp_path / "v.jpg", infrared=tmp_path / "i.png"))
 
 
 def test_polarity_is_obeyed_and_its_score_changes_sign(scene, tmp_path):

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import struct
 import subprocess
 
 import numpy as np
 import pytest
+import tifffile
+import torch
 from PIL import Image
 
+from conftest import build_debug
+from fusionsam.cli.main import main
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import read_heat
 from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.planck import Planck
 from fusionsam.data.radiometric import is_radiometric, read_radiometric
-from fusionsam.data.splits import Entry
+from fusionsam.data.splits import Entry, entries
 from fusionsam.errors import InputError
+from fusionsam.page.session import read_pair as read_for_page
+from fusionsam.weights.checkpoint import save_checkpoint
 
 H, W = 97, 131
 PLANCK = Planck(17837.5, 1450.4, 1.0, -1143.0, 0.0123328, emissivity=0.95)
 READ_BY_FLYR = ("FLIR", "FLIR_AX8", "FLIR_E40", "FLIR_B60")
 
 
-def _counts() -> np.ndarray:
+def flir_counts() -> np.ndarray:
     rows, columns = np.mgrid[:H, :W]
     return (14000 + 20 * rows + 30 * columns).astype(np.uint16)
 
@@ -93,12 +100,12 @@ def _with_segments(path, segments):
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("packed", [True, False])
 def test_flir_files_give_counts_temperatures_and_the_camera(packed, order, tmp_path):
-    path = flir_file(tmp_path / "x.jpg", _counts(), packed, order=order)
+    path = flir_file(tmp_path / "x.jpg", flir_counts(), packed, order=order)
     assert is_radiometric(path)
     file = read_radiometric(path)
-    np.testing.assert_array_equal(file.counts, _counts())
+    np.testing.assert_array_equal(file.counts, flir_counts())
     assert (file.maker, file.camera, file.visible) == ("FLIR", "Draft", None)
-    np.testing.assert_allclose(file.celsius(), PLANCK.celsius(_counts()), atol=1e-3)
+    np.testing.assert_allclose(file.celsius(), PLANCK.celsius(flir_counts()), atol=1e-3)
 
 
 def test_a_black_body_has_the_temperature_that_its_counts_were_made_of():
@@ -110,9 +117,9 @@ def test_a_black_body_has_the_temperature_that_its_counts_were_made_of():
 
 
 def test_dji_files_give_counts(tmp_path):
-    path = dji_file(tmp_path / "x.JPG", _counts())
+    path = dji_file(tmp_path / "x.JPG", flir_counts())
     file = read_radiometric(path)
-    np.testing.assert_array_equal(file.counts, _counts())
+    np.testing.assert_array_equal(file.counts, flir_counts())
     assert file.celsius() is None
 
 
@@ -120,7 +127,7 @@ def test_the_visible_picture_is_laid_by_the_makers_own_numbers(tmp_path):
     visible = np.zeros((240, 320, 3), np.uint8)
     visible[:, :, 0] = np.arange(240)[:, None]
     visible[:, :, 1] = np.arange(320)[None] // 2
-    path = flir_file(tmp_path / "x.jpg", _counts(), visible=visible)
+    path = flir_file(tmp_path / "x.jpg", flir_counts(), visible=visible)
     file = read_radiometric(path)
     assert file.alignment.to_dict()["Real2IR"] == 1.25
     box = file.alignment.box((240, 320), (H, W))
@@ -133,21 +140,68 @@ def test_the_visible_picture_is_laid_by_the_makers_own_numbers(tmp_path):
     assert sample.input["infrared"]["radiometric"]["maker"] == "FLIR"
 
 
+def test_a_scale_that_no_camera_has_asks_for_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("fusionsam.data.pairs.LARGEST", 200)
+    path = flir_file(tmp_path / "x.jpg", flir_counts(), visible=np.zeros((240, 320, 3), np.uint8))
+    with pytest.raises(InputError, match="lies over 256x190 pixels of its visible one; expected 1 to 200 a side"):
+        read_sample(Entry("x", radiometric=path))
+
+
+def test_a_manifest_takes_radiometric_files_among_pairs(tmp_path):
+    flir_file(tmp_path / "f.jpg", flir_counts(), visible=np.zeros((240, 320, 3), np.uint8))
+    Image.new("L", (W, H), 9).save(tmp_path / "i.png")
+    table = tmp_path / "pairs.csv"
+    table.write_text("rjpeg;thermal;split\nf.jpg;;train\n;i.png;train\n")
+    first, second = entries("manifest", table, "train")
+    assert (first.id, first.radiometric, first.infrared) == ("f", tmp_path / "f.jpg", None)
+    assert (second.id, second.radiometric, second.infrared) == ("i", None, tmp_path / "i.png")
+    assert read_sample(first).visible is not None
+    table.write_text("radiometric,infrared\nf.jpg,i.png\n")
+    with pytest.raises(InputError, match="row 1 of split 'all' names a radiometric file, which holds both pictures"):
+        entries("manifest", table, "all")
+
+
+def test_predict_writes_temperatures_of_a_manifest_too(tmp_path, capsys):
+    weights = save_checkpoint(tmp_path / "w", build_debug(), {"commit": "abc", "step": 7})
+    flir_file(tmp_path / "f.jpg", flir_counts())
+    (tmp_path / "pairs.csv").write_text("radiometric\nf.jpg\n")
+    argv = ["predict", "--manifest", str(tmp_path / "pairs.csv"), "--weights", str(weights), "--device", "cpu"]
+    assert main([*argv, "--celsius", "--out", str(tmp_path / "o")]) == 0
+    told = json.loads((tmp_path / "o" / "f.json").read_text())
+    celsius = PLANCK.celsius(flir_counts())
+    assert told["celsius"]["all"]["min"] == pytest.approx(float(celsius.min()), abs=0.01)
+    assert set(told["celsius"]["classes"]) == set(told["classes"])
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "o" / "f_celsius.tif"), celsius, atol=1e-3)
+
+
+def test_the_page_takes_a_radiometric_file_alone_in_either_area(tmp_path):
+    path = str(flir_file(tmp_path / "f.jpg", flir_counts(), visible=np.zeros((240, 320, 3), np.uint8)))
+    expected = read_sample(Entry("x", radiometric=path))
+    for areas in ((path, None), (None, path)):
+        visible, infrared = read_for_page(*areas)
+        assert torch.equal(visible, expected.visible)
+        assert torch.equal(infrared, expected.infrared)
+    whole = flir_file(tmp_path / "whole.jpg", flir_counts(), packed=False).read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[:5000])
+    with pytest.raises(InputError, match=r"^radiometric image cut\.jpg: "):
+        read_for_page(None, str(tmp_path / "cut.jpg"))
+
+
 def test_given_as_infrared_the_counts_are_read_not_the_coloured_preview(tmp_path):
-    path = flir_file(tmp_path / "x.jpg", _counts())
+    path = flir_file(tmp_path / "x.jpg", flir_counts())
     read = read_heat(path)
     assert read.facts["kind"] == "counts"
-    assert np.corrcoef(read.pixels.ravel(), _counts().ravel())[0, 1] > 0.999
+    assert np.corrcoef(read.pixels.ravel(), flir_counts().ravel())[0, 1] > 0.999
     fixed = read_heat(path, InfraredOptions(limits=(20.0, 60.0)))
     assert fixed.facts["kind"] == "degrees Celsius"
-    expected = ((PLANCK.celsius(_counts()) - 20) / 40 * 255).clip(0, 255)
+    expected = ((PLANCK.celsius(flir_counts()) - 20) / 40 * 255).clip(0, 255)
     np.testing.assert_allclose(fixed.pixels, expected, atol=1)
 
 
 def test_damaged_files_are_refused_in_one_line_or_read(tmp_path):
     rng = np.random.default_rng(4)
     visible = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
-    whole = [flir_file(tmp_path / "f.jpg", _counts(), visible=visible), dji_file(tmp_path / "d.jpg", _counts())]
+    whole = [flir_file(tmp_path / "f.jpg", flir_counts(), visible=visible), dji_file(tmp_path / "d.jpg", flir_counts())]
     whole = [path.read_bytes() for path in whole]
     path, refusals = tmp_path / "x.jpg", []
     for number in range(500):

@@ -20,12 +20,16 @@ from starlette.testclient import TestClient
 
 from conftest import build_debug
 from fusionsam.cli.main import main
+from fusionsam.data.pairs import read_pair
+from fusionsam.data.radiometric import read_radiometric
+from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.server.app import create_app
 from fusionsam.server.config import ServeConfig
 from fusionsam.server.run import bind, read_token
 from fusionsam.types import Prompts
+from test_data_radiometric import flir_counts, flir_file
 
 JSON, ZIP = "application/json", "application/zip"
 
@@ -116,6 +120,31 @@ class TestPredict:
         refused(
             client.post("/v1/predict", files={"visible": ("x.png", both)}), 422, "visible: 4 channels", "field rgbt"
         )
+
+    def test_a_radiometric_file_is_both_images_and_tells_temperatures(self, client, model, tmp_path):
+        visible = np.random.default_rng(0).integers(0, 256, (145, 196, 3), dtype=np.uint8)
+        path = flir_file(tmp_path / "f.jpg", flir_counts(), visible=visible)
+        read = read_pair(Entry("x", radiometric=path))
+        expected = model.predict(read.visible, read.infrared)
+        sent = {"files": {"radiometric": ("any name", path.read_bytes())}}
+        answer = client.post("/v1/predict", **sent).json()
+        assert np.array_equal(pixels(base64.b64decode(answer["images"]["labels"])), expected.labels)
+        celsius = read_radiometric(path).celsius()
+        assert answer["celsius"]["all"]["max"] == pytest.approx(float(celsius.max()), abs=0.01)
+        assert set(answer["celsius"]["classes"]) == set(answer["classes"])
+        begun = client.post("/v1/sessions", **sent).json()
+        assert begun["celsius"] == answer["celsius"]
+        client.delete(f"/v1/sessions/{begun['id']}")
+
+    def test_a_radiometric_file_is_bounded_and_stands_alone(self, client, tmp_path):
+        counts = np.tile(flir_counts(), (4, 4))
+        whole = flir_file(tmp_path / "large.jpg", counts).read_bytes()
+        sent = {"radiometric": ("x.jpg", whole)}
+        refused(client.post("/v1/predict", files=sent), 422, "radiometric: ", "pixels inside; expected 1 to 90000")
+        for content, said in ((png(pair()[0]), "holds no radiometric data"), (whole[:30000], "radiometric")):
+            refused(client.post("/v1/predict", files={"radiometric": ("x.jpg", content)}), 422, said)
+        both = {**sent, **form(pair()[0])}
+        refused(client.post("/v1/predict", files=both), 422, "radiometric holds both images; leave visible out")
 
     @pytest.mark.parametrize(
         ("accept", "kind"),
@@ -402,7 +431,7 @@ def test_model_and_openapi_describe_what_is_there(client, model):
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) >= {"/v1/predict", "/v1/sessions", "/v1/sessions/{id}/prompts", "/v1/model"}
     fields = paths["/v1/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
-    assert set(fields) == {"visible", "infrared", "rgbt", "prompts"}
+    assert set(fields) == {"visible", "infrared", "rgbt", "radiometric", "prompts"}
     assert client.get("/docs").status_code == 200
 
 

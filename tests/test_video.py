@@ -1,5 +1,6 @@
 """`fusionsam predict --video`: every frame is the single prediction, in order, and nothing half-written stays."""
 
+import json
 import shutil
 from fractions import Fraction
 
@@ -7,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fusionsam.cli.main import main
 from fusionsam.config.schema import preset
@@ -85,7 +87,9 @@ def test_each_frame_is_the_prediction_of_its_pair_in_natural_order(model, weight
     given = ("--visible", visible, "--infrared", infrared, "--out", out, "--weights", weights, "--fps", 5)
     assert predict(*given) == 0
     assert "3 frames" in capsys.readouterr().out
-    assert [path.name for path in out.iterdir()] == ["visible_overlay.mp4"]
+    assert sorted(path.name for path in out.iterdir()) == ["visible_overlay.json", "visible_overlay.mp4"]
+    told = json.loads((out / "visible_overlay.json").read_text())
+    assert (told["frames"], told["frames_a_second"], told["pairing"]) == (3, 5.0, {"by": "name"})
     frames, rate = decoded(out / "visible_overlay.mp4")
     assert rate == 5
     expected = [frame_picture(model.predict(scene.visible, scene.infrared)) for scene in scenes]
@@ -133,6 +137,14 @@ def test_one_film_alone(model, weights, scenes, tmp_path):
     frames, _ = decoded(tmp_path / "o" / "heat_overlay.mp4")
     expected = frame_picture(model.predict(None, scenes[2].infrared))
     assert np.square(expected.astype(float) - frames[2]).mean() < 255**2 / 10**2.4
+    told = json.loads((tmp_path / "o" / "heat_overlay.json").read_text())
+    assert told["infrared"]["size"] == [H, W]
+    assert told["infrared_read_as"]["polarity"]["hot"] == "white"
+    (tmp_path / "o" / "heat_overlay.mp4").unlink()  # its JSON is ours, and goes with the next film
+    assert predict("--infrared", heat, "--out", tmp_path / "o", "--weights", weights) == 0
+    (tmp_path / "o" / "heat_overlay.mp4").unlink()
+    (tmp_path / "o" / "heat_overlay.json").write_text("{}")
+    assert predict("--infrared", heat, "--out", tmp_path / "o", "--weights", weights) == 2
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (1, 3)])
@@ -175,6 +187,9 @@ def test_times_of_frames_are_kept_and_pair_films_of_two_rates(model, scenes, tmp
     infrared = timed(tmp_path / "i.mkv", heat, "gray", [0, 0.05, 0.11, 0.5, 1.08, 1.13])
     source = open_source(visible, infrared)
     assert source.times == pytest.approx(seconds)
+    told = source.told()
+    assert (told["times"], told["pairing"]) == ("kept", {"by": "time", "pairs": 3})
+    assert (told["visible"]["variable_rate"], told["infrared"]["frames"], told["infrared"]["turned"]) == (True, 6, 0)
     frames = list(source.frames)
     assert [int(frame[3][0, 0]) for frame in frames] == [0, 80, 160]
     overlay_video(model, open_source(visible, infrared), tmp_path / "o.mp4")
@@ -190,9 +205,25 @@ def test_a_film_of_counts_is_read_as_its_frames_with_one_range(tmp_path):
     for counted, frame in zip(counts, source.frames, strict=True):
         np.testing.assert_array_equal(frame[3], stretch(counted, together))
     assert source.heat.facts["range"]["how"] == "film"
+    assert source.told()["infrared_read_as"]["range"]["high"] == pytest.approx(together.high, abs=1e-3)
+    assert source.told()["infrared"]["bits"] == "more than 8"
     fixed = open_source(None, path, reading=InfraredOptions(limits=(20000, 30000)))
     first = next(iter(fixed.frames))[3]
     np.testing.assert_array_equal(first, stretch(counts[0], given_range(counts[0], 20000, 30000)))
+
+
+def test_a_folder_of_counts_is_one_film_with_one_range(tmp_path):
+    (tmp_path / "i").mkdir()
+    ramp = np.linspace(0, 2000, H * W).reshape(H, W)
+    lows = [*range(21000, 22200, 100), 40000]  # the last is of a closed shutter
+    for index, low in enumerate(lows):
+        Image.fromarray((ramp + low).astype(np.uint16)).save(tmp_path / "i" / f"{index:02}.png")
+    source = open_source(None, tmp_path / "i")
+    frames = [frame[3][0].numpy() for frame in source.frames]
+    assert source.heat.facts["range"]["how"] == "film"
+    slopes = [np.polyfit(ramp.ravel(), frame.ravel(), 1)[0] for frame in frames[:3]]
+    assert np.ptp(slopes) < 0.02 * slopes[0]  # the same count is the same grey value in every frame
+    assert frames[11].mean() > frames[0].mean() + 60
 
 
 def test_what_does_not_fit_is_named(scenes, folders, tmp_path):

@@ -12,13 +12,14 @@ from typing import Any
 from fusionsam.cli.options import add_flags
 from fusionsam.cli.parser import Parser
 from fusionsam.config.datasets import CATALOG
+from fusionsam.config.options import LabelOptions
 from fusionsam.io import write_json
 
 _SHOWN = 20  # problems of a kind; the rest is counted, and all are in --json
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(LabelOptions):
     """Counts, sizes, class pixels, unreadable files, pairs whose sizes differ, labels out of range, and images shared
     between splits (also mirrored). Exit code 1 if there is a problem."""
 
@@ -54,7 +55,7 @@ def main(options: Options) -> int:
     """Check, print, and answer 1 if there is a problem."""
     from fusionsam.data.check import check
 
-    report = check(options.dataset, options.root, options.splits, options.class_file)
+    report = check(options.dataset, options.root, options.splits, options.class_file, labels_map=options.mapped_ids)
     print(table(report))
     if options.json:
         write_json(options.json, report, "choose another --json")
@@ -75,7 +76,8 @@ def table(report: dict[str, Any]) -> str:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
-    return "\n".join([*lines, "", *_problems(report)])
+    layout = [report["layout"], ""] if report["layout"] else []
+    return "\n".join([*lines, "", *layout, *_problems(report)])
 
 
 def _shift(found: dict[str, float] | None) -> str:

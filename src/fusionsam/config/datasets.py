@@ -4,6 +4,7 @@ A new data set is a new row. `metrics` names those that are scored in a way of t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +44,13 @@ class DatasetRow:
         """K; 0 where no class file was given."""
         return len(self.classes)
 
+    def with_labels_map(self, more: Mapping[int, int]) -> DatasetRow:
+        """The row whose label ids are also mapped by `more`, which wins over the class file. InputError, by the name of
+        the flag, for an id that is no class."""
+        if self.classes:
+            _require_class_ids(more, self.num_classes, "--labels-map")
+        return replace(self, labels_map={**self.labels_map, **more}) if more else self
+
 
 MFNET_CLASSES = ("unlabeled", "car", "person", "bike", "curve", "car_stop", "guardrail", "color_cone", "bump")
 MFNET_PALETTE: tuple[Color, ...] = (
@@ -61,7 +69,19 @@ _FMB_PALETTE: tuple[Color, ...] = (
 _ANY_FOLDERS = {
     # the first that is there counts; capitals do not matter
     "visible": ("visible", "vi", "vis", "rgb", "color", "colour", "v", "w", "crop_lr_visible", "images_rgb"),
-    "infrared": ("infrared", "ir", "thermal", "tir", "lwir", "t", "th", "cropinfrared", "images_thermal"),
+    "infrared": (
+        "infrared",
+        "ir",
+        "thermal",
+        "tir",
+        "lwir",
+        "t",
+        "th",
+        "cropinfrared",
+        "images_thermal",
+        "thermal_8_bit",
+        "thermal_16_bit",
+    ),
     "label": ("labels", "label", "segmentation_labels", "masks", "mask", "gt"),
 }
 
@@ -166,17 +186,43 @@ def _read_class_file(path: Path) -> dict[str, Any]:
 
 def _labels_map(path: Path, given: object, count: int) -> dict[int, int]:
     """{id in the files: class id, or MAX_CLASSES (ignore)}."""
-    fits = isinstance(given, dict) and all(
-        type(key) is int and type(value) is int and key >= 0 and (0 <= value < count or value == MAX_CLASSES)
-        for key, value in given.items()
-    )
-    if not fits:
+    pairs = list(given.items()) if isinstance(given, dict) else [(None, None)]
+    if not all(type(key) is int and type(value) is int and key >= 0 for key, value in pairs):
         raise InputError(
             f"{path}: labels_map: found {given!r}; expected ids of the label files and the class ids they mean, as in "
             f"{{255: 1}} (0 to {count - 1}, or {MAX_CLASSES} to ignore)"
         )
-    assert isinstance(given, dict)
-    return dict(given)
+    mapped = {key: value for key, value in pairs if isinstance(key, int) and isinstance(value, int)}
+    _require_class_ids(mapped, count, f"{path}: labels_map")
+    return mapped
+
+
+def _require_class_ids(given: Mapping[int, int], count: int, name: str) -> None:
+    if odd := [pair for pair in given.items() if not (0 <= pair[1] < count or pair[1] == MAX_CLASSES)]:
+        raise InputError(
+            f"{name}: {odd[0][0]}:{odd[0][1]}: there is no class {odd[0][1]}; expected a class id, 0 to {count - 1}, "
+            f"or {MAX_CLASSES} to ignore"
+        )
+
+
+def typed_labels_map(maps: Sequence[str], ignored: Sequence[int]) -> dict[int, int]:
+    """What `--labels-map 255:1 7:2` and `--ignore 9` mean: {255: 1, 7: 2, 9: 255}.
+
+    Raises:
+        InputError: no such pair of whole numbers, an id that is given twice.
+    """
+    found: dict[int, int] = {}
+    for text in [*maps, *(f"{id}:{MAX_CLASSES}" for id in ignored)]:
+        numbers = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+        if numbers is None:
+            raise InputError(
+                f"--labels-map {text}: expected FROM:TO, an id of the label files and the class id it means, as in "
+                "255:1; --ignore ID leaves its pixels out"
+            )
+        if int(numbers[1]) in found:
+            raise InputError(f"--labels-map, --ignore: id {numbers[1]} is given twice; give one class for it")
+        found[int(numbers[1])] = int(numbers[2])
+    return found
 
 
 def require_classes(classes: Sequence[str], palette: Any, classes_name: str, palette_name: str) -> None:

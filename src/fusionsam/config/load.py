@@ -127,7 +127,7 @@ def _check_keys(content: Any, known: dict[str, Any], prefix: str, path: Path) ->
         name = f"{prefix}{key}"
         if key not in known:
             raise InputError(f"{path}: unknown setting {name}{_nearest(name, list(_dotted(to_dict(Config()))))}")
-        if isinstance(known[key], dict):
+        if isinstance(known[key], dict) and known[key]:  # a section; data.labels_map has keys of its own
             _check_keys(value, known[key], f"{name}.", path)
 
 

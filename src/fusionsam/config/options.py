@@ -6,10 +6,11 @@ it. The docstring under a field is its help. Nothing heavy is imported: `--help`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fusionsam.config.datasets import CATALOG
+from fusionsam.config.datasets import CATALOG, typed_labels_map
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,21 @@ class DataOptions:
     """official split, or NAME of a list NAME.txt beside the data"""
     class_file: Path | str | None = field(default=None, kw_only=True, metadata={"metavar": "FILE"})
     """YAML with classes and palette, for pairs and manifest"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """What the ids of label files mean, where they are not those of the classes."""
+
+    labels_map: Sequence[str] = field(default=(), metadata={"metavar": "FROM:TO"})
+    """label ids that mean another class, as 255:1; wins over labels_map of the class file"""
+    ignore: Sequence[int] = field(default=(), metadata={"metavar": "ID"})
+    """label ids whose pixels are left out"""
+
+    @property
+    def mapped_ids(self) -> dict[int, int]:
+        """Id in the files -> class id, or 255. InputError as `typed_labels_map`."""
+        return typed_labels_map(self.labels_map, self.ignore)
 
 
 @dataclass(frozen=True, kw_only=True)

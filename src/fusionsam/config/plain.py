@@ -27,6 +27,8 @@ def _typed(hint: Any, value: Any) -> Any:
             return value
     elif origin is list and isinstance(value, list):
         return [_typed(args[0], item) for item in value]
+    elif origin is dict and isinstance(value, dict):
+        return {_typed(args[0], key): _typed(args[1], item) for key, item in value.items()}
     elif origin is tuple and isinstance(value, list | tuple):
         kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(kinds) == len(value):

@@ -68,6 +68,11 @@ class DataConfig(Bounded):
     """Split for selection."""
     class_file: str | None = None
     """YAML with classes and palette, for pairs and manifest."""
+    labels_map: dict[int, int] = field(default_factory=dict)
+    """Id in the label files: class id, or 255 to leave its pixels out; wins over labels_map of the class file. Short:
+    --labels-map 255:1, --ignore 7."""
+    absent_classes: bool = False
+    """Train although a class has no pixel in the training split: it will never be predicted."""
     align: str | None = None
     """rig.json of `fusionsam align`, or auto to find one in the training pairs: for cameras that see apart. Labels are
     in the visible camera's frame; where infrared does not reach, the luma of the visible picture stands."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.data.images import image_size
 from fusionsam.data.label_faults import absent_classes, label_faults, lossy_labels, unread_folders
 from fusionsam.data.leaks import compare, weigh
-from fusionsam.data.splits import Entry, entries
+from fusionsam.data.splits import Entry, entries, layout_line
 from fusionsam.errors import InputError
 from fusionsam.progress import progress_bar
 from fusionsam.types import Sample
@@ -28,19 +28,22 @@ def check(
     splits: Sequence[str] | None = None,
     class_file: str | Path | None = None,
     progress: bool = True,
+    labels_map: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """Read every pair of the splits and report what is there and what is wrong.
 
-    Without `splits`: those of the row that can be found (of a user's own pairs train, val and test, or else all). Keys:
-    dataset, root, splits (per split: pairs, visible, infrared, labelled, sizes {HxW: count}, class_percent {name:
-    percent of label pixels}, shift_pixels {median, p90}: by how much infrared lies off), errors (splits that cannot be
-    listed), unreadable (path and reason), size_mismatches, bad_labels, label_faults (labels
-    that would teach the wrong thing), absent_classes (a note), unread (folders of pictures whose name is not known),
+    `labels_map` is that of DatasetRow.with_labels_map. Without `splits`: those of the row that can be found (of a
+    user's own pairs train, val and test, or else all). Keys: dataset, root, layout (a line on folders that were
+    recognised, or nothing), splits (per split: pairs, visible,
+    infrared, labelled, sizes {HxW: count}, class_percent {name: percent of label pixels}, shift_pixels {median, p90}:
+    by how much infrared lies off), errors (splits that cannot be listed), unreadable (path and reason),
+    size_mismatches, bad_labels, label_faults (labels that would teach the wrong thing; in train a class without a
+    pixel, too), absent_classes (in other splits: a note), unread (folders of pictures whose name is not known),
     misaligned (pairs of all splits whose edges agree clearly better after a shift: x and y in pixels to move infrared
     by, the largest first: a note, no problem), shared (leaks, each with kind, splits, ids), look_alikes (the same of
     what `leaks.weigh` only mentions: a note, no problem), ok. Raises InputError only for an
     unknown data set, a bad class file, or if no split can be listed."""
-    row = find(dataset, class_file)
+    row = find(dataset, class_file).with_labels_map(labels_map or {})
     report: dict[str, Any] = {"dataset": dataset, "root": str(root), "splits": {}}
     report |= {"unreadable": [], "size_mismatches": [], "bad_labels": [], "shared": [], "look_alikes": []}
     report |= {"misaligned": [], "label_faults": [], "absent_classes": [], "unread": []}
@@ -66,7 +69,8 @@ def check(
             {"kind": leak.kind, "splits": [leak.first, leak.second], "ids": [leak.first_id, leak.second_id]}
             for leak in leaks
         ]
-    unread = unread_folders(Path(root), row) if row.layout == "pairs" else []
+    report["layout"] = layout_line(dataset, root)
+    unread = unread_folders(Path(root), row) if row.layout == "pairs" and not report["layout"] else []
     one_camera = any(not part["visible"] or not part["infrared"] for part in report["splits"].values())
     report["unread"] = [{"reason": line, "problem": one_camera} for line in unread]
     problems = ("errors", "unreadable", "size_mismatches", "bad_labels", "label_faults", "shared")
@@ -117,8 +121,9 @@ def _counted(
         ids.append(entry.id)
     counted = max(int(pixels.sum() - pixels[IGNORE]), 1)
     lossy = [f"{path}: a lossy file does not keep ids; save labels as PNG" for path in lossy_labels(members)]
-    report["label_faults"] += [{"split": split, "reason": reason} for reason in [*label_faults(pixels, row), *lossy]]
-    if there["label"]:
+    faults = label_faults(pixels, row, every_class=split == "train")
+    report["label_faults"] += [{"split": split, "reason": reason} for reason in [*faults, *lossy]]
+    if there["label"] and split != "train":
         report["absent_classes"] += [{"split": split, "class": name} for name in absent_classes(pixels, row)]
     return (
         {

@@ -176,7 +176,14 @@ def read_sample(
         if array is not None
     }
     if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{path} is {height}x{width}" for path, (height, width) in sizes.items())
+        turned = {
+            str(path): pictures.input.get(camera, {}).get("orientation")
+            for camera, path in (("visible", entry.visible), ("infrared", entry.infrared))
+        }
+        found = ", ".join(
+            f"{path} is {height}x{width}{f' after its orientation {turn}' if (turn := turned.get(path)) else ''}"
+            for path, (height, width) in sizes.items()
+        )
         raise InputError(
             f"{entry.id}: sizes differ: {found} (height x width); expected one aligned size; give --align auto, or "
             "a rig.json of `fusionsam align`"
@@ -187,7 +194,7 @@ def read_sample(
 def _read_label(entry: Entry, row: DatasetRow | None) -> Tensor:
     assert entry.label is not None
     label = read_label(entry.label, row.palette if row is not None and row.palette else None)
-    if row is not None and row.labels_map:
+    if row is not None and row.labels_map and not entry.extra:  # label maps of extra pairs have the classes' own ids
         stored = label
         label = stored.clone()
         for found, meant in row.labels_map.items():
@@ -198,12 +205,21 @@ def _read_label(entry: Entry, row: DatasetRow | None) -> Tensor:
         seen = label.unique() if low < 0 or high > IGNORE else torch.bincount(label.flatten()).nonzero().flatten()
         bad = [i for i in seen.tolist() if not 0 <= i < row.num_classes and i != IGNORE]
         if bad:
+            mend = f"give --ignore {' '.join(map(str, bad[:8]))} or --labels-map {bad[0]}:CLASS"
+            if bad == [row.num_classes] and not bool((label == 0).any()):
+                mend = f"if they count from 1, give --labels-map {counted_from_1(row.num_classes)}; else {mend}"
+            if entry.extra:
+                mend = "a label map of data.extra_labels holds the ids of the classes that are trained"
             raise InputError(
                 f"{entry.label}: label ids {bad[:8]} are outside of 0..{row.num_classes - 1} ("
-                f"{row.num_classes} classes of {row.name!r}; {IGNORE} = ignore); "
-                "mend the label, give the right class file, or map ids by labels_map: {ID: CLASS} in it"
+                f"{row.num_classes} classes of {row.name!r}; {IGNORE} = ignore); {mend}, or the right class file"
             )
     return label.flip(-1) if entry.mirrored else label
+
+
+def counted_from_1(classes: int) -> str:
+    """What --labels-map takes where ids count from 1: "1:0 2:1"."""
+    return " ".join(f"{index + 1}:{index}" for index in range(classes))
 
 
 def collate(items: Sequence[Item]) -> Batch:

@@ -48,7 +48,7 @@ class Fingerprints:
     def add(self, entry: Entry, sample: Sample) -> None:
         """Remember one pair."""
         stem = entry.id.removesuffix(FLIP)
-        files = [path for path in (entry.rgbt, entry.visible, entry.infrared) if path is not None]
+        files = [path for path in (entry.rgbt, entry.radiometric, entry.visible, entry.infrared) if path is not None]
         self.places.append({(str(Path(path).resolve().parent), stem) for path in files})
         arrays = [sample.visible, sample.infrared]
         self.content.append((_digest(sample.visible), _digest(sample.infrared)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusionsam.data.images import SUFFIXES
+from fusionsam.data.layouts import read_tree
 from fusionsam.data.splits import Entry, by_stem
 from fusionsam.errors import InputError
 
@@ -36,6 +37,8 @@ def pair_folders(visible: Path | None, infrared: Path | None, match: tuple[str, 
         InputError: no folder, a pattern without {id}, nothing that fits.
     """
     given = {name: folder for name, folder in (("visible", visible), ("infrared", infrared)) if folder is not None}
+    if not match and not any(_pictures(folder) for folder in given.values()):
+        return _nested(given)
     if match:
         given = {"visible": visible or infrared, "infrared": infrared or visible}  # type: ignore[dict-item]
     patterns = _patterns(match, len(given))
@@ -50,6 +53,28 @@ def pair_folders(visible: Path | None, infrared: Path | None, match: tuple[str, 
         Entry(id, parts.get("visible", {}).get(id), parts.get("infrared", {}).get(id)) for id in ids if id not in alone
     ]
     return Paired(entries, alone, aside)
+
+
+def _pictures(folder: Path) -> bool:
+    return folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+
+
+def _nested(given: dict[str, Path]) -> Paired:
+    """Pairs of folders that hold folders alone: one tree of both cameras (the same folder given twice), or a tree a
+    camera, paired by the path below."""
+    tree = read_tree(next(iter(given.values())) if len(set(given.values())) < len(given) else given)
+    if tree is None:
+        return Paired([])
+    ids, entries, alone = tree.ids(), [], {}
+    for key, there in sorted(tree.files.items()):
+        lacking = [name for name in given if name not in there]
+        if len(lacking) == len(given):
+            continue  # a label
+        if lacking:
+            alone[ids[key]] = f"{given[lacking[0]]}: no {lacking[0]} file for {ids[key]!r}; paths are alike below it"
+        else:
+            entries.append(Entry(ids[key], there.get("visible"), there.get("infrared")))
+    return Paired(entries, alone, [tree.line()])
 
 
 def _patterns(match: tuple[str, ...], cameras: int) -> dict[str, re.Pattern[str]]:

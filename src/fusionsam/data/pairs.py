@@ -20,7 +20,8 @@ from fusionsam.data.infrared import DEFAULT, PHOTOGRAPH, Heat, InfraredOptions, 
 from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
 from fusionsam.data.stretch import Notice
-from fusionsam.types import LUMA, SMALLEST
+from fusionsam.errors import InputError
+from fusionsam.types import LARGEST, LUMA, SMALLEST
 
 
 @dataclass
@@ -70,6 +71,11 @@ def _radiometric_pair(path: Path, reading: InfraredOptions) -> ReadPair:
                 Notice("no alignment", "the file does not tell how its two pictures lie; one was laid on the other")
             )
         size = (round(box[3] - box[1]), round(box[2] - box[0]))
+        if not all(1 <= side <= LARGEST for side in size):  # a damaged scale would ask for any amount of memory
+            raise InputError(
+                f"{path}: its infrared picture lies over {size[1]}x{size[0]} pixels of its visible one; expected 1 to "
+                f"{LARGEST} a side; give the file as the camera wrote it"
+            )
         visible = _part(file.visible, box, size)
     factor = max(1, math.ceil(SMALLEST / min(size)))
     size = (size[0] * factor, size[1] * factor)

@@ -113,14 +113,14 @@ def is_radiometric(path: str | Path) -> bool:
         return False
 
 
-def read_radiometric(path: str | Path) -> Radiometric:
-    """All that a FLIR or DJI radiometric JPEG holds.
+def read_radiometric(path: str | Path, limit: int = MAX_PIXELS) -> Radiometric:
+    """All that a FLIR or DJI radiometric JPEG holds; none of its pictures is decoded that has more than `limit` pixels.
 
     >>> file = read_radiometric("FLIR.jpg")  # doctest: +SKIP
     >>> file.celsius().max()  # doctest: +SKIP
 
     Raises:
-        InputError: no such file, no radiometric JPEG, damaged, or larger than MAX_BYTES or MAX_PIXELS.
+        InputError: no such file, no radiometric JPEG, damaged, or larger than MAX_BYTES or `limit`.
     """
     path = Path(path)
     try:
@@ -134,9 +134,9 @@ def read_radiometric(path: str | Path) -> Radiometric:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if segments.flir:
-                return _from_flir(segments.flir, segments.exif)
+                return _from_flir(segments.flir, segments.exif, limit)
             if segments.counts:
-                return _from_dji(segments)
+                return _from_dji(segments, limit)
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     except _BROKEN as error:
@@ -201,16 +201,16 @@ def _camera_names(body: bytes) -> dict[str, str]:
 # -- FLIR --------------------------------------------------------------------------------------------------------
 
 
-def _from_flir(data: bytes, exif: dict[str, str]) -> Radiometric:
+def _from_flir(data: bytes, exif: dict[str, str], limit: int) -> Radiometric:
     records = _records(data)
     if _RAW not in records:
         raise InputError("its FLIR segments hold no raw thermal picture; give the file as the camera wrote it")
     camera = records.get(_CAMERA, b"")
     name = _text(camera[0xD4:0xF4]) or exif.get("model", "") or "FLIR"
-    file = Radiometric("FLIR", name, _flir_counts(records[_RAW]), _planck(camera))
+    file = Radiometric("FLIR", name, _flir_counts(records[_RAW], limit), _planck(camera))
     return replace(
         file,
-        visible=_embedded(records[_EMBEDDED]) if _EMBEDDED in records else None,
+        visible=_embedded(records[_EMBEDDED], limit) if _EMBEDDED in records else None,
         alignment=_pip(records[_PIP]) if _PIP in records else None,
         palette=_flir_palette(records[_PALETTE]) if _PALETTE in records else None,
     )
@@ -241,18 +241,18 @@ def _order(record: bytes, expected: int) -> str:
     return "<" if struct.unpack("<H", record[:2])[0] < 0x100 else ">" if expected else "<"
 
 
-def _flir_counts(record: bytes) -> NDArray[np.uint16]:
+def _flir_counts(record: bytes, limit: int) -> NDArray[np.uint16]:
     order = _order(record, 2)
     width, height = struct.unpack(order + "HH", record[2:6])
     body = record[32:]
     if body.startswith((b"\x89PNG", b"II*\0", b"MM\0*")):
         with Image.open(io.BytesIO(body), formats=("PNG", "TIFF")) as image:
-            _bounded(*image.size)
+            _bounded(*image.size, limit)
             counts = np.asarray(image).astype(np.uint16)
             # FLIR stores its PNG with the bytes of a pixel exchanged
             counts = counts.byteswap() if image.format == "PNG" else counts
     else:
-        _bounded(width, height)
+        _bounded(width, height, limit)
         if len(body) < 2 * width * height:
             raise InputError(f"its raw thermal picture has {len(body)} bytes, expected {2 * width * height}")
         counts = np.frombuffer(body, order + "u2", width * height).reshape(height, width).astype(np.uint16)
@@ -261,9 +261,9 @@ def _flir_counts(record: bytes) -> NDArray[np.uint16]:
     return counts
 
 
-def _bounded(width: int, height: int) -> None:
-    if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise InputError(f"declares {width}x{height} pixels inside; expected 1 to {MAX_PIXELS}")
+def _bounded(width: int, height: int, limit: int) -> None:
+    if width < 1 or height < 1 or width * height > limit:
+        raise InputError(f"declares {width}x{height} pixels inside; expected 1 to {limit}")
 
 
 def _text(data: bytes) -> str:
@@ -288,13 +288,13 @@ def _number(data: bytes, order: str, place: int) -> float:
     return float(struct.unpack(order + "f", data[place : place + 4])[0])
 
 
-def _embedded(record: bytes) -> NDArray[np.uint8] | None:
+def _embedded(record: bytes, limit: int) -> NDArray[np.uint8] | None:
     body = record[32:]
     is_png = body.startswith(b"\x89PNG")
     if not is_png and not body.startswith(b"\xff\xd8\xff"):
         return None
     with Image.open(io.BytesIO(body), formats=("PNG", "JPEG")) as image:
-        _bounded(*image.size)
+        _bounded(*image.size, limit)
         if is_png and image.mode == "RGB":  # its three channels are Y, Cb and Cr
             return np.array(Image.frombytes("YCbCr", image.size, image.tobytes()).convert("RGB"))
         return np.array(image.convert("RGB"))
@@ -319,13 +319,13 @@ def _flir_palette(record: bytes) -> NDArray[np.uint8] | None:
 # -- DJI ---------------------------------------------------------------------------------------------------------
 
 
-def _from_dji(segments: _Segments) -> Radiometric:
+def _from_dji(segments: _Segments, limit: int) -> Radiometric:
     (height, width), found = segments.size, len(segments.counts)
     if 2 * width * height != found:
         raise InputError(
             f"its DJI segments hold {found} bytes, expected {2 * width * height} (two a pixel of the {width}x{height} "
             "preview); give the file as the camera wrote it"
         )
-    _bounded(width, height)
+    _bounded(width, height, limit)
     counts = np.frombuffer(segments.counts, "<u2").reshape(height, width).astype(np.uint16)
     return Radiometric("DJI", segments.exif.get("model", "") or "DJI", counts)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusionsam.config.datasets import DatasetRow, find
+from fusionsam.config.datasets import CATALOG, DatasetRow, find
 from fusionsam.data.images import SUFFIXES
+from fusionsam.data.layouts import Tree, one_name, read_tree
 from fusionsam.data.tables import read_table
 from fusionsam.errors import InputError, NoSplit
 
@@ -115,11 +115,6 @@ def by_stem(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]
     return files
 
 
-def one_name(text: str) -> str:
-    """One form of names that look alike: macOS writes an umlaut as two characters (NFD), others as one (NFC)."""
-    return unicodedata.normalize("NFC", text)
-
-
 def _subfolders(row: DatasetRow, root: Path) -> dict[str, Path] | None:
     """visible, infrared, label (or rgbt) -> folder, as far as they exist below `root`."""
     found: dict[str, Path] = {}
@@ -165,24 +160,69 @@ def _from_folders(row: DatasetRow, root: Path, split: str, absent: list[str] | N
     elif row.layout == "pairs" and not listing.is_file():
         if _subfolders(row, root / split):
             return list(_part_entries(row, root / split, absent is None).values())
-        if split == "all":
+        if (tree := nested(root)) is not None:
+            if found := _of_tree(tree, split):
+                return found
+        elif split == "all":
             return list(_part_entries(row, root, absent is None).values())
         parts = []
     else:
         parts = [root]
     if not listing.is_file():
         lists = sorted(path.stem for path in root.glob("*.txt"))
-        offered = [*(name for name in row.splits if row.layout != "lists"), *lists]
+        tree = nested(root) if row.layout == "pairs" else None
+        told = sorted({name for name in tree.splits.values() if name}) if tree is not None else []
+        offered = [*(name for name in row.splits if row.layout != "lists"), *told, *lists]
         raise NoSplit(
             f"{listing}: no such list for split {split!r}; available here: {', '.join(offered) or 'none'}; "
             "expected a text file with one id a line"
         )
-    available = {id: entry for part in parts for id, entry in _part_entries(row, part, absent is None).items()}
+    tree = nested(root) if row.layout == "pairs" else None
+    if tree is not None:
+        available = {entry.id: entry for entry in _of_tree(tree, "all")}
+    else:
+        available = {id: entry for part in parts for id, entry in _part_entries(row, part, absent is None).items()}
     ids = _ids(listing)
     if absent is None:
         return [_with_label(_listed(id, available, listing), listing) for id in ids]
     absent += [id for id in ids if id not in available and id.removesuffix(FLIP) not in available]
     return [_listed(id, available, listing) for id in ids if id not in absent]
+
+
+def nested(root: Path) -> Tree | None:
+    """The tree below `root` where pictures lie deeper than in its folders of cameras; None for the flat form, whose
+    folders are read as `pair_entries` does."""
+    folders = _subfolders(CATALOG["pairs"], root) or {}
+    if any(path.suffix.lower() in SUFFIXES for folder in folders.values() for path in folder.iterdir()):
+        return None
+    return read_tree(root)
+
+
+def layout_line(dataset: str, root: str | Path) -> str:
+    """What to say of a root whose folders were recognised as a data set's; empty for the forms of the documentation."""
+    if find(dataset).layout != "pairs" or not Path(root).is_dir():
+        return ""
+    if any(_subfolders(CATALOG["pairs"], folder) for folder in Path(root).iterdir() if folder.is_dir()):
+        return ""
+    tree = nested(Path(root))
+    return "" if tree is None else tree.line()
+
+
+def _of_tree(tree: Tree, split: str) -> list[Entry]:
+    """Its pairs of a split. InputError where one lacks a camera that others have."""
+    ids = tree.ids()
+    chosen = {key: files for key, files in tree.files.items() if split in ("all", tree.splits[key])}
+    cameras = {camera for files in chosen.values() for camera in files}
+    found = []
+    for key, files in sorted(chosen.items(), key=lambda item: ids[item[0]]):  # by name
+        if lacking := sorted(cameras - set(files)):
+            count = sum(not cameras <= set(other) for other in chosen.values())
+            raise InputError(
+                f"{tree.root}: no {lacking[0]} file for {ids[key]!r} ({count} of {len(chosen)} lack one); paths are "
+                "alike but for the camera's name; add the partner or remove the rest"
+            )
+        found.append(Entry(ids[key], files.get("visible"), files.get("infrared"), files.get("label")))
+    return found
 
 
 def _ids(listing: Path) -> list[str]:
@@ -216,8 +256,10 @@ def _with_label(entry: Entry, listing: Path) -> Entry:
 def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> list[Entry]:
     """Rows of a CSV or Parquet table; paths are relative to the table's folder."""
     columns, rows = read_table(path)
-    if not {"visible", "infrared"} & columns:
-        raise InputError(f"{path}: columns {sorted(columns)}; expected visible, infrared, label (optional), split")
+    if not {"visible", "infrared", "radiometric"} & columns:
+        raise InputError(
+            f"{path}: columns {sorted(columns)}; expected visible, infrared (or radiometric), label (optional), split"
+        )
     if "split" not in columns and split != "all":
         raise NoSplit(f"{path}: has no column split, but split {split!r} was asked for; add it, or ask for 'all'")
     if split != "all":
@@ -231,7 +273,7 @@ def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> l
     for number, row in enumerate(rows):
         paths = {
             part: path.parent / Path(row[part]).expanduser()
-            for part in ("visible", "infrared", "label")
+            for part in ("visible", "infrared", "radiometric", "label")
             if row.get(part)
         }
         there = {part for part, file in paths.items() if os.path.isfile(file)}  # false, too, for what cannot be a name
@@ -240,9 +282,14 @@ def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> l
                 raise InputError(
                     f"{path}: {part} file {str(file)[:300]} does not exist; mend the manifest or fetch the file"
                 )
-        first = paths.get("visible") or paths.get("infrared")
+        first = paths.get("visible") or paths.get("infrared") or paths.get("radiometric")
         if first is None:
             raise InputError(f"{path}: row {number + 1} of split {split!r} names neither visible nor infrared")
+        if "radiometric" in paths and {"visible", "infrared"} & set(paths):
+            raise InputError(
+                f"{path}: row {number + 1} of split {split!r} names a radiometric file, which holds both pictures, and "
+                "another; leave one out"
+            )
         id = row.get("id") or first.stem
         if id in seen:  # equal stems in different folders
             id = row.get("id") or _long_id(first, path.parent)
@@ -260,7 +307,8 @@ def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> l
             continue
         label = paths.get("label") if "label" in there else None
         sequence = row.get("sequence") or None
-        found.append(Entry(id, paths.get("visible"), paths.get("infrared"), label, sequence=sequence))
+        pictures = paths.get("visible"), paths.get("infrared")
+        found.append(Entry(id, *pictures, label, radiometric=paths.get("radiometric"), sequence=sequence))
     return found
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from fusionsam.errors import InputError, NoSplit
 
-COLUMNS = ("visible", "infrared", "label", "split", "id", "sequence")
+COLUMNS = ("visible", "infrared", "radiometric", "label", "split", "id", "sequence")
 ALIASES = {
     **dict.fromkeys(("vis", "vi", "rgb", "color", "colour", "v", "visible_path", "rgb_path"), "visible"),
     **dict.fromkeys(("ir", "thermal", "tir", "lwir", "th", "t", "infrared_path", "thermal_path"), "infrared"),
+    **dict.fromkeys(("rjpeg", "r_jpeg", "r-jpeg", "radiometric_path"), "radiometric"),
     **dict.fromkeys(("labels", "mask", "masks", "gt", "segmentation", "label_path", "mask_path"), "label"),
     **dict.fromkeys(("name", "pair"), "id"),
     **{name: name for name in COLUMNS},  # in capitals

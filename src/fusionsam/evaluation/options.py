@@ -14,6 +14,7 @@ from fusionsam.config.options import (
     CommandLine,
     DataOptions,
     DeviceOption,
+    LabelOptions,
     OutOption,
     PairOptions,
     WeightsOption,
@@ -27,7 +28,7 @@ CONDITION_NAMES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(DataOptions, AlignOptions, DeviceOption, BootstrapOptions, CommandLine):
+class EvaluateConfig(DataOptions, LabelOptions, AlignOptions, DeviceOption, BootstrapOptions, CommandLine):
     """What is evaluated, and how.
 
     >>> EvaluateConfig("mfnet", "data/mfnet", "val", weights=["tiny"]).bootstrap

@@ -197,7 +197,8 @@ def measure(
     InputError for an unknown condition, and for a pair that lacks an image or the label.
     """
     for entry in data.entries:
-        parts = {"visible": entry.visible or entry.rgbt, "infrared": entry.infrared or entry.rgbt, "label": entry.label}
+        both = entry.rgbt or entry.radiometric
+        parts = {"visible": entry.visible or both, "infrared": entry.infrared or both, "label": entry.label}
         if absent := [part for part, path in parts.items() if path is None]:
             raise InputError(
                 f"{entry.id}: has no {absent[0]}, and robustness needs both images and a label; leave it off the list"

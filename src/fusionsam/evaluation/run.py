@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from fusionsam.config.datasets import DatasetRow
 from fusionsam.data.dataset import LabelledPairs, open_labelled_split
+from fusionsam.data.label_faults import require_lossless
 from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.sequences import recording_sequences
-from fusionsam.data.splits import Entry
+from fusionsam.data.splits import Entry, layout_line
 from fusionsam.errors import InputError
 from fusionsam.evaluation import report_files, worst_pairs
 from fusionsam.evaluation.comparison import compare
@@ -28,6 +32,7 @@ from fusionsam.inference.predictor import FusionSAM, require_scales
 from fusionsam.io import require_writable
 from fusionsam.metrics.segmentation import ImageMatrices
 from fusionsam.progress import progress_bar
+from fusionsam.types import IGNORE
 from fusionsam.weights import checkpoint
 from fusionsam.weights.checkpoint import Card
 
@@ -98,6 +103,10 @@ def _evaluate_folder(config: EvaluateConfig, data: LabelledPairs, other: tuple[R
 def open_labelled(config: EvaluateConfig) -> LabelledPairs:
     """The split to score on; InputError if the data set has no classes or a pair has no label."""
     data = open_labelled_split(config.dataset, config.root, config.split, config.class_file)
+    if line := layout_line(config.dataset, config.root):
+        tqdm.write(line, file=sys.stderr)
+    require_lossless(data.entries)
+    data.row = data.row.with_labels_map(config.mapped_ids)
     data.align = open_aligner(config.align, partial(fit, data.entries), refine=not config.no_refine)
     return data
 
@@ -206,6 +215,10 @@ def _run(
         seconds_counting=counting,
     )
     report.notes += fitted_notes(fitted, len(data.entries))
+    if data.row.labels_map:
+        pairs = sorted(data.row.labels_map.items())
+        mapped = ", ".join(f"{was} left out" if now == IGNORE else f"{was} as {now}" for was, now in pairs)
+        report.notes.append(f"label ids were read otherwise than stored: {mapped}")
     whole = len(todo) == len(data.entries)
     official = config.split == "test" and whole and TEST_IMAGES.get(config.dataset) == len(todo)
     if official and prompts != "oracle" and not guard.leaks and not guard.off:

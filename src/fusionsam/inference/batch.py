@@ -6,11 +6,13 @@ import csv
 import io
 import sys
 from collections import Counter
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from tqdm import tqdm
 
-from fusionsam.io import write_text
+from fusionsam.errors import InputError
+from fusionsam.io import whole
 from fusionsam.types import Sample
 
 FAILURES = "failures.csv"
@@ -24,36 +26,86 @@ def say(line: str) -> None:
 
 
 class Failures:
-    """Pairs that could not be done, kept in `out`/failures.csv (pair, reason) from the first on."""
+    """Pairs that could not be done, kept in `out`/failures.csv (pair, reason) from the first on.
 
-    def __init__(self, out: Path) -> None:
+    A failure is one line at the end of the file, so that a process may be killed at any time and a million of them cost
+    no more than a line each; where a pair is listed twice, the later line counts. The next run begins with what is
+    still to be done of that list, and `close` leaves each pair that failed once.
+
+    Args:
+        out: folder of the results.
+        todo: pairs that this run tries; others are no longer listed.
+        keep_others: leave the lines of pairs that this run is not about.
+
+    Raises:
+        InputError: a failures.csv that predict did not write.
+    """
+
+    def __init__(self, out: Path, todo: Collection[str], keep_others: bool = False) -> None:
         self.path = out / FAILURES
-        self.rows: list[tuple[str, str]] = []
+        self.failed: dict[str, str] = {}
+        stored = self._read()
+        self._before = {name: reason for name, reason in stored.items() if keep_others or name in todo}
+        self._others = {name: reason for name, reason in self._before.items() if name not in todo}
+        self._replace(self._before)
 
     def add(self, name: str, reason: str) -> None:
-        """One more; the file is complete after each."""
-        self.rows.append((name, " ".join(reason.split()).removeprefix(f"{name}: ")))
-        table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows([("pair", "reason"), *self.rows])
-        write_text(self.path, table.getvalue())
+        """One more."""
+        reason = " ".join(reason.split()).removeprefix(f"{name}: ")
+        self.failed[name] = reason
+        if self._before.get(name) == reason:  # listed already
+            return
+        lines = _table([(name, reason)])
+        try:
+            with self.path.open("ab", buffering=0) as file:  # one write: a killed process leaves a line or none
+                file.write(lines if file.tell() else _HEAD + lines)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from None
 
     def close(self, done: int) -> int:
         """Tell how many failed; the exit code. A list of an earlier run goes where nothing failed now."""
-        if not self.rows:
-            if _is_ours(self.path):
-                self.path.unlink()
+        self._replace({**self._others, **self.failed})
+        if not self.failed:
             return 0
-        say(f"failed: {len(self.rows)}, done: {done} pairs; the reasons are in {self.path}; the first:")
-        for name, reason in self.rows[:5]:
+        say(f"failed: {len(self.failed)}, done: {done} pairs; the reasons are in {self.path}; the first:")
+        for name, reason in list(self.failed.items())[:5]:
             say(f"  {name}: {reason}")
         return SOME_FAILED
 
+    def _read(self) -> dict[str, str]:
+        """The list as it stands; a last line that a full disk or a power cut left broken is not in it."""
+        try:
+            data = self.path.read_bytes()
+            lines = data[: data.rfind(b"\n") + 1]
+            if not lines and _HEAD.startswith(data):
+                return {}
+            if not lines.startswith(_HEAD):
+                raise ValueError
+            rows = list(csv.reader(io.StringIO(lines.decode("utf-8"), newline="")))[1:]
+            return dict(rows)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, csv.Error):
+            raise InputError(f"{self.path}: was not written by predict; choose another --out, or move it") from None
 
-def _is_ours(path: Path) -> bool:
-    try:
-        return path.read_text(encoding="utf-8").startswith("pair,reason\n")
-    except (OSError, UnicodeDecodeError):
-        return False
+    def _replace(self, rows: dict[str, str]) -> None:
+        if rows:  # nothing is touched that stands as it should
+            content = _HEAD + _table(rows.items())
+            if self.path.is_file() and self.path.read_bytes() == content:
+                return
+            with whole(self.path) as part:
+                part.write_bytes(content)
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+_HEAD = b"pair,reason\n"
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8")
 
 
 class NoticeBook:

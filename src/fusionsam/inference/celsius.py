@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
 from PIL import Image
 
 from fusionsam.data.radiometric import read_radiometric
@@ -25,6 +26,11 @@ def add_celsius(out: Path, entry: Entry, prediction: Prediction, keep: bool) -> 
     if keep:
         with whole(out / f"{entry.id}_celsius.tif") as part:
             tifffile.imwrite(part, celsius, metadata={"unit": "degrees Celsius"})
+    return class_temperatures(celsius, prediction)
+
+
+def class_temperatures(celsius: NDArray[np.float32], prediction: Prediction) -> dict[str, Any]:
+    """Least, mean and greatest of degrees Celsius (H,W) of all and of each class that occurs; plain JSON types."""
     height, width = prediction.labels.shape
     warm = np.asarray(Image.fromarray(celsius).resize((width, height), Image.Resampling.BILINEAR))
     found: dict[str, Any] = {"unit": "degrees Celsius", "all": _range(celsius), "classes": {}}
@@ -34,7 +40,7 @@ def add_celsius(out: Path, entry: Entry, prediction: Prediction, keep: bool) -> 
     return found
 
 
-def _range(values: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, float] | None:
+def _range(values: NDArray[np.float32]) -> dict[str, float] | None:
     known = values[np.isfinite(values)]
     if not known.size:
         return None

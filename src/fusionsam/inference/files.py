@@ -162,7 +162,9 @@ def run(options: PredictOptions) -> tuple[int, int]:
         keep(aligner, out, entries)
     told = []
     todo = entries if options.overwrite else _todo(entries, out, asked, with_confidence)
-    failures, notices, done = Failures(out), NoticeBook(), 0
+    tried = {*selected.alone, *(entry.id for entry in todo)}
+    alone_here = len(entries) == 1 and not selected.alone
+    failures, notices, done = Failures(out, tried, keep_others=alone_here), NoticeBook(), 0
     for name, reason in selected.alone.items():
         failures.add(name, reason)
     for entry in progress_bar(todo, desc="predict", unit="pair", disable=len(entries) == 1):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionsam.data.images import MAX_PIXELS, visible_bits
+from fusionsam.data.images import MAX_PIXELS, read_heat, visible_bits
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
 from fusionsam.data.stretch import Range, find_range
 from fusionsam.errors import InputError
@@ -67,6 +67,14 @@ class Film:
     def variable(self) -> bool:
         """Whether the times are not those of a constant rate, by more than half of a frame."""
         return any(abs(time - index / self.rate) > 0.5 / self.rate for index, time in enumerate(self.times))
+
+    def facts(self) -> dict[str, object]:
+        """What was found of the file: plain JSON types."""
+        return {
+            "path": str(self.path), "frames": self.count, "size": [self.height, self.width],
+            "frames_a_second": round(float(self.rate), 4), "variable_rate": self.variable, "turned": self.turned,
+            "bits": "more than 8" if self.deep else 8,
+        }  # fmt: skip
 
     def _stream(self, container: Any) -> Any:
         if not container.streams.video:
@@ -151,6 +159,27 @@ def one_reading(visible: Film | None, infrared: Film | None, options: InfraredOp
         options, polarity="black" if black else "white", palette=palette["name"] if known else "none"
     )
     return reading
+
+
+def frames_reading(paths: Sequence[Path], options: InfraredOptions = DEFAULT) -> tuple[InfraredOptions, Heat | None]:
+    """The same of a film that is a folder of infrared pictures: one range for all of deep ones, between the lows and
+    highs of up to _SAMPLED of them. Those of radiometric files keep a range each, in counts. With the first frame's
+    facts."""
+    if not paths:
+        return options, None
+    told = read_heat(paths[0], options)
+    if isinstance(options.limits, tuple) or "range" not in told.facts or "radiometric" in told.facts:
+        return options, told
+    step = max(1, -(-len(paths) // _SAMPLED))
+    ranges = [read_heat(path, options).facts["range"] for path in paths[::step]]
+    # a tenth at either end is left out: the frame while a shutter is closed must not set the range of a film
+    low = float(np.quantile([each["low"] for each in ranges], 0.1, method="lower"))
+    high = float(np.quantile([each["high"] for each in ranges], 0.9, method="higher"))
+    if not low < high:
+        return options, told
+    one = replace(options, limits=(low, high))
+    told.facts["range"] = {**read_heat(paths[0], one).facts["range"], "how": "film"}
+    return one, told
 
 
 def _plain(frame: NDArray[Any], options: InfraredOptions) -> NDArray[Any]:

@@ -28,7 +28,7 @@ class PredictOptions(AnyPairOptions, OutOption, AlignOptions, WeightsOption, Dev
     """instead: a radiometric JPEG of FLIR or DJI (counts and, where it is inside, the visible picture), or a folder of
     them; NAME.json then tells the degrees Celsius of each class"""
     manifest: Path | None = None
-    """instead: a CSV or Parquet table with the columns visible and infrared, and perhaps id"""
+    """instead: a CSV or Parquet table with the columns visible and infrared, or radiometric, and perhaps id"""
     match: tuple[str, ...] = field(default=(), metadata={"metavar": "PATTERN"})
     """how the files of a pair are named, visible first: '{id}_rgb' '{id}_th'; the two may lie in one folder"""
     infrared_range: tuple[str, ...] = field(default=(), metadata={"metavar": "LOW HIGH"})
@@ -40,7 +40,7 @@ class PredictOptions(AnyPairOptions, OutOption, AlignOptions, WeightsOption, Dev
     """the colours of a coloured infrared picture: auto, none, ironbow, inferno, jet, rainbow, hot, viridis, coolwarm
     and others"""
     celsius: bool = False
-    """with --radiometric: also write NAME_celsius.tif (float32, the camera's own size)"""
+    """of radiometric files: also write NAME_celsius.tif (float32, the camera's own size)"""
     stop_on_error: bool = False
     """end at the first pair that cannot be read (left out: go on, list it in failures.csv, exit code 3)"""
     prompts: str | None = None
@@ -81,8 +81,10 @@ class PredictOptions(AnyPairOptions, OutOption, AlignOptions, WeightsOption, Dev
             raise InputError(f"{named}: each names the pictures; give one of them")
         if self.match and (given or self.video):
             raise InputError("--match: is of folders; give it with --visible and --infrared alone")
-        if self.celsius and self.radiometric is None:
-            raise InputError("--celsius: is of radiometric files; give --radiometric with it, or leave it out")
+        if self.celsius and self.radiometric is None and self.manifest is None:
+            raise InputError(
+                "--celsius: is of radiometric files; give --radiometric or --manifest with it, or leave it out"
+            )
         of_pictures = given or self.confidence_map or self.min_confidence or self.flip
         if self.video and (of_pictures or self.scales != (1.0,)):
             raise InputError(

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fusionsam.data.images import SUFFIXES
+from fusionsam.data.layouts import one_name
 from fusionsam.data.pairing import Paired, left_aside, pair_folders
 from fusionsam.data.radiometric import SUFFIXES as RADIOMETRIC
-from fusionsam.data.splits import Entry, by_stem, entries, one_name
+from fusionsam.data.splits import Entry, by_stem, entries
 from fusionsam.errors import InputError
 from fusionsam.inference.options import PredictOptions
 

@@ -26,12 +26,22 @@ from fusionsam.data.rigs import Fit, fit, fit_frames, open_aligner
 from fusionsam.data.splits import pair_entries
 from fusionsam.errors import InputError
 from fusionsam.inference.batch import SOME_FAILED, say
-from fusionsam.inference.films import FILM_RATE, Film, Pairing, Reading, at, one_reading, pair_frames, pyav
+from fusionsam.inference.films import (
+    FILM_RATE,
+    Film,
+    Pairing,
+    Reading,
+    at,
+    frames_reading,
+    one_reading,
+    pair_frames,
+    pyav,
+)
 from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import Color, legend_strip, overlay
-from fusionsam.io import whole
+from fusionsam.io import OutputFolder, whole, write_json
 from fusionsam.progress import progress_bar
 
 Frames = Iterator[tuple[str, tuple[int, int], Any, Any, Tensor | None]]
@@ -72,6 +82,15 @@ class Source:
     """Frames without a partner, in words."""
     heat: Heat | None = None
     """How the infrared film was read: facts and notices."""
+    facts: dict[str, object] = field(default_factory=dict)
+    """What was found of the films, and how they were paired: plain JSON types."""
+
+    def told(self) -> dict[str, object]:
+        """What was found and guessed, for the JSON beside the film."""
+        rate = {"frames_a_second": round(float(self.rate), 4), "times": "constant" if self.times is None else "kept"}
+        heat = {} if self.heat is None else {"infrared_read_as": self.heat.facts}
+        notices = [] if self.heat is None else [notice.text for notice in self.heat.notices]
+        return {**rate, **self.facts, **heat, "notices": notices, "left_out": self.alone}
 
 
 def open_source(
@@ -104,9 +123,11 @@ def open_source(
         if not entries:
             raise InputError(f"{given[0]}: holds no image; expected the frames of a film")
         aligner = align(partial(fit, entries))
+        heats = [entry.infrared for entry in entries if entry.infrared is not None]
+        reading, told = frames_reading(heats, reading)
         samples = (read_sample(entry, align=aligner, reading=reading) for entry in entries)
         listed = ((s.id, s.size, s.visible, s.infrared, s.covered) for s in samples)
-        return Source(listed, len(entries), rate or FILM_RATE)
+        return Source(listed, len(entries), rate or FILM_RATE, heat=told, facts={"pairing": {"by": "name"}})
     films = [None if path is None else Film(path) for path in (visible, infrared)]
     known = [film for film in films if film is not None]
     sizes = [f"{film.width}x{film.height}" for film in known]
@@ -128,8 +149,11 @@ def open_source(
     source = Source(
         frames if aligner is None else _aligned(frames, aligner), count, rate or known[0].rate, heat=ready.told
     )
+    named = zip(("visible", "infrared"), films, strict=True)
+    source.facts = {name: film.facts() for name, film in named if film is not None}
     if pairing is not None:
         source.alone = pairing.alone
+        source.facts["pairing"] = {"by": "time" if pairing.by_time else "number", "pairs": len(pairing.frames)}
     slow, place = min(((film, place) for place, film in enumerate(known)), key=lambda item: len(item[0].times))
     if rate is None and (slow.variable or (pairing is not None and pairing.by_time)):
         indices = range(len(slow.times)) if pairing is None else [pair[place] for pair in pairing.frames]
@@ -270,8 +294,9 @@ def frame_picture(prediction: Labelled) -> NDArray[np.uint8]:
 
 def run(options: PredictOptions) -> tuple[int, float, Path, int]:
     """Predict the film or the frames that `options` name; returns frames, frames per second, the film written,
-    NAME_overlay.mp4 in `options.out`, and the exit code: batch.SOME_FAILED where frames are missing in it. InputError
-    as its parts do, and for a film that is there without `overwrite`."""
+    NAME_overlay.mp4 in `options.out` with a JSON of what was found and guessed beside it, and the exit code:
+    batch.SOME_FAILED where frames are missing in it. InputError as its parts do, and for a film that is there without
+    `overwrite`."""
     reading = InfraredOptions.typed(options.infrared_range, options.polarity, options.palette)
 
     def align(find: Callable[[], Fit]) -> Aligner | None:
@@ -291,6 +316,10 @@ def run(options: PredictOptions) -> tuple[int, float, Path, int]:
         raise InputError(f"{taken[0]}: would be overwritten by the film of that name; choose another --out")
     if out.exists() and not options.overwrite:
         raise InputError(f"{out}: is there; choose another --out, or --overwrite")
+    beside = OutputFolder(options.out, "predict", "choose another --out, or --overwrite")
+    record = out.with_suffix(".json").name
+    if not options.overwrite and (stored := beside.read(record)) is not None and stored.get("film") != out.name:
+        beside.foreign(record)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -304,6 +333,8 @@ def run(options: PredictOptions) -> tuple[int, float, Path, int]:
         for notice in source.heat.notices:
             say(f"{options.infrared}: {notice.text}")
     count, rate = overlay_video(model, source, out, prompts, keep=not options.stop_on_error)
+    made = {"film": out.name, "frames": count, "weights": model.name, "commit": model.card.get("commit", "")}
+    write_json(beside / record, {**made, "step": model.card.get("step"), **source.told()})
     for line in source.alone:
         say(line)
     return count, rate, out, SOME_FAILED if source.alone else 0

@@ -248,7 +248,9 @@ def build(model: FusionSAM, folder: Path, aligner: Aligner | None = None) -> gr.
         with gr.Row():
             # files, not gr.Image: the readers must see 16-bit and oversized uploads as they are
             visible_file = gr.File(label="Drop a visible image", elem_id="visible-file", height=130)
-            infrared_file = gr.File(label="Drop an infrared image", elem_id="infrared-file", height=130)
+            infrared_file = gr.File(
+                label="Drop an infrared image (a radiometric JPEG gives both)", elem_id="infrared-file", height=130
+            )
             with gr.Column(min_width=260):
                 with gr.Row():
                     built: list[tuple[gr.Button, int | None]] = [

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from fusionsam.alignment.apply import Aligner
 from fusionsam.data.images import read_infrared, read_visible
+from fusionsam.data.pairs import read_pair as read_both
+from fusionsam.data.radiometric import is_radiometric
+from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.render import overlay
@@ -30,7 +33,15 @@ def read_pair(
     visible: str | None, infrared: str | None, aligner: Aligner | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Two uploads as uint8 (3,H,W) and (1,H,W); either may be None. InputError speaks of the file by its own name,
-    and refuses pairs of two sizes, unless `aligner` is of cameras that have them."""
+    and refuses pairs of two sizes, unless `aligner` is of cameras that have them. A radiometric JPEG alone gives both,
+    aligned by its maker."""
+    alone = infrared if visible is None else visible if infrared is None else None
+    if alone is not None and is_radiometric(alone):
+        try:
+            pair = read_both(Entry("pair", radiometric=Path(alone)))
+        except InputError as error:
+            raise InputError(f"radiometric image {str(error).replace(alone, Path(alone).name)}") from None
+        return pair.visible, pair.infrared
     images: list[Tensor | None] = []
     for name, path, read in (("visible", visible, read_visible), ("infrared", infrared, read_infrared)):
         try:
@@ -39,8 +50,8 @@ def read_pair(
             raise InputError(f"{name} image {str(error).replace(str(path), Path(str(path)).name)}") from None
     sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in images if image is not None]
     if aligner is not None and len(sizes) == 2 and (len(set(sizes)) > 1 or aligner.fits(images[0], images[1])):
-        pair = aligner(images[0], images[1])
-        return pair.visible, pair.infrared
+        aligned = aligner(images[0], images[1])
+        return aligned.visible, aligned.infrared
     if len(set(sizes)) > 1:
         raise InputError(
             f"visible image is {sizes[0]}, infrared image {sizes[1]} pixels; give an aligned pair, "

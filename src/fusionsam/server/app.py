@@ -18,6 +18,8 @@ from starlette.exceptions import HTTPException
 
 from fusionsam.alignment.apply import Aligner
 from fusionsam.errors import InputError
+from fusionsam.inference.celsius import class_temperatures
+from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.session import Session
 from fusionsam.io import VERSION
@@ -25,11 +27,11 @@ from fusionsam.models.network import parameter_table
 from fusionsam.server import kserve
 from fusionsam.server.answers import PICTURES, answer, wanted_kind, wanted_pictures
 from fusionsam.server.config import ServeConfig
-from fusionsam.server.jobs import Decode, Encode, Engine, Predict
+from fusionsam.server.jobs import Decode, Encode, Engine, Images, Predict
 from fusionsam.server.middleware import ACCEPTED, Gate, Metrics, error
 from fusionsam.server.queue import Batcher, Busy, Job
 from fusionsam.server.sessions import Sessions
-from fusionsam.server.uploads import MODES, decode_images, drain, form_prompts, prompts_of, read_form, read_json
+from fusionsam.server.uploads import IMAGES, MODES, decode_images, drain, form_prompts, prompts_of, read_form, read_json
 from fusionsam.types import LARGEST, SMALLEST
 
 T = TypeVar("T")
@@ -167,6 +169,11 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+def _temperatures(pair: Images, prediction: Prediction) -> dict[str, Any]:
+    """Degrees Celsius of each class, where the file told them."""
+    return {} if pair.celsius is None else {"celsius": class_temperatures(pair.celsius, prediction)}
+
+
 def _schema(*files: str) -> dict[str, Any]:
     properties: dict[str, Any] = {name: {"type": "string", "format": "binary"} for name in files}
     properties["prompts"] = {
@@ -194,7 +201,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     422: {"description": "Not such images, sizes or prompts", **_ERROR},
     503: {"description": "Line full, time over or shutting down; see Retry-After", **_ERROR},
 }
-_PAIR = _schema("visible", "infrared", "rgbt")
+_PAIR = _schema(*IMAGES)
 
 
 def create_app(
@@ -218,7 +225,7 @@ def create_app(
             async def work() -> Response:
                 pair = await service.thread(decode_images, form, config.max_pixels, service.aligner)
                 prediction = await service.result(Predict(pair, form_prompts(form, pair.size)))
-                return await service.thread(answer, prediction, pictures, kind)
+                return await service.thread(answer, prediction, pictures, kind, 200, _temperatures(pair, prediction))
 
             return await service.accepted(request, work)
 
@@ -234,7 +241,7 @@ def create_app(
                 pair = await service.thread(decode_images, form, config.max_pixels, service.aligner)
                 session, prediction = await service.result(Encode(pair))
                 held = service.sessions.add(session)
-                head = {"id": held.id, "expires_in": config.session_seconds}
+                head = {"id": held.id, "expires_in": config.session_seconds, **_temperatures(pair, prediction)}
                 return await service.thread(answer, prediction, pictures, kind, 201, head)
 
             return await service.accepted(request, work)

@@ -7,7 +7,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionsam.inference.prediction import Mode, Prediction
@@ -22,6 +24,8 @@ class Images:
 
     visible: Tensor | None  # (3,H,W)
     infrared: Tensor | None  # (1,H,W)
+    celsius: NDArray[np.float32] | None = None
+    """(H',W') degrees Celsius of a radiometric file whose constants are inside."""
 
     @property
     def size(self) -> tuple[int, int]:

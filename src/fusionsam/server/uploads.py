@@ -21,13 +21,18 @@ from starlette.requests import ClientDisconnect, Request
 
 from fusionsam.alignment.apply import Aligner
 from fusionsam.data.images import MAX_PIXELS, image_size, read_infrared, read_rgbt, read_visible
+from fusionsam.data.pairs import read_pair
+from fusionsam.data.radiometric import read_radiometric
+from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
 from fusionsam.inference.prediction import Mode
 from fusionsam.inference.prompts import prompts_from
 from fusionsam.server.jobs import Images
 from fusionsam.types import LARGEST, SMALLEST, Prompts
 
-IMAGES = ("visible", "infrared", "rgbt")
+IMAGES = ("visible", "infrared", "rgbt", "radiometric")
+BOTH = ("rgbt", "radiometric")
+"""Fields whose file holds both images."""
 MAX_FIELD = 64 * 1024
 """Bytes of a text field, and of a JSON body."""
 MAX_MEMORY = 2**20
@@ -125,8 +130,10 @@ def _check_fields(form: FormData) -> None:
             raise HTTPException(422, f"field {name!r}: expected {wanted}")
     if not set(names) & set(IMAGES):
         raise HTTPException(422, "neither visible nor infrared was sent; send at least one image file")
-    if "rgbt" in names and set(names) & {"visible", "infrared"}:
-        raise HTTPException(422, "rgbt holds both images; leave visible and infrared out")
+    images = [name for name in names if name in IMAGES]
+    if (alone := next((name for name in BOTH if name in names), None)) and len(images) > 1:
+        others = " and ".join(sorted(set(images) - {alone}))
+        raise HTTPException(422, f"{alone} holds both images; leave {others} out")
 
 
 async def read_json(request: Request, seconds: float) -> Any:
@@ -182,11 +189,13 @@ def decode_images(form: FormData, max_pixels: int, aligner: Aligner | None = Non
         paths: dict[str, Path] = {}
         for name, upload in form.multi_items():
             if isinstance(upload, UploadFile):
-                paths[name] = Path(folder) / name
+                paths[name] = Path(folder) / (f"{name}.jpg" if name == "radiometric" else name)
                 with paths[name].open("wb") as target:
                     shutil.copyfileobj(upload.file, target)
         try:
             sizes = {name: image_size(path, min(max_pixels, MAX_PIXELS)) for name, path in paths.items()}
+            if "radiometric" in paths:
+                return _radiometric(paths["radiometric"], min(max_pixels, MAX_PIXELS))
             check_sizes(sizes, aligner is None)
             if "rgbt" in paths:
                 return Images(*read_rgbt(paths["rgbt"]))
@@ -201,7 +210,18 @@ def decode_images(form: FormData, max_pixels: int, aligner: Aligner | None = Non
             return Images(pair.visible, pair.infrared)
         except InputError as error:
             text = str(error).replace(f"{folder}{os.sep}", "").replace("--rgbt", "the field rgbt")
-            raise InputError(text) from None
+            raise InputError(text.replace("radiometric.jpg", "radiometric")) from None
+
+
+def _radiometric(path: Path, max_pixels: int) -> Images:
+    """Both images of one file, and its temperatures; the maker has aligned them, so that no rig is asked."""
+    file = read_radiometric(path, max_pixels)  # before anything is enlarged
+    pair = read_pair(Entry("radiometric", radiometric=path))
+    found = Images(pair.visible, pair.infrared, file.celsius())
+    check_sizes({"radiometric": found.size})
+    if found.size[0] * found.size[1] > max_pixels:
+        raise InputError(f"radiometric: covers {found.size[1]}x{found.size[0]} pixels; expected up to {max_pixels}")
+    return found
 
 
 def check_sizes(sizes: dict[str, tuple[int, int]], equal: bool = True) -> None:

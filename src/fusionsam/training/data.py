@@ -26,7 +26,7 @@ from fusionsam.data.leaks import compare, require_no_leak, weigh
 from fusionsam.data.loader import train_loader, val_loader
 from fusionsam.data.predictions import PredictionFolder
 from fusionsam.data.rigs import fit, open_aligner
-from fusionsam.data.splits import Entry, entries
+from fusionsam.data.splits import Entry, entries, layout_line
 from fusionsam.errors import InputError, NoSplit
 from fusionsam.types import SMALLEST, Batch
 
@@ -95,6 +95,8 @@ def _lists(data: DataConfig) -> dict[str, list[Entry]]:
             "train.txt and val.txt with one id a line"
         )
     lists = {s: entries(data.dataset, data.root, s, data.class_file) for s in (data.train_split, data.val_split)}
+    if line := layout_line(data.dataset, data.root):
+        tqdm.write(line, file=sys.stderr)
     row = find(data.dataset, data.class_file)
     for folder, labels in zip_longest(data.extra_pairs, data.extra_labels, fillvalue=""):
         # labels that lie beside them may be of other classes
@@ -138,13 +140,13 @@ def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
     """Training split, data.extra_pairs behind it, and validation split; InputError for a leak between them or with the
     test split."""
     data = config.data
-    row = find(data.dataset, data.class_file)
+    row = find(data.dataset, data.class_file).with_labels_map(data.labels_map)
     lists = _lists(data)
     align = _aligner(data, lists)
     opened = [PairDataset(lists[split], row, True, align) for split in (data.train_split, data.val_split)]
     if not row.classes:
         raise InputError(f"data.class_file: data set {data.dataset!r} has no classes of its own; give a YAML with them")
-    require_teachable(opened[0], row, Path(data.root))
+    require_teachable(opened[0], row, Path(data.root), data.absent_classes)
     pairs = enumerate(zip_longest(config.model.classes, row.classes))
     if (odd := next(((i, *names) for i, names in pairs if names[0] != names[1]), None)) is not None:
         raise InputError(
