@@ -13,7 +13,7 @@ from fusionsam.errors import InputError
 from fusionsam.evaluation.click_options import ClicksOptions
 from fusionsam.evaluation.click_report import Measured, grouped_interval, scores, table
 from fusionsam.evaluation.clicks import measure
-from fusionsam.evaluation.interaction import (
+from fusionsam.metrics.interaction import (
     Click,
     clicks_needed,
     iou,

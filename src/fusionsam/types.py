@@ -8,6 +8,7 @@ P points, M boxes. Images are float in [0, 1] unless a docstring says uint8.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -104,6 +105,21 @@ class Prompts:
     """(B,1,h,w) logits over the picture, of any h, w; or over the padded grid, as Output.mask_prompt is; None = the
     model's own mask prompt."""
     source: PromptMode = "user"  # where they came from; every report repeats it
+    point_classes: Tensor | None = None  # int64 (B,P): the class id that stands at the point, -1 = none named
+    box_classes: Tensor | None = None  # int64 (B,M), likewise
+
+    @staticmethod
+    def naming(points: Sequence[tuple[float, float]], classes: Sequence[int]) -> Prompts:
+        """Points (x, y) of one pair, each of which names the class id that stands there.
+
+        >>> Prompts.naming([(320, 240)], [1]).point_classes
+        tensor([[1]])
+        """
+        import torch
+
+        labels = torch.ones(1, len(points), dtype=torch.long)
+        places = torch.tensor([list(points)], dtype=torch.float32)
+        return Prompts(points=places, point_labels=labels, point_classes=torch.tensor([list(classes)]))
 
     def as_tensors(self) -> Prompts:
         """The same prompts, arrays (numpy) made tensors. Raises InputError for what is neither array nor tensor."""
@@ -111,7 +127,7 @@ class Prompts:
         import torch
 
         found: dict[str, Tensor | None] = {}
-        for name in ("points", "point_labels", "boxes", "mask"):
+        for name in PROMPT_TENSORS:
             value = getattr(self, name)
             if isinstance(value, np.ndarray):
                 value = torch.from_numpy(np.ascontiguousarray(value))
@@ -122,9 +138,30 @@ class Prompts:
 
     def to(self, device: torch.device | str) -> Prompts:
         """The same prompts on another device."""
-        kept = (self.points, self.point_labels, self.boxes, self.mask)
-        moved = [None if value is None else value.to(device) for value in kept]
-        return Prompts(moved[0], moved[1], moved[2], moved[3], self.source)
+        kept = {name: getattr(self, name) for name in PROMPT_TENSORS}
+        return replace(self, **{name: value.to(device) for name, value in kept.items() if value is not None})
+
+
+PROMPT_TENSORS = ("points", "point_labels", "boxes", "mask", "point_classes", "box_classes")
+"""The fields of `Prompts` that hold tensors."""
+
+
+@dataclass
+class ClassClicks:
+    """Points and boxes that name a class, as steering takes them: in latent cells, -1 = padding."""
+
+    points: Tensor  # (B,P,2) x, y
+    point_classes: Tensor  # int64 (B,P)
+    boxes: Tensor  # (B,M,4) x0, y0, x1, y1
+    box_classes: Tensor  # int64 (B,M)
+    tokens: Tensor  # (B,P+M,E), SAM's sparse embeddings of them, a box's two corners summed
+
+    @property
+    def classes(self) -> Tensor:
+        """int64 (B,P+M): points, then boxes."""
+        import torch
+
+        return torch.cat([self.point_classes, self.box_classes], dim=1)
 
 
 @dataclass
@@ -170,6 +207,16 @@ class Output:
     latents: Latents
     mask_prompt: Tensor  # (B,1,h,w) logits, from z_f
     features: Tensor  # z_f (B,d,h,w)
+
+
+class FirstPass(NamedTuple):
+    """What the network gives on the latent grid before any click names a class."""
+
+    logits: Tensor  # (B,K,h,w)
+    fot: Tensor  # (B,K,h,w), the full-fledged output tokens' own
+    mask_features: Tensor  # (B,E/8,h,w)
+    features: Tensor | None  # (B,width,h,w), what the head sees of the encoder's levels
+    prompts: Prompts  # what steered SAM, in pixels of the size at which the pair is segmented
 
 
 class Pixels(NamedTuple):

@@ -17,6 +17,7 @@ def _numbers() -> dict[str, tuple[float, float]]:
             "model.tokenizer": "blocks codebook_tokens dead_code_threshold commitment_beta",
             "model.prompts": "separation",
             "model.head": "pyramid",
+            "model.steering": "width",
             "loss": "dice_weight fot_weight prompt_weight fusion_weight intensity_weight gradient_weight color_weight "
             "ssim_weight reconstruction_weight commitment_weight perceptual_weight adversarial_weight "
             "class_weight_power",
@@ -30,7 +31,8 @@ def _numbers() -> dict[str, tuple[float, float]]:
             "model.encoder": "lora_rank dims depths",
             "model.decoder": "hidden mlp_dim heads layers",
             "model.head": "width",
-            "train": "max_steps batch_size validate_every num_nodes discriminator_width discriminator_stages",
+            "train": "max_steps batch_size steering_pairs validate_every num_nodes discriminator_width "
+            "discriminator_stages",
         },
         (1, 64): {"model.fusion": "kv_stride"},
         (2, math.inf): {"model.tokenizer": "width", "model.fusion": "picture_width"},

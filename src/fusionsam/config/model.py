@@ -163,6 +163,16 @@ class HeadConfig(Bounded):
 
 
 @dataclass
+class SteeringConfig(Bounded):
+    """Clicks that name a class: a part of its own behind the frozen network, which runs for such clicks alone."""
+
+    section: ClassVar[str] = "model.steering"
+
+    width: int = 0
+    """Channels of its finest level; 0 = no such part, and clicks that name a class are refused."""
+
+
+@dataclass
 class ModelConfig(Bounded):
     """The whole network."""
 
@@ -182,6 +192,7 @@ class ModelConfig(Bounded):
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    steering: SteeringConfig = field(default_factory=SteeringConfig)
     sam_weights: str | None = None
     """Foreign SAM weights (.pth, .pt, .safetensors, a transformers folder or hub name) for prompt encoder and mask
     decoder, and for the image encoder where its kind matches."""

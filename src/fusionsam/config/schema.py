@@ -15,6 +15,7 @@ from fusionsam.config.model import (
     HeadConfig,
     ModelConfig,
     PromptConfig,
+    SteeringConfig,
     TokenizerConfig,
 )
 from fusionsam.config.plain import RETIRED, from_dict, to_dict
@@ -34,6 +35,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "PromptConfig",
+    "SteeringConfig",
     "TokenizerConfig",
     "TrainConfig",
     "from_dict",

@@ -135,8 +135,11 @@ class TrainConfig(Bounded):
 
     section: ClassVar[str] = "train"
 
-    stage: Literal["segmentation", "tokenizer"] = "segmentation"
-    """Joint training (stage 2), or LSTG alone as a VQ-GAN (stage 1)."""
+    stage: Literal["segmentation", "tokenizer", "steering"] = "segmentation"
+    """Joint training (stage 2), LSTG alone as a VQ-GAN (stage 1), or steering alone, by clicks that name a class, on
+    the frozen network of model.start_from (all other settings of `model` come from there)."""
+    steering_pairs: int = 500
+    """Stage steering: varied training pairs whose features are kept in memory (2 MB each at data.crop 256x320)."""
     out: str = "runs/fusionsam"
     """Folder for logs and checkpoints."""
     max_steps: int | None = None

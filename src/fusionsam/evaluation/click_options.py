@@ -30,6 +30,9 @@ class ClicksOptions(DataOptions, OutOption, WeightsOption, DeviceOption, Bootstr
     """which of a first click's three masks the user takes: the one with the highest predicted IoU, or the best one"""
     min_pixels: int = 400
     """smaller regions are left out"""
+    steer: bool = False
+    """measure instead what clicks that name a class do to the class map of --weights (IoU in the object's box, at most
+    5 clicks); writes steering.json, .md, .tex and .csv"""
     most: int = 10
     """clicks on one object"""
     pairs: int = field(default=0, metadata={"metavar": "N"})

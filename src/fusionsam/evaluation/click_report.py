@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionsam.evaluation.interaction import clicks_needed, iou_after
 from fusionsam.evaluation.tables.formats import Row, Table
+from fusionsam.metrics.interaction import clicks_needed, iou_after
 
 NAME = "clicks"
 TARGETS = (0.80, 0.85)
@@ -50,7 +50,7 @@ def scores(
     pictures = list(measured[0].ious)
     figures = {name: _figures(measured, name, most) for name in pictures}
     rows: dict[str, Any] = {}
-    for name, chosen in _selections(measured, classes).items():
+    for name, chosen in selections([one.id for one in measured], [one.class_id for one in measured], classes).items():
         rows[name] = {"objects": int(chosen.sum()), "recordings": len(np.unique(groups[chosen])), "pictures": {}}
         for picture, columns in figures.items():
             rows[name]["pictures"][picture] = _row(columns, chosen, groups, draws, seed)
@@ -76,15 +76,16 @@ def _figures(measured: Sequence[Measured], picture: str, most: int) -> dict[str,
     return {name: np.array(values) for name, values in columns.items()}
 
 
-def _selections(measured: Sequence[Measured], classes: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """Which objects belong to which group. MFNet's ids end in D by day and N at night; others have no such group."""
-    ids = [one.id.removesuffix("_flip") for one in measured]
-    found = {"all": np.ones(len(measured), bool)}
+def selections(ids: Sequence[str], class_ids: Sequence[int], classes: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """Which objects, of these pairs and classes, belong to which group. MFNet's ids end in D by day and N at night;
+    others have no such group."""
+    ids = [id.removesuffix("_flip") for id in ids]
+    found = {"all": np.ones(len(ids), bool)}
     if all(id[-1:] in ("D", "N") for id in ids):
         for name, letter in (("day", "D"), ("night", "N")):
             found[name] = np.array([id.endswith(letter) for id in ids])
-    for class_id in sorted({one.class_id for one in measured}):
-        found[classes[class_id]] = np.array([one.class_id == class_id for one in measured])
+    for class_id in sorted(set(class_ids)):
+        found[classes[class_id]] = np.array([other == class_id for other in class_ids])
     return {name: chosen for name, chosen in found.items() if chosen.any()}
 
 

@@ -171,7 +171,9 @@ def run(options: PredictOptions) -> tuple[int, int]:
         try:
             sources = _sources(entry)
             sample = read_sample(entry, align=aligner, reading=reading)
-            steer: Any = prompts if clicks is None else read_prompts(clicks, entry.id, sample.size)
+            steer: Any = prompts
+            if clicks is not None:
+                steer = read_prompts(clicks, entry.id, sample.size, model.config.classes)
             prediction = _predicted(model, sample, steer, options)
         except InputError as error:
             if options.stop_on_error or len(entries) == 1:

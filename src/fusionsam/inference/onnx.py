@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from fusionsam.config.schema import ModelConfig, from_dict
 from fusionsam.errors import InputError
-from fusionsam.models.geometry import pair_size, require_mask, stand_in_where
+from fusionsam.models.geometry import pair_size, require_classes_known, require_mask, stand_in_where
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.types import Encoded, Frame, ImageFeatures, Latents, Output, PromptMode, Prompts
+from fusionsam.types import Encoded, FirstPass, Frame, ImageFeatures, Latents, Output, PromptMode, Prompts
 
 WHOLE, ENCODER, DECODER = "fusionsam.onnx", "encoder.onnx", "decoder.onnx"
 WHOLE_INT8 = "fusionsam_int8.onnx"
@@ -89,6 +89,7 @@ class OnnxNetwork(FusionSAMNetwork):
 
     def __init__(self, folder: str | Path, encoder: str = ENCODER) -> None:
         nn.Module.__init__(self)  # the network's own constructor would build every stage
+        self.steering = None
         self.encoder_session = open_session(Path(folder) / encoder)
         self.decoder_session = open_session(Path(folder) / DECODER)
         self.facts = metadata(self.encoder_session)
@@ -142,8 +143,17 @@ class OnnxNetwork(FusionSAMNetwork):
             padded=padded,
         )
 
-    def decode(self, encoded: Encoded, prompts: Prompts | None = None, mode: PromptMode | None = None) -> Output:
-        """As FusionSAMNetwork.decode."""
+    def decode(
+        self,
+        encoded: Encoded,
+        prompts: Prompts | None = None,
+        mode: PromptMode | None = None,
+        first: FirstPass | None = None,
+    ) -> Output:
+        """As FusionSAMNetwork.decode; the files have no part for clicks that name a class, nor use for `first`."""
+        if prompts is not None:
+            untaught = "exported models take no clicks that name a class; leave the classes out, or use --backend torch"
+            require_classes_known(prompts, len(self.config.classes), untaught)
         used = self.prompts_for(encoded, prompts, mode)
         points, labels = sam_points(used, len(encoded.fused))
         assert used.mask is not None

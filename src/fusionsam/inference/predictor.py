@@ -25,7 +25,7 @@ from fusionsam.models.encoders.create import prepare_for_inference
 from fusionsam.models.geometry import scale_prompts
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.types import SMALLEST, Output, Prompts
+from fusionsam.types import PROMPT_TENSORS, SMALLEST, Output, Prompts
 from fusionsam.weights.checkpoint import Card, load_network, locate
 from fusionsam.weights.hub import LICENSE, at_revision
 
@@ -256,7 +256,8 @@ class FusionSAM:
         """A pair (either may be None) -> fused picture, class ids, confidence.
 
         `prompts`: "self" or "none", or points and boxes of your own in pixels: a `Prompts` of tensors or arrays, or the
-        object of a prompt file, {"points": [[x, y]], "labels": [1], "boxes": [[x0, y0, x1, y1]]}. Class probabilities
+        object of a prompt file, {"points": [[x, y]], "labels": [1], "boxes": [[x0, y0, x1, y1]]}; with "classes":
+        ["car"] (and "box_classes") they steer the class map, as far as the weights learned that. Class probabilities
         are means over copies resized by `scales`, 1 among them, and with `flip` over mirrored ones (`infer_views`).
         `covered` bool (2,H,W) is false at pixels that the visible, or the infrared camera does not reach, as
         `alignment.apply.Aligner` tells it. `reading` says how the infrared picture becomes heat (range, polarity,
@@ -265,7 +266,7 @@ class FusionSAM:
         require_one_as_it_is(scales)
         found = read_inputs(visible, infrared, reading)
         ready = (found.visible, found.infrared)
-        own, mode = given_prompts(prompts, _size_of(ready))
+        own, mode = given_prompts(prompts, _size_of(ready), self.config.classes)
         started = time.perf_counter()
         result = self.postprocess(
             self.infer_views(*ready, own, mode, scales, flip, None if covered is None else covered[None])
@@ -320,9 +321,6 @@ def choose_device(device: str) -> str:
 
 
 def _row(prompts: Prompts, row: int) -> Prompts:
-    def pick(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value[row : row + 1].detach().cpu()
-
-    return Prompts(
-        pick(prompts.points), pick(prompts.point_labels), pick(prompts.boxes), pick(prompts.mask), prompts.source
-    )
+    found = {name: getattr(prompts, name) for name in PROMPT_TENSORS}
+    rows = {name: value[row : row + 1].detach().cpu() for name, value in found.items() if value is not None}
+    return replace(prompts, **rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,29 @@ from fusionsam.types import Prompts
 
 
 def prompts_to_json(prompts: Prompts) -> dict[str, Any]:
-    """Source, points with labels (padding left out) and boxes of the first image, in pixels, one decimal."""
+    """Source, points with labels (padding left out) and boxes of the first image, in pixels, one decimal; where any
+    names a class, the ids of the classes beside them."""
     points: list[list[float]] = []
     labels: list[int] = []
+    classes: list[int | None] = []
     if prompts.points is not None and prompts.point_labels is not None:
-        for xy, label in zip(prompts.points[0].tolist(), prompts.point_labels[0].tolist(), strict=True):
+        named = _ids(prompts.point_classes, prompts.points.shape[1])
+        for xy, label, index in zip(prompts.points[0].tolist(), prompts.point_labels[0].tolist(), named, strict=True):
             if label >= 0:
                 points.append([round(v, 1) for v in xy])
                 labels.append(int(label))
+                classes.append(index)
     boxes = [] if prompts.boxes is None else [[round(v, 1) for v in box] for box in prompts.boxes[0].tolist()]
-    return {"source": prompts.source, "points": points, "labels": labels, "boxes": boxes}
+    found: dict[str, Any] = {"source": prompts.source, "points": points, "labels": labels, "boxes": boxes}
+    if prompts.point_classes is not None:
+        found["classes"] = classes
+    if prompts.box_classes is not None:
+        found["box_classes"] = _ids(prompts.box_classes, len(boxes))
+    return found
+
+
+def _ids(classes: Tensor | None, count: int) -> list[int | None]:
+    return [None] * count if classes is None else [int(v) if v >= 0 else None for v in classes[0].tolist()]
 
 
 def prompts_file(prompts: str | None) -> Path | None:
@@ -35,11 +49,12 @@ def prompts_file(prompts: str | None) -> Path | None:
     return Path(prompts)
 
 
-def read_prompts(path: Path, name: str, size: tuple[int, int]) -> Prompts:
+def read_prompts(path: Path, name: str, size: tuple[int, int], classes: Sequence[str] = ()) -> Prompts:
     """User prompts for the pair `name` of `size` (H, W) from a JSON file.
 
     {"points": [[x, y], ...], "labels": [1, 0, ...], "boxes": [[x0, y0, x1, y1], ...]} for every pair, or such an
-    object under each pair's name. Labels: 1 on the object, 0 off it; all 1 when left out. InputError for anything else.
+    object under each pair's name. Labels: 1 on the object, 0 off it; all 1 when left out. "classes" names a class of
+    `classes` (or its id, or null) for each point, "box_classes" for each box. InputError for anything else.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -47,20 +62,23 @@ def read_prompts(path: Path, name: str, size: tuple[int, int]) -> Prompts:
         raise InputError(f"prompts {path}: cannot be read ({error.strerror}); give self, none or a JSON file") from None
     except (ValueError, RecursionError) as error:  # also numbers of too many digits, and brackets in brackets
         raise InputError(f"prompts {path}: not JSON ({error}); see the README for the form") from None
-    known = {"points", "labels", "boxes"}
+    known = set(KEYS)
     if isinstance(raw, dict) and not known & set(raw):
         if name not in raw:
             raise InputError(f"prompts {path}: holds no prompts for {name!r}; add them under that name")
         raw = raw[name]
-    return prompts_from(raw, f"prompts {path}", repr(name), size)
+    return prompts_from(raw, f"prompts {path}", repr(name), size, classes)
 
 
-def prompts_from(raw: Any, where: str, owner: str, size: tuple[int, int]) -> Prompts:
-    """User prompts for a picture of `size` (H, W) from the object {"points", "labels", "boxes"} of `read_prompts`.
+KEYS = ("points", "labels", "boxes", "classes", "box_classes")
+"""What an object of prompts may hold."""
+
+
+def prompts_from(raw: Any, where: str, owner: str, size: tuple[int, int], classes: Sequence[str] = ()) -> Prompts:
+    """User prompts for a picture of `size` (H, W) from the object of `read_prompts`.
 
     `where` and `owner` name the source and the pair in the InputError for anything else."""
-    keys = ("points", "labels", "boxes")
-    if not isinstance(raw, dict) or not set(raw) <= set(keys) or not (raw.get("points") or raw.get("boxes")):
+    if not isinstance(raw, dict) or not set(raw) <= set(KEYS) or not (raw.get("points") or raw.get("boxes")):
         raise InputError(f"{where}: expected points and labels, or boxes, for {owner}; see the README")
     height, width = size
     arrays: dict[str, Tensor | None] = {"points": None, "boxes": None}
@@ -88,4 +106,33 @@ def prompts_from(raw: Any, where: str, owner: str, size: tuple[int, int]) -> Pro
         if not isinstance(given, list) or len(given) != points.shape[1] or any(g not in (0, 1) for g in given):
             raise InputError(f"{where}: labels of {owner} must be one 0 or 1 for each of its points")
         labels = torch.tensor([int(g) for g in given])[None]
-    return Prompts(points=points, point_labels=labels, boxes=arrays["boxes"], source="user")
+    named = {"classes": points, "box_classes": arrays["boxes"]}
+    ids = {key: _class_ids(raw.get(key), key, places, where, owner, classes) for key, places in named.items()}
+    return Prompts(
+        points=points,
+        point_labels=labels,
+        boxes=arrays["boxes"],
+        source="user",
+        point_classes=ids["classes"],
+        box_classes=ids["box_classes"],
+    )
+
+
+def _class_ids(
+    raw: object, key: str, places: Tensor | None, where: str, owner: str, classes: Sequence[str]
+) -> Tensor | None:
+    """Names, ids and nulls -> int64 (1,n), -1 for null; InputError for what is no class, and for another number."""
+    if not raw:
+        return None
+    count = 0 if places is None else places.shape[1]
+    if not isinstance(raw, list) or len(raw) != count:
+        raise InputError(f"{where}: {key} of {owner} must be one class or null for each of its {count} prompts")
+    found = []
+    for given in raw:
+        known = given in classes if isinstance(given, str) else given is None or type(given) is int
+        if not known or (isinstance(given, int) and not 0 <= given < len(classes)):
+            raise InputError(
+                f"{where}: {key} of {owner} has {str(given)[:40]!r}, expected one of {', '.join(classes)}, or null"
+            )
+        found.append(-1 if given is None else classes.index(given) if isinstance(given, str) else int(given))
+    return torch.tensor(found)[None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Mas
 from fusionsam.inference.prediction import Mode, Prediction
 from fusionsam.inference.prompts import prompts_from
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.types import Encoded, Latents, Output, Prompts
+from fusionsam.types import PROMPT_TENSORS, Encoded, Latents, Output, Prompts
 
 
 class Model(Protocol):
@@ -103,7 +103,8 @@ class Session:
 
         Args:
             prompts: As in `FusionSAM.predict`: "self", "none", a `Prompts` of tensors or arrays, or a dictionary of
-                points, labels and boxes in pixels of the pair. None = the model's own mode.
+                points, labels and boxes in pixels of the pair, and of the classes that they name. None = the model's
+                own mode.
 
         Returns:
             Fused picture, class ids and confidence at the pair's own size; `seconds` are the decoder's.
@@ -112,26 +113,27 @@ class Session:
             InputError: For prompts that contradict themselves or are for several images.
         """
         started = time.perf_counter()
-        own, mode = given_prompts(prompts, self.size)
+        own, mode = given_prompts(prompts, self.size, self.model.network.config.classes)
         own = None if own is None else own.to(self.model.device)
         result = self.model.postprocess(self.model.network.decode(self.encoded, own, mode))
         return replace(result, seconds=time.perf_counter() - started)
 
 
 def given_prompts(
-    prompts: Prompts | Mapping[str, Any] | Mode | None, size: tuple[int, int]
+    prompts: Prompts | Mapping[str, Any] | Mode | None, size: tuple[int, int], classes: Sequence[str]
 ) -> tuple[Prompts | None, Mode | None]:
-    """What a caller gave, as prompts of tensors for one pair of `size` (H, W), or as a mode, or neither.
+    """What a caller gave, as prompts of tensors for one pair of `size` (H, W), or as a mode, or neither; `classes` are
+    the names of the network's.
 
     Raises InputError for anything else, prompts of more than one image, and labels other than 1, 0 and -1."""
     if prompts is None or isinstance(prompts, str):
         return None, prompts
     if isinstance(prompts, Mapping):
-        return prompts_from(dict(prompts), "prompts", "this pair", size), None
+        return prompts_from(dict(prompts), "prompts", "this pair", size, classes), None
     if not isinstance(prompts, Prompts):
         raise InputError(f"prompts: found {type(prompts).__name__}; expected self, none, a Prompts or a dictionary")
     found = prompts.as_tensors()
-    for name in ("points", "point_labels", "boxes", "mask"):
+    for name in PROMPT_TENSORS:
         value = getattr(found, name)
         if value is not None and len(value) != 1:
             raise InputError(f"prompts.{name}: found {len(value)} rows of prompts for 1 image; give one (batch of 1)")

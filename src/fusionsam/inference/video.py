@@ -308,7 +308,7 @@ def run(options: PredictOptions) -> tuple[int, float, Path, int]:
     clicks = prompts_file(options.prompts)
 
     def prompts(name: str, size: tuple[int, int]) -> Any:
-        return options.prompts if clicks is None else read_prompts(clicks, name, size)
+        return options.prompts if clicks is None else read_prompts(clicks, name, size, model.config.classes)
 
     inputs = [path for path in (options.visible, options.infrared) if path is not None]
     out = options.out / f"{inputs[0].resolve().name if inputs[0].is_dir() else inputs[0].stem}_overlay.mp4"

@@ -6,6 +6,8 @@ padded / 4."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -147,7 +149,7 @@ def scale_prompts(prompts: Prompts, source: Size, target: Size) -> Prompts:
         pairs = xy.reshape(*xy.shape[:-1], -1, 2)
         return ((pairs + 0.5) * factor - 0.5).reshape(xy.shape)
 
-    return Prompts(move(prompts.points), prompts.point_labels, move(prompts.boxes), prompts.mask, prompts.source)
+    return replace(prompts, points=move(prompts.points), boxes=move(prompts.boxes))
 
 
 def keep_inside(prompts: Prompts, size: Size) -> Prompts:
@@ -160,7 +162,84 @@ def keep_inside(prompts: Prompts, size: Size) -> Prompts:
         edge = size_tensor((size[1] - 1, size[0] - 1), xy).repeat(xy.shape[2] // 2)
         return torch.minimum(xy, edge)
 
-    return Prompts(move(prompts.points), prompts.point_labels, move(prompts.boxes), prompts.mask, prompts.source)
+    return replace(prompts, points=move(prompts.points), boxes=move(prompts.boxes))
+
+
+def split_classes(given: Prompts | None) -> tuple[Prompts | None, Prompts | None]:
+    """The prompts that name a class, and the others; None where there are none of a kind, the very prompts that were
+    given where none names one. Within a batch a point of the other kind becomes padding, a box likewise among those
+    that name a class. Raises InputError for a box that names a class in one image of a batch and none in another.
+    """
+    if given is None or not any(_named(classes) for classes in (given.point_classes, given.box_classes)):
+        return None, None if given is None else replace(given, point_classes=None, box_classes=None)
+    named, rest = Prompts(), replace(given, points=None, point_labels=None, boxes=None)
+    rest = replace(rest, point_classes=None, box_classes=None)
+    if given.points is not None and given.point_labels is not None:
+        classes = _or_none_named(given.point_classes, given.points)
+        some, free = (classes >= 0).any(0), ((classes < 0) & (given.point_labels >= 0)).any(0)
+        if bool(some.any()):
+            named = replace(named, points=given.points[:, some], point_classes=classes[:, some])
+        if bool(free.any()):
+            labels = given.point_labels.masked_fill(classes >= 0, -1)[:, free]
+            rest = replace(rest, points=given.points[:, free], point_labels=labels)
+    if given.boxes is not None:
+        classes = _or_none_named(given.box_classes, given.boxes)
+        some, free = (classes >= 0).any(0), (classes < 0).any(0)
+        if bool((some & free).any()):
+            raise InputError("prompts.box_classes: a box names a class in one image of the batch and none in another")
+        if bool(some.any()):
+            named = replace(named, boxes=given.boxes[:, some], box_classes=classes[:, some])
+        if bool(free.any()):
+            rest = replace(rest, boxes=given.boxes[:, free])
+    empty = rest.points is None and rest.boxes is None and rest.mask is None
+    return named, None if empty else rest
+
+
+def _named(classes: Tensor | None) -> bool:
+    return classes is not None and bool((classes >= 0).any())
+
+
+def _or_none_named(classes: Tensor | None, places: Tensor) -> Tensor:
+    return places.new_full(places.shape[:2], -1, dtype=torch.long) if classes is None else classes.long()
+
+
+def require_inside(given: Prompts, size: Size) -> None:
+    """Raises InputError for points and boxes that reach outside of (H, W) = `size`: what stands there has no class."""
+    for name, found in (("points", given.points), ("boxes", given.boxes)):
+        if found is None:
+            continue
+        xy = found.reshape(-1, 2)
+        limit = xy.new_tensor([size[1], size[0]])
+        outside = ((xy < 0) | (xy > limit)).any(1)
+        if bool(outside.any()):
+            x, y = xy[outside][0].tolist()
+            raise InputError(f"prompts.{name}: {x:g}, {y:g} lies outside of the picture of {size[1]}x{size[0]} pixels")
+
+
+def require_classes_known(given: Prompts, classes: int, untaught: str | None) -> None:
+    """Raises InputError for classes of points and boxes that there are not, that do not fit the points, or that the
+    network cannot use: `untaught` says why and what to do, None = it can."""
+    for name, places, found in (
+        ("point_classes", given.points, given.point_classes),
+        ("box_classes", given.boxes, given.box_classes),
+    ):
+        if found is None:
+            continue
+        wanted = None if places is None else tuple(places.shape[:2])
+        if tuple(found.shape) != wanted:
+            raise InputError(f"prompts.{name}: found shape {tuple(found.shape)}, expected {wanted}: one class id each")
+        low, high = (int(found.min()), int(found.max())) if found.numel() else (-1, -1)
+        if found.is_floating_point() or low < -1 or high >= classes:
+            odd = "numbers with a point" if found.is_floating_point() else f"{low if low < -1 else high}"
+            raise InputError(f"prompts.{name}: found {odd}, expected class ids 0 to {classes - 1}, or -1 for none")
+        if high >= 0 and untaught:
+            raise InputError(f"prompts.{name}: {untaught}")
+    labels, named = given.point_labels, given.point_classes
+    if named is not None and labels is not None and bool(((named >= 0) & (labels != 1)).any()):
+        raise InputError(
+            "prompts.point_classes: a point off the object (label 0) names a class; give the class that is there, with "
+            "label 1"
+        )
 
 
 def require_prompts(given: Prompts, batch: int) -> None:

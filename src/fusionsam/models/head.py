@@ -68,7 +68,8 @@ class ClassificationHead(nn.Module):
         elif config.multi_level and level_channels:
             self.lateral.extend(nn.Conv2d(channels, width, 1) for channels in level_channels)
             self.smooth = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), group_norm(width), nn.GELU())
-        inputs = mask_channels + classes + latent_dim + (width if self.lateral or self.pyramid else 0)
+        self.feature_channels = width if self.lateral or self.pyramid else 0
+        inputs = mask_channels + classes + latent_dim + self.feature_channels
         self.mlp = nn.Sequential(
             nn.Conv2d(inputs, width, 1),
             group_norm(width),
@@ -84,17 +85,22 @@ class ClassificationHead(nn.Module):
         mask_features: Float[Tensor, "B F h w"],
         fot_logits: Float[Tensor, "B K h w"],
         z_f: Float[Tensor, "B d h w"],
-        levels: list[Tensor],
+        features: Float[Tensor, "B width h w"] | None,
     ) -> Float[Tensor, "B K h w"]:
-        """(B,E/8,h,w), (B,K,h,w), (B,d,h,w) and the levels cut to the image -> logits (B,K,h,w)."""
+        """(B,E/8,h,w), (B,K,h,w), (B,d,h,w) and what `features` made of the levels -> logits (B,K,h,w)."""
         parts = [mask_features, fot_logits, z_f]
+        if features is None:
+            return self.mlp(torch.cat(parts, dim=1))
+        logits: Tensor = self.mlp(torch.cat([*parts, features], dim=1))
+        return logits if self.pyramid is None else logits + self.direct(features)
+
+    def features(self, levels: list[Tensor], size: tuple[int, int]) -> Float[Tensor, "B width h w"] | None:
+        """The levels, cut to the image, as one map of `size` (h, w); None where the head sees none."""
         if self.pyramid is not None:
-            features = resize(self.pyramid(levels), (z_f.shape[2], z_f.shape[3]))
-            logits: Tensor = self.mlp(torch.cat([*parts, features], dim=1)) + self.direct(features)
-            return logits
-        if self.lateral:
-            total = self.lateral[-1](levels[-1])
-            for conv, level in zip(reversed(self.lateral[:-1]), reversed(levels[:-1]), strict=True):
-                total = resize(total, (level.shape[2], level.shape[3])) + conv(level)
-            parts.append(resize(self.smooth(total), (z_f.shape[2], z_f.shape[3])))
-        return self.mlp(torch.cat(parts, dim=1))
+            return resize(self.pyramid(levels), size)
+        if not self.lateral:
+            return None
+        total = self.lateral[-1](levels[-1])
+        for conv, level in zip(reversed(self.lateral[:-1]), reversed(levels[:-1]), strict=True):
+            total = resize(total, (level.shape[2], level.shape[3])) + conv(level)
+        return resize(self.smooth(total), size)

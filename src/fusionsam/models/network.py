@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fusionsam.config.schema import ModelConfig
 from fusionsam.errors import InputError
@@ -21,9 +23,12 @@ from fusionsam.models.geometry import (
     mask_to_grid,
     pair_size,
     reduced_size,
+    require_classes_known,
+    require_inside,
     require_mask,
     require_prompts,
     scale_prompts,
+    split_classes,
     stand_in,
     stand_in_where,
     to_input,
@@ -32,8 +37,16 @@ from fusionsam.models.head import ClassificationHead
 from fusionsam.models.layers import resize
 from fusionsam.models.mask_decoder import FullFledgedMaskDecoder
 from fusionsam.models.prompts import PromptEncoder, cut, self_prompts
+from fusionsam.models.steering import Steering
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.types import Encoded, Output, PromptMode, Prompts
+from fusionsam.types import ClassClicks, Encoded, FirstPass, Output, PromptMode, Prompts
+
+PICTURE = 12
+"""Channels of the fused picture that steering sees: RGB of the 2 x 2 places of a latent cell."""
+UNTAUGHT = (
+    "these weights have no steering, so a click cannot name a class; leave the classes out, or train it with "
+    "configs/steering.yaml"
+)
 
 
 class FusionSAMNetwork(nn.Module):
@@ -53,6 +66,15 @@ class FusionSAMNetwork(nn.Module):
         self.prompt_encoder.sam.no_mask_embed.requires_grad_(not config.prompts.mask)
         self.mask_decoder = FullFledgedMaskDecoder(config.decoder, classes, levels, strides)
         self.head = ClassificationHead(config.head, classes, self.mask_decoder.feature_channels, dim, levels)
+        self.steering: Steering | None = None
+        self.add_steering()
+
+    def add_steering(self) -> None:
+        """A new `steering`, random but for a last layer of zeros; None where `config.steering` asks for none."""
+        config = self.config
+        seen = self.head.feature_channels + config.tokenizer.dim + self.mask_decoder.feature_channels + PICTURE
+        width, classes = config.steering.width, len(config.classes)
+        self.steering = Steering(config.steering, classes, seen, config.decoder.hidden) if width else None
 
     @property
     def multiple(self) -> int:
@@ -127,12 +149,38 @@ class FusionSAMNetwork(nn.Module):
             padded=(picture.shape[2], picture.shape[3]),
         )
 
-    def decode(self, encoded: Encoded, prompts: Prompts | None = None, mode: PromptMode | None = None) -> Output:
+    def decode(
+        self,
+        encoded: Encoded,
+        prompts: Prompts | None = None,
+        mode: PromptMode | None = None,
+        first: FirstPass | None = None,
+    ) -> Output:
         """The second half of `forward`, cheap enough to run at every click: prompts -> masks and logits.
 
-        `prompts` and `mode` as in `forward`, in pixels of the images that were encoded. Raises InputError on prompts
-        that contradict themselves.
+        `prompts` and `mode` as in `forward`, in pixels of the images that were encoded; `first` is what `first_pass`
+        gave for the prompts that name no class, if it was run before. Raises InputError on prompts that contradict
+        themselves.
         """
+        if prompts is not None:
+            require_prompts(prompts, len(encoded.mask_prompt))
+            require_classes_known(prompts, len(self.config.classes), UNTAUGHT if self.steering is None else None)
+        clicks, rest = split_classes(prompts)
+        first = first or self.first_pass(encoded, rest, mode)
+        logits = first.logits if clicks is None else self._steer(encoded, first, clicks)
+        used = scale_prompts(first.prompts, encoded.small, encoded.size)
+        return Output(
+            fused=encoded.fused,
+            logits=to_input(logits, encoded),
+            fot_logits=to_input(first.fot, encoded),
+            prompts=used if clicks is None or prompts is None else replace(prompts, mask=used.mask),
+            latents=encoded.latents,
+            mask_prompt=encoded.mask_prompt,
+            features=encoded.z_f,
+        )
+
+    def first_pass(self, encoded: Encoded, prompts: Prompts | None = None, mode: PromptMode | None = None) -> FirstPass:
+        """What the network gives on the latent grid before any click names a class; arguments as in `decode`."""
         features, z_f = encoded.features, encoded.z_f
         used = self.prompts_for(encoded, prompts, mode)
         grid = (features.embedding.shape[2], features.embedding.shape[3])
@@ -143,16 +191,27 @@ class FusionSAMNetwork(nn.Module):
         latent_grid = (z_f.shape[2], z_f.shape[3])
         fot = cut(fot, features.frame, latent_grid)
         levels = [content_of(level, features.frame) for level in features.levels]
-        logits = self.head(cut(mask_features, features.frame, latent_grid), fot, z_f, levels)
-        return Output(
-            fused=encoded.fused,
-            logits=to_input(logits, encoded),
-            fot_logits=to_input(fot, encoded),
-            prompts=scale_prompts(used, encoded.small, encoded.size),
-            latents=encoded.latents,
-            mask_prompt=encoded.mask_prompt,
-            features=z_f,
-        )
+        masks = cut(mask_features, features.frame, latent_grid)
+        level_features = self.head.features(levels, latent_grid)
+        return FirstPass(self.head(masks, fot, z_f, level_features), fot, masks, level_features, used)
+
+    def steering_context(self, encoded: Encoded, first: FirstPass) -> Tensor:
+        """(B,C,h,w): what steering sees of a pair, the fused picture at twice the latent grid among it."""
+        picture = F.avg_pool2d(fit(encoded.fused, encoded.small, self.multiple), Tokenizer.STRIDE // 2)
+        parts = [encoded.z_f, first.mask_features, F.pixel_unshuffle(picture, 2)]
+        return torch.cat(parts if first.features is None else [first.features, *parts], dim=1)
+
+    def class_clicks(self, encoded: Encoded, given: Prompts) -> ClassClicks:
+        """Prompts that all name a class, in pixels of the input, as steering takes them; InputError for one outside."""
+        require_inside(given, encoded.size)
+        inside = scale_prompts(keep_inside(given, encoded.size), encoded.size, encoded.small)
+        return self.prompt_encoder.class_clicks(inside, encoded.padded, encoded.features.frame)
+
+    def _steer(self, encoded: Encoded, first: FirstPass, given: Prompts) -> Tensor:
+        assert self.steering is not None
+        clicks = self.class_clicks(encoded, given)
+        logits: Tensor = self.steering(self.steering_context(encoded, first), first.logits, clicks)
+        return logits
 
     def prompts_for(self, encoded: Encoded, given: Prompts | None, mode: PromptMode | None) -> Prompts:
         """What steers SAM, in pixels of the size at which the pair is segmented: `given` prompts, or by `mode` (of the
@@ -185,7 +244,8 @@ class FusionSAMNetwork(nn.Module):
     def parts(self) -> dict[str, nn.Module]:
         """The stages by name, in the order they run."""
         names = ("tokenizer", "fusion", "picture_head", "image_encoder", "prompt_encoder", "mask_decoder", "head")
-        return {name: getattr(self, name) for name in names}
+        found: dict[str, nn.Module] = {name: getattr(self, name) for name in names}
+        return found if self.steering is None else {**found, "steering": self.steering}
 
     def extra_repr(self) -> str:
         """The preset this network was built from."""

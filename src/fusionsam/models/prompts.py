@@ -10,7 +10,7 @@ from transformers.models.sam.modeling_sam import SamPromptEncoder
 
 from fusionsam.config.schema import DecoderConfig, PromptConfig
 from fusionsam.models.layers import resize, rounded, same_size, size_tensor
-from fusionsam.types import Frame, Prompts
+from fusionsam.types import ClassClicks, Frame, Prompts
 
 CELL = 4  # pixels a latent cell covers
 
@@ -147,6 +147,25 @@ class PromptEncoder(nn.Module):
         else:
             dense = self.sam.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, *grid)
         return sparse, dense
+
+    def class_clicks(self, given: Prompts, image_size: tuple[int, int], frame: Frame) -> ClassClicks:
+        """Points and boxes that name a class, in pixels of an (H,W) image -> in latent cells, with SAM's own tokens."""
+        like = self.sam.no_mask_embed.weight
+        batch = len(given.points if given.points is not None else given.boxes)  # type: ignore[arg-type]
+        none = like.new_zeros(batch, 0, dtype=torch.long)
+        points, boxes = like.new_zeros(batch, 0, 2), like.new_zeros(batch, 0, 4)
+        point_classes, box_classes, tokens = none, none, []
+        if given.points is not None and given.point_classes is not None and given.points.shape[1]:
+            points, point_classes = given.points, given.point_classes
+            square = self.to_square(points, image_size, frame)[:, None]
+            on = torch.ones_like(point_classes)[:, None]
+            tokens.append(self.sam._embed_points(square, on, pad=False)[:, 0])
+        if given.boxes is not None and given.box_classes is not None and given.boxes.shape[1]:
+            boxes, box_classes = given.boxes, given.box_classes
+            corners = self.to_square(boxes.unflatten(2, (2, 2)), image_size, frame).flatten(2)
+            tokens.append(self.sam._embed_boxes(corners).unflatten(1, boxes.shape[1:2]).flatten(3).sum(2))
+        cells = [(xy + 0.5) / CELL - 0.5 for xy in (points, boxes)]
+        return ClassClicks(cells[0], point_classes, cells[1], box_classes, torch.cat(tokens, dim=1))
 
     def _embed_sam_points(self, points: Tensor, labels: Tensor) -> Tensor:
         """An exported decoder's prompts: labels 2 and 3 are a box's corners, padding is the caller's, as in SAM's."""

@@ -59,6 +59,8 @@ OTHERS = range(4, 200)
 USES: dict[str, Use] = {"both": "both", "visible only": "visible", "infrared only": "infrared"}
 TOOLS = ["on the object", "off the object", "box"]
 HELP = "Mouse: click the object, right click what is not part of it, drag a box. Finger: choose here what it does."
+NO_CLASS = "no class: pick a mask"
+NAMED = "A class corrects the class map around the click; off the object it says that nothing is there."
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
 
 
@@ -174,15 +176,19 @@ class Handlers:
         except InputError as error:
             return [complaint(error), gr.skip(), gr.skip()]
 
-    def press(self, session: PairSession | None, tool: str, on: list[str], event: gr.EventData) -> list[Any]:
-        """A point or box from the script of the fused picture."""
+    def press(
+        self, session: PairSession | None, tool: str, named: str, on: list[str], event: gr.EventData
+    ) -> list[Any]:
+        """A point or box from the script of the fused picture, which names the class `named`, if it is one."""
+        classes = self.model.config.classes
+        index = classes.index(named) if named in classes else -1
         sent = event._data if isinstance(event._data, dict) else {}
         x, y, *corner = [float(value) for value in sent.get("box") or sent.get("point") or [0, 0, 0]]
         if len(corner) == 2:
-            return self.change(lambda s: s.drag(x, y, *corner), session, on)
+            return self.change(lambda s: s.drag(x, y, corner[0], corner[1], index), session, on)
         if not corner:
             off = bool(sent.get("off")) or tool == TOOLS[1]
-            return self.change(lambda s: s.click(x, y, not off), session, on)
+            return self.change(lambda s: s.click(x, y, not off, index), session, on)
         return [gr.skip()] * 3
 
     def undo(self, session: PairSession | None, on: list[str]) -> list[Any]:
@@ -266,6 +272,10 @@ def build(model: FusionSAM, folder: Path, aligner: Aligner | None = None) -> gr.
         with gr.Row():
             with gr.Column(min_width=280):
                 tool = gr.Radio(TOOLS, value=TOOLS[0], label="A click or tap is", info=HELP, elem_id="tool")
+                named = gr.Dropdown(
+                    [NO_CLASS, *classes], value=NO_CLASS, label="It is", info=NAMED, elem_id="named",
+                    visible=model.network.steering is not None,
+                )  # fmt: skip
                 with gr.Row():
                     undo, clear = small("Undo", "undo"), small("Clear my prompts", "clear")
                 # the style sheet obeys it: a question to the server could be overtaken by an older answer
@@ -298,7 +308,7 @@ def build(model: FusionSAM, folder: Path, aligner: Aligner | None = None) -> gr.
         for button, index in built:
             drawn = button.click(functools.partial(ask.scene, index), None, pair, **shared)
             events.append(drawn.then(ask.open_pair, [*pair, use, on], opened, **shared))
-        events.append(fused.click(ask.press, [session, tool, on], answer, **many))
+        events.append(fused.click(ask.press, [session, tool, named, on], answer, **many))
         events.append(undo.click(ask.undo, [session, on], answer, **many))
         events.append(clear.click(ask.clear, [session, on], answer, **shared))
         events.append(use.input(ask.take, [session, use, on], answer, **latest))

@@ -94,6 +94,8 @@ class PairSession:
     use: Use = "both"
     points: list[tuple[float, float, int]] = field(default_factory=list)  # x, y, 1 on or 0 off the object
     boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    point_classes: list[int] = field(default_factory=list)  # id that a point names, -1 = none
+    box_classes: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._whole: NDArray[np.uint8] | None = None
@@ -140,24 +142,28 @@ class PairSession:
         """Whether a person has clicked."""
         return bool(self.points or self.boxes)
 
-    def click(self, x: float, y: float, on: bool) -> None:
-        """A point in pixels, on or off the object; outside of the picture it is moved to its edge."""
+    def click(self, x: float, y: float, on: bool, named: int = -1) -> None:
+        """A point in pixels, on or off the object; outside of the picture it is moved to its edge. With `named`, the id
+        of a class, it says that this class is there, or off the object that there is none (class 0)."""
         (left, top) = self._inside(x, y)
-        self._ask([*self.points, (left, top, int(on))], self.boxes)
+        index = named if on or named < 0 else 0
+        point = (left, top, int(on or index >= 0))
+        self._ask([*self.points, point], self.boxes, [*self.point_classes, index], self.box_classes)
 
-    def drag(self, x0: float, y0: float, x1: float, y1: float) -> None:
-        """A box in pixels, from corner to opposite corner."""
+    def drag(self, x0: float, y0: float, x1: float, y1: float, named: int = -1) -> None:
+        """A box in pixels, from corner to opposite corner; `named` as for a click."""
         (left, top), (right, bottom) = self._inside(min(x0, x1), min(y0, y1)), self._inside(max(x0, x1), max(y0, y1))
-        self._ask(self.points, [*self.boxes, (left, top, right, bottom)])
+        boxes = [*self.boxes, (left, top, right, bottom)]
+        self._ask(self.points, boxes, self.point_classes, [*self.box_classes, named])
 
     def undo(self, all: bool = False) -> None:
         """Forget what a person clicked: points from the last to the first, then boxes; or everything at once."""
         if all or not self.prompted:
-            self._ask([], [])
+            self._ask([], [], [], [])
         elif self.points:
-            self._ask(self.points[:-1], self.boxes)
+            self._ask(self.points[:-1], self.boxes, self.point_classes[:-1], self.box_classes)
         else:
-            self._ask([], self.boxes[:-1])
+            self._ask([], self.boxes[:-1], [], self.box_classes[:-1])
 
     def _inside(self, x: float, y: float) -> tuple[float, float]:
         if not (np.isfinite(x) and np.isfinite(y)):
@@ -165,17 +171,26 @@ class PairSession:
         height, width = self.size
         return min(max(float(x), 0.0), width - 1.0), min(max(float(y), 0.0), height - 1.0)
 
-    def _ask(self, points: list[tuple[float, float, int]], boxes: list[tuple[float, float, float, float]]) -> None:
+    def _ask(
+        self,
+        points: list[tuple[float, float, int]],
+        boxes: list[tuple[float, float, float, float]],
+        point_classes: list[int],
+        box_classes: list[int],
+    ) -> None:
         if len(points) + len(boxes) > MOST:
             raise InputError(f"prompts: {MOST} clicks and boxes are the most for one pair; clear some")
-        self.points, self.boxes = points, boxes
+        self.points, self.boxes, self.point_classes, self.box_classes = points, boxes, point_classes, box_classes
         self.now = self._session.predict(self._prompts()) if self.prompted else self.own
 
     def _prompts(self) -> Prompts:
         points = torch.tensor([[xy[:2] for xy in self.points]]) if self.points else None
         labels = torch.tensor([[xy[2] for xy in self.points]]) if self.points else None
         boxes = torch.tensor([self.boxes]) if self.boxes else None
-        return Prompts(points=points, point_labels=labels, boxes=boxes, source="user")
+        named = [
+            torch.tensor([ids]) if max(ids, default=-1) >= 0 else None for ids in (self.point_classes, self.box_classes)
+        ]
+        return Prompts(points, labels, boxes, source="user", point_classes=named[0], box_classes=named[1])
 
     # -- the answers ---------------------------------------------------------------------------------------------
 

@@ -178,7 +178,8 @@ def _schema(*files: str) -> dict[str, Any]:
     properties: dict[str, Any] = {name: {"type": "string", "format": "binary"} for name in files}
     properties["prompts"] = {
         "type": "string",
-        "description": "self, none (default: as the weights were configured), or JSON: points, labels, boxes",
+        "description": "self, none (default: as the weights were configured), or JSON: points, labels, boxes, and "
+        "classes and box_classes that these name",
     }
     return {"requestBody": {"content": {"multipart/form-data": {"schema": {"properties": properties}}}}}
 
@@ -188,10 +189,13 @@ def _lists(columns: int) -> dict[str, Any]:
     return {"type": "array", "items": row}
 
 
+_CLASSES = {"type": "array", "items": {"type": ["string", "integer", "null"]}}
 _PROMPTS_SCHEMA = {
     "points": _lists(2),
     "labels": {"type": "array", "items": {"enum": [0, 1]}},
     "boxes": _lists(4),
+    "classes": _CLASSES,
+    "box_classes": _CLASSES,
     "mode": {"enum": list(MODES)},
 }
 _ERROR = {"content": {"application/json": {"example": {"error": "one sentence"}}}}
@@ -224,7 +228,7 @@ def create_app(
 
             async def work() -> Response:
                 pair = await service.thread(decode_images, form, config.max_pixels, service.aligner)
-                prediction = await service.result(Predict(pair, form_prompts(form, pair.size)))
+                prediction = await service.result(Predict(pair, form_prompts(form, pair.size, model.config.classes)))
                 return await service.thread(answer, prediction, pictures, kind, 200, _temperatures(pair, prediction))
 
             return await service.accepted(request, work)
@@ -253,7 +257,7 @@ def create_app(
         """Label a session's pair again, steered by points and boxes in its pixels. Costs the decoder only."""
         kind, pictures = wanted_kind(request.headers.get("accept", "")), wanted_pictures(images)
         session = service.session(id)
-        prompts = prompts_of(await read_json(request, config.timeout), session.size)
+        prompts = prompts_of(await read_json(request, config.timeout), session.size, model.config.classes)
 
         async def work() -> Response:
             prediction = await service.result(Decode(session, prompts))

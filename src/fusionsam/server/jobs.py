@@ -15,7 +15,7 @@ from torch import Tensor
 from fusionsam.inference.prediction import Mode, Prediction
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.session import Session
-from fusionsam.types import Prompts
+from fusionsam.types import PROMPT_TENSORS, Prompts
 
 
 @dataclass
@@ -44,10 +44,11 @@ class Predict:
 
     @property
     def key(self) -> Hashable:
-        """Size, which images are there, and either the mode or the numbers of points and boxes."""
+        """Size, which images are there, and either the mode or the numbers of points and boxes, and whether they name
+        classes."""
         asked: Hashable = self.prompts
         if isinstance(self.prompts, Prompts):
-            given = (self.prompts.points, self.prompts.boxes)
+            given = [getattr(self.prompts, name) for name in PROMPT_TENSORS]
             asked = tuple(None if x is None else x.shape[1] for x in given)
         return self.images.size, self.images.visible is None, self.images.infrared is None, asked
 
@@ -123,8 +124,5 @@ class Engine:
 
 
 def _stack_prompts(rows: Sequence[Prompts]) -> Prompts:
-    def stack(name: str) -> Tensor | None:
-        values = [getattr(row, name) for row in rows]
-        return None if values[0] is None else torch.cat(values)
-
-    return Prompts(stack("points"), stack("point_labels"), stack("boxes"), source="user")
+    given = [name for name in PROMPT_TENSORS if getattr(rows[0], name) is not None]
+    return Prompts(**{name: torch.cat([getattr(row, name) for row in rows]) for name in given}, source="user")

@@ -96,7 +96,7 @@ def add_paths(app: FastAPI, service: Service) -> None:
 
             async def work() -> Response:
                 asked = await service.thread(parse, body, header, service)
-                prompts = prompts_in(asked.prompts, asked.pairs[0].size)
+                prompts = prompts_in(asked.prompts, asked.pairs[0].size, service.model.config.classes)
                 found = await asyncio.gather(*(service.result(Predict(pair, prompts)) for pair in asked.pairs))
                 return await service.thread(answer, asked, found, name)
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -236,8 +236,9 @@ def check_sizes(sizes: dict[str, tuple[int, int]], equal: bool = True) -> None:
         raise InputError(f"the images differ in size: {shown} pixels; send an aligned pair")
 
 
-def prompts_of(raw: Any, size: tuple[int, int]) -> Prompts | Mode:
-    """`{"mode": "self"}`, `{"mode": "none"}`, or points and boxes; InputError for anything else."""
+def prompts_of(raw: Any, size: tuple[int, int], classes: Sequence[str]) -> Prompts | Mode:
+    """`{"mode": "self"}`, `{"mode": "none"}`, or points and boxes, which may name `classes`; InputError for anything
+    else."""
     if isinstance(raw, dict) and "mode" in raw:
         if len(raw) > 1 or not isinstance(raw["mode"], str) or raw["mode"] not in MODES:
             raise InputError("prompts: mode must be self or none, and stand alone; or give points, labels and boxes")
@@ -246,16 +247,16 @@ def prompts_of(raw: Any, size: tuple[int, int]) -> Prompts | Mode:
         count = sum(len(raw[key]) for key in ("points", "boxes") if isinstance(raw.get(key), list))
         if count > MAX_PROMPTS:
             raise InputError(f"prompts: found {count} points and boxes, expected at most {MAX_PROMPTS}")
-    return prompts_from(raw, "prompts", "this pair", size)
+    return prompts_from(raw, "prompts", "this pair", size, classes)
 
 
-def prompts_in(text: str | None, size: tuple[int, int]) -> Prompts | Mode | None:
+def prompts_in(text: str | None, size: tuple[int, int], classes: Sequence[str]) -> Prompts | Mode | None:
     """The prompts of a text field: self, none, or JSON; None where there is no such field."""
     if text is None:
         return None
-    return prompts_of({"mode": text} if text in MODES else parse_json(text, "prompts"), size)
+    return prompts_of({"mode": text} if text in MODES else parse_json(text, "prompts"), size, classes)
 
 
-def form_prompts(form: FormData, size: tuple[int, int]) -> Prompts | Mode | None:
+def form_prompts(form: FormData, size: tuple[int, int], classes: Sequence[str]) -> Prompts | Mode | None:
     """Those of a form."""
-    return prompts_in(str(form["prompts"]) if "prompts" in form else None, size)
+    return prompts_in(str(form["prompts"]) if "prompts" in form else None, size, classes)

@@ -49,7 +49,10 @@ class BestWeights(Callback):
     run has had over all its sessions; and last.ckpt, at every validation and every `minutes` between (Lightning's
     ModelCheckpoint does not look at the clock where a task steps its optimisers itself, as stage 1 does)."""
 
-    def __init__(self, folder: Path, card: dict[str, Any], seen: Fingerprints, pairs: str, minutes: float) -> None:
+    def __init__(
+        self, folder: Path, card: dict[str, Any], seen: Fingerprints, pairs: str, minutes: float, inside: str = ""
+    ) -> None:
+        self.inside = inside  # the part of the card that is of this run, "" = all of it
         self.folder, self.card, self.seen, self.pairs, self.minutes = folder, card, seen, pairs, minutes
         self.saved = time.monotonic()
         self.best = -math.inf
@@ -97,7 +100,8 @@ class BestWeights(Callback):
     def save(self, trainer: L.Trainer, task: Task[Any], folder: Path) -> None:
         """Write the evaluated network with its validation figures."""
         scores = {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        card = {**self.card, "step": trainer.global_step, "hours": round(self.elapsed() / 3600, 3), "val": scores}
+        told = {"step": trainer.global_step, "hours": round(self.elapsed() / 3600, 3), "val": scores}
+        card = {**self.card, self.inside: {**self.card[self.inside], **told}} if self.inside else {**self.card, **told}
         with whole_folder(folder) as part:  # never the weights of one step with the figures of another
             save_checkpoint(part, task.evaluated(), card)
             self.seen.write(part)

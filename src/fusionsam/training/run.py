@@ -25,11 +25,13 @@ from fusionsam.training.callbacks import LAST, BestWeights, SameOnAllDevices, Wh
 from fusionsam.training.data import PairData, open_data, open_unlabelled, pairs_digest, refuse_seen
 from fusionsam.training.perceptual import EncoderLevels, load_vgg16
 from fusionsam.training.segmentation_task import SegmentationTask, schedule_factor
+from fusionsam.training.steering_data import SteeringData
+from fusionsam.training.steering_task import STEERING, SteeringTask, require_steering, steered_network
 from fusionsam.training.tokenizer_task import TokenizerTask
 from fusionsam.types import SMALLEST
 from fusionsam.weights import pretrained as foreign
 from fusionsam.weights.build import build_network
-from fusionsam.weights.checkpoint import commit, locate
+from fusionsam.weights.checkpoint import Card, commit, locate
 
 SETTINGS = "settings.yaml"
 # where and how often, not what: these may differ when a run is resumed
@@ -194,6 +196,14 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     if resume and not last.exists():
         raise InputError(f"{out}: has no {LAST} to resume from; start without --resume")
     stage_1 = config.train.stage == "tokenizer"
+    steers = config.train.stage == "steering"
+    if steers:
+        require_steering(config)
+    elif config.model.steering.width:
+        raise InputError(
+            f"model.steering.width: {config.model.steering.width}, but train.stage is {config.train.stage}; "
+            "steering is trained afterwards, by train.stage steering; set it to 0"
+        )
     if config.train.freeze_tokenizer and stage_1:
         raise InputError("train.freeze_tokenizer: there is nothing else to train in stage tokenizer; set it to false")
     if stage_1:
@@ -221,17 +231,23 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     learnt = [entry for entry in train_set.entries if stage_1 or (entry.label is not None and not entry.extra)]
     steps = total_steps(config, len(learnt))  # extra pairs of stage 2 are a share of the steps, they make none
     L.seed_everything(config.train.seed, verbose=False)
-    task: SegmentationTask | TokenizerTask
-    if stage_1:
+    task: SegmentationTask | TokenizerTask | SteeringTask
+    card: Card = {"command": command, "commit": commit(), "seed": config.train.seed, "config": to_dict(config)}
+    data: PairData | SteeringData = PairData(_without_labels(config) if stage_1 else config, train_set, val_set, steps)
+    if steers:
+        network, base = steered_network(config)
+        card = {**base, STEERING: card}
+        task = SteeringTask(network, config, steps)
+        data = SteeringData(config, network, train_set, val_set, steps)
+    elif stage_1:
         task = tokenizer_task(config, steps)
     else:
         task = SegmentationTask(
             build_network(config.model, to_train=not resume), config, steps, class_shares(train_set)
         )
-    card = {"command": command, "commit": commit(), "seed": config.train.seed, "config": to_dict(config)}
     seen = of_training(train_set, earlier)
     pairs = pairs_digest(seen, train_set, val_set)
-    best = BestWeights(out, card, seen, pairs, config.train.checkpoint_minutes)
+    best = BestWeights(out, card, seen, pairs, config.train.checkpoint_minutes, STEERING if steers else "")
     trainer = open_trainer(
         config.train,
         steps,
@@ -247,7 +263,6 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
             step_bar(steps),
         ],
     )
-    data = PairData(_without_labels(config) if stage_1 else config, train_set, val_set, steps)
     try:
         trainer.fit(task, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
         # the end of the schedule where validate_every does not divide it, and a finished run that was resumed

@@ -136,6 +136,8 @@ def start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
     assert config.start_from is not None
     tensors, stored, _ = read_checkpoint(config.start_from)
     require_whole(tensors, f"model.start_from {config.start_from}")
+    # of another network's logits: it is trained again, by train.stage steering
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("steering.")}
     own = network.state_dict()
     anew = tuple(["tokenizer."] if config.tokenizer_weights else [])
     shaped = ("dims", "depths") if stored.encoder.kind == "tinyvit" else ()

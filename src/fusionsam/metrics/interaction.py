@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fusionsam.types import IGNORE
+from fusionsam.types import IGNORE, Prompts
 
 Bools = NDArray[np.bool_]
 
@@ -118,3 +118,54 @@ def clicks_needed(ious: Sequence[float], target: float, most: int) -> tuple[int,
 def iou_after(ious: Sequence[float], clicks: int) -> float:
     """IoU after `clicks` clicks, or after the last where the user had nothing left to click at."""
     return ious[min(clicks, len(ious)) - 1]
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """What clicks that name a class did to one object: IoU in its box (0..1) before the first and after each, whether
+    the pixel of each click got its class, and the share (0..1) of all pixels outside of the box whose class changed."""
+
+    ious: list[float]
+    obeyed: list[bool]
+    elsewhere: list[float]
+
+
+def box_of(mask: Bools) -> Bools:
+    """The pixels (H,W) of the upright box around a mask."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = np.zeros_like(mask)
+    box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    return box
+
+
+def correct(
+    ask: Callable[[Prompts], NDArray[np.integer]],
+    own: NDArray[np.integer],
+    label: NDArray[np.integer],
+    one: Object,
+    most: int,
+) -> Corrected:
+    """A simulated user who corrects a class map at one object.
+
+    Each click lies at the middle of the largest error of the object's class in the object's box, and names the class
+    that the label has there.
+
+    Args:
+        ask: All clicks so far, as points that name classes -> class ids (H,W).
+        own: Class ids (H,W) before any click.
+        label: The true ids (H,W), IGNORE where unknown.
+        one: The object.
+        most: Clicks at most; fewer where nothing is wrong any more.
+    """
+    box = box_of(one.mask)
+    truth, valid = label == one.class_id, (label != IGNORE) & box
+    clicks: list[Click] = []
+    now, found = own, Corrected([iou(own == one.class_id, truth, valid)], [], [])
+    while len(clicks) < most and (click := next_click(now == one.class_id, truth, valid, clicks)) is not None:
+        clicks.append(click)
+        named = [int(label[each.y, each.x]) for each in clicks]
+        now = ask(Prompts.naming([(each.x, each.y) for each in clicks], named))
+        found.ious.append(iou(now == one.class_id, truth, valid))
+        found.obeyed.append(bool(now[click.y, click.x] == label[click.y, click.x]))
+        found.elsewhere.append(float(((now != own) & ~box).mean()))
+    return found
