@@ -149,7 +149,7 @@ class TestCodeBlocks:
         known = set(names(to_dict(Config())))
         for page in PAGES:
             named = re.findall(r"`(?:--)?((?:model|data|loss|train)\.[a-z_.]*[a-z_])[^`]*`", page.read_text())
-            named = [name for name in named if not name.endswith((".py", ".yaml", ".txt"))]
+            named = [name for name in named if not name.endswith((".py", ".yaml", ".txt", ".safetensors"))]
             assert [name for name in named if name not in known] == [], page
 
     def test_every_command_has_a_row(self):
