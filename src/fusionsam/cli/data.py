@@ -1,19 +1,25 @@
-"""The command `fusionsam data check`: a data set's counts and problems as a table."""
+"""The command `fusionsam data`: `check` shows a data set's counts and problems as a table, `import` makes one of other
+tools' annotations."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fusionsam.cli.options import add_flags
 from fusionsam.cli.parser import Parser
 from fusionsam.config.datasets import CATALOG
-from fusionsam.config.options import LabelOptions
+from fusionsam.config.options import LabelOptions, OutOption, OverwriteOption, PairOptions
+from fusionsam.errors import InputError
 from fusionsam.io import write_json
+
+if TYPE_CHECKING:
+    from fusionsam.data.labelling.data_set import Imported
 
 _SHOWN = 20  # problems of a kind; the rest is counted, and all are in --json
 
@@ -35,24 +41,46 @@ class Options(LabelOptions):
     """also write everything that was found to FILE"""
 
 
-def parse(prog: str, argv: list[str], command: str = "") -> Options:
-    """`check` and its flags; more actions may come."""
-    parser = Parser(prog=prog, description="Look at a data set before hours are spent on it.")
-    action = parser.add_subparsers(dest="action", required=True, metavar="check")
-    told = inspect.cleandoc(Options.__doc__ or "")
-    check = action.add_parser(
-        "check",
-        help="counts, sizes, class pixels, unreadable files, leaks between the splits",
-        description=told,
-        argument_default=argparse.SUPPRESS,
-    )
-    add_flags(check, Options)
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions(PairOptions, OutOption, OverwriteOption):
+    """Draw the annotations of other tools as label maps: COCO (polygons and run-length codes), CVAT for images,
+    labelme, Label Studio, Roboflow's semantic masks. Writes labels/, classes.yaml and manifest.csv into --out, which
+    train reads; an import that was ended goes on with the same command."""
+
+    annotations: Path
+    """the file (.json, .xml), or the folder of labelme's files or Roboflow's masks"""
+    format: Literal["auto", "coco", "cvat", "labelme", "label-studio", "roboflow"] = "auto"
+    """what it is"""
+    match: tuple[str, ...] = field(default=(), metadata={"metavar": "PATTERN"})
+    """how the files of a pair are named, visible first: '{id}_rgb' '{id}_th'"""
+    class_file: Path | None = field(default=None, metadata={"metavar": "FILE"})
+    """YAML with the classes (left out: background, and those of the annotations as they are met)"""
+    drop: tuple[str, ...] = field(default=(), metadata={"metavar": "CLASS"})
+    """classes whose objects are left out"""
+
+
+ACTIONS = {
+    "check": (Options, "counts, sizes, class pixels, unreadable files, leaks between the splits"),
+    "import": (ImportOptions, "a data set of the annotations of COCO, CVAT, labelme, Label Studio or Roboflow"),
+}
+
+
+def parse(prog: str, argv: list[str], command: str = "") -> Options | ImportOptions:
+    """The action and its flags."""
+    parser = Parser(prog=prog, description="Look at a data set before hours are spent on it, or make one.")
+    action = parser.add_subparsers(dest="action", required=True, metavar="{check,import}")
+    for name, (kind, line) in ACTIONS.items():
+        told = inspect.cleandoc(kind.__doc__ or "")
+        add_flags(action.add_parser(name, help=line, description=told, argument_default=argparse.SUPPRESS), kind)
     typed = vars(parser.parse_args(argv))
-    return Options(**{name: value for name, value in typed.items() if name != "action"})
+    chosen = ACTIONS[typed.pop("action")][0]
+    return chosen(**{name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()})
 
 
-def main(options: Options) -> int:
-    """Check, print, and answer 1 if there is a problem."""
+def main(options: Options | ImportOptions) -> int:
+    """Check, print, and answer 1 if there is a problem; or import, and say what came of it."""
+    if isinstance(options, ImportOptions):
+        return _import(options)
     from fusionsam.data.check import check
 
     report = check(options.dataset, options.root, options.splits, options.class_file, labels_map=options.mapped_ids)
@@ -60,6 +88,53 @@ def main(options: Options) -> int:
     if options.json:
         write_json(options.json, report, "choose another --json")
     return 0 if report["ok"] else 1
+
+
+def _import(options: ImportOptions) -> int:
+    from fusionsam.data.labelling.data_set import import_labels
+    from fusionsam.data.pairing import pair_folders
+
+    for path in (options.visible, options.infrared):
+        if path is not None and not path.is_dir():
+            raise InputError(f"{path}: no such folder; expected a folder of pictures")
+    if options.visible is None and options.infrared is None:
+        raise InputError("data import: neither --visible nor --infrared was given; give the folders of the pictures")
+    pairs = pair_folders(options.visible, options.infrared, options.match)
+    found = import_labels(
+        options.annotations, pairs.entries, options.out, options.format, options.class_file, options.drop,
+        options.overwrite,
+    )  # fmt: skip
+    aside = [*pairs.aside, *pairs.alone.values()]
+    for line in [*aside[:_SHOWN], *([f"and {len(aside) - _SHOWN} more"] if len(aside) > _SHOWN else [])]:
+        print(line, file=sys.stderr)
+    if found.finished:
+        print(f"{options.out}: was finished before; --overwrite makes it anew")
+        return 0
+    for line in _told(found):
+        print(line)
+    print(
+        f"fusionsam train --data.dataset manifest --data.root {options.out / 'manifest.csv'} "
+        f"--data.class_file {options.out / 'classes.yaml'} ..."
+    )
+    return 0
+
+
+def _told(found: Imported) -> list[str]:
+    kept = f", {found.kept} of them from before" if found.kept else ""
+    lines = [f"{found.pairs} pairs labelled{kept}; classes: {', '.join(found.classes)}"]
+    for names, what in (
+        (found.unknown, "annotated pictures are of no pair"),
+        (found.unlabelled, "pairs are not annotated and were left out"),
+    ):
+        if names:
+            lines.append(f"{len(names)} {what}, the first: {', '.join(names[:3])}")
+    if found.empty:
+        lines.append(f"{found.empty} pairs without an object: {found.classes[0]} alone")
+    if found.two_sizes:
+        lines.append(
+            f"{found.two_sizes} pairs of two sizes; labels are in the visible picture's; give train --data.align auto"
+        )
+    return lines
 
 
 def table(report: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ COMMANDS = {
     "fusion-metrics": "score fused pictures by the eleven fusion metrics",
     "report": "tables and panels from a folder of evaluations",
     "reconstruct": "show what the tokenizer keeps of a pair",
-    "data": "look at a data set before hours are spent on it",
+    "data": "look at a data set before hours are spent on it, or make one of annotations",
     "synth": "draw paired street scenes with labels",
     "benchmark": "measure time and memory beside SAM, SegFormer and the obvious alternative",
     "export": "write the model as ONNX and compare it with the original",

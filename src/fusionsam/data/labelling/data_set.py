@@ -1,0 +1,287 @@
+"""Annotations of other tools as a data set folder that training reads.
+
+OUT/labels/ID.png     8 bits, class ids; 0 is what no object covers
+OUT/classes.yaml      the classes, for `--data.class_file`
+OUT/manifest.csv      pairs, labels and splits, for `--data.dataset manifest`
+OUT/import.json       what it was made of; written first, so that a killed import goes on
+"""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from fusionsam.config.datasets import MAX_CLASSES, find
+from fusionsam.data.images import image_size, write_png
+from fusionsam.data.labelling.coco import Coco, read_json
+from fusionsam.data.labelling.cvat import Cvat
+from fusionsam.data.labelling.exchange import Annotated, Size, SizeOf
+from fusionsam.data.labelling.label_studio import LabelStudio
+from fusionsam.data.labelling.labelme import Labelme
+from fusionsam.data.labelling.roboflow import BACKGROUND, CLASSES, RoboflowMasks, original_stems
+from fusionsam.data.layouts import SPLITS, one_name
+from fusionsam.data.splits import Entry, held_out
+from fusionsam.errors import InputError
+from fusionsam.io import Made, OutputFolder, State, require_writable, write_json, write_text
+
+READERS = {
+    "coco": Coco(), "cvat": Cvat(), "labelme": Labelme(), "label-studio": LabelStudio(), "roboflow": RoboflowMasks(),
+}  # fmt: skip
+RECORD, REMEDY = "import.json", "choose another --out, or --overwrite"
+
+
+@dataclass
+class Imported:
+    """What came of an import."""
+
+    classes: list[str]
+    pairs: int = 0
+    """Pairs with a label."""
+    kept: int = 0
+    """Of them, those whose label was there from an import that was ended."""
+    empty: int = 0
+    """Of them, those without an object."""
+    unknown: list[str] = field(default_factory=list)
+    """Annotated pictures that are of no pair."""
+    unlabelled: list[str] = field(default_factory=list)
+    """Pairs that the annotations do not name."""
+    two_sizes: int = 0
+    """Pairs whose cameras have two sizes."""
+    finished: bool = False
+    """Everything was there already."""
+
+
+def detect(path: Path) -> str:
+    """The name of the reader of `path`. InputError for what none reads."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; check the path")
+    if path.is_dir():
+        if next(path.rglob(CLASSES), None):
+            return "roboflow"
+        if next(path.glob("*.json"), None):
+            return "labelme"
+        raise InputError(
+            f"{path}: holds neither {CLASSES} nor .json files; expected Roboflow's masks or labelme's files"
+        )
+    if path.suffix.lower() == ".xml":
+        return "cvat"
+    content = read_json(path)
+    if isinstance(content, list):
+        return "label-studio"
+    if isinstance(content, dict) and "images" in content:
+        return "coco"
+    if isinstance(content, dict) and "shapes" in content:
+        return "labelme"
+    raise InputError(f"{path}: is of no known form; expected {', '.join(READERS)}; say which with --format")
+
+
+def import_labels(
+    source: Path,
+    entries: Sequence[Entry],
+    out: Path,
+    form: str = "auto",
+    class_file: Path | None = None,
+    drop: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Imported:
+    """Draw the annotations of `source` as label maps of `entries`, and write the data set folder `out`.
+
+    Args:
+        source: a file of COCO, CVAT, Label Studio or labelme, or a folder of labelme's files or Roboflow's masks.
+        entries: pairs; an annotated picture is found by the name of either of its files.
+        out: the folder; one of an import that was ended is gone on with.
+        form: a key of READERS, or auto.
+        class_file: the classes; without one they are numbered in the order in which they are met, after `background`.
+        drop: classes whose objects are left out.
+        overwrite: make a folder anew that is of other annotations.
+
+    Raises:
+        InputError: what cannot be read or does not fit, by the annotation; a folder of something else; a pair that is
+            annotated twice; no picture in common.
+    """
+    form = detect(source) if form == "auto" else form
+    given = list(find("pairs", class_file).classes) if class_file is not None else None
+    settings = {"digest": _digest(source), "format": form, "drop": sorted(drop), "classes": given}
+    folder = OutputFolder(out, "data import", REMEDY)
+    require_writable(out)
+    ours, done = _ours(folder, str(source.resolve()), settings, overwrite)
+    if done:
+        return Imported(list(find("pairs", out / "classes.yaml").classes), finished=True)
+    write_json(out / RECORD, {"annotations": str(source.resolve()), **settings, "done": False}, REMEDY)
+    names = _Names(entries)
+    found = Imported(given or [BACKGROUND])
+    for entry, label in _drawn(source, form, names, found, given is not None, set(drop)):
+        path = out / "labels" / f"{entry.id}.png"
+        found.pairs, found.empty = found.pairs + 1, found.empty + (not label.any())
+        if ours and path.is_file():
+            found.kept += 1
+        else:
+            write_png(path, label)
+    _require_some(source, found, names)
+    _finish(out, entries, names, found)
+    write_json(out / RECORD, {"annotations": str(source.resolve()), **settings, "done": True}, REMEDY)
+    return found
+
+
+def _ours(folder: OutputFolder, source: str, settings: dict[str, object], overwrite: bool) -> tuple[bool, bool]:
+    """Whether labels that are there are of this very import, and whether it is finished. InputError for a folder of
+    something else, without `overwrite`."""
+    stored = folder.read(RECORD)
+    if overwrite:
+        return False, False
+    now = Made({"annotations": source}, {**settings, "done": True})
+    told = None
+    if stored is not None:
+        inputs = {"annotations": stored.get("annotations")}
+        told = Made(inputs, {name: stored.get(name) for name in now.settings})
+        changed = [name for name in settings if stored.get(name) != settings[name]]
+        if changed and not stored.get("done"):
+            return False, False  # what an import with other settings left, which was ended
+        if changed:
+            raise InputError(f"{folder / RECORD}: was made with another {', '.join(changed)}; {REMEDY}")
+    state = folder.state(RECORD, told, now, ["classes.yaml", "manifest.csv"], ["labels"])
+    return stored is not None, state is State.FINISHED
+
+
+class _Names:
+    """From the names of annotated pictures to pairs."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.by_stem = {
+            one_name(file.stem): entry for entry in entries for file in (entry.visible, entry.infrared) if file
+        }
+        self.by_stem |= {entry.id: entry for entry in entries}
+        self.asked: dict[str, str] = {}
+        """Id of a pair -> the annotated picture."""
+        self.unknown: dict[str, None] = {}
+
+    def find(self, name: str) -> Entry | None:
+        """The pair of a picture."""
+        stems = (one_name(stem) for stem in original_stems(name))
+        return next((self.by_stem[stem] for stem in stems if stem in self.by_stem), None)
+
+    def size_of(self, name: str) -> Size | None:
+        """That of the pair's visible picture (infrared without one), which a label has; None for no pair."""
+        entry = self.find(name)
+        if entry is None:
+            self.unknown[name] = None
+            return None
+        if (before := self.asked.setdefault(entry.id, name)) != name:
+            raise InputError(f"{name}: is of pair {entry.id!r}, as {before} is; annotate each pair once")
+        return _label_size(entry)
+
+
+def _label_size(entry: Entry) -> Size:
+    file = entry.visible or entry.infrared
+    assert file is not None
+    return image_size(file, as_infrared=entry.visible is None)
+
+
+def _drawn(
+    source: Path, form: str, names: _Names, found: Imported, fixed: bool, drop: set[str]
+) -> Iterator[tuple[Entry, NDArray[np.uint8]]]:
+    """Pairs and their label maps; `found` is told of classes and unknown pictures."""
+    drawn = set()
+    size_of: SizeOf = names.size_of
+    for picture in READERS[form].read(source, size_of):
+        entry = names.find(picture.name)
+        assert entry is not None
+        if entry.id in drawn:
+            raise InputError(f"{source}: annotates {picture.name} twice; expected each picture once")
+        drawn.add(entry.id)
+        yield entry, _paint(source, picture, found.classes, fixed, drop)
+    if form == "coco":  # a picture that is listed without an annotation shows background alone
+        for id, name in names.asked.items():
+            if id not in drawn and (entry := names.find(name)) is not None:
+                yield entry, np.zeros(_label_size(entry), np.uint8)
+    found.unknown = list(names.unknown)
+
+
+def _paint(source: Path, picture: Annotated, classes: list[str], fixed: bool, drop: set[str]) -> NDArray[np.uint8]:
+    label = np.zeros(picture.size, np.uint8)
+    for region in picture.regions:
+        name = region.class_name
+        if name in drop:
+            continue
+        if name not in classes:
+            if fixed:
+                raise InputError(
+                    f"{source}: {picture.name}: class {name!r} is not in the class file ({', '.join(classes)}); add it "
+                    f"there, or leave it out by --drop {name}"
+                )
+            if len(classes) == MAX_CLASSES:
+                raise InputError(f"{source}: more than {MAX_CLASSES} classes; leave some out by --drop")
+            classes.append(name)
+        x, y, width, height = region.box
+        label[y : y + height, x : x + width][region.mask] = classes.index(name)
+    return label
+
+
+def _require_some(source: Path, found: Imported, names: _Names) -> None:
+    if not found.pairs:
+        told = f"{len(found.unknown)} pictures (first: {found.unknown[0]})" if found.unknown else "no picture"
+        first = next(iter(names.by_stem), "none")
+        raise InputError(f"{source}: annotates {told}, none of them of a pair (first: {first}); names must be alike")
+
+
+def _finish(out: Path, entries: Sequence[Entry], names: _Names, found: Imported) -> None:
+    """The class file and the manifest, with the split that the name of a picture tells, or a tenth as val."""
+    labelled = [entry for entry in entries if entry.id in names.asked]
+    found.unlabelled = [entry.id for entry in entries if entry.id not in names.asked]
+    splits = {entry.id: _split(names.asked[entry.id], entry.id) for entry in labelled}
+    train = [id for id, split in splits.items() if split == "train"]
+    if len(train) > 1 and "val" not in splits.values():
+        splits[train[-1]] = "val"  # training wants at least one pair to look at
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "visible", "infrared", "label", "split"])
+    for entry in labelled:
+        parts = [
+            os.path.relpath(path.resolve(), out.resolve()) if path else "" for path in (entry.visible, entry.infrared)
+        ]
+        writer.writerow([entry.id, *parts, f"labels/{entry.id}.png", splits[entry.id]])
+        found.two_sizes += _differ(entry)
+    palette = [[0, 0, 0], *(_color(index) for index in range(len(found.classes) - 1))]
+    classes = {"classes": found.classes, "palette": palette}
+    write_text(out / "classes.yaml", yaml.safe_dump(classes, sort_keys=False, allow_unicode=True), REMEDY)
+    write_text(out / "manifest.csv", text.getvalue(), REMEDY)
+
+
+def _split(name: str, id: str) -> str:
+    parts = [SPLITS[part.lower()] for part in PurePath(name.replace("\\", "/")).parts[:-1] if part.lower() in SPLITS]
+    return parts[-1] if parts else "val" if held_out(id) else "train"
+
+
+def _differ(entry: Entry) -> bool:
+    if entry.visible is None or entry.infrared is None:
+        return False
+    return image_size(entry.visible) != image_size(entry.infrared, as_infrared=True)
+
+
+def _color(index: int) -> list[int]:
+    """Colours far apart, the same every time: hues in steps of the golden ratio, three brightnesses in turn."""
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.85, (1.0, 0.75, 0.5)[index // 12 % 3])
+    return [round(255 * red), round(255 * green), round(255 * blue)]
+
+
+def _digest(source: Path) -> str:
+    """16 hex digits of the annotations: of a file its bytes, of a folder names, sizes and times."""
+    if source.is_file():
+        with source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    stamps = [
+        (str(path.relative_to(source)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(source.rglob("*"))
+        if path.is_file()
+    ]
+    return hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]

@@ -1,0 +1,202 @@
+"""`fusionsam data import`: annotations of other tools come back as the label maps they were made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from fusionsam.cli.main import main
+from fusionsam.config.datasets import MFNET_CLASSES, MFNET_PALETTE
+from fusionsam.data.dataset import open_labelled_split
+from fusionsam.data.images import read_label, write_png
+from fusionsam.data.labelling.data_set import READERS, import_labels
+from fusionsam.data.labelling.exchange import Annotated, Region
+from fusionsam.data.labelling.formats import FORMATS
+from fusionsam.data.labelling.roboflow import original_stems
+from fusionsam.data.pairing import pair_folders
+from fusionsam.data.synthetic.scenes import draw_scene
+from fusionsam.errors import InputError
+
+H, W = 97, 131
+IDS = ("a", "b", "c")
+NAMES = {"coco": "x.json", "coco-polygons": "x.json", "cvat": "x.xml", "labelme": "folder", "label-studio": "x.json"}
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return {id: draw_scene(5, index, (H, W)) for index, id in enumerate(IDS)}
+
+
+@pytest.fixture
+def pairs(scenes, tmp_path):
+    for id, scene in scenes.items():
+        write_png(tmp_path / "v" / f"{id}.png", scene.visible)
+        write_png(tmp_path / "i" / f"{id}.png", scene.infrared)
+    return tmp_path
+
+
+def annotated(scenes) -> list[Annotated]:
+    """Every connected region as an object."""
+    found = []
+    for id, scene in scenes.items():
+        label, regions = scene.label.numpy(), []
+        for index in np.unique(label[label > 0]):
+            parts, count = ndimage.label(label == index)
+            regions += [Region.of(MFNET_CLASSES[index], parts == number) for number in range(1, count + 1)]
+        found.append(Annotated(f"{id}.png", (H, W), regions))
+    return found
+
+
+def written(form: str, scenes, folder: Path) -> Path:
+    """The scenes' labels as a file, or folder, of that form."""
+    path = folder / NAMES.get(form, "folder")
+    if form == "roboflow":
+        for place, id in zip(("train", "train", "valid"), scenes, strict=True):
+            write_png(
+                path / place / f"{id}_png.rf.0a1b2c_mask.png", scenes[id].label.to(dtype=scenes[id].visible.dtype)
+            )
+            rows = [f"{index}, {'background' if not index else name}" for index, name in enumerate(MFNET_CLASSES)]
+            (path / place / "_classes.csv").write_text("\n".join(["Pixel Value, Class", *rows]))
+        return path
+    if form == "labelme":
+        path.mkdir()
+    FORMATS[form].write(path, annotated(scenes), MFNET_CLASSES, MFNET_PALETTE)
+    return path
+
+
+def run(pairs: Path, annotations: Path, *more: str, out: str = "o") -> int:
+    given = ["--visible", str(pairs / "v"), "--infrared", str(pairs / "i"), "--out", str(pairs / out)]
+    return main(["data", "import", "--annotations", str(annotations), *given, *more])
+
+
+def back(out: Path, id: str, classes: list[str]) -> np.ndarray:
+    """A label map in MFNet's ids."""
+    ids = read_label(out / "labels" / f"{id}.png").numpy()
+    return np.array([0 if name == "background" else MFNET_CLASSES.index(name) for name in classes])[ids]
+
+
+@pytest.mark.parametrize("form", [*NAMES, "roboflow"])
+def test_what_was_annotated_comes_back_exactly_and_train_reads_it(form, scenes, pairs, capsys):
+    assert run(pairs, written(form, scenes, pairs)) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("3 pairs labelled; classes: background, ")
+    assert "--data.dataset manifest" in told
+    out = pairs / "o"
+    splits = {name: open_labelled_split("manifest", out / "manifest.csv", name, out / "classes.yaml")
+              for name in ("train", "val")}  # fmt: skip
+    assert sorted(entry.id for data in splits.values() for entry in data.entries) == list(IDS)
+    classes = list(splits["train"].row.classes)
+    assert set(classes) <= {"background", *MFNET_CLASSES}
+    for id, scene in scenes.items():
+        np.testing.assert_array_equal(back(out, id, classes), scene.label.numpy())
+    assert splits["val"][0].label.shape == (H, W)
+    if form == "roboflow":
+        assert [entry.id for entry in splits["val"].entries] == ["c"]
+
+
+def test_an_import_that_was_ended_goes_on_and_nothing_is_replaced_in_silence(scenes, pairs, capsys, monkeypatch):
+    file = written("coco", scenes, pairs)
+    reader, count = READERS["coco"], iter(range(9))
+
+    class Ended:
+        def read(self, path, size_of):
+            for picture in reader.read(path, size_of):
+                if next(count) == 2:
+                    raise KeyboardInterrupt
+                yield picture
+
+    with monkeypatch.context() as patch:
+        patch.setitem(READERS, "coco", Ended())
+        assert run(pairs, file) == 130
+    out = pairs / "o"
+    assert sorted(path.stem for path in (out / "labels").iterdir()) == ["a", "b"]
+    times = {path: path.stat().st_mtime_ns for path in (out / "labels").iterdir()}
+    assert run(pairs, file) == 0
+    assert "3 pairs labelled, 2 of them from before" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    write_png(out / "labels" / "a.png", np.zeros((H, W), np.uint8))  # somebody goes on by hand
+    assert run(pairs, file) == 0
+    assert "was finished before" in capsys.readouterr().out
+    assert not read_label(out / "labels" / "a.png").any()
+    other = written("cvat", scenes, pairs)
+    assert run(pairs, other) == 2
+    assert "import.json: was made with another" in capsys.readouterr().err
+    assert run(pairs, other, "--overwrite") == 0
+    assert read_label(out / "labels" / "a.png").any()
+    write_png(pairs / "mine" / "labels" / "a.png", np.zeros((H, W), np.uint8))
+    assert run(pairs, file, out="mine") == 2
+    assert "labels: is there, and no import.json of ours tells of it" in capsys.readouterr().err
+
+
+def test_what_is_left_out_is_counted(scenes, pairs, capsys):
+    content = json.loads(written("coco", scenes, pairs).read_text())
+    last = content["images"][2]["id"]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] != last]
+    content["images"].append({"id": 99, "file_name": "elsewhere.png", "height": 5, "width": 5})
+    (pairs / "x.json").write_text(json.dumps(content))
+    write_png(pairs / "v" / "d.png", scenes["a"].visible)
+    write_png(pairs / "i" / "d.png", scenes["a"].infrared[:, :90])
+    write_png(pairs / "v" / "alone.png", scenes["a"].visible)
+    assert run(pairs, pairs / "x.json", "--drop", "car") == 0
+    told = capsys.readouterr()
+    assert "1 annotated pictures are of no pair, the first: elsewhere.png" in told.out
+    assert "1 pairs are not annotated and were left out, the first: d" in told.out
+    assert "1 pairs without an object: background alone" in told.out
+    assert "no infrared file for 'alone'" in told.err
+    assert "car," not in told.out
+
+
+def test_classes_of_a_class_file_are_held_to(scenes, pairs, capsys):
+    file = written("cvat", scenes, pairs)
+    (pairs / "classes.yaml").write_text("classes: [background, person]\npalette: [[0,0,0],[9,9,9]]\n")
+    assert run(pairs, file, "--class-file", str(pairs / "classes.yaml")) == 2
+    told = capsys.readouterr().err
+    assert "is not in the class file (background, person); add it there, or leave it out by --drop " in told
+    others = [name for name in MFNET_CLASSES[1:] if name != "person"]
+    assert run(pairs, file, "--class-file", str(pairs / "classes.yaml"), "--drop", *others) == 0
+    for id, scene in scenes.items():
+        expected = (scene.label.numpy() == 2).astype(int)
+        np.testing.assert_array_equal(read_label(pairs / "o" / "labels" / f"{id}.png").numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("x.json", "{", "cannot be read as JSON"),
+        ("x.json", '{"a": 1}', "is of no known form; expected coco, cvat"),
+        ("x.xml", "<annotations>", "cannot be read as XML"),
+        ("x.json", '{"images": [], "annotations": [], "categories": []}', "annotates no picture"),
+        ("x.json", '{"images": [{"id": 1, "file_name": "z.png"}], "annotations": [], "categories": []}',
+         "annotates 1 pictures (first: z.png), none of them of a pair (first: a)"),
+        ("x.json", '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"id": 7, "image_id": 1, '
+         '"category_id": 1, "bbox": [1, 2, 3, 4]}], "categories": [{"id": 1, "name": "car"}]}',
+         "annotation 7: no mask of 97x131"),
+        ("x.json", '{"images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "t/a.jpg"}], '
+         '"annotations": [], "categories": []}', "t/a.jpg: is of pair 'a', as a.png is"),
+        ("f/_classes.csv", "Pixel Value, Class\n0, background\n", "holds no *_mask.png"),
+        ("f/_classes.csv", "nothing", "lists no class"),
+        ("f/notes.txt", "", "holds neither _classes.csv nor .json files"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_imported_is_one_line(pairs, capsys, name, content, said):
+    (pairs / name).parent.mkdir(exist_ok=True)
+    (pairs / name).write_text(content)
+    assert run(pairs, pairs / name.split("/")[0]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert not (pairs / "o" / "manifest.csv").exists()
+
+
+def test_a_value_that_roboflow_does_not_list_is_one_line(scenes, pairs):
+    path = written("roboflow", scenes, pairs)
+    Image.fromarray(np.full((H, W), 77, np.uint8)).save(path / "train" / "a_png.rf.0a1b2c_mask.png")
+    entries = pair_folders(pairs / "v", pairs / "i").entries
+    with pytest.raises(InputError, match=r"_mask\.png: value 77 is not in _classes\.csv"):
+        import_labels(path, entries, pairs / "o")
+    assert original_stems("0001_JPG.rf.ab.jpg") == ["0001_JPG.rf.ab", "0001_JPG", "0001"]
