@@ -13,9 +13,10 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Protocol
 
 import numpy as np
 import yaml
@@ -34,7 +35,15 @@ from fusionsam.data.splits import Entry, held_out
 from fusionsam.errors import InputError
 from fusionsam.io import Made, OutputFolder, State, require_writable, write_json, write_text
 
-READERS = {
+
+class Reader(Protocol):
+    """What reads annotations."""
+
+    def read(self, path: Path, size_of: SizeOf) -> Iterator[Annotated]:
+        """The wanted pictures of a file or folder. InputError for one that is not of this kind, or does not fit."""
+
+
+READERS: dict[str, Reader] = {
     "coco": Coco(), "cvat": Cvat(), "labelme": Labelme(), "label-studio": LabelStudio(), "roboflow": RoboflowMasks(),
 }  # fmt: skip
 RECORD, REMEDY = "import.json", "choose another --out, or --overwrite"
@@ -133,7 +142,7 @@ def import_labels(
     return found
 
 
-def _ours(folder: OutputFolder, source: str, settings: dict[str, object], overwrite: bool) -> tuple[bool, bool]:
+def _ours(folder: OutputFolder, source: str, settings: Mapping[str, object], overwrite: bool) -> tuple[bool, bool]:
     """Whether labels that are there are of this very import, and whether it is finished. InputError for a folder of
     something else, without `overwrite`."""
     stored = folder.read(RECORD)
