@@ -234,7 +234,7 @@ def test_what_infrared_does_not_reach_is_told_and_filled_from_the_other_camera()
     assert not pair.covered[1][:, :99].any()
     assert pair.covered[1][:, 101:].all()
     assert pair.told["covered"] == pytest.approx(60 / 160, abs=0.01)
-    _, heat = filled(pair)
+    _, heat = filled(pair.visible, pair.infrared, pair.covered)
     assert heat is not None
     red, green, blue = visible.float()
     luma = 0.299 * red + 0.587 * green + 0.114 * blue

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fusionsam.config.datasets import find
 from fusionsam.config.schema import DataConfig
 from fusionsam.data.corruptions import night
-from fusionsam.data.dataset import IGNORE, PairDataset, collate
+from fusionsam.data.dataset import IGNORE, Item, PairDataset, collate
 from fusionsam.data.infrared_styles import draw_style, remove_haze
 from fusionsam.data.loader import TrainStream, class_shares, train_loader, val_loader
 from fusionsam.data.splits import Entry
@@ -61,7 +61,7 @@ def test_visible_infrared_and_label_move_together(seed, height, width, scale):
     block[top : top + height // 3, left : left + width // 4] = 1
     sample = Sample("x", (block * 255).expand(3, -1, -1), (block * 255)[None], block.long())
     transform = TrainTransform(replace(PLAIN, scale=scale), [1])
-    visible, infrared, label, present, _ = transform(sample, _generator(seed))
+    visible, infrared, label, present, _, _ = transform(sample, _generator(seed))
     assert tuple(label.shape) == PLAIN.crop
     assert present.all()
     inside = label == 1
@@ -81,7 +81,7 @@ def test_visible_infrared_and_label_move_together(seed, height, width, scale):
 def test_padding_lies_outside_of_the_image_only():
     sample = Sample("x", torch.full((3, 20, 30), 200, dtype=torch.uint8), None, torch.zeros(20, 30, dtype=torch.long))
     transform = TrainTransform(replace(PLAIN, scale=(1.0, 1.0)), [1])
-    visible, infrared, label, present, _ = transform(sample, _generator(0))
+    visible, infrared, label, present, _, _ = transform(sample, _generator(0))
     assert int((label == 0).sum()) == 20 * 30
     assert int((visible[0] > 0).sum()) == 20 * 30
     assert present.tolist() == [True, False]
@@ -101,7 +101,7 @@ def test_the_same_generator_seed_gives_the_same_item(seed):
     assert torch.equal(torch.get_rng_state(), before)  # the global generator is not touched
     for a, b in zip(first[:4], again[:4], strict=True):
         assert torch.equal(a, b)
-    visible, infrared, label, present, _ = first
+    visible, infrared, label, present, *_ = first
     assert 0 <= float(visible.min()) <= float(visible.max()) <= 1
     assert 0 <= float(infrared.min()) <= float(infrared.max()) <= 1
     assert set(label.unique().tolist()) <= {*range(9), IGNORE}
@@ -113,7 +113,7 @@ def test_dropped_modalities_are_zero_and_as_frequent_as_configured():
     transform = TrainTransform(replace(PLAIN, crop=(17, 19), modality_dropout=0.2, photometric=1.0), [1])
     generator, gone = _generator(0), torch.zeros(2)
     for _ in range(600):
-        visible, infrared, _, present, _ = transform(sample, generator)
+        visible, infrared, _, present, _, _ = transform(sample, generator)
         assert present[0] or not visible.any()
         assert present[1] or not infrared.any()
         gone += ~present
@@ -130,7 +130,7 @@ def test_harsh_changes_each_camera_in_every_way_it_names_and_none_by_default():
     generator, dead, saturated, rougher, smoother, foggy = _generator(0), 0, 0, 0, 0, 0
     roughness = plain[0].diff(dim=-1).abs().mean()
     for _ in range(60):
-        visible, infrared, label, present, _ = harsh(sample, generator)
+        visible, infrared, label, present, *_ = harsh(sample, generator)
         assert present.all()
         assert torch.equal(label, plain[2])
         assert not torch.equal(visible, plain[0])
@@ -162,10 +162,32 @@ def test_pasting_changes_all_three_arrays_at_the_same_pixels():
         "b", torch.where(label == 3, 110, flat).byte(), torch.where(label == 3, 120, flat[:1]).byte(), label
     )
     transform = TrainTransform(replace(PLAIN, scale=(1.0, 1.0), paste=1.0), [3])
-    visible, infrared, mask, _, _ = transform(target, _generator(1), source)
+    visible, infrared, mask, _, _, _ = transform(target, _generator(1), source)
     assert int((mask == 3).sum()) == 11 * 17
     assert torch.equal(visible[0] > 105 / 255, mask == 3)
     assert torch.equal(infrared[0] > 105 / 255, mask == 3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), scale=st.sampled_from([(0.5, 0.7), (1.0, 1.0), (1.9, 2.1)]))
+def test_where_a_camera_reaches_moves_with_its_picture(seed, scale):
+    """Infrared is white where its camera reaches and black elsewhere: so it is after every draw, a shift included."""
+    there = torch.zeros(97, 113, dtype=torch.bool)
+    there[11:70, 23:] = True
+    covered = torch.stack([torch.ones_like(there), there])
+    sample = Sample("x", torch.full((3, 97, 113), 255, dtype=torch.uint8), there[None].byte() * 255, None, covered)
+    item = TrainTransform(replace(PLAIN, scale=scale, shift=3), [1])(sample, _generator(seed))
+    outside = item.visible[0] < 0.99  # of the source: both are black there and count as covered
+    assert item.covered[0].all()
+    near = torch.nn.functional.max_pool2d(outside[None].float(), 9, 1, 4)[0] > 0
+    wrong = (item.infrared[0] > 0.5) != item.covered[1]
+    edge = torch.nn.functional.max_pool2d(item.covered[1:].float(), 9, 1, 4)[0] > 0
+    edge &= torch.nn.functional.max_pool2d(1 - item.covered[1:].float(), 9, 1, 4)[0] > 0
+    assert not (wrong & ~near & ~edge).any()
+    batch = collate([item, item._replace(covered=None)])
+    assert batch.covered[1].all()
+    assert torch.equal(batch.covered[0], item.covered)
+    assert torch.equal(eval_transform(sample).covered, covered)
 
 
 def test_shift_moves_infrared_by_no_more_than_asked():
@@ -175,7 +197,7 @@ def test_shift_moves_infrared_by_no_more_than_asked():
     transform = TrainTransform(replace(PLAIN, scale=(1.0, 1.0), shift=4, flip=0.0), [1])
     moved = set()
     for seed in range(60):
-        visible, infrared, label, _, _ = transform(sample, _generator(seed))
+        visible, infrared, label, _, _, _ = transform(sample, _generator(seed))
         assert label is None
         delta = (infrared[0].nonzero()[0] - visible[0].nonzero()[0]).tolist()
         assert max(map(abs, delta)) <= 4
@@ -263,13 +285,13 @@ def test_class_shares_are_label_pixels(scenes):
 
 def test_evaluation_keeps_pixels_and_collate_marks_missing_labels(scenes):
     sample = scenes[1]
-    visible, infrared, label, present, _ = eval_transform(sample)
+    visible, infrared, label, present, _, _ = eval_transform(sample)
     torch.testing.assert_close(visible * 255, sample.visible.float())
     assert torch.equal(label, sample.label)
-    batch = collate([(visible, infrared, label, present, "a"), (visible, infrared, None, present, "b")])
+    batch = collate([Item(visible, infrared, label, present, "a"), Item(visible, infrared, None, present, "b")])
     assert torch.equal(batch.label[0], sample.label)
     assert (batch.label[1] == IGNORE).all()
-    assert collate([(visible, infrared, None, present, "b")]).label is None
+    assert collate([Item(visible, infrared, None, present, "b")]).label is None
     assert [batch.ids for batch in val_loader(scenes)] == [[sample.id] for sample in scenes.samples]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import io
 import json
@@ -23,6 +24,12 @@ import pytest
 from PIL import Image
 
 from conftest import build_debug
+from fusionsam.alignment.apply import Aligner
+from fusionsam.alignment.geometry import centre, similarity
+from fusionsam.alignment.rig import Rig
+from fusionsam.alignment.warp import Warp
+from fusionsam.data.images import read_infrared, read_visible, write_png
+from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.server.run import TOKEN
 from fusionsam.weights.checkpoint import save_checkpoint
@@ -165,3 +172,26 @@ def test_dockerfile_installs_as_the_readme_does():
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied == kept
     assert all((ROOT / name).exists() for name in copied)
+
+
+def test_a_server_of_two_cameras_aligns_what_it_gets(weights, tmp_path):
+    matrix = similarity(0.8, 2.0, centre((96, 128)), (55.0, 33.0))
+    rig = Rig((96, 128), (80, 104), np.linalg.inv(matrix))
+    scene = draw_scene(5, 6, (96, 128))
+    write_png(tmp_path / "v.png", scene.visible)
+    write_png(tmp_path / "i.png", Warp(rig, "infrared")(scene.infrared).image)
+    body = b""
+    for name in ("visible", "infrared"):
+        head = f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="x"\r\n\r\n'
+        body += head.encode() + (tmp_path / f"{name[0]}.png").read_bytes() + b"\r\n"
+    with server(weights, "--align", str(rig.write(tmp_path / "rig.json"))) as (_, port):
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        url = f"http://127.0.0.1:{port}/v1/predict?images=labels"
+        request = urllib.request.Request(url, body + b"--b--\r\n", headers)
+        answer = json.load(urllib.request.urlopen(request, timeout=WAIT))
+    pair = Aligner(rig)(read_visible(tmp_path / "v.png"), read_infrared(tmp_path / "i.png"))
+    expected = FusionSAM.from_pretrained(weights).predict(pair.visible, pair.infrared, covered=pair.covered)
+    assert answer["size"] == [96, 128]
+    assert answer["alignment"]["shift"] == pair.told["shift"]
+    found = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["images"]["labels"]))))
+    assert (found == expected.labels).mean() > 0.999

@@ -70,12 +70,15 @@ class Batch:
     label: Tensor | None  # int64 (B,H,W); 255 = ignore (outside of the source image)
     present: Tensor  # bool (B,2): visible there, infrared there
     ids: list[str] = field(default_factory=list)
+    covered: Tensor | None = None  # bool (B,2,H,W): where visible, where infrared reaches; None: everywhere
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         label = None if self.label is None else self.label.to(device)
+        covered = None if self.covered is None else self.covered.to(device)
         return replace(
             self,
+            covered=covered,
             visible=self.visible.to(device),
             infrared=self.infrared.to(device),
             label=label,

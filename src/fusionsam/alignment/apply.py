@@ -46,12 +46,9 @@ class Aligner:
         frame: Frame = "visible",
         refine: bool = True,
         film: bool = False,
-        fill: bool = False,
     ) -> None:
         """`frame` is the camera whose pixels stay as they are. With `refine` each pair is shifted by a little where its
-        edges then agree better by a set margin (parallax, jitter); of a `film` the shift is smoothed over time. With
-        `fill` what a camera does not reach is taken from the other one, for readers that take no mask."""
-        self.fill = fill
+        edges then agree better by a set margin (parallax, jitter); of a `film` the shift is smoothed over time."""
         self.rig, self.name, self.frame, self.refine = rig, name, frame, refine
         self._recent: deque[tuple[float, float]] | None = deque(maxlen=REMEMBERED) if film else None
         self._warps: dict[tuple[Size, Size], Warp] = {}
@@ -61,22 +58,17 @@ class Aligner:
         if shift != (0.0, 0.0):
             return Warp(rig, self.frame, shift)
         key = (visible, infrared)
-        if key not in self._warps:
-            self._warps = {key: Warp(rig, self.frame)}
-        return self._warps[key]
-
-    def fits(self, visible: Tensor | None, infrared: Tensor | None) -> bool:
-        """Whether a pair has the sizes of the rig."""
-        if visible is None or infrared is None:
-            return False
-        sizes = (visible.shape[1], visible.shape[2]), (infrared.shape[1], infrared.shape[2])
-        return sizes == (tuple(self.rig.visible_size), tuple(self.rig.infrared_size))
+        warp = self._warps.get(key)
+        if warp is None:  # threads of a server may both make it: the last one stays
+            warp = Warp(rig, self.frame)
+            self._warps = {key: warp}
+        return warp
 
     def __call__(self, visible: Tensor | None, infrared: Tensor | None) -> Aligned:
         """`visible` uint8 (3,H,W) and `infrared` (1,H',W'); a picture that stands alone stays as it is. InputError for
         sizes that are not the rig's."""
         if visible is None or infrared is None:
-            return _alone(visible, infrared)
+            return alone(visible, infrared)
         sizes: tuple[Size, Size] = ((visible.shape[1], visible.shape[2]), (infrared.shape[1], infrared.shape[2]))
         warp = self._warp(*sizes)
         moved, still = (infrared, visible) if self.frame == "visible" else (visible, infrared)
@@ -93,10 +85,14 @@ class Aligner:
             told["warning"] = f"{other} covers {warp.covered:.0%} of the frame; the rest is without it"
         whole = torch.ones_like(warped.inside)
         if self.frame == "visible":
-            pair = Aligned(visible, warped.image, torch.stack([whole, warped.inside]), told)
-        else:
-            pair = Aligned(warped.image, infrared, torch.stack([warped.inside, whole]), told)
-        return Aligned(*filled(pair), pair.covered, told) if self.fill else pair
+            return Aligned(visible, warped.image, torch.stack([whole, warped.inside]), told)
+        return Aligned(warped.image, infrared, torch.stack([warped.inside, whole]), told)
+
+    def moved(self, infrared: Tensor, visible: Size, told: dict[str, Any]) -> Warped:
+        """Other values (C,H',W') of the infrared camera's pixels, such as temperatures, as the pair `told` of was moved
+        into a `visible` frame of (H, W)."""
+        x, y = told.get("shift", (0.0, 0.0))
+        return self._warp(visible, (infrared.shape[1], infrared.shape[2]), (x, y))(infrared)
 
     def _shift(self, still: Tensor, warped: Warped, told: dict[str, Any]) -> tuple[float, float]:
         """How far the warped picture is moved, in pixels of the frame; what was found goes into `told`."""
@@ -114,7 +110,8 @@ class Aligner:
         return shift
 
 
-def _alone(visible: Tensor | None, infrared: Tensor | None) -> Aligned:
+def alone(visible: Tensor | None, infrared: Tensor | None) -> Aligned:
+    """One picture, as it is."""
     image = visible if visible is not None else infrared
     assert image is not None
     there = torch.ones(image.shape[1:], dtype=torch.bool)
@@ -123,9 +120,9 @@ def _alone(visible: Tensor | None, infrared: Tensor | None) -> Aligned:
     return Aligned(visible, infrared, covered, {})
 
 
-def filled(aligned: Aligned) -> tuple[Tensor | None, Tensor | None]:
-    """The pictures with what is absent taken from the other camera: for readers that take no mask."""
-    visible, infrared, (there, warm) = aligned.visible, aligned.infrared, aligned.covered
+def filled(visible: Tensor | None, infrared: Tensor | None, covered: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The pictures of a pair with what is absent taken from the other camera: for readers that take no mask."""
+    there, warm = covered
     if visible is None or infrared is None:
         return visible, infrared
     luma = (visible.float() * torch.tensor(LUMA)[:, None, None]).sum(0, keepdim=True).round().to(infrared.dtype)

@@ -75,7 +75,7 @@ class DataConfig(Bounded):
     """Train although a class has no pixel in the training split: it will never be predicted."""
     align: str | None = None
     """rig.json of `fusionsam align`, or auto to find one in the training pairs: for cameras that see apart. Labels are
-    in the visible camera's frame; where infrared does not reach, the luma of the visible picture stands."""
+    in the visible camera's frame; where infrared does not reach, its token of a missing camera learns."""
     align_refine: bool = True
     """With data.align: each pair is shifted by a little where its edges then agree better by a set margin."""
     crop: tuple[int, int] = (352, 480)

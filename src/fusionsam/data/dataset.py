@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from fusionsam.alignment.apply import Aligner
+from fusionsam.alignment.maker import MakerAligner
 from fusionsam.config.datasets import DatasetRow, find
 from fusionsam.data.images import read_label
 from fusionsam.data.infrared import DEFAULT, InfraredOptions
@@ -19,8 +21,16 @@ from fusionsam.data.splits import Entry, entries
 from fusionsam.errors import InputError
 from fusionsam.types import IGNORE, Batch, LabelledSample, Sample
 
-Item = tuple[Tensor, Tensor, Tensor | None, Tensor, str]
-"""visible float (3,H,W), infrared float (1,H,W), label int64 (H,W) or None, present bool (2,), id."""
+
+class Item(NamedTuple):
+    """One pair as the network sees it."""
+
+    visible: Tensor  # float (3,H,W) in [0,1]
+    infrared: Tensor  # float (1,H,W) in [0,1]
+    label: Tensor | None  # int64 (H,W)
+    present: Tensor  # bool (2)
+    id: str
+    covered: Tensor | None = None  # bool (2,H,W): where the visible, where the infrared camera reaches
 
 
 CACHE = 4 << 30
@@ -155,8 +165,12 @@ def read_sample(
     visible, infrared = pictures.visible, pictures.infrared
     label = None if entry.label is None else _read_label(entry, row)
     covered, told = None, {}
-    # the maker's own alignment of a radiometric file is applied already
-    if align is not None and visible is not None and infrared is not None and entry.radiometric is None:
+    if isinstance(align, MakerAligner) and entry.radiometric is None:
+        raise InputError(f"{entry.id}: is no radiometric file, which --align maker is for; give a rig.json, or auto")
+    # the maker's own alignment of a radiometric file is applied already, and stands beside that of a rig
+    if align is not None and entry.radiometric is not None and not isinstance(align, MakerAligner):
+        align = None
+    if align is not None and visible is not None and infrared is not None:
         try:
             aligned = align(visible, infrared)
         except InputError as error:
@@ -224,9 +238,13 @@ def counted_from_1(classes: int) -> str:
 
 def collate(items: Sequence[Item]) -> Batch:
     """Items of one size as a Batch. Where only some have a label, the others get the ignore id everywhere."""
-    visible, infrared, labels, present, ids = zip(*items, strict=True)
-    label = None
+    visible, infrared, labels, present, ids, masks = zip(*items, strict=True)
+    size = visible[0].shape[-2:]
+    label, covered = None, None
     if any(item is not None for item in labels):
-        blank = torch.full(visible[0].shape[-2:], IGNORE, dtype=torch.long)
+        blank = torch.full(size, IGNORE, dtype=torch.long)
         label = torch.stack([blank if item is None else item for item in labels])
-    return Batch(torch.stack(visible), torch.stack(infrared), label, torch.stack(present), list(ids))
+    if any(item is not None for item in masks):
+        everywhere = torch.ones(2, *size, dtype=torch.bool)
+        covered = torch.stack([everywhere if item is None else item for item in masks])
+    return Batch(torch.stack(visible), torch.stack(infrared), label, torch.stack(present), list(ids), covered)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +34,16 @@ def eval_transform(sample: Sample) -> Item:
     present = torch.tensor([sample.visible is not None, sample.infrared is not None])
     visible = torch.zeros(3, height, width) if sample.visible is None else to_unit(sample.visible)
     infrared = torch.zeros(1, height, width) if sample.infrared is None else to_unit(sample.infrared)
-    return visible, infrared, sample.label, present, sample.id
+    return Item(visible, infrared, sample.label, present, sample.id, sample.covered)
+
+
+class Views(NamedTuple):
+    """The arrays of one pair under one geometric draw, all of one size."""
+
+    visible: tv_tensors.Image
+    infrared: tv_tensors.Image
+    mask: tv_tensors.Mask  # the label
+    covered: Tensor | None  # bool (2,H,W)
 
 
 class TrainTransform:
@@ -47,16 +57,18 @@ class TrainTransform:
         self.foreground = torch.tensor(sorted(foreground), dtype=torch.long)
 
     def __call__(self, sample: Sample, generator: torch.Generator, other: Sample | None = None) -> Item:
-        """visible (3,h,w), infrared (1,h,w) in [0,1], label int64 (h,w) or None with (h,w) = config.crop, present (2,).
+        """visible (3,h,w), infrared (1,h,w) in [0,1], label int64 (h,w) or None with (h,w) = config.crop, present (2,),
+        covered bool (2,h,w) or None.
 
         `other` is the sample objects are pasted from, with probability config.paste."""
         config = self.config
-        visible, infrared, mask = self._geometry(sample, generator)
+        views = self._geometry(sample, generator)
         if other is not None and _chance(generator, config.paste):
-            visible, infrared, mask = self._paste((visible, infrared, mask), other, generator)
+            views = self._paste(views, other, generator)
+        visible, infrared, mask, covered = views
         present = torch.tensor([sample.visible is not None, sample.infrared is not None])
         if config.shift:
-            infrared = _shifted(infrared, config.shift, generator)
+            infrared, covered = _shifted(infrared, covered, config.shift, generator)
         light, heat = to_unit(visible.as_subclass(Tensor)), to_unit(infrared.as_subclass(Tensor))
         if config.infrared_style and _chance(generator, config.infrared_style):
             heat = draw_style(heat, generator)
@@ -78,11 +90,9 @@ class TrainTransform:
         light = light if present[0] else torch.zeros_like(light)
         heat = heat if present[1] else torch.zeros_like(heat)
         label = None if sample.label is None else mask.as_subclass(Tensor).long()
-        return light, heat, label, present, sample.id
+        return Item(light, heat, label, present, sample.id, covered)
 
-    def _geometry(
-        self, sample: Sample, generator: torch.Generator
-    ) -> tuple[tv_tensors.Image, tv_tensors.Image, tv_tensors.Mask]:
+    def _geometry(self, sample: Sample, generator: torch.Generator) -> Views:
         """Resize, crop and flip with one draw; uint8 in, uint8 out, all of size config.crop."""
         config = self.config
         height, width = sample.size
@@ -100,24 +110,28 @@ class TrainTransform:
         padding = [place[1], place[0], free[1] - place[1], free[0] - place[0]]
         mirror = _chance(generator, config.flip)
 
-        def moved(array: Tensor, nearest: bool) -> Tensor:
+        def moved(array: Tensor, nearest: bool, outside: int = 0) -> Tensor:
             mode = InterpolationMode.NEAREST_EXACT if nearest else InterpolationMode.BILINEAR
             array = F.crop(array, top, left, size[0], size[1])
             if size != inner:
                 # resize_image also for masks: F.resize would use the older `nearest`, half a pixel off the images.
                 array = F.resize_image(array.as_subclass(Tensor), inner, interpolation=mode, antialias=not nearest)
             if any(padding):
-                array = F.pad(array, padding, fill=IGNORE if nearest else 0)
+                array = F.pad(array, padding, fill=outside)
             return F.horizontal_flip(array) if mirror else array
 
         blank = torch.zeros(1, height, width, dtype=torch.uint8)
         visible = blank.expand(3, -1, -1) if sample.visible is None else sample.visible
         infrared = blank if sample.infrared is None else sample.infrared
         mask = blank[0] if sample.label is None else sample.label.to(torch.uint8)
-        return (
+        covered = None
+        if sample.covered is not None:  # what lies outside of the source is black in both, as of pairs without a mask
+            covered = moved(tv_tensors.Mask(sample.covered.to(torch.uint8)), nearest=True, outside=1)
+        return Views(
             tv_tensors.Image(moved(tv_tensors.Image(visible), nearest=False)),
             tv_tensors.Image(moved(tv_tensors.Image(infrared), nearest=False)),
-            tv_tensors.Mask(moved(tv_tensors.Mask(mask)[None], nearest=True)[0]),
+            tv_tensors.Mask(moved(tv_tensors.Mask(mask)[None], nearest=True, outside=IGNORE)[0]),
+            None if covered is None else covered.as_subclass(Tensor).bool(),
         )
 
     def _corner(self, sample: Sample, size: list[int], generator: torch.Generator) -> tuple[int, int]:
@@ -145,13 +159,8 @@ class TrainTransform:
         there = self.foreground[counts[self.foreground] > 0]
         return int(there[_integer(generator, 0, len(there) - 1)]) if len(there) else None
 
-    def _paste(
-        self,
-        target: tuple[tv_tensors.Image, tv_tensors.Image, tv_tensors.Mask],
-        other: Sample,
-        generator: torch.Generator,
-    ) -> tuple[tv_tensors.Image, tv_tensors.Image, tv_tensors.Mask]:
-        """The pixels of one foreground class of `other`, under its own geometric draw, laid over all three arrays."""
+    def _paste(self, target: Views, other: Sample, generator: torch.Generator) -> Views:
+        """The pixels of one foreground class of `other`, under its own geometric draw, laid over all arrays."""
         if other.visible is None or other.infrared is None or other.label is None:
             return target
         source = self._geometry(other, generator)
@@ -165,9 +174,14 @@ class TrainTransform:
         where = source[2].as_subclass(Tensor) == chosen
         visible, infrared, mask = (
             torch.where(where, new.as_subclass(Tensor), old.as_subclass(Tensor))
-            for old, new in zip(target, source, strict=True)
+            for old, new in zip(target[:3], source[:3], strict=True)
         )
-        return tv_tensors.Image(visible), tv_tensors.Image(infrared), tv_tensors.Mask(mask)
+        covered = target.covered
+        if target.covered is not None or source.covered is not None:
+            whole = torch.ones(2, *where.shape, dtype=torch.bool)
+            old, new = (whole if views.covered is None else views.covered for views in (target, source))
+            covered = torch.where(where, new, old)
+        return Views(tv_tensors.Image(visible), tv_tensors.Image(infrared), tv_tensors.Mask(mask), covered)
 
 
 def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
@@ -183,12 +197,20 @@ def _integer(generator: torch.Generator, low: int, high: int) -> int:
     return int(torch.randint(low, high + 1, (), generator=generator))
 
 
-def _shifted(image: tv_tensors.Image, largest: int, generator: torch.Generator) -> tv_tensors.Image:
-    """Moved by up to `largest` pixels along each axis, the border repeated."""
+def _shifted(
+    image: tv_tensors.Image, covered: Tensor | None, largest: int, generator: torch.Generator
+) -> tuple[tv_tensors.Image, Tensor | None]:
+    """Infrared, and where it is, moved by up to `largest` pixels along each axis, the border repeated."""
     down, right = (_integer(generator, -largest, largest) for _ in range(2))
     height, width = image.shape[-2:]
-    padded = F.pad(image, [largest] * 4, padding_mode="edge")
-    return tv_tensors.Image(F.crop(padded, largest - down, largest - right, height, width))
+
+    def moved(array: Tensor) -> Tensor:
+        padded = F.pad(array, [largest] * 4, padding_mode="edge")
+        return F.crop(padded, largest - down, largest - right, height, width)
+
+    if covered is not None:
+        covered = torch.stack([covered[0], moved(covered[1:].to(torch.uint8)).bool()[0]])
+    return tv_tensors.Image(moved(image)), covered
 
 
 def _photometric(image: Tensor, generator: torch.Generator) -> Tensor:

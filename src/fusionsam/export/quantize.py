@@ -170,7 +170,7 @@ def encoder_nodes(path: Path) -> dict[str, str]:
 
 def feed(entry: Entry) -> dict[str, NDArray[Any]]:
     """One pair as the exported model takes it; an absent image as zeros, marked in `present`."""
-    visible, infrared, _, present, _ = eval_transform(read_sample(entry))
+    visible, infrared, _, present, _, _ = eval_transform(read_sample(entry))
     return {"visible": visible[None].numpy(), "infrared": infrared[None].numpy(), "present": present[None].numpy()}
 
 

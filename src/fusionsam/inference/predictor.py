@@ -237,11 +237,12 @@ class FusionSAM:
         )
 
     @torch.inference_mode()
-    def encode(self, visible: ImageLike | None, infrared: ImageLike | None) -> Session:
+    def encode(self, visible: ImageLike | None, infrared: ImageLike | None, covered: Tensor | None = None) -> Session:
         """A pair (either may be None), encoded once for any number of prompts: `Session.predict` takes the time of the
-        decoder alone. Images as in `predict`. Raises InputError for images that do not fit."""
+        decoder alone. Images and `covered` as in `predict`. Raises InputError for images that do not fit."""
         images = [None if image is None else image.to(self.device) for image in self.preprocess(visible, infrared)]
-        return Session(self, self.network.encode(images[0], images[1]), *images)
+        there = None if covered is None else covered[None].to(self.device)
+        return Session(self, self.network.encode(images[0], images[1], covered=there), *images)
 
     def predict(
         self,

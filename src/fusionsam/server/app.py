@@ -169,9 +169,11 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _temperatures(pair: Images, prediction: Prediction) -> dict[str, Any]:
-    """Degrees Celsius of each class, where the file told them."""
-    return {} if pair.celsius is None else {"celsius": class_temperatures(pair.celsius, prediction)}
+def _told(pair: Images, prediction: Prediction) -> dict[str, Any]:
+    """What an answer tells besides: degrees Celsius of each class, where the file told them, and how the two cameras
+    were brought together, where there is a rig."""
+    found = {} if pair.celsius is None else {"celsius": class_temperatures(pair.celsius, prediction)}
+    return found | ({"alignment": pair.alignment} if pair.alignment else {})
 
 
 def _schema(*files: str) -> dict[str, Any]:
@@ -229,7 +231,7 @@ def create_app(
             async def work() -> Response:
                 pair = await service.thread(decode_images, form, config.max_pixels, service.aligner)
                 prediction = await service.result(Predict(pair, form_prompts(form, pair.size, model.config.classes)))
-                return await service.thread(answer, prediction, pictures, kind, 200, _temperatures(pair, prediction))
+                return await service.thread(answer, prediction, pictures, kind, 200, _told(pair, prediction))
 
             return await service.accepted(request, work)
 
@@ -245,7 +247,7 @@ def create_app(
                 pair = await service.thread(decode_images, form, config.max_pixels, service.aligner)
                 session, prediction = await service.result(Encode(pair))
                 held = service.sessions.add(session)
-                head = {"id": held.id, "expires_in": config.session_seconds, **_temperatures(pair, prediction)}
+                head = {"id": held.id, "expires_in": config.session_seconds, **_told(pair, prediction)}
                 return await service.thread(answer, prediction, pictures, kind, 201, head)
 
             return await service.accepted(request, work)
@@ -313,8 +315,18 @@ def _describe(service: Service) -> dict[str, Any]:
         "max_side": model.config.max_side,
         "limits": dict(vars(limits)),
         "images": list(PICTURES),
+        "rig": _rig(service.aligner),
         "card": card,
     }
+
+
+def _rig(aligner: Aligner | None) -> dict[str, Any] | None:
+    """Sizes (H, W) of the two cameras whose pairs are taken; None where pairs come aligned."""
+    if aligner is None:
+        return None
+    rig = aligner.rig
+    sizes = {"visible": list(rig.visible_size), "infrared": list(rig.infrared_size)}
+    return {"digest": rig.digest, "frame": aligner.frame, **sizes}
 
 
 def _errors(app: FastAPI) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ class Images:
     infrared: Tensor | None  # (1,H,W)
     celsius: NDArray[np.float32] | None = None
     """(H',W') degrees Celsius of a radiometric file whose constants are inside."""
+    covered: Tensor | None = None  # bool (2,H,W): where the visible, where the infrared camera reaches
+    alignment: dict[str, Any] = field(default_factory=dict)  # how the two were brought together; plain JSON
 
     @property
     def size(self) -> tuple[int, int]:
@@ -44,13 +46,14 @@ class Predict:
 
     @property
     def key(self) -> Hashable:
-        """Size, which images are there, and either the mode or the numbers of points and boxes, and whether they name
-        classes."""
+        """Size, which images are there, whether everywhere, and either the mode or the numbers of points and boxes, and
+        whether they name classes."""
         asked: Hashable = self.prompts
         if isinstance(self.prompts, Prompts):
             given = [getattr(self.prompts, name) for name in PROMPT_TENSORS]
             asked = tuple(None if x is None else x.shape[1] for x in given)
-        return self.images.size, self.images.visible is None, self.images.infrared is None, asked
+        images = self.images
+        return images.size, images.visible is None, images.infrared is None, images.covered is None, asked
 
     @property
     def cost(self) -> int:
@@ -105,14 +108,16 @@ class Engine:
         asked = [job.prompts for job in jobs]
         own = [prompts for prompts in asked if isinstance(prompts, Prompts)]
         mode = asked[0] if isinstance(asked[0], str) else None
-        output = self.model.infer(visible, infrared, _stack_prompts(own) if own else None, mode)
+        masks = [job.images.covered for job in jobs if job.images.covered is not None]
+        covered = torch.stack(masks) if masks else None  # a key is of pairs with a mask, or without
+        output = self.model.infer(visible, infrared, _stack_prompts(own) if own else None, mode, covered)
         results = [self.model.postprocess(output, row=row) for row in range(len(jobs))]
         seconds = time.perf_counter() - started
         return [replace(result, seconds=seconds) for result in results]
 
     def _encode(self, job: Encode) -> tuple[Session, Prediction]:
         started = time.perf_counter()
-        session = self.model.encode(job.images.visible, job.images.infrared)
+        session = self.model.encode(job.images.visible, job.images.infrared, job.images.covered)
         return session, replace(session.predict(), seconds=time.perf_counter() - started)
 
     def _decode(self, job: Decode) -> Prediction:

@@ -18,6 +18,8 @@ from fusionsam.server.config import ServeConfig
 from fusionsam.weights.checkpoint import locate
 
 TOKEN = "FUSIONSAM_TOKEN"
+RIG = "this server's rig"
+"""What answers call it: clients need not know where it lies."""
 DRAIN_SECONDS = 0.5
 """Between the signal and the closing of the port: requests on their way in still get their 503 instead of a reset."""
 
@@ -77,12 +79,11 @@ def serve(
     access_log: bool,
     align: Path | None = None,
 ) -> None:
-    """Serve `weights` at the address until told to stop, and say how many requests were answered; every
-    pair is of the two cameras of the rig `align`. Raises InputError as
-    its parts do, for a wrong name before the port is taken."""
+    """Serve `weights` at the address until told to stop, and say how many requests were answered; every pair is of the
+    two cameras of the rig `align`. Raises InputError as its parts do, for a wrong name before the port is taken."""
     module = _app_module()
     token = read_token(token_file)
-    aligner = None if align is None else Aligner(read_rig(align), str(align), fill=True)
+    aligner = None if align is None else Aligner(read_rig(align), RIG)
     locate(weights)
     bound = bind(host, port)
     model = FusionSAM.from_pretrained(weights, device)

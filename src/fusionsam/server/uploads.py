@@ -197,17 +197,11 @@ def decode_images(form: FormData, max_pixels: int, aligner: Aligner | None = Non
             if "radiometric" in paths:
                 return _radiometric(paths["radiometric"], min(max_pixels, MAX_PIXELS))
             check_sizes(sizes, aligner is None)
-            if "rgbt" in paths:
-                return Images(*read_rgbt(paths["rgbt"]))
-            visible, infrared = paths.get("visible"), paths.get("infrared")
-            images = Images(
-                None if visible is None else read_visible(visible),
-                None if infrared is None else read_infrared(infrared),
-            )
-            if aligner is None:
+            images = _read(paths)
+            if aligner is None or images.visible is None or images.infrared is None:
                 return images
             pair = aligner(images.visible, images.infrared)
-            return Images(pair.visible, pair.infrared)
+            return Images(pair.visible, pair.infrared, pair.covered, pair.told)
         except InputError as error:
             text = str(error).replace(f"{folder}{os.sep}", "").replace("--rgbt", "the field rgbt")
             raise InputError(text.replace("radiometric.jpg", "radiometric")) from None
@@ -222,6 +216,17 @@ def _radiometric(path: Path, max_pixels: int) -> Images:
     if found.size[0] * found.size[1] > max_pixels:
         raise InputError(f"radiometric: covers {found.size[1]}x{found.size[0]} pixels; expected up to {max_pixels}")
     return found
+
+
+def _read(paths: dict[str, Path]) -> Images:
+    """What lies at the fields' paths."""
+    if "rgbt" in paths:
+        return Images(*read_rgbt(paths["rgbt"]))
+    visible, infrared = paths.get("visible"), paths.get("infrared")
+    return Images(
+        None if visible is None else read_visible(visible),
+        None if infrared is None else read_infrared(infrared),
+    )
 
 
 def check_sizes(sizes: dict[str, tuple[int, int]], equal: bool = True) -> None:

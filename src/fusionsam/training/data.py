@@ -133,7 +133,7 @@ def _with_label_maps(pairs: list[Entry], folder: str, row: DatasetRow) -> list[E
 def _aligner(data: DataConfig, lists: dict[str, list[Entry]]) -> Aligner | None:
     """What brings the pairs of two cameras into the visible one's frame; InputError where none is to be believed."""
     own = [entry for entry in lists[data.train_split] if not entry.extra]
-    return open_aligner(data.align, partial(fit, own), refine=data.align_refine, fill=True)
+    return open_aligner(data.align, partial(fit, own), refine=data.align_refine)
 
 
 def open_data(config: Config) -> tuple[PairDataset, PairDataset]:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from fusionsam.config.schema import LossConfig
 from fusionsam.metrics.reconstruction import ssim
 from fusionsam.models.color import luma
+from fusionsam.models.geometry import stand_in, stand_in_where
 from fusionsam.types import IGNORE
 
 
@@ -121,25 +122,31 @@ def longer_gradient(one: Tensor, two: Tensor) -> Tensor:
     return torch.where((a * a).sum(1, keepdim=True) >= (b * b).sum(1, keepdim=True), a, b)
 
 
-def fusion_terms(fused: Tensor, visible: Tensor, infrared: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
+def fusion_terms(
+    fused: Tensor,
+    visible: Tensor,
+    infrared: Tensor,
+    present: Tensor | None = None,
+    covered: Tensor | None = None,
+) -> dict[str, Tensor]:
     """The terms of f_f (no ground truth exists): intensity, gradient, color, ssim, unweighted.
 
     fused, visible (B,3,H,W), infrared (B,1,H,W) in [0,1]. L1 to max(Y1, I2); L1 of grad I_f to the longer of the
     sources' (as vectors; PIAFusion, Inf. Fusion 83-84, 2022, compares magnitudes); L1 of Cb, Cr to the visible image's;
-    1 - SSIM to both. Where a modality is absent (`present` bool (B,2)) the other one stands for both.
+    1 - SSIM to both. Where a modality is absent (`present` bool (B,2)), or its camera does not reach (`covered` bool
+    (B,2,H,W)), the other one stands for both.
     """
     # variances and edges are small differences, which half precision rounds away
     with torch.autocast(fused.device.type, enabled=False):
         precision = torch.promote_types(fused.dtype, torch.float32)
-        return _fusion_terms(fused.to(precision), visible.to(precision), infrared.to(precision), present)
+        visible, infrared = stand_in(visible.to(precision), infrared.to(precision), present)
+        if covered is not None:
+            visible, infrared = stand_in_where(visible, infrared, covered)
+        return _fusion_terms(fused.to(precision), visible, infrared)
 
 
-def _fusion_terms(fused: Tensor, visible: Tensor, infrared: Tensor, present: Tensor | None) -> dict[str, Tensor]:
+def _fusion_terms(fused: Tensor, visible: Tensor, infrared: Tensor) -> dict[str, Tensor]:
     y1 = luma(visible)
-    if present is not None and not bool(present.all()):
-        there = present[:, :, None, None, None]
-        y1, infrared = torch.where(there[:, 0], y1, infrared), torch.where(there[:, 1], infrared, y1)
-        visible = torch.where(there[:, 0], visible, infrared.expand_as(visible))
     y = luma(fused)
     color = (fused - y) - (visible - y1)
     return {
@@ -161,6 +168,9 @@ def fusion_loss(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
     )
 
 
-def reconstruction_loss(image: Tensor, reconstruction: Tensor) -> Tensor:
-    """L_rec, eq. 5, as a mean over pixels: ||I - I^||^2."""
-    return F.mse_loss(reconstruction, image)
+def reconstruction_loss(image: Tensor, reconstruction: Tensor, there: Tensor | None = None) -> Tensor:
+    """L_rec, eq. 5, as a mean over pixels: ||I - I^||^2; of those that are `there` (bool (B,1,H,W))."""
+    if there is None:
+        return F.mse_loss(reconstruction, image)
+    square = (reconstruction - image).square() * there
+    return square.sum() / (there.sum() * image.shape[1]).clamp(min=1)

@@ -93,7 +93,7 @@ class SegmentationTask(Task[FusionSAMNetwork]):
             terms["fot"] = loss.fot_weight * segmentation_loss(output.fot_logits, batch.label, loss, self.weights)
             terms["prompt"] = loss.prompt_weight * prompt_loss(output.mask_prompt, batch.label, model.foreground)
         if loss.fusion_weight:
-            parts = fusion_terms(output.fused, batch.visible, batch.infrared, batch.present)
+            parts = fusion_terms(output.fused, batch.visible, batch.infrared, batch.present, batch.covered)
             terms["fusion"] = loss.fusion_weight * fusion_loss(parts, loss)
         tokens = model.tokenizer.tokens
         if self.frozen_tokenizer:
@@ -113,14 +113,15 @@ class SegmentationTask(Task[FusionSAMNetwork]):
             if len(rows):
                 rebuilt = self.network.tokenizer.reconstruct(index, latents[rows])
                 rebuilt = rebuilt[:, :, : image.shape[2], : image.shape[3]]
-                total = total + reconstruction_loss(image[rows], rebuilt)
+                there = None if batch.covered is None else batch.covered[rows, index, None]
+                total = total + reconstruction_loss(image[rows], rebuilt, there)
         return total
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One forward and its losses; points and box are left out in a share of the steps."""
         draw = torch.rand(()).item()
         mode = "none" if draw < self.settings.model.prompts.dropout else None
-        output = self.network(batch.visible, batch.infrared, mode=mode, present=batch.present)
+        output = self.network(batch.visible, batch.infrared, mode=mode, present=batch.present, covered=batch.covered)
         terms = self.losses(output, batch)
         total = torch.stack(list(terms.values())).sum()
         require_finite(total, self.global_step, self.settings.train)
@@ -156,7 +157,7 @@ class SegmentationTask(Task[FusionSAMNetwork]):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Count argmax of the logits against the labels, at the labels' own size."""
         network = self.evaluated().eval()
-        output = network(batch.visible, batch.infrared, present=batch.present)
+        output = network(batch.visible, batch.infrared, present=batch.present, covered=batch.covered)
         assert batch.label is not None
         for prediction, label in zip(output.logits.argmax(1), batch.label, strict=True):
             self.matrix.update(prediction.cpu(), label.cpu())

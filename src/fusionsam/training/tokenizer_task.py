@@ -137,6 +137,8 @@ class TokenizerTask(Task[TokenizerNetwork]):
             if not len(image):
                 continue
             rebuilt, gradient, terms = self.generate(index, image)
+            if batch.covered is not None:  # what no camera saw is no example
+                gradient = gradient * batch.covered[batch.present[:, index], index, None]
             pull += [(rebuilt * gradient).sum(), terms["commitment"]]
             judged.append((index, image, rebuilt.detach()))
             name = MODALITIES[index]
