@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionsam.alignment.geometry import Size, apply, from_points
+from fusionsam.alignment.geometry import Matrix, Size, apply, from_points
+from fusionsam.alignment.lens import Lens
 from fusionsam.alignment.rig import Rig, require_sound
 from fusionsam.errors import InputError
 
@@ -60,11 +61,33 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def few_points(visible: NDArray[np.float64], infrared: NDArray[np.float64], start: Matrix) -> Matrix:
+    """What up to three points tell besides `start` (infrared to visible): one a shift, two a scale and a turn, three
+    an affine map. `start` where they tell nothing, or lie on one line."""
+    moved, move = apply(start, infrared), np.eye(3)
+    if len(moved) >= 3 and abs(np.linalg.det(np.c_[moved[:3], np.ones(3)])) > 1:
+        move[:2] = np.linalg.lstsq(np.c_[moved, np.ones(len(moved))], visible, rcond=None)[0].T
+    elif len(moved) >= 2 and np.linalg.norm(moved[1] - moved[0]) > 1:
+        (a, b), (c, d) = (points[1] - points[0] for points in (moved, visible))
+        across, along = (a * c + b * d) / (a * a + b * b), (a * d - b * c) / (a * a + b * b)
+        move[:2, :2] = [[across, -along], [along, across]]
+        move[:2, 2] = visible[0] - move[:2, :2] @ moved[0]
+    elif len(moved):
+        move[:2, 2] = visible[0] - moved[0]
+    return move @ start
+
+
 def rig_from_points(
-    visible: NDArray[np.float64], infrared: NDArray[np.float64], visible_size: Size, infrared_size: Size, name: str
+    visible: NDArray[np.float64],
+    infrared: NDArray[np.float64],
+    visible_size: Size,
+    infrared_size: Size,
+    name: str,
+    lenses: tuple[Lens | None, Lens | None] = (None, None),
 ) -> Rig:
-    """The homography of least squares. InputError, naming `name`, for points outside of the pictures, on one line or
-    that contradict one another so much that the picture would fold."""
+    """The homography of least squares, after the distortion of the two `lenses` has been taken off. InputError, naming
+    `name`, for points outside of the pictures, on one line or that contradict one another so much that the picture
+    would fold."""
     for kind, points, size in (("visible", visible, visible_size), ("infrared", infrared, infrared_size)):
         outside = ((points < -0.5) | (points > np.array(size)[::-1] - 0.5)).any(1)
         if outside.any():
@@ -76,6 +99,10 @@ def rig_from_points(
         spread = np.linalg.svd(points - points.mean(0), compute_uv=False)
         if spread[1] < 0.01 * max(size):
             raise InputError(f"{name}: the {kind} points lie on one line; click them all over the picture")
+    visible, infrared = (
+        points if lens is None else lens.undistorted(points)
+        for points, lens in zip((visible, infrared), lenses, strict=True)
+    )
     try:
         matrix = from_points(infrared, visible)
     except np.linalg.LinAlgError:
@@ -99,6 +126,6 @@ def rig_from_points(
         "verdict": f"fitted to {len(visible)} points, mean distance {distances.mean():.1f} visible pixels",
         "warnings": warnings,
     }
-    rig = Rig(visible_size, infrared_size, matrix, told=told)
+    rig = Rig(visible_size, infrared_size, matrix, *lenses, told=told)
     require_sound(rig, name)
     return rig

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusionsam.alignment.geometry import Size
+from fusionsam.alignment.lens import Lens
 from fusionsam.alignment.rig import Rig
 
 BLOCK = 1 << 20
@@ -70,6 +71,14 @@ class Warp:
         if not image.dtype.is_floating_point:
             values = values.round()
         return Warped(values[0].to(image.dtype), self.inside)
+
+
+def undistorted(image: Tensor, lens: Lens | None) -> Tensor:
+    """(C,H,W) as an ideal lens of the same focal length would have taken it; as it is without `lens`."""
+    if lens is None:
+        return image
+    size: Size = (image.shape[1], image.shape[2])
+    return Warp(Rig(size, size, np.eye(3), None, lens))(image).image
 
 
 def _points(rows: slice, width: int, samples: int, shift: tuple[float, float]) -> NDArray[np.float64]:

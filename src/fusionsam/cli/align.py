@@ -23,16 +23,22 @@ class Options(AnyPairOptions, OverwriteOption, CommandLine):
     """pairs of a folder to find it from: the sharpest and most varied"""
     lens: bool = False
     """find two radial terms of the lens besides: for lenses that bend straight lines; give eight pairs or more"""
+    visible_calibration: str | None = field(default=None, metadata={"metavar": "FILE"})
+    """OpenCV's, ROS's or Kalibr's calibration of the visible camera, whose lens distortion is taken off; FILE:cam1 for
+    one of several"""
+    infrared_calibration: str | None = field(default=None, metadata={"metavar": "FILE"})
+    """the same of the infrared camera"""
     overwrite: bool = OverwriteOption.overwrite
     """replace a rig that is there"""
 
     def __post_init__(self) -> None:
-        """InputError for a file that is no rig, or too many pairs."""
         """InputError for options that cannot be."""
         if self.out.suffix.lower() != ".json":
             raise InputError(f"--out {self.out}: expected a file name that ends in .json, for example rig.json")
         if not 1 <= self.pairs <= 100:
             raise InputError(f"--pairs {self.pairs}: expected 1 to 100")
+        if self.lens and (self.infrared_calibration or self.points):
+            raise InputError("--lens: finds the infrared lens in pairs; leave out --infrared-calibration and --points")
 
 
 def main(options: Options) -> int:
@@ -44,10 +50,11 @@ def main(options: Options) -> int:
     if out.exists() and not options.overwrite:
         raise InputError(f"{out}: is there; choose another --out, or --overwrite")
     entries = pairs_to_predict(options.visible, options.infrared, options.rgbt)
+    cameras = rigs.read_cameras(options.visible_calibration, options.infrared_calibration)
     if options.points is not None:
-        rig, shown = rigs.clicked(entries, options.points)
+        rig, shown = rigs.clicked(entries, options.points, cameras)
     else:
-        found = rigs.fit(entries, options.pairs, options.lens)
+        found = rigs.fit(entries, options.pairs, options.lens, cameras)
         if not found.verdict.accepted:
             raise InputError(f"{options.visible or options.rgbt}: {found.verdict.text}")
         rig, shown = found.rig, found.shown

@@ -14,14 +14,17 @@ import torch
 from PIL import Image
 
 from fusionsam.alignment.apply import Aligner
+from fusionsam.alignment.calibration import Camera, read_camera
 from fusionsam.alignment.choose import Candidate, candidate, choose
 from fusionsam.alignment.estimate import Estimate, estimate, working
 from fusionsam.alignment.geometry import Size
 from fusionsam.alignment.judge import Verdict, judge
+from fusionsam.alignment.lens import Lens
+from fusionsam.alignment.maker import MAKER, MakerAligner
 from fusionsam.alignment.picture import sheet
 from fusionsam.alignment.points import read_points, rig_from_points
 from fusionsam.alignment.rig import Rig, read_rig
-from fusionsam.alignment.warp import Warp
+from fusionsam.alignment.warp import Warp, undistorted
 from fusionsam.data.dataset import read_pictures
 from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
@@ -47,23 +50,51 @@ class Fit:
     shown: Entry  # of the pairs that were used the one that fits in the middle
 
 
-def fit(entries: Sequence[Entry], pairs: int = PAIRS, lens: bool = False) -> Fit:
+@dataclass(frozen=True)
+class Cameras:
+    """What is known of the two cameras beforehand, from calibration files."""
+
+    visible: Camera | None = None
+    infrared: Camera | None = None
+
+    def lenses(self, visible: Size, infrared: Size) -> tuple[Lens | None, Lens | None]:
+        """For pictures of these sizes (H, W); InputError for other shapes."""
+        one, two = self.visible, self.infrared
+        return None if one is None else one.lens_for(visible), None if two is None else two.lens_for(infrared)
+
+    def notes(self) -> list[str]:
+        """What a person should know of how the files were read."""
+        return [note for camera in (self.visible, self.infrared) if camera is not None for note in camera.notes()]
+
+
+UNKNOWN = Cameras()
+
+
+def read_cameras(visible: str | None, infrared: str | None) -> Cameras:
+    """From calibration files as `calibration.read_camera` takes them. InputError as there."""
+    one, two = (None if source is None else read_camera(source) for source in (visible, infrared))
+    return Cameras(one, two)
+
+
+def fit(entries: Sequence[Entry], pairs: int = PAIRS, lens: bool = False, cameras: Cameras = UNKNOWN) -> Fit:
     """Find the rig of entries that have both pictures. InputError where none has, where sizes differ from pair to pair,
     and where none can be read; a rig that is not believed is returned all the same: see its verdict.
-    With `lens` the infrared lens's distortion is found, too."""
+    With `lens` the infrared lens's distortion is found, too; that of `cameras` is taken off before."""
     both = [entry for entry in entries if entry.rgbt is not None or (entry.visible and entry.infrared)]
+    if not both and any(entry.radiometric for entry in entries):
+        raise InputError("align: radiometric files lie as their maker wrote; --align maker refines each of them")
     if not both:
         raise InputError("align: no pair has both a visible and an infrared picture; give both folders")
     step = max(1, -(-len(both) // CANDIDATES))
     looked, skipped = [], []
     for entry in both[::step]:
         try:
-            looked.append(_Looked.at(entry, *_read(entry)))
+            looked.append(_Looked.at(entry, *_read(entry), cameras))
         except InputError as error:
             skipped.append(str(error))
     if not looked:
         raise InputError(f"align: none of {len(skipped)} pairs can be read; the first: {skipped[0]}")
-    return _fit(looked, pairs, skipped, lens)
+    return _fit(looked, pairs, skipped, lens, cameras)
 
 
 def fit_frames(frames: Iterable[tuple[torch.Tensor, torch.Tensor]], pairs: int = PAIRS) -> Fit:
@@ -87,17 +118,25 @@ class _Looked:
     sizes: tuple[Size, Size]
 
     @classmethod
-    def at(cls, entry: Entry, visible: torch.Tensor, infrared: torch.Tensor) -> _Looked:
+    def at(cls, entry: Entry, visible: torch.Tensor, infrared: torch.Tensor, cameras: Cameras = UNKNOWN) -> _Looked:
         sizes = (visible.shape[1], visible.shape[2]), (infrared.shape[1], infrared.shape[2])
+        lenses = cameras.lenses(*sizes)
+        visible, infrared = (undistorted(image, one) for image, one in zip((visible, infrared), lenses, strict=True))
         return cls(entry, candidate(visible, infrared), working(visible, True), working(infrared, False), sizes)
 
 
-def _fit(looked: Sequence[_Looked], pairs: int, skipped: Sequence[str], lens: bool = False) -> Fit:
+def _fit(
+    looked: Sequence[_Looked],
+    pairs: int,
+    skipped: Sequence[str],
+    lens: bool = False,
+    cameras: Cameras = UNKNOWN,
+) -> Fit:
     sizes = _one_size(looked)
     chosen = [looked[index] for index in choose([each.candidate for each in looked], pairs)]
     found = estimate([each.visible for each in chosen], [each.infrared for each in chosen], *sizes, lens)
     verdict = judge(found, *sizes)
-    warnings = list(verdict.warnings)
+    warnings = [*verdict.warnings, *cameras.notes()]
     if skipped:
         warnings.append(f"{len(skipped)} pairs could not be read and were left out; the first: {skipped[0]}")
     scores = zip(chosen, found.scores, strict=True)
@@ -111,7 +150,8 @@ def _fit(looked: Sequence[_Looked], pairs: int, skipped: Sequence[str], lens: bo
         "warnings": warnings,
     }
     matrix = torch.linalg.inv(torch.from_numpy(found.matrix)).numpy()
-    rig = Rig(sizes[0], sizes[1], matrix, None, found.lens, told)
+    one, two = cameras.lenses(*sizes)
+    rig = Rig(sizes[0], sizes[1], matrix, one, two or found.lens, told)
     order = sorted(range(len(chosen)), key=lambda index: found.scores[index])
     shown = chosen[order[len(order) // 2]].entry
     return Fit(rig, Verdict(verdict.accepted, verdict.text, warnings), found, shown)
@@ -137,16 +177,18 @@ def _read(entry: Entry) -> tuple[torch.Tensor, torch.Tensor]:
     return sample.visible, sample.infrared
 
 
-def clicked(entries: Sequence[Entry], points: Path) -> tuple[Rig, Entry]:
-    """The rig of a file of points, and the first of the pairs in which they were clicked. InputError as `fit`, and for
-    points that determine no rig."""
+def clicked(entries: Sequence[Entry], points: Path, cameras: Cameras = UNKNOWN) -> tuple[Rig, Entry]:
+    """The rig of a file of points, and the first of the pairs in which they were clicked; the distortion of `cameras`
+    is taken off them. InputError as `fit`, and for points that determine no rig."""
     both = [entry for entry in entries if entry.rgbt is not None or (entry.visible and entry.infrared)]
     if not both:
         raise InputError("align: no pair has both a visible and an infrared picture; give both")
     visible, infrared = read_points(points)
     one, two = _read(both[0])
     sizes = (one.shape[1], one.shape[2]), (two.shape[1], two.shape[2])
-    return rig_from_points(visible, infrared, *sizes, str(points)), both[0]
+    rig = rig_from_points(visible, infrared, *sizes, str(points), cameras.lenses(*sizes))
+    rig.told["warnings"] += cameras.notes()
+    return rig, both[0]
 
 
 def picture(rig: Rig, entry: Entry) -> Image.Image:
@@ -157,10 +199,14 @@ def picture(rig: Rig, entry: Entry) -> Image.Image:
 
 
 def open_aligner(align: str | None, find: Callable[[], Fit], film: bool = False, **how: Any) -> Aligner | None:
-    """None without `align`; auto calls `find`. `how` is frame and refine of Aligner. InputError for a bad file, and
-    where auto finds nothing to believe."""
+    """None without `align`; auto calls `find`, maker refines radiometric files. `how` is frame and refine of Aligner.
+    InputError for a bad file, and where auto finds nothing to believe."""
     if align is None:
         return None
+    if align == MAKER:
+        if film or how.get("frame", "visible") != "visible":
+            raise InputError("--align maker: is for radiometric files, in the frame of their visible picture")
+        return MakerAligner() if how.get("refine", True) else None
     if align != AUTO:
         return Aligner(read_rig(align), align, film=film, **how)
     found = find()
