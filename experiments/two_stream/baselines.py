@@ -266,7 +266,7 @@ def predictor(network: PeerNetwork) -> robustness.Predict:
     """As `robustness.measure` wants it; a peer of one image gives nothing without it."""
 
     @torch.inference_mode()
-    def predict(visible: Tensor | None, infrared: Tensor | None) -> Any:
+    def predict(visible: Tensor | None, infrared: Tensor | None, /, covered: Tensor | None = None) -> Any:
         lacking = {"visible": visible, "infrared": infrared}.get(network.peer, 0) is None
         return None if lacking else network(visible, infrared)[0].argmax(0).numpy()
 

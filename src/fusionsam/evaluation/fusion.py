@@ -10,15 +10,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionsam.alignment.apply import filled
+from fusionsam.data.dataset import read_sample
 from fusionsam.data.fingerprints import Fingerprints, fingerprint
 from fusionsam.data.images import image_size, read_infrared, read_visible
 from fusionsam.data.leaks import compare
+from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.splits import Entry, pair_entries
 from fusionsam.errors import InputError
 from fusionsam.evaluation import simple_fusions as fusion_baselines
@@ -27,6 +31,7 @@ from fusionsam.evaluation.simple_fusions import FUSIONS
 from fusionsam.io import Made, OutputFolder, require_writable, whole, write_json
 from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, prepare
 from fusionsam.progress import progress_bar
+from fusionsam.types import Sample
 
 if TYPE_CHECKING:
     from fusionsam.inference.predictor import FusionSAM
@@ -46,11 +51,12 @@ class Job:
     infrared: Path
     fused: Mapping[str, Path | NDArray[np.uint8]]  # method -> file, or picture (H,W,3)
     built_in: tuple[str, ...] = ()  # names of FUSIONS
+    aligned: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None  # (3,H,W), (1,H,W) in the place of the files
 
 
 def measure(job: Job) -> dict[str, Scores]:
     """Method -> its eleven measures on one pair, in the order of `job`. InputError names the file."""
-    visible, infrared = read_visible(job.visible).numpy(), read_infrared(job.infrared).numpy()
+    visible, infrared = job.aligned or (read_visible(job.visible).numpy(), read_infrared(job.infrared).numpy())
     pictures: dict[str, NDArray[np.uint8]] = {
         name: read_visible(given).numpy() if isinstance(given, Path) else given for name, given in job.fused.items()
     }
@@ -83,9 +89,11 @@ def fused_files(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def check_sizes(entries: Sequence[Entry], folders: Mapping[str, Mapping[str, Path]], smallest: int) -> None:
+def check_sizes(
+    entries: Sequence[Entry], folders: Mapping[str, Mapping[str, Path]], smallest: int, align: bool = False
+) -> None:
     """Judge every file by its header before hours are spent: InputError names one that is too small, or whose size
-    differs from its visible image's."""
+    differs from its visible image's; with `align` infrared may have its own."""
     for entry in entries:
         assert entry.visible is not None
         assert entry.infrared is not None
@@ -96,11 +104,13 @@ def check_sizes(entries: Sequence[Entry], folders: Mapping[str, Mapping[str, Pat
                 advice = "leave it out, or give --no-baselines"
             found = f"{wanted[0]}x{wanted[1]} (height x width)"
             raise InputError(f"{entry.visible}: {found}, expected sides of at least {smallest} pixels; {advice}")
-        for path in (entry.infrared, *(files[entry.id] for files in folders.values())):
+        fused = [files[entry.id] for files in folders.values()]
+        for path in fused if align else [entry.infrared, *fused]:
             if (size := image_size(path)) != wanted:
                 raise InputError(
                     f"{path}: {size[0]}x{size[1]} (height x width), its visible image {entry.visible.name} is "
                     f"{wanted[0]}x{wanted[1]}; give aligned pictures of one size"
+                    + (", or --align" if path == entry.infrared else "")
                 )
 
 
@@ -225,7 +235,9 @@ def run(options: FusionMetricsOptions) -> str:
     names = method_names([*weights, *fused])
     ids = [entry.id for entry in entries]
     folders = {name: fused_files(path, ids) for name, path in zip(names[len(weights) :], fused, strict=True)}
-    check_sizes(entries, folders, fusion_baselines.SMALLEST_SIDE if baselines else SMALLEST_SIDE)
+    smallest = fusion_baselines.SMALLEST_SIDE if baselines else SMALLEST_SIDE
+    check_sizes(entries, folders, smallest, options.align is not None)
+    aligner = open_aligner(options.align, partial(fit, entries), refine=not options.no_refine)
     require_writable(out)
     _require_ours(out, ids)
     models: list[FusionSAM] = []
@@ -244,17 +256,33 @@ def run(options: FusionMetricsOptions) -> str:
             assert entry.visible is not None
             assert entry.infrared is not None
             given: dict[str, Path | NDArray[np.uint8]] = {}
+            pair: Any = (entry.visible, entry.infrared)
+            sample = None if aligner is None else read_sample(entry, align=aligner)
+            covered = None if sample is None else sample.covered
+            if sample is not None:
+                pair = (sample.visible, sample.infrared)
             for name, model in zip(names, models, strict=False):  # weights stand first among the names
                 try:
-                    given[name] = model.predict(entry.visible, entry.infrared).fused
+                    given[name] = model.predict(pair[0], pair[1], covered=covered).fused
                 except InputError as error:
                     raise InputError(f"{entry.visible} ({name}): {error}") from None
             given |= {name: files[entry.id] for name, files in folders.items()}
-            yield Job(entry.id, entry.visible, entry.infrared, given, tuple(FUSIONS) if baselines else ())
+            aligned = None if sample is None else _arrays(sample)
+            yield Job(entry.id, entry.visible, entry.infrared, given, tuple(FUSIONS) if baselines else (), aligned)
 
     table = measure_all(jobs(), len(entries), workers)
     found = write(out, table)
     return "\n".join([as_text(found, {method: len(rows) for method, rows in table.items()}, names), *notes])
+
+
+def _arrays(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The pair as it is measured: what infrared does not reach is as in the visible picture, for both are all that a
+    fused picture can show there."""
+    assert sample.covered is not None
+    visible, infrared = filled(sample.visible, sample.infrared, sample.covered)
+    assert visible is not None
+    assert infrared is not None
+    return visible.numpy(), infrared.numpy()
 
 
 def _require_ours(out: Path, ids: Sequence[str]) -> None:

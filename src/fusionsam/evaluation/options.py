@@ -22,7 +22,8 @@ from fusionsam.config.options import (
 
 CONDITION_NAMES = (
     "full", "visible only", "infrared only", "infrared shifted 2 px", "infrared shifted 4 px", "infrared shifted 8 px",
-    "infrared shifted 16 px", "noise", "blur", "fog", "over-exposure", "under-exposure", "dead infrared frame",
+    "infrared shifted 16 px", "infrared shifted 8 px, realigned", "infrared shifted 16 px, realigned", "noise",
+    "blur", "fog", "over-exposure", "under-exposure", "dead infrared frame",
 )  # fmt: skip
 """Names of the corruptions that `robustness` knows, in the order of its table; the first is the reference."""
 
@@ -71,7 +72,9 @@ class EvaluateConfig(DataOptions, LabelOptions, AlignOptions, DeviceOption, Boot
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustnessOptions(DataOptions, WeightsOption, OutOption, DeviceOption, BootstrapOptions, CommandLine):
+class RobustnessOptions(
+    DataOptions, AlignOptions, WeightsOption, OutOption, DeviceOption, BootstrapOptions, CommandLine
+):
     """Score a model on pairs of which a camera is missing, displaced or disturbed. Writes robustness.json, .md, .tex
     and .csv into --out."""
 
@@ -121,7 +124,7 @@ def cores() -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusionMetricsOptions(OutOption, DeviceOption):
+class FusionMetricsOptions(AlignOptions, OutOption, DeviceOption):
     """Score fused pictures by eleven measures. Writes fusion_metrics.csv and fusion_metrics.json into --out."""
 
     visible: Path

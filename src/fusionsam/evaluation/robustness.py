@@ -11,13 +11,14 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fusionsam.alignment.residual import residual
 from fusionsam.config.options import BootstrapOptions
 from fusionsam.data.corruptions import blur, fog, noise
 from fusionsam.data.dataset import LabelledPairs
@@ -45,8 +46,17 @@ from fusionsam.weights import checkpoint
 
 Pair = tuple[Tensor | None, Tensor | None]
 Change = Callable[[Tensor, Tensor, torch.Generator], Pair]
-Predict = Callable[[Tensor | None, Tensor | None], NDArray[np.integer] | None]
-"""(1,3,H,W) and (1,1,H,W) in [0,1], either may be None -> class ids (H,W); None if it cannot do without that image."""
+
+
+class Predict(Protocol):
+    """Who is measured."""
+
+    def __call__(
+        self, visible: Tensor | None, infrared: Tensor | None, /, covered: Tensor | None = None
+    ) -> NDArray[np.integer] | None:
+        """(1,3,H,W) and (1,1,H,W) in [0,1], either may be None, and bool (1,2,H,W) where the two cameras of a rig reach
+        -> class ids (H,W); None if it cannot do without that image."""
+
 
 NAME = "robustness"
 NOISE, BLUR, EXPOSURE, FOG = 0.08, 2.5, (3.0, 0.2), 2.0
@@ -80,6 +90,7 @@ class Measured(TypedDict, total=False):
     weights_sha256: str
     prompts: str
     as_trained: bool
+    align: dict[str, str | bool | None] | None
     notes: list[str]
     commit: str
     command: str
@@ -101,12 +112,25 @@ def shift(image: Tensor, down: int, right: int) -> Tensor:
     return image[:, rows][:, :, columns]
 
 
+def _moved(infrared: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    down, right = ((1, 0), (-1, 0), (0, 1), (0, -1))[int(torch.randint(4, (), generator=generator))]
+    return shift(infrared, pixels * down, pixels * right)
+
+
 def _shifted(pixels: int) -> Condition:
     def change(visible: Tensor, infrared: Tensor, generator: torch.Generator) -> Pair:
-        down, right = ((1, 0), (-1, 0), (0, 1), (0, -1))[int(torch.randint(4, (), generator=generator))]
-        return visible, shift(infrared, pixels * down, pixels * right)
+        return visible, _moved(infrared, pixels, generator)
 
     return Condition(change, "up, down, left or right, drawn for each pair")
+
+
+def _realigned(pixels: int) -> Condition:
+    def change(visible: Tensor, infrared: Tensor, generator: torch.Generator) -> Pair:
+        heat = _moved(infrared, pixels, generator)
+        found = residual(visible * 255, heat * 255)
+        return visible, shift(heat, round(found.y), round(found.x)) if found.believed else heat
+
+    return Condition(change, "the same, then moved back as --align does where the edges agree better")
 
 
 CONDITIONS: dict[str, Condition] = {
@@ -114,6 +138,7 @@ CONDITIONS: dict[str, Condition] = {
     "visible only": Condition(lambda v, i, g: (v, None), "no infrared image, and the model knows it"),
     "infrared only": Condition(lambda v, i, g: (None, i), "no visible image, and the model knows it"),
     **{f"infrared shifted {pixels} px": _shifted(pixels) for pixels in (2, 4, 8, 16)},
+    **{f"infrared shifted {pixels} px, realigned": _realigned(pixels) for pixels in (8, 16)},
     "noise": Condition(
         lambda v, i, g: (noise(v, NOISE, g), noise(i, NOISE, g)), f"Gaussian, deviation {NOISE:g} of the range, on both"
     ),
@@ -233,7 +258,9 @@ def _count(predict: Predict, data: LabelledPairs, names: Sequence[str], seed: in
             visible, infrared = to_unit(sample.visible), to_unit(sample.infrared)
             for name in names:
                 seen = disturb(name, visible, infrared, sample.id, seed)
-                ids = predict(*(None if image is None else image[None] for image in seen))
+                one, two = (None if image is None else image[None] for image in seen)
+                there = {} if sample.covered is None else {"covered": sample.covered[None]}
+                ids = predict(one, two, **there)
                 if ids is None:
                     impossible.add(name)
                 else:
@@ -298,8 +325,9 @@ def write(values: Measured, out: Path, others: Sequence[Measured] = ()) -> Table
 def network_predictor(model: FusionSAM, prompts: Mode | None = None) -> Predict:
     """A checkpoint as a predictor; `prompts` self or none, None = as configured."""
 
-    def predict(visible: Tensor | None, infrared: Tensor | None) -> NDArray[np.int64]:
-        ids: NDArray[np.int64] = model.infer(visible, infrared, mode=prompts).logits[0].argmax(0).cpu().numpy()
+    def predict(visible: Tensor | None, infrared: Tensor | None, /, covered: Tensor | None = None) -> NDArray[np.int64]:
+        logits = model.infer(visible, infrared, mode=prompts, covered=covered).logits[0]
+        ids: NDArray[np.int64] = logits.argmax(0).cpu().numpy()
         return ids
 
     return predict
@@ -312,8 +340,9 @@ def run(options: RobustnessOptions) -> Table:
     others = [read_table(path) for path in options.against]
     model = FusionSAM.from_pretrained(options.weights, options.device, calibrated=not options.as_trained)
     config = EvaluateConfig(
-        options.dataset, options.root, options.split, weights=[options.weights], class_file=options.class_file
-    )
+        options.dataset, options.root, options.split, weights=[options.weights], class_file=options.class_file,
+        align=options.align, no_refine=options.no_refine,
+    )  # fmt: skip
     data = open_labelled(config)
     check_classes(model.config.classes, options.weights, data.row)
     require_usable(options.out, others, data, options.seed, options.bootstrap, options.conditions)
@@ -322,9 +351,13 @@ def run(options: RobustnessOptions) -> Table:
     values = measure(predict, data, options.conditions, options.seed, options.bootstrap)
     title = f"{options.weights} as trained" if options.as_trained else str(options.weights)
     fitted = {**fitted_on(model.card, guard.content), "calibration": 0}  # there is no confidence in the table
+    aligned = None
+    if data.align is not None:
+        aligned = {"rig": data.align.rig.digest, "by": options.align, "refine": not options.no_refine}
     values = {
         "title": title, **values, "split": options.split, "weights": str(options.weights),
         "weights_sha256": digest(checkpoint.locate(options.weights) / checkpoint.WEIGHTS),
+        "align": aligned,
         "prompts": options.prompts or model.config.prompts.mode, "as_trained": options.as_trained,
         "notes": guard.notes + fitted_notes(fitted, len(data)),
         "commit": checkpoint.commit(), "command": options.command, "seconds": time.perf_counter() - started,
