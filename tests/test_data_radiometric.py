@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,14 +16,21 @@ import torch
 from PIL import Image
 
 from conftest import build_debug
+from fusionsam.alignment.geometry import centre, similarity
+from fusionsam.alignment.maker import MakerAligner
+from fusionsam.alignment.rig import Rig
+from fusionsam.alignment.warp import Warp
 from fusionsam.cli.main import main
 from fusionsam.data.dataset import read_sample
-from fusionsam.data.images import read_heat
+from fusionsam.data.images import read_heat, write_png
 from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.planck import Planck
 from fusionsam.data.radiometric import is_radiometric, read_radiometric
+from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.splits import Entry, entries
+from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
+from fusionsam.inference.celsius import add_celsius
 from fusionsam.page.session import read_pair as read_for_page
 from fusionsam.weights.checkpoint import save_checkpoint
 
@@ -185,6 +193,41 @@ def test_the_page_takes_a_radiometric_file_alone_in_either_area(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(whole[:5000])
     with pytest.raises(InputError, match=r"^radiometric image cut\.jpg: "):
         read_for_page(None, str(tmp_path / "cut.jpg"))
+
+
+def test_what_the_maker_wrote_is_refined_where_the_edges_agree_better(tmp_path):
+    scene = draw_scene(5, 6, (240, 320))
+    off = Warp(Rig((240, 320), (240, 320), similarity(1.03, 1.0, centre((240, 320)), (165.5, 113.5))))(scene.infrared)
+    pair = MakerAligner()(scene.visible, off.image)
+    assert pair.told["refined"]
+    assert pair.told["score"] > pair.told["maker_score"] + 0.05
+    inner = (slice(None), slice(30, -30), slice(30, -30))
+
+    def error(infrared):
+        return (infrared[inner].float() - scene.infrared[inner].float()).abs().mean()
+
+    assert error(pair.infrared) < 0.5 * error(off.image)
+    assert not pair.covered[1].all()
+    as_it_is = MakerAligner()(scene.visible, scene.infrared)
+    assert not as_it_is.told["refined"]
+    assert torch.equal(as_it_is.infrared, scene.infrared)
+    write_png(tmp_path / "v.png", scene.visible)
+    plain = Entry("x", visible=tmp_path / "v.png", infrared=tmp_path / "v.png")
+    with pytest.raises(InputError, match="no radiometric file"):
+        read_sample(plain, align=MakerAligner())
+    with pytest.raises(InputError, match="--align maker"):
+        open_aligner("auto", lambda: fit([Entry("x", radiometric=tmp_path / "x.jpg")]))
+
+
+def test_temperatures_follow_the_pixels_that_were_moved(tmp_path):
+    path = flir_file(tmp_path / "x.jpg", flir_counts())
+    celsius = read_radiometric(path).celsius()
+    labels = np.zeros((H, W), np.uint8)
+    labels[10:20, 10:30] = 1
+    prediction = SimpleNamespace(labels=labels, classes=["nothing", "one"])
+    entry = Entry("x", radiometric=path)
+    found = add_celsius(tmp_path, entry, prediction, False, [[1, 0, 4], [0, 1, 0], [0, 0, 1]])
+    assert found["classes"]["one"]["mean"] == pytest.approx(float(celsius[10:20, 6:26].mean()), abs=0.01)
 
 
 def test_given_as_infrared_the_counts_are_read_not_the_coloured_preview(tmp_path):

@@ -65,7 +65,8 @@ class AlignOptions:
     """How two cameras that see apart are brought together."""
 
     align: str | None = field(default=None, metadata={"metavar": "RIG"})
-    """rig.json of `fusionsam align`, or auto to find one in these pairs first: for cameras that see apart"""
+    """rig.json of `fusionsam align`, or auto to find one in these pairs first: for cameras that see apart; maker:
+    refine what radiometric files tell themselves"""
     no_refine: bool = False
     """with --align: the rig alone, without a small shift of each pair"""
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from fusionsam.alignment.maker import MATRIX
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
 from fusionsam.data.infrared import InfraredOptions
@@ -188,7 +189,8 @@ def run(options: PredictOptions) -> tuple[int, int]:
         if sample.input or sample.notices:
             head["input"] = {**sample.input, "notices": [text for _, text in sample.notices]}
         if entry.radiometric is not None:
-            head["celsius"] = add_celsius(out, entry, prediction, options.celsius)
+            moved = sample.alignment.get(MATRIX)
+            head["celsius"] = add_celsius(out, entry, prediction, options.celsius, moved)
         _write(out, entry.id, prediction, with_confidence, min_confidence, head)
         done += 1
     notices.close()
