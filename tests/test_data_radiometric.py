@@ -186,7 +186,8 @@ def test_the_page_takes_a_radiometric_file_alone_in_either_area(tmp_path):
     path = str(flir_file(tmp_path / "f.jpg", flir_counts(), visible=np.zeros((240, 320, 3), np.uint8)))
     expected = read_sample(Entry("x", radiometric=path))
     for areas in ((path, None), (None, path)):
-        visible, infrared = read_for_page(*areas)
+        pair = read_for_page(*areas)
+        visible, infrared = pair.visible, pair.infrared
         assert torch.equal(visible, expected.visible)
         assert torch.equal(infrared, expected.infrared)
     whole = flir_file(tmp_path / "whole.jpg", flir_counts(), packed=False).read_bytes()

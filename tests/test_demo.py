@@ -145,7 +145,8 @@ def test_bad_uploads_are_one_sentence_with_the_files_own_name(tmp_path):
 def test_deep_uploads_reach_the_reader_as_they_are(tmp_path):
     ramp = np.linspace(29000, 31000, 80 * 90).reshape(80, 90).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "heat.png")
-    visible, infrared = read_pair(None, str(tmp_path / "heat.png"))
+    pair = read_pair(None, str(tmp_path / "heat.png"))
+    visible, infrared = pair.visible, pair.infrared
     assert visible is None
     assert (int(infrared.min()), int(infrared.max())) == (0, 255)  # 8 bits of it would be flat
 
@@ -198,7 +199,7 @@ def test_a_pair_that_was_replaced_meanwhile_changes_nothing(model, tmp_path):
     opened = []
 
     def open_pair(*files):
-        opened.append(ask.open_pair(*files, "both", [], page))
+        opened.append(ask.open_pair(*files, None, "both", [], page))
 
     with ask.turn():
         first = threading.Thread(target=open_pair, args=(visible, None))

@@ -19,10 +19,16 @@ import torch
 from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from fusionsam.alignment.apply import Aligner
+from fusionsam.alignment.geometry import centre, similarity
+from fusionsam.alignment.points import rig_from_points
+from fusionsam.alignment.rig import Rig, read_rig
+from fusionsam.alignment.warp import Warp
 from fusionsam.config.schema import preset
-from fusionsam.data.images import write_png
+from fusionsam.data.images import read_infrared, read_visible, write_png
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.models.network import FusionSAMNetwork
@@ -304,6 +310,81 @@ def test_bad_uploads_are_one_sentence_on_the_page(browser, page, address, scene)
     assert "Traceback" not in text
     assert "/" not in text
     assert not other.all(".stage")
+
+
+@pytest.fixture(scope="module")
+def two_cameras(tmp_path_factory):
+    """A pair of two sizes, and the rig that it was made with."""
+    folder, drawn, size = tmp_path_factory.mktemp("cameras"), draw_scene(5, 6, (H, W)), (80, 104)
+    rig = Rig((H, W), size, similarity(1.15, 2.0, centre(size), (W / 2 + 4, H / 2 - 3)))
+    write_png(folder / "street.png", drawn.visible)
+    write_png(folder / "heat.png", Warp(rig, "infrared")(drawn.infrared).image)
+    return folder, rig
+
+
+def test_two_cameras_are_aligned_by_clicks_and_keys(browser, page, address, two_cameras, model):
+    folder, rig = two_cameras
+    other = Page(browser, address)
+    other.upload("visible", folder / "street.png")
+    other.says("from the visible image alone")
+    other.upload("infrared", folder / "heat.png")
+    other.says("align the two below")
+    other.press("#align button")
+    other.wait(lambda: other.all("#align-take") and other.all("#align-take")[0].is_displayed())
+    other.press("#align-use")
+    other.wait(lambda: "take a pair first" in other.text("#align-status"))
+    other.press("#align-take")
+    other.wait(lambda: other.all("#align-edges .stage img"))
+
+    def edges():
+        return browser.execute_script("return document.querySelector('#align-edges img').src")
+
+    def click(kind, x, y):
+        """On the screen, in the middle of a pixel; where it really went, in pixels."""
+        script = """const s = document.querySelector(arguments[0]); s.scrollIntoView({block: 'center'});
+        const r = s.getBoundingClientRect(); return [r.x, r.y, r.width, s.viewBox.baseVal.width]"""
+        left, top, width, pixels = browser.execute_script(script, f"#align-{kind} .stage svg")
+        place = round(left + (x + 0.5) * width / pixels), round(top + (y + 0.5) * width / pixels)
+        chain = ActionChains(browser, duration=50)
+        chain.w3c_actions.pointer_action.move_to_location(*place)
+        chain.click().perform()
+        return (place[0] - left) * pixels / width - 0.5, (place[1] - top) * pixels / width - 0.5
+
+    went = {"visible": [], "infrared": []}
+    for number, point in enumerate(([12.0, 10.0], [90.0, 14.0], [86.0, 70.0], [16.0, 66.0], [50.0, 40.0]), 1):
+        before = edges()
+        went["infrared"].append(click("infrared", *point))
+        other.wait(lambda n=number: f"Now click point {n} in the visible picture" in other.text("#align-status"))
+        went["visible"].append(click("visible", *rig.infrared_to_visible_points(np.array([point]))[0]))
+        other.wait(lambda old=before: edges() != old)  # it moves
+        other.wait(lambda n=number: len(other.all("#align-visible text.point")) == n)
+    other.wait(lambda: "fitted to 5 points" in other.text("#align-status"))
+    before = edges()
+    other.all("#align-edges .stage")[0].click()
+    for keys in ((Keys.ARROW_RIGHT,), (Keys.SHIFT, Keys.ARROW_LEFT)):
+        chain = ActionChains(browser)
+        for key in keys:
+            chain.key_down(key)
+        for key in reversed(keys):
+            chain.key_up(key)
+        chain.perform()
+        other.wait(lambda old=before: edges() != old)
+        before = edges()
+    other.wait(lambda: "moved by hand" in other.text("#align-status"))
+    other.press("#align-use")
+    other.says("aligned by the rig", "infrared covers")
+    links = "return [...document.querySelectorAll('#align-file a[href]')].map(a => a.href)"
+    (link,) = other.wait(lambda: browser.execute_script(links))
+    (folder / "rig.json").write_bytes(urllib.request.urlopen(link, timeout=PATIENCE).read())
+    found = read_rig(folder / "rig.json")
+    expected = rig_from_points(np.array(went["visible"]), np.array(went["infrared"]), (H, W), (80, 104), "x")
+    middle = np.array([[50.0, 40.0]])
+    wanted = expected.infrared_to_visible_points(middle)[0] + [1 - 10, 0]
+    np.testing.assert_allclose(found.infrared_to_visible_points(middle)[0], wanted, atol=0.05)
+    pair = Aligner(found)(read_visible(folder / "street.png"), read_infrared(folder / "heat.png"))
+    other.downloaded("labels.png", model.predict(pair.visible, pair.infrared, covered=pair.covered).labels)
+    other.press("#align-leave")
+    other.says("align the two below")
 
 
 def test_a_built_in_pair_and_no_other_server_was_asked(browser, address, page):

@@ -8,6 +8,7 @@ import hashlib
 import ipaddress
 import itertools
 import logging
+import re
 import shutil
 import socket
 import tempfile
@@ -30,6 +31,8 @@ from fusionsam.data.images import write_png
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
+from fusionsam.page import align_panel
+from fusionsam.page.align_panel import AlignHandlers
 from fusionsam.page.session import PairSession, Use, read_pair
 from fusionsam.page.views import (
     CSS,
@@ -50,9 +53,13 @@ SESSIONS = 20
 """Pages that keep their pair at the same time; the one unused longest starts anew."""
 WAITING = 20
 """Questions that wait for the model at the same time."""
+ANSWER = "answer-"
+"""Begins the name of the folder of an answer's downloads."""
 KEPT = 2
 """Answers of a page whose downloads are there: the newest, and the one that may be on its way."""
 SEED = 7  # of examples/make_pairs.py, so that the page shows the pairs of the README
+DRAWN = re.compile(r"scene\d+_(?:visible|infrared)\.png")
+"""Names of the built-in pairs' files."""
 BUILT_IN = {"Day": 0, "Night": 3}
 OTHERS = range(4, 200)
 """Scenes that "Draw another" chooses from: each is kept on disk while the page is served."""
@@ -120,8 +127,8 @@ class Handlers:
     """What the controls ask. Every answer is [status, fused, segmentation]; one that opens a pair has [session,
     visible, infrared, slider] before. `on` are the classes shown."""
 
-    def __init__(self, model: FusionSAM, folder: Path, aligner: Aligner | None = None) -> None:
-        self.model, self.folder, self.aligner = model, folder, aligner
+    def __init__(self, model: FusionSAM, folder: Path) -> None:
+        self.model, self.folder = model, folder
         self.turn = Turns()  # one model, one at a time: what comes while another is answered waits
         self.newest: dict[str, int] = {}  # page -> number of the pair it opened last
         self.numbers = itertools.count()
@@ -132,20 +139,30 @@ class Handlers:
             return built_in(int(np.random.default_rng().choice(OTHERS)) if index is None else index, self.folder)
 
     def open_pair(
-        self, visible: str | None, infrared: str | None, use: str, on: list[str], request: gr.Request
+        self,
+        visible: str | None,
+        infrared: str | None,
+        rig: Aligner | None,
+        use: str,
+        on: list[str],
+        request: gr.Request,
     ) -> list[Any]:
-        """Read and predict what lies in the two drop areas; no change if the page opened another pair meanwhile."""
+        """Read and predict what lies in the two drop areas, brought together by `rig`; no change if the page opened
+        another pair meanwhile."""
         page, number = str(request.session_hash), next(self.numbers)
         self.newest[page] = number
         nothing = [None, None, None, None]
         if visible is None and infrared is None:
             return [*nothing, "", waiting(), None]
         try:
-            images = read_pair(visible, infrared, self.aligner)
+            pair = read_pair(visible, infrared, None if self._drawn(visible) else rig)
+            images = (pair.visible, pair.infrared)
             with self.turn():
                 if self.newest.get(page) != number:
                     return [gr.skip()] * 7
-                session = PairSession(self.model, *images, use="both" if None in images else USES[use])
+                session = PairSession(
+                    self.model, *images, pair.covered, "both" if None in images else USES[use], pair.told
+                )
                 answer = self._answer(session, on)
         except InputError as error:
             return [*nothing, complaint(error), waiting(), None]
@@ -154,6 +171,11 @@ class Handlers:
         pictures = [None if image is None else shown(image) for image in images]
         slides = None if None in pictures else tuple(pictures)
         return [session, *pictures, slides, *answer]
+
+    @staticmethod
+    def _drawn(path: str | None) -> bool:
+        """Whether an upload is a built-in pair's: those are aligned as they are."""
+        return path is not None and DRAWN.fullmatch(Path(path).name) is not None
 
     @staticmethod
     def _answer(session: PairSession, on: list[str]) -> list[Any]:
@@ -214,8 +236,8 @@ class Handlers:
             mine.mkdir(exist_ok=True)
             # a folder for each answer: what is being downloaded must not change meanwhile
             with self.turn():
-                paths = write_files(session, Path(tempfile.mkdtemp(dir=mine)))
-            for older in sorted(mine.iterdir(), key=lambda folder: folder.stat().st_mtime_ns)[:-KEPT]:
+                paths = write_files(session, Path(tempfile.mkdtemp(dir=mine, prefix=ANSWER)))
+            for older in sorted(mine.glob(f"{ANSWER}*"), key=lambda folder: folder.stat().st_mtime_ns)[:-KEPT]:
                 shutil.rmtree(older, ignore_errors=True)
         except (InputError, FileNotFoundError):  # the page was closed meanwhile, its folder is gone
             return None
@@ -234,7 +256,7 @@ class Handlers:
 
 def build(model: FusionSAM, folder: Path, aligner: Aligner | None = None) -> gr.Blocks:
     """The page of one model; `folder` takes the files it writes, `aligner` brings pairs of two cameras together."""
-    classes, ask = model.config.classes, Handlers(model, folder, aligner)
+    classes, ask = model.config.classes, Handlers(model, folder)
 
     def picture(label: str) -> gr.Image:
         # reduced for the page: the full ones are among the downloads
@@ -246,7 +268,7 @@ def build(model: FusionSAM, folder: Path, aligner: Aligner | None = None) -> gr.
         return gr.Button(text, size="sm", min_width=80, elem_id=name)
 
     with gr.Blocks(title="FusionSAM", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True) as page:
-        session = gr.State(None)
+        session, rig = gr.State(None), gr.State(aligner)
         gr.Markdown(
             f"# FusionSAM\nFuses a visible and a thermal image into one picture and labels every pixel: "
             f"{', '.join(classes[1:])} (weights `{model.name}`). Nothing leaves the machine that serves this page."
@@ -302,12 +324,14 @@ def build(model: FusionSAM, folder: Path, aligner: Aligner | None = None) -> gr.
         many = {**shared, "trigger_mode": "multiple"}
         latest = {**shared, "trigger_mode": "always_last"}
         events = [
-            listen(ask.open_pair, [*pair, use, on], opened, **latest)
+            listen(ask.open_pair, [*pair, rig, use, on], opened, **latest)
             for listen in (visible_file.upload, visible_file.clear, infrared_file.upload, infrared_file.clear)
         ]
         for button, index in built:
             drawn = button.click(functools.partial(ask.scene, index), None, pair, **shared)
-            events.append(drawn.then(ask.open_pair, [*pair, use, on], opened, **shared))
+            events.append(drawn.then(ask.open_pair, [*pair, rig, use, on], opened, **shared))
+        reopen = (ask.open_pair, [*pair, rig, use, on], opened)
+        events += align_panel.build(AlignHandlers(ask.turn, ask.mine), pair, rig, reopen, shared)
         events.append(fused.click(ask.press, [session, tool, named, on], answer, **many))
         events.append(undo.click(ask.undo, [session, on], answer, **many))
         events.append(clear.click(ask.clear, [session, on], answer, **shared))

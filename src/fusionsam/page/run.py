@@ -34,7 +34,7 @@ def run(weights: str, device: str, host: str, port: int, align: Path | None = No
     """Serve the page until interrupted. InputError without gradio, and as its parts do."""
     if importlib.util.find_spec("gradio") is None:
         raise InputError('demo: gradio is not installed; pip install "fusionsam[demo]"')
-    aligner = None if align is None else Aligner(read_rig(align), str(align), fill=True)
+    aligner = None if align is None else Aligner(read_rig(align), str(align))
     with (
         listen(host, port) as listener,  # before the model: a port in use is told at once
         tempfile.TemporaryDirectory(prefix="fusionsam-demo-") as folder,

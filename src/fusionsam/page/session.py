@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from fusionsam.alignment.apply import Aligner
+from fusionsam.alignment.apply import Aligned, Aligner, alone
 from fusionsam.data.images import read_infrared, read_visible
 from fusionsam.data.pairs import read_pair as read_both
 from fusionsam.data.radiometric import is_radiometric
@@ -29,35 +29,43 @@ MOST = 64
 """Clicks a pair takes; more help nobody and each costs the decoder a token."""
 
 
-def read_pair(
-    visible: str | None, infrared: str | None, aligner: Aligner | None = None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Two uploads as uint8 (3,H,W) and (1,H,W); either may be None. InputError speaks of the file by its own name,
-    and refuses pairs of two sizes, unless `aligner` is of cameras that have them. A radiometric JPEG alone gives both,
-    aligned by its maker."""
-    alone = infrared if visible is None else visible if infrared is None else None
-    if alone is not None and is_radiometric(alone):
-        try:
-            pair = read_both(Entry("pair", radiometric=Path(alone)))
-        except InputError as error:
-            raise InputError(f"radiometric image {str(error).replace(alone, Path(alone).name)}") from None
-        return pair.visible, pair.infrared
+def read_uploads(visible: str | None, infrared: str | None) -> tuple[Tensor | None, Tensor | None]:
+    """Two uploads as uint8 (3,H,W) and (1,H',W'); either may be None. InputError speaks of the file by its own name."""
     images: list[Tensor | None] = []
     for name, path, read in (("visible", visible, read_visible), ("infrared", infrared, read_infrared)):
         try:
             images.append(None if path is None else read(path))
         except InputError as error:
             raise InputError(f"{name} image {str(error).replace(str(path), Path(str(path)).name)}") from None
-    sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in images if image is not None]
-    if aligner is not None and len(sizes) == 2 and (len(set(sizes)) > 1 or aligner.fits(images[0], images[1])):
-        aligned = aligner(images[0], images[1])
-        return aligned.visible, aligned.infrared
+    return images[0], images[1]
+
+
+def read_pair(visible: str | None, infrared: str | None, aligner: Aligner | None = None) -> Aligned:
+    """Two uploads in one frame; either may be None. A radiometric JPEG alone gives both, aligned by its maker.
+    InputError as `read_uploads`, for pairs of two sizes without `aligner`, and for those that are not of its cameras."""
+    single = infrared if visible is None else visible if infrared is None else None
+    if single is not None and is_radiometric(single):
+        return _one_file(single)
+    one, two = read_uploads(visible, infrared)
+    if one is None or two is None or aligner is not None:
+        return alone(one, two) if aligner is None else aligner(one, two)
+    sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in (one, two)]
     if len(set(sizes)) > 1:
         raise InputError(
             f"visible image is {sizes[0]}, infrared image {sizes[1]} pixels; give an aligned pair, "
-            "or a rig: fusionsam demo --align"
+            "or align the two below (Two cameras that see apart)"
         )
-    return images[0], images[1]
+    return Aligned(one, two, torch.ones(2, *one.shape[1:], dtype=torch.bool))
+
+
+def _one_file(path: str) -> Aligned:
+    try:
+        pair = read_both(Entry("pair", radiometric=Path(path)))
+    except InputError as error:
+        raise InputError(f"radiometric image {str(error).replace(path, Path(path).name)}") from None
+    if pair.visible is None or pair.infrared is None:
+        return alone(pair.visible, pair.infrared)
+    return Aligned(pair.visible, pair.infrared, torch.ones(2, *pair.visible.shape[1:], dtype=torch.bool))
 
 
 def picked(labels: NDArray[np.uint8], prompts: Prompts) -> NDArray[np.bool_]:
@@ -91,7 +99,9 @@ class PairSession:
     model: FusionSAM
     visible: Tensor | None  # uint8 (3,H,W)
     infrared: Tensor | None  # uint8 (1,H,W)
+    covered: Tensor | None = None  # bool (2,H,W): where the visible, where the infrared camera reaches
     use: Use = "both"
+    alignment: dict[str, Any] = field(default_factory=dict)  # how the two cameras were brought together; plain JSON
     points: list[tuple[float, float, int]] = field(default_factory=list)  # x, y, 1 on or 0 off the object
     boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
     point_classes: list[int] = field(default_factory=list)  # id that a point names, -1 = none
@@ -122,13 +132,15 @@ class PairSession:
         if self.use == "both" or self.visible is None or self.infrared is None:
             return None
         if self._whole is None:
-            self._whole = self.model.predict(self.visible, self.infrared).labels
+            self._whole = self.model.predict(self.visible, self.infrared, covered=self.covered).labels
         return 100 * float((self._whole != self.own.labels).mean())
 
     def _encode(self) -> None:
         started = time.perf_counter()
         self._session = self.model.encode(
-            self.visible if self.use != "infrared" else None, self.infrared if self.use != "visible" else None
+            self.visible if self.use != "infrared" else None,
+            self.infrared if self.use != "visible" else None,
+            self.covered,
         )
         self.own = replace(self._session.predict(), seconds=time.perf_counter() - started)
         self.now = self._session.predict(self._prompts()) if self.prompted else self.own

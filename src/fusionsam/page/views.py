@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +69,22 @@ body:has(#show-prompts input:not(:checked)) .stage :is(circle, .box) {display: n
 #pictures {display: grid !important; grid-template-columns: 3fr 3fr 4fr 4fr; gap: 12px; align-items: start}
 #pictures > * {min-width: 0 !important; width: 100%}
 .wait {padding: 5em 1em; text-align: center; line-height: 1.4}
-#fused {position: relative; padding: 0 !important; border: 1px solid var(--border-color-primary); border-radius: 4px}
-#fused > *, #fused .html-container {padding: 0 !important}
+#align-pictures {display: grid !important; gap: 12px; align-items: start;
+  grid-template-columns: repeat(3, minmax(0, 1fr))}
+#align-pictures > * {min-width: 0 !important; width: 100%}
+#align-pictures > *, #fused {position: relative; padding: 0 !important; border: 1px solid var(--border-color-primary);
+  border-radius: 4px}
+#align-pictures > * > *, #align-pictures .html-container, #fused > *, #fused .html-container {padding: 0 !important}
+#align-edges:focus-within {outline: 2px solid var(--color-accent)}
+#align-edges .stage {cursor: move}
+#align-status .error {color: #b00020; font-weight: 600; overflow-wrap: anywhere}
+.dark #align-status .error {color: #ff8a80}
 .title {position: absolute; z-index: 1; top: 0; left: 0; padding: 2px 10px; font-size: 13px; line-height: 1.6;
   color: var(--block-label-text-color); background: var(--block-label-background-fill); pointer-events: none}
-@media (max-width: 1000px) {#pictures {grid-template-columns: repeat(2, minmax(0, 1fr))}}
+@media (max-width: 1000px) {
+  #pictures {grid-template-columns: repeat(2, minmax(0, 1fr))}
+  #align-pictures {grid-template-columns: minmax(0, 1fr)}
+}
 @media (max-width: 640px) {
   #fused, #segmentation {grid-column: 1 / -1}
   .gradio-container {padding: 8px !important}
@@ -111,18 +123,36 @@ def marks(prompts: Prompts, size: tuple[int, int]) -> str:
     return "".join(parts)
 
 
+def numbered(points: Sequence[tuple[float, float]], size: tuple[int, int]) -> str:
+    """Corresponding points as SVG: crosses with their numbers, in a picture of (H, W)."""
+    unit, parts = max(size) / 60, []
+    for number, (x, y) in enumerate(points, 1):
+        x, y = x + 0.5, y + 0.5
+        cross = f"M{x - unit:.1f} {y:.1f}h{2 * unit:.1f}M{x:.1f} {y - unit:.1f}v{2 * unit:.1f}"
+        for color, width in (("#000", 4), ("#ffe600", 2)):
+            parts.append(
+                f'<path d="{cross}" fill="none" stroke="{color}" stroke-width="{width}" '
+                'vector-effect="non-scaling-stroke"/>'
+            )
+        parts.append(
+            f'<text class="point" x="{x + unit:.1f}" y="{y - unit / 2:.1f}" font-size="{2.4 * unit:.1f}" '
+            f'fill="#ffe600" stroke="#000" stroke-width="{unit / 3:.1f}" paint-order="stroke">{number}</text>'
+        )
+    return "".join(parts)
+
+
 def waiting() -> str:
     """What stands in the fused picture's place before there is one."""
     return '<div class="title">Fused</div><div class="wait">Drop a pair above, or take a built-in one.</div>'
 
 
-def stage(image: Image.Image, size: tuple[int, int], drawn: str) -> str:
-    """The picture that is clicked on, as HTML; its SVG has the pair's own pixels (H, W) as units."""
+def stage(image: Image.Image, size: tuple[int, int], drawn: str, title: str = "Fused") -> str:
+    """A picture that is clicked on, as HTML; its SVG has the picture's own pixels (H, W) as units."""
     file = io.BytesIO()
     preview(image).save(file, "JPEG", quality=92)
     source = base64.b64encode(file.getvalue()).decode()
     return (
-        f'<div class="title">Fused</div><div class="stage"><img alt="fused picture" draggable="false" '
+        f'<div class="title">{title}</div><div class="stage"><img alt="{title.lower()} picture" draggable="false" '
         f'src="data:image/jpeg;base64,{source}"><svg viewBox="0 0 {size[1]} {size[0]}">{drawn}'
         '<rect class="rubber"/></svg></div>'
     )
@@ -153,6 +183,8 @@ def describe(session: PairSession) -> str:
     """The line below the pictures: what was used, how long it took, what the prompts did."""
     now = session.now
     parts = [f"{session.size[1]}x{session.size[0]} pixels"]
+    if session.alignment:
+        parts.append(f"aligned by the rig: infrared covers {session.alignment['covered']:.0%} of the visible picture")
     lost = session.lost()
     if lost is not None:
         parts.append(f"with the {session.use} image alone, {lost:.1f} % of the pixels get another class")

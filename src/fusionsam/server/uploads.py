@@ -201,7 +201,7 @@ def decode_images(form: FormData, max_pixels: int, aligner: Aligner | None = Non
             if aligner is None or images.visible is None or images.infrared is None:
                 return images
             pair = aligner(images.visible, images.infrared)
-            return Images(pair.visible, pair.infrared, pair.covered, pair.told)
+            return Images(pair.visible, pair.infrared, covered=pair.covered, alignment=pair.told)
         except InputError as error:
             text = str(error).replace(f"{folder}{os.sep}", "").replace("--rgbt", "the field rgbt")
             raise InputError(text.replace("radiometric.jpg", "radiometric")) from None
