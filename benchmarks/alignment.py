@@ -8,7 +8,9 @@ A rig: the infrared frame is 0.5 to 1.6 times as wide as the visible one (log-un
 up to 4 degrees, its centre up to 60 pixels off, its corners moved by up to 6 pixels more (perspective), each pair
 jittered by up to 2 pixels; the visible picture is 480 x 640. The camera that sees more sees the whole scene. Errors are
 in pixels of that picture: at its corners, and over the overlap of the two frames. They hold the data set's own error,
-too, enlarged where the visible camera sees a part of the scene alone.
+too, enlarged where the visible camera sees a part of the scene alone. `--own` tells how much
+of the error no search can take off: `own` is what the same pictures give when it begins at the truth, `net` how far the
+result lies from there. Drawn scenes (no `--root`) have no error of their own.
 
 `--with ecc` and `--with mutual_information` put OpenCV's findTransformECC and SimpleITK's Mattes mutual information
 beside it (pip install opencv-python-headless SimpleITK; one pair, from the frames laid over each other).
@@ -31,9 +33,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusionsam.alignment.estimate import estimate, working
-from fusionsam.alignment.geometry import Matrix, Size, apply, centre, corners, moved_corners, similarity
+from fusionsam.alignment.estimate import STIFFNESS, estimate, working
+from fusionsam.alignment.geometry import Matrix, Size, apply, centre, corners, moved_corners, rescaling, similarity
 from fusionsam.alignment.judge import judge
+from fusionsam.alignment.refine import Level, refine
 from fusionsam.alignment.rig import Rig
 from fusionsam.alignment.warp import Warp
 from fusionsam.data.dataset import read_sample
@@ -76,9 +79,19 @@ class Hidden:
             Warp(Rig(self.size, source, np.linalg.inv(heat)))(infrared).image,
         )
 
-    def errors(self, matrix: Matrix) -> tuple[float, float]:
-        """Mean distance in visible pixels at the corners, and over the overlap."""
-        off = np.linalg.inv(self.matrix) @ matrix
+    def own(self, visible: list[Tensor], infrared: list[Tensor]) -> Matrix:
+        """The matrix that these pictures give from the truth on, alone of the package's search."""
+        one = torch.stack([working(v, True) for v in visible])
+        two = torch.stack([working(t, False) for t in infrared])
+        size: Size = (one.shape[1], one.shape[2])
+        way, back = rescaling(VISIBLE, size), rescaling(self.size, (two.shape[1], two.shape[2]))
+        start = back @ self.matrix @ np.linalg.inv(way)
+        found = refine(Level(one, two, start, 256), size, start, 24, 8, 1.0, STIFFNESS)
+        return np.linalg.inv(back) @ found.matrix @ way
+
+    def errors(self, matrix: Matrix, truth: Matrix | None = None) -> tuple[float, float]:
+        """Mean distance in visible pixels at the corners, and over the overlap, from the `truth` (the rig itself)."""
+        off = np.linalg.inv(self.matrix if truth is None else truth) @ matrix
         y, x = np.mgrid[8 : VISIBLE[0] : 16, 8 : VISIBLE[1] : 16]
         grid = np.stack([x.ravel(), y.ravel()], 1).astype(float)
         there = apply(self.matrix, grid)
@@ -184,11 +197,15 @@ def trials(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         matrix, score, accepted = METHODS[args.with_](visible, infrared, hidden)
         seconds = time.process_time() - started
         corner, overlap = hidden.errors(matrix)
-        yield {
+        row = {
             "rig": number, "ratio": round(hidden.ratio, 3), "size": list(hidden.size), "score": round(score, 4),
             "accepted": accepted, "corner": round(corner, 2), "overlap": round(overlap, 2),
             "seconds": round(seconds, 2),
         }  # fmt: skip
+        if args.own:
+            own = hidden.own(visible, infrared)
+            row |= {"own": round(hidden.errors(own)[1], 2), "net": round(hidden.errors(matrix, own)[1], 2)}
+        yield row
 
 
 def summary(rows: list[dict[str, Any]], shuffled: bool) -> dict[str, Any]:
@@ -203,6 +220,10 @@ def summary(rows: list[dict[str, Any]], shuffled: bool) -> dict[str, Any]:
     if shuffled:
         return told
     overlap, corner = (np.array([row[name] for row in rows]) for name in ("overlap", "corner"))
+    for name in "own", "net":
+        if name in rows[0]:
+            values = np.array([row[name] for row in rows])
+            told[f"{name}_pixels"] = {key: _q(values, q) for key, q in QUANTILES.items()}
     return {
         **told,
         "overlap_pixels": {name: _q(overlap, q) for name, q in QUANTILES.items()},
@@ -223,6 +244,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--pairs", type=int, default=5, help="pairs a rig (default: %(default)s)")
     parser.add_argument("--rigs", type=int, default=40, help="(default: %(default)s)")
     parser.add_argument("--shuffled", action="store_true", help="infrared of other pairs: all should be refused")
+    parser.add_argument("--own", action="store_true", help="measure the data set's own error, too")
     parser.add_argument("--with", dest="with_", choices=list(METHODS), default="orientation", help="method")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="key in the results (default: made of the settings)")

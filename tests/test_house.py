@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,21 @@ def shown_scripts() -> list[tuple[str, str]]:
     return sorted(found)
 
 
+def run_shell(block: str) -> None:
+    """What a block of the shell does, in this process: `fusionsam` commands, and texts that go to python or a file."""
+    while block.strip():
+        if heredoc := re.match(r"\s*(?:python -|cat > (\S+)) <<'(\w+)'\n(.*?)\n\2\n", block, re.DOTALL):
+            if heredoc[1]:
+                Path(heredoc[1]).write_text(heredoc[3] + "\n")
+            else:
+                exec(compile(heredoc[3], "<shell>", "exec"), {})
+            block = block[heredoc.end() :]
+            continue
+        line, _, block = block.lstrip().partition("\n")
+        name, *words = shlex.split(line, comments=True)
+        assert (name, main(words)) == ("fusionsam", 0), line
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """A working folder with a copy of the examples."""
@@ -97,6 +113,18 @@ class TestCodeBlocks:
             json.loads(text)
         for text in blocks(page, "yaml"):
             yaml.safe_load(text)
+
+    def test_the_page_on_alignment_runs_from_end_to_end(self, elsewhere):
+        page = ROOT / "docs" / "how-to" / "align.md"
+        for block in blocks(page, "sh"):
+            run_shell(block)
+        (code,) = blocks(page, "python")
+        names: dict = {}
+        exec(compile(code, name_of(page), "exec"), names)
+        assert names["result"].fused.shape == (240, 320, 3)
+        assert not names["pair"].covered[1].all()
+        told = json.loads((elsewhere / "out" / "mine" / "00001D.json").read_text())
+        assert told["alignment"]["rig"] == json.loads((elsewhere / "mine" / "rig.json").read_text())["digest"]
 
     def test_no_block_lacks_its_language_but_listings_of_files(self):
         known = {"sh", "python", "json", "yaml", ""}
