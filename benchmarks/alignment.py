@@ -183,7 +183,7 @@ def trials(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     read, count = scenes(args.root, args.seed)
     if args.pairs * (1 + args.shuffled) > count:
         raise InputError(f"--pairs {args.pairs}: {count} pairs are there; give fewer")
-    for number in range(args.rigs):
+    for number in args.only or range(args.rigs):
         rng = np.random.default_rng([args.seed, number])
         hidden = Hidden(rng)
         ids = rng.choice(count, args.pairs * (1 + args.shuffled), replace=False)
@@ -243,6 +243,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--root", help="folder of aligned pairs, as data set `pairs` (default: drawn scenes)")
     parser.add_argument("--pairs", type=int, default=5, help="pairs a rig (default: %(default)s)")
     parser.add_argument("--rigs", type=int, default=40, help="(default: %(default)s)")
+    parser.add_argument("--only", type=int, nargs="+", metavar="RIG", help="these rigs alone, by their numbers")
     parser.add_argument("--shuffled", action="store_true", help="infrared of other pairs: all should be refused")
     parser.add_argument("--own", action="store_true", help="measure the data set's own error, too")
     parser.add_argument("--with", dest="with_", choices=list(METHODS), default="orientation", help="method")
