@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -117,7 +118,7 @@ FROM_A_DATACLASS = [name for name in COMMANDS if name != "train"]
 def test_help_shows_every_field_with_its_docstring_and_default(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     kind = importlib.import_module(f"fusionsam.cli.{name.replace('-', '_')}").Options
     assert main([name, *(["check"] if name == "data" else []), "--help"]) == 0
-    flat = " ".join(capsys.readouterr().out.replace("-\n", "-").split())
+    flat = " ".join(re.sub(r"-\n *", "-", capsys.readouterr().out).split())
     texts = field_texts(kind)
     shown = [item for item in fields(kind) if item.metadata.get("flag", True)]
     assert shown

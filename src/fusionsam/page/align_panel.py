@@ -175,7 +175,7 @@ def build(
             visible = gr.HTML("", elem_id="align-visible", js_on_load=POINT_JS)
             infrared = gr.HTML("", elem_id="align-infrared", js_on_load=POINT_JS)
             edges = gr.HTML("", elem_id="align-edges", js_on_load=KEYS_JS)
-        file = gr.File(label="rig.json", interactive=False, elem_id="align-file")
+        file = gr.File(label="rig.json", interactive=False, elem_id="align-file", height=90)
 
     many: dict[str, Any] = {**shared, "show_progress_on": line, "trigger_mode": "multiple"}
     once = {**many, "trigger_mode": "once"}

@@ -168,7 +168,9 @@ class Handlers:
             return [*nothing, complaint(error), waiting(), None]
         if self.newest.get(page) != number:
             return [gr.skip()] * 7
-        pictures = [None if image is None else shown(image) for image in images]
+        # black where a camera does not reach: its border goes on there
+        seen = zip(images, pair.covered, strict=True)
+        pictures = [None if image is None else shown(image * there) for image, there in seen]
         slides = None if None in pictures else tuple(pictures)
         return [session, *pictures, slides, *answer]
 
