@@ -116,7 +116,7 @@ def _serve(options: Options, folder: LabelFolder) -> int:
     from fusionsam.weights.checkpoint import locate
 
     rig = options.align
-    aligner = None if rig is None else Aligner(read_rig(rig), str(rig), fill=True)
+    aligner = None if rig is None else Aligner(read_rig(rig), str(rig))
     locate(options.weights), locate_sam(options.sam)  # a wrong name is said before the port is taken
     bound = bind(options.host, options.port)
     device = choose_device(options.device)

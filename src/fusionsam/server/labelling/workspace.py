@@ -59,6 +59,7 @@ class OpenPair:
         self.logits: OrderedDict[str, Tensor] = OrderedDict()
         """Of earlier answers, by their token: (N,h,w)."""
         self._model, self._sam, self._predicting, self._align = model, sam, predicting, align
+        self._covered: Tensor | None = None  # where each camera of a rig reaches; read with the pictures
         self._reading, self._making = threading.Lock(), threading.Lock()
         self._pictures: dict[Picture, Tensor] | None = None
         self._prediction: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None
@@ -84,6 +85,7 @@ class OpenPair:
                 sample = read_sample(self.entry, align=self._align)
                 both: dict[Picture, Tensor | None] = {"visible": sample.visible, "infrared": sample.infrared}
                 self._pictures = {name: image for name, image in both.items() if image is not None}
+                self._covered = sample.covered
             return self._pictures
 
     def prediction(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -94,7 +96,7 @@ class OpenPair:
             if self._prediction is None:
                 if self.left:
                     raise InputError(f"{self.entry.id}: is no longer open; open it again")
-                made = self._model.predict(given.get("visible"), given.get("infrared"))
+                made = self._model.predict(given.get("visible"), given.get("infrared"), covered=self._covered)
                 self._prediction = (made.fused, made.labels)
             return self._prediction
 
@@ -318,7 +320,8 @@ def uncertainty(folder: LabelFolder, model: FusionSAM, align: Aligner | None = N
     for entry in progress_bar(todo, desc="uncertainty", unit="pair", disable=not todo):
         try:
             sample = read_sample(entry, align=align)
-            known[entry.id] = float(1 - model.predict(sample.visible, sample.infrared).confidence.mean())
+            found = model.predict(sample.visible, sample.infrared, covered=sample.covered)
+            known[entry.id] = float(1 - found.confidence.mean())
         except InputError as error:
             tqdm.write(f"{error}")
             known[entry.id] = 0.0
