@@ -234,7 +234,7 @@ class SeesDark:
     def __init__(self, name="dark"):
         self.name, self.config, self.asked = name, SimpleNamespace(classes=["none"]), 0
 
-    def predict(self, visible, infrared):
+    def predict(self, visible, infrared, covered=None):
         self.asked += 1
         return SimpleNamespace(confidence=visible.float().mean(0).numpy() / 255)
 
@@ -271,7 +271,7 @@ def test_two_cameras_that_see_apart_are_labelled_in_the_visible_ones_pixels(tmp_
     with pytest.raises(InputError, match="give --align RIG"):
         LabelFolder(tmp_path / "without", pairs, NAMES, PALETTE).open(pairs[0])
     folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE, rig=tmp_path / "rig.json")
-    aligner = Aligner(read_rig(tmp_path / "rig.json"), refine=False, fill=True)
+    aligner = Aligner(read_rig(tmp_path / "rig.json"), refine=False)
     workspace = Workspace(folder, SeesDark(), None, celsius=lambda path: heat, align=aligner)
     opened = workspace.pair(0)
     assert opened.drawing.instances.shape == opened.picture("infrared").shape == (2 * H, 2 * W)
@@ -310,7 +310,7 @@ class SlowModel:
     def __init__(self):
         self.name, self.config, self.go, self.asked = "slow", SimpleNamespace(classes=["none", "car"]), Event(), []
 
-    def predict(self, visible, infrared):
+    def predict(self, visible, infrared, covered=None):
         self.asked.append(visible)
         assert self.go.wait(60)
         size = visible.shape[1:]
