@@ -42,7 +42,7 @@ def read_uploads(visible: str | None, infrared: str | None) -> tuple[Tensor | No
 
 def read_pair(visible: str | None, infrared: str | None, aligner: Aligner | None = None) -> Aligned:
     """Two uploads in one frame; either may be None. A radiometric JPEG alone gives both, aligned by its maker.
-    InputError as `read_uploads`, for pairs of two sizes without `aligner`, and for those that are not of its cameras."""
+    InputError as `read_uploads`, for pairs of two sizes without `aligner`, and for other cameras' pairs."""
     single = infrared if visible is None else visible if infrared is None else None
     if single is not None and is_radiometric(single):
         return _one_file(single)

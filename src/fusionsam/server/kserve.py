@@ -209,7 +209,7 @@ def _pairs(tensors: dict[str, Tensor], service: Service) -> list[Images]:
     if any(tensor.is_floating_point() for tensor in tensors.values()):
         raise InputError("inputs: FP32, but this server aligns pairs; send UINT8")
     aligned = [service.aligner(pair.visible, pair.infrared) for pair in pairs]
-    return [Images(pair.visible, pair.infrared, pair.covered, pair.told) for pair in aligned]
+    return [Images(pair.visible, pair.infrared, covered=pair.covered, alignment=pair.told) for pair in aligned]
 
 
 def _outputs(raw: JsonObject, binary: bool) -> dict[str, bool]:
