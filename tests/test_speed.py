@@ -22,6 +22,8 @@ def test_growth_is_the_slope_of_log_time_over_log_pixels():
     rows = [row((height, 2 * height), 3.0 * height**3) for height in (64, 128, 320)]
     assert speed.exponent(rows) == pytest.approx(1.5, abs=1e-5)
     assert speed.exponent(rows[:1]) is None
+    large = replace(row((640, 1280), 1.0), reduced=True)  # costs what a smaller one does
+    assert speed.exponent([*rows, large]) == pytest.approx(1.5, abs=1e-5)
 
 
 def test_stages_have_an_exponent_and_a_share_of_the_peak_of_their_own():

@@ -42,6 +42,7 @@ class Row:
     parameters: int | None
     stages: dict[str, float] = field(default_factory=dict)  # stage of ours -> share of its seconds
     stage_gflop: dict[str, float] = field(default_factory=dict)  # stage of ours -> its part of gflop
+    reduced: bool = False  # ours, of a pair larger than it looks at: its time says nothing of how time grows
     peak_gflops: float | None = None  # GFLOP a second of a matrix product on these threads, beside ours
 
     @property
@@ -77,6 +78,7 @@ def measure(name: str, of: Setting, runs: int) -> Row:
             return row
         row.parameters = sum(p.numel() for p in network.parameters())
         if name == OURS:
+            row.reduced = max(of.size) > int(getattr(network.config, "max_side", max(of.size)))
             row.stages = _stage_shares(network, run, clock, min(runs, 3))
             row.peak_gflops = _matrix_product(clock)
         with FlopCounterMode(display=False) as counter:
@@ -169,10 +171,12 @@ def main(call: dict[str, Any]) -> None:
 
 def exponent(rows: Sequence[Row], stage: str | None = None) -> float | None:
     """Slope of log seconds over log pixels by least squares, of the whole or of a `stage`: 1 = time grows as the pixels
-    do. None below two sizes, and for a stage that takes no time."""
-    points = {
-        row.size[0] * row.size[1]: row.median * (1.0 if stage is None else row.stages.get(stage, 0.0)) for row in rows
-    }
+    do. None below two sizes that are looked at as they are, and for a stage that takes no time."""
+
+    def seconds(row: Row) -> float:
+        return row.median * (1.0 if stage is None else row.stages.get(stage, 0.0))
+
+    points = {row.size[0] * row.size[1]: seconds(row) for row in rows if not row.reduced}
     if len(points) < 2 or min(points.values()) <= 0:
         return None
     x = torch.tensor([float(n) for n in points]).log()

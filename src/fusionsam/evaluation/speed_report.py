@@ -43,7 +43,7 @@ def _stages(ours: Sequence[Row]) -> list[str]:
     ours = sorted((row for row in ours if row.stages), key=lambda row: row.size)
     if not ours:
         return []
-    sizes = [f"{row.size[0]}x{row.size[1]}" for row in ours]
+    sizes = [f"{row.size[0]}x{row.size[1]}{' (reduced)' * row.reduced}" for row in ours]
     lines = [f"### Stages of FusionSAM, {_threads(ours[0].threads)}", ""]
     lines += ["Share of the time / of the machine's measured matrix-product peak"]
     lines[-1] += ", and the power of the pixels that the time grows with:" if len(ours) > 1 else ":"
