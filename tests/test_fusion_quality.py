@@ -19,6 +19,7 @@ from fusionsam.evaluation.options import FusionMetricsOptions
 from fusionsam.evaluation.simple_fusions import FUSIONS
 from fusionsam.inference import files as predict_files
 from fusionsam.inference.options import PredictOptions
+from fusionsam.metrics.contrast import contrast, surrounded
 from fusionsam.metrics.fusion import METRICS, fusion_metrics, luma
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.weights.checkpoint import save_checkpoint
@@ -194,3 +195,59 @@ def test_methods_of_one_name_are_told_apart():
     for sources in (["a/best", "a/best"], ["runs/average"]):
         with pytest.raises(InputError, match="rename"):
             fusion_quality.method_names(sources)
+
+
+def test_objects_are_measured_against_the_ring_around_them(pairs, tmp_path):
+    labels = tmp_path / "labels"
+    for index in range(3):
+        label = np.zeros((67, 83), np.uint8)
+        label[20:40, 30:40], label[0:3, 0:3] = 2, 2  # the second is too small to count
+        save(labels / f"p{index}.png", label)
+        heat = np.full((67, 83), 40, np.uint8)
+        heat[20:40, 30:40] = 140 + index
+        save(tmp_path / f"infrared/p{index}.png", heat)
+        save(tmp_path / f"half/p{index}.png", np.stack([heat // 2] * 3, -1))
+    text = measured(
+        pairs / "visible", tmp_path / "infrared", tmp_path / "out", fused=[tmp_path / "half"], labels=labels,
+        label_id=2, baselines=False,
+    )  # fmt: skip
+    row = strict(tmp_path / "out/fusion_metrics.json")["half"]["object_contrast"]
+    assert row == {
+        "objects": 3,
+        "fused": pytest.approx(50.333, abs=0.01),
+        "infrared": 101,
+        "ratio": pytest.approx(0.498, abs=1e-3),
+    }
+    assert "half: 50.3 of 101.0, 0.50 (3 objects)" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"label_id": 2}, "--labels and --label-id go together"),
+        ({"labels": "infrared"}, "--labels and --label-id go together"),
+        ({"labels": "none", "label_id": 2}, "no label map for 'p0'"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_one_line(pairs, tmp_path, more, message):
+    save(tmp_path / "none/p7.png", np.zeros((67, 83), np.uint8))
+    places = {"infrared": pairs / "infrared", "none": tmp_path / "none"}
+    given = {key: places.get(value, value) for key, value in more.items()}
+    with pytest.raises(InputError, match=message):
+        measured(*folders(pairs), tmp_path / "out", fused=[pairs / "darker"], **given)
+
+
+def test_a_ring_leaves_out_other_objects_and_what_is_not_valid():
+    mask = np.zeros((60, 60), bool)
+    mask[20:30, 20:30] = mask[20:30, 34:44] = True
+    valid = np.ones_like(mask)
+    valid[:18] = False
+    first, second = surrounded(mask, valid)
+    assert not (first.ring & mask).any()
+    assert not first.ring[:18].any()
+    assert first.ring[25, 10:17].all()  # 3 to 10 pixels to the left; the object begins at 20
+    assert not first.ring[25, 18:20].any()
+    grey = np.where(mask, 90.0, 40.0)
+    grey[20:30, 34:44] = 10.0
+    assert contrast(grey, [first, second]) == [50.0, 30.0]
+    assert surrounded(np.zeros((9, 9), bool)) == []

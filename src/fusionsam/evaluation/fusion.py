@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fusionsam.alignment.apply import filled
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.fingerprints import Fingerprints, fingerprint
-from fusionsam.data.images import image_size, read_infrared, read_visible
+from fusionsam.data.images import image_size, read_infrared, read_label, read_visible
 from fusionsam.data.leaks import compare
 from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.splits import Entry, pair_entries
@@ -29,14 +29,17 @@ from fusionsam.evaluation import simple_fusions as fusion_baselines
 from fusionsam.evaluation.options import FusionMetricsOptions
 from fusionsam.evaluation.simple_fusions import FUSIONS
 from fusionsam.io import Made, OutputFolder, require_writable, whole, write_json
-from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, prepare
+from fusionsam.metrics.contrast import SMALLEST_OBJECT, Surrounded, contrast, surrounded
+from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, luma, prepare
 from fusionsam.progress import progress_bar
-from fusionsam.types import Sample
+from fusionsam.types import IGNORE, JsonObject, Sample
 
 if TYPE_CHECKING:
     from fusionsam.inference.predictor import FusionSAM
 
 MEANS, ROWS = "fusion_metrics.json", "fusion_metrics.csv"
+OBJECTS = ("objects", "contrast_fused", "contrast_infrared")
+"""What `measure` says of labelled objects beside METRICS."""
 
 Scores = dict[str, float]  # metric -> value
 Table = dict[str, dict[str, Scores]]  # method -> image -> metrics
@@ -52,15 +55,18 @@ class Job:
     fused: Mapping[str, Path | NDArray[np.uint8]]  # method -> file, or picture (H,W,3)
     built_in: tuple[str, ...] = ()  # names of FUSIONS
     aligned: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None  # (3,H,W), (1,H,W) in the place of the files
+    label: Path | None = None
+    label_id: int = 0  # objects of this id are measured against their surroundings
 
 
 def measure(job: Job) -> dict[str, Scores]:
-    """Method -> its eleven measures on one pair, in the order of `job`. InputError names the file."""
+    """Method -> its eleven measures on one pair, in the order of `job`; with a label also OBJECTS: how many there are,
+    and the mean contrast of each in the fused and in the infrared picture. InputError names the file."""
     visible, infrared = job.aligned or (read_visible(job.visible).numpy(), read_infrared(job.infrared).numpy())
     pictures: dict[str, NDArray[np.uint8]] = {
         name: read_visible(given).numpy() if isinstance(given, Path) else given for name, given in job.fused.items()
     }
-    found = {}
+    found, objects = {}, _objects(job, infrared.shape[-2:])
     try:
         sources = prepare(visible, "visible"), prepare(infrared, "infrared")
     except InputError as error:
@@ -69,9 +75,21 @@ def measure(job: Job) -> dict[str, Scores]:
         try:
             picture = pictures[name] if name in pictures else FUSIONS[name](visible, infrared)
             found[name] = fusion_metrics(*sources, picture)
+            if objects:
+                means = [float(np.mean(contrast(luma(each), objects))) for each in (picture, infrared)]
+                found[name] |= dict(zip(OBJECTS, (float(len(objects)), *means), strict=True))
         except InputError as error:
             raise InputError(f"{job.visible} ({name}): {error}") from None
     return found
+
+
+def _objects(job: Job, size: tuple[int, ...]) -> list[Surrounded]:
+    if job.label is None:
+        return []
+    label = read_label(job.label).numpy()
+    if label.shape != size:
+        raise InputError(f"{job.label}: found {label.shape[0]}x{label.shape[1]}, its pair is {size[0]}x{size[1]}")
+    return surrounded(label == job.label_id, label != IGNORE)
 
 
 def fused_files(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
@@ -169,6 +187,29 @@ def ranks(values: Mapping[str, Scores], metric: str) -> dict[str, int]:
     }
 
 
+def object_contrast(table: Table) -> dict[str, Scores]:
+    """Method -> objects, fused and infrared contrast (grey levels, means over all objects) and `ratio`, fused to
+    infrared; empty where no object was measured."""
+    found = {}
+    for method, rows in table.items():
+        measured = [row for row in rows.values() if OBJECTS[0] in row]
+        objects = sum(row[OBJECTS[0]] for row in measured)
+        if objects:
+            fused, infrared = (sum(row[OBJECTS[0]] * row[key] for row in measured) / objects for key in OBJECTS[1:])
+            ratio = fused / infrared if infrared else math.inf
+            found[method] = {"objects": objects, "fused": fused, "infrared": infrared, "ratio": ratio}
+    return found
+
+
+def _contrast_lines(found: Mapping[str, Scores], label_id: int) -> list[str]:
+    lines = [f"contrast of objects of id {label_id} against their surroundings, grey levels, and to that in infrared:"]
+    for method, row in found.items():
+        lines.append(
+            f"{method}: {row['fused']:.1f} of {row['infrared']:.1f}, {row['ratio']:.2f} ({row['objects']:.0f} objects)"
+        )
+    return lines if found else [f"no object of id {label_id} of at least {SMALLEST_OBJECT} pixels in the labels"]
+
+
 def as_text(values: Mapping[str, Scores], counts: Mapping[str, int], ours: Sequence[str]) -> str:
     """The table for the terminal: best marked *, second +, then the places of `ours`."""
     places = {metric: ranks(values, metric) for metric in METRICS}
@@ -191,10 +232,12 @@ def write(out: Path, table: Table) -> dict[str, Scores]:
     """Write fusion_metrics.csv (method, image, metrics; every digit) and fusion_metrics.json (method -> metric ->
     mean, null where infinite, and the number of `images`) into `out`; returns the means. InputError if it cannot."""
     found = means(table)
-    plain = {
+    plain: dict[str, JsonObject] = {
         method: {"images": len(table[method]), **{m: v if math.isfinite(v) else None for m, v in scores.items()}}
         for method, scores in found.items()
     }
+    for method, row in object_contrast(table).items():
+        plain[method]["object_contrast"] = {key: round(value, 4) for key, value in row.items()}
     with whole(out / ROWS) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["method", "image", *METRICS])
@@ -235,6 +278,7 @@ def run(options: FusionMetricsOptions) -> str:
     names = method_names([*weights, *fused])
     ids = [entry.id for entry in entries]
     folders = {name: fused_files(path, ids) for name, path in zip(names[len(weights) :], fused, strict=True)}
+    labels = _label_files(options, ids)
     smallest = fusion_baselines.SMALLEST_SIDE if baselines else SMALLEST_SIDE
     check_sizes(entries, folders, smallest, options.align is not None)
     aligner = open_aligner(options.align, partial(fit, entries), refine=not options.no_refine)
@@ -267,11 +311,14 @@ def run(options: FusionMetricsOptions) -> str:
                 except InputError as error:
                     raise InputError(f"{entry.visible} ({name}): {error}") from None
             given |= {name: files[entry.id] for name, files in folders.items()}
-            aligned = None if sample is None else _arrays(sample)
-            yield Job(entry.id, entry.visible, entry.infrared, given, tuple(FUSIONS) if baselines else (), aligned)
+            aligned, built_in = None if sample is None else _arrays(sample), tuple(FUSIONS) if baselines else ()
+            label = labels.get(entry.id), options.label_id or 0
+            yield Job(entry.id, entry.visible, entry.infrared, given, built_in, aligned, *label)
 
     table = measure_all(jobs(), len(entries), workers)
     found = write(out, table)
+    if options.labels is not None and options.label_id is not None:
+        notes = [*_contrast_lines(object_contrast(table), options.label_id), *notes]
     return "\n".join([as_text(found, {method: len(rows) for method, rows in table.items()}, names), *notes])
 
 
@@ -283,6 +330,20 @@ def _arrays(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     assert visible is not None
     assert infrared is not None
     return visible.numpy(), infrared.numpy()
+
+
+def _label_files(options: FusionMetricsOptions, ids: Sequence[str]) -> dict[str, Path]:
+    """Id -> its label map; nothing without --labels. InputError where one is missing."""
+    if (options.labels is None) != (options.label_id is None):
+        raise InputError("fusion-metrics: --labels and --label-id go together; give both or neither")
+    if options.labels is None:
+        return {}
+    files = {entry.id: entry.visible for entry in pair_entries(options.labels, None) if entry.visible is not None}
+    if missing := [id for id in ids if id not in files]:
+        raise InputError(
+            f"{options.labels}: no label map for {missing[0]!r} and {len(missing) - 1} others; expected one PNG a pair"
+        )
+    return {id: files[id] for id in ids}
 
 
 def _require_ours(out: Path, ids: Sequence[str]) -> None:

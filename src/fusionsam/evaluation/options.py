@@ -137,6 +137,10 @@ class FusionMetricsOptions(AlignOptions, OutOption, DeviceOption):
     """checkpoint folders or shipped names whose fusion is measured"""
     baselines: bool = True
     """the built-in fusions beside them: average, maximum, laplacian_pyramid, guided_filter"""
+    labels: Path | None = None
+    """folder of label maps (PNG of ids) of the same names: also measure how much the objects of --label-id stand out"""
+    label_id: int | None = None
+    """the id of the objects, such as 2 for MFNet's person"""
     workers: int = field(default_factory=cores)
     """processes that measure; networks run in the parent"""
 
