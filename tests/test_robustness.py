@@ -82,12 +82,13 @@ def test_what_each_condition_touches(images):
     for name in CONDITIONS:
         seen = disturb(name, visible, infrared, "x")
         untouched[name] = tuple(  # type: ignore[assignment]
-            new is not None and bool((new - old).abs().max() <= 0.5 / 255 + 1e-6)
+            new is not None and new.shape == old.shape and bool((new - old).abs().max() <= 0.5 / 255 + 1e-6)
             for new, old in zip(seen, images, strict=True)
         )
     both, infrared_alone, neither = (True, True), (True, False), (False, False)
     assert untouched.pop("full") == both
-    assert untouched.pop("noise") == untouched.pop("blur") == neither
+    for name in ("noise", "blur", "objects half as large", "objects a third as large"):
+        assert untouched.pop(name) == neither
     visible_alone = {"fog", "over-exposure", "under-exposure", "infrared only"}
     assert {name for name, kept in untouched.items() if kept == (False, True)} == visible_alone
     assert all(kept == infrared_alone for name, kept in untouched.items() if name not in visible_alone)
@@ -112,6 +113,31 @@ def test_fog_draws_towards_the_airlight_most_at_the_top():
     # t = exp(-2 x distance x drift), with drifts of 0.6 to 1.4
     assert np.exp(-2 * 1.4) < contrast[0] < np.exp(-2 * 0.6)
     assert np.exp(-0.2 * 1.4) < contrast[-1] < np.exp(-0.2 * 0.6)
+
+
+def test_farther_and_coarser_cameras(images):
+    visible, infrared = images
+    far = disturb("objects half as large", visible, infrared, "x")
+    assert [image.shape[1:] for image in far] == [tuple(round(n / 2) for n in visible.shape[1:])] * 2
+    _, dark = disturb("black-hot infrared", visible, infrared, "x")
+    assert torch.allclose(dark, 1 - infrared, atol=0.51 / 255)
+    sharp = torch.zeros(1, 480, 640)
+    sharp[:, :, 320:] = 1
+    _, coarse = disturb("coarse infrared", torch.zeros(3, 480, 640), sharp, "x")
+    edge = coarse[0, 240, 312:328]
+    assert coarse.shape == sharp.shape
+    assert (edge.diff() >= 0).all()
+    assert 3 <= ((edge > 0.05) & (edge < 0.95)).sum() <= 8  # an edge of four pixels and its antialiasing
+
+
+def test_class_maps_of_a_smaller_picture_are_scored_at_the_size_of_the_labels(tmp_path):
+    synthesize(tmp_path, 12, seed=11, size=(128, 192), progress=False)
+    first = open_split("mfnet", tmp_path, "val")
+    truth = iter([ids for i in range(len(first)) for ids in (first[i].label.numpy(), first[i].label[::2, ::2].numpy())])
+    found = measure(lambda v, i: next(truth), first, ["objects half as large", "objects a third as large"], bootstrap=0)
+    assert found["conditions"]["full"]["miou"] == 100
+    assert found["conditions"]["objects a third as large"]["miou"] is None  # 43 pixels are too few for a network
+    assert 40 < found["conditions"]["objects half as large"]["miou"] < 100
 
 
 def warm(visible: Any, infrared: Any) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from fusionsam.alignment.residual import residual
 from fusionsam.config.options import BootstrapOptions
@@ -42,6 +43,7 @@ from fusionsam.metrics.segmentation import (
     plain,
 )
 from fusionsam.progress import progress_bar
+from fusionsam.types import SMALLEST
 from fusionsam.weights import checkpoint
 
 Pair = tuple[Tensor | None, Tensor | None]
@@ -133,6 +135,11 @@ def _realigned(pixels: int) -> Condition:
     return Condition(change, "the same, then moved back as --align does where the edges agree better")
 
 
+def _reduced(image: Tensor, part: float) -> Tensor:
+    size = tuple(max(1, round(side * part)) for side in image.shape[1:])
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+
+
 CONDITIONS: dict[str, Condition] = {
     "full": Condition(lambda v, i, g: (v, i), "the pair as it is"),
     "visible only": Condition(lambda v, i, g: (v, None), "no infrared image, and the model knows it"),
@@ -151,6 +158,18 @@ CONDITIONS: dict[str, Condition] = {
     "dead infrared frame": Condition(
         lambda v, i, g: (v, torch.zeros_like(i)), "infrared all zero, and nobody tells the model"
     ),
+    **{
+        f"objects {name} as large": Condition(
+            lambda v, i, g, part=part: (_reduced(v, part), _reduced(i, part)),  # type: ignore[misc]
+            "the whole pair reduced, as of a camera farther away; the class map is enlarged again",
+        )
+        for name, part in (("half", 1 / 2), ("a third", 1 / 3))
+    },
+    "coarse infrared": Condition(
+        lambda v, i, g: (v, F.interpolate(_reduced(i, 1 / 4)[None], i.shape[1:], mode="bilinear")[0]),
+        "infrared reduced to a quarter of its sides and enlarged again: 160x120 pixels of 640x480",
+    ),
+    "black-hot infrared": Condition(lambda v, i, g: (v, 1 - i), "infrared inverted, and nobody tells the model"),
 }
 """Name -> disturbance, in the order of the table; the first is the reference."""
 
@@ -259,14 +278,30 @@ def _count(predict: Predict, data: LabelledPairs, names: Sequence[str], seed: in
             for name in names:
                 seen = disturb(name, visible, infrared, sample.id, seed)
                 one, two = (None if image is None else image[None] for image in seen)
-                there = {} if sample.covered is None else {"covered": sample.covered[None]}
-                ids = predict(one, two, **there)
+                there = {} if sample.covered is None else {"covered": _covering(sample.covered, one, two)}
+                small = any(image is not None and min(image.shape[1:]) < SMALLEST for image in seen)
+                ids = None if small else predict(one, two, **there)
                 if ids is None:
                     impossible.add(name)
                 else:
+                    ids = _at_size(ids, sample.size)
                     found[name].add(sample.id, ConfusionMatrix(data.num_classes).update(ids, sample.label))
                 progress.update()
     return {name: None if name in impossible else images for name, images in found.items()}
+
+
+def _covering(covered: Tensor, *images: Tensor | None) -> Tensor:
+    """bool (2,H,W) -> (1,2,h,w) at the size of the images (1,C,h,w), which a condition may have reduced."""
+    size = next(image.shape[2:] for image in images if image is not None)
+    return F.interpolate(covered[None].float(), size).bool()
+
+
+def _at_size(ids: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.integer]:
+    """Class ids (h,w) at `size` (H, W), each pixel the nearest one's."""
+    if ids.shape == size:
+        return ids
+    rows, columns = ((np.arange(to) + 0.5) * of // to for to, of in zip(size, ids.shape, strict=True))
+    return ids[rows.astype(int)][:, columns.astype(int)]
 
 
 def _score(
