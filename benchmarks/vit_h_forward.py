@@ -39,7 +39,7 @@ def main() -> None:
         "input": [480, 640],
         "logits": list(output.logits.shape),
         "finite": bool(output.logits.isfinite().all()),
-        "parameters": parameter_table(network),
+        "parameters": [row._asdict() for row in parameter_table(network)],
         "build_seconds": round(built, 1),
         "forward_seconds": round(time.perf_counter() - started, 1),
         # ru_maxrss is in KiB on Linux

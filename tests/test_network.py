@@ -28,21 +28,21 @@ def random_pair(batch: int, height: int, width: int, seed: int = 0) -> tuple[tor
 
 
 def test_debug_is_small():
-    total = sum(row["parameters"] for row in parameter_table(network()))
+    total = sum(row.parameters for row in parameter_table(network()))
     assert total == sum(p.numel() for p in network().parameters())
     assert 100_000 < total < 200_000
 
 
 def test_vit_h_counts_as_published():
     with torch.device("meta"):
-        rows = {row["part"]: row for row in parameter_table(FusionSAMNetwork(preset("vit_h")))}
+        rows = {row.part: row for row in parameter_table(FusionSAMNetwork(preset("vit_h")))}
     # segment-anything's sam_vit_h: image encoder 637,026,048; prompt encoder 6,220 and its 2 x 128 fixed frequencies;
     # mask decoder 4,058,340 with four tokens, and for each of five classes more a token, a hypernetwork
     # (256-256-256-32) and a row of the IoU head; then the logit scale
     hypernetwork = 2 * (256 * 256 + 256) + 256 * 32 + 32
-    assert rows["image_encoder"] == {"part": "image_encoder", "parameters": 637_026_048, "trainable": 0}
-    assert rows["prompt_encoder"]["parameters"] == 6_220 + 2 * 128
-    assert rows["mask_decoder"]["parameters"] == 4_058_340 + 5 * (256 + hypernetwork + 256 + 1) + 1
+    assert rows["image_encoder"] == ("image_encoder", 637_026_048, 0)
+    assert rows["prompt_encoder"].parameters == 6_220 + 2 * 128
+    assert rows["mask_decoder"].parameters == 4_058_340 + 5 * (256 + hypernetwork + 256 + 1) + 1
 
 
 @torch.no_grad()

@@ -13,9 +13,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from fusionsam.errors import InputError
+from fusionsam.types import JsonObject
 
 VERSION = "0.1.0"
 """Of this package; what is written repeats it."""
@@ -38,9 +39,6 @@ def require_writable(out: str | Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); {OTHER_OUT}") from error
-
-
-JsonObject = dict[str, object]
 
 
 class State(Enum):
@@ -194,7 +192,7 @@ def write_text(path: str | Path, text: str, remedy: str = OTHER_OUT) -> Path:
     return Path(path)
 
 
-def write_json(path: str | Path, values: Any, remedy: str = OTHER_OUT, allow_nan: bool = True) -> Path:
+def write_json(path: str | Path, values: object, remedy: str = OTHER_OUT, allow_nan: bool = True) -> Path:
     """`values` as JSON; returns the path. Raises as `whole`, and ValueError for nan and infinity, which JSON lacks,
     without `allow_nan`."""
     return write_text(path, json.dumps(values, indent=1, allow_nan=allow_nan) + "\n", remedy)

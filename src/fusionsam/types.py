@@ -10,13 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from fusionsam.errors import InputError
 
 if TYPE_CHECKING:  # `--help` of a command needs the bounds below, and not torch
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
+
+    Array: TypeAlias = NDArray[Any]
+    """A numpy array of any number type: a picture as its file stores it."""
+
+
+def __getattr__(name: str) -> object:
+    """Array, for those that import it: `import fusionsam` alone does without numpy."""
+    if name == "Array":
+        from numpy.typing import NDArray
+
+        return NDArray[Any]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 IGNORE = 255
 """Label id of pixels that neither teach nor count."""
@@ -26,6 +40,9 @@ LUMA = (0.299, 0.587, 0.114)
 
 SMALLEST, LARGEST = 64, 4096
 """Pixels a side of a pair that the network takes."""
+
+JsonObject: TypeAlias = dict[str, Any]
+"""A JSON object as read from a file, or on its way into one: its values are known by their keys alone."""
 
 PromptMode = Literal["self", "none", "user", "oracle"]
 
@@ -41,8 +58,8 @@ class Sample:
     covered: Tensor | None = (
         None  # bool (2,H,W): where the visible, where the infrared camera reaches; None: everywhere
     )
-    alignment: dict[str, Any] = field(default_factory=dict)  # what was done to bring the two into one frame; plain JSON
-    input: dict[str, Any] = field(default_factory=dict)  # how the files were read, every guess named; plain JSON
+    alignment: JsonObject = field(default_factory=dict)  # what was done to bring the two into one frame; plain JSON
+    input: JsonObject = field(default_factory=dict)  # how the files were read, every guess named; plain JSON
     notices: list[tuple[str, str]] = field(default_factory=list)  # kind and sentence of what a person should know
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from fusionsam.alignment.residual import LEAST, residual
 from fusionsam.alignment.rig import Rig
 from fusionsam.alignment.warp import Warp, Warped
 from fusionsam.errors import InputError
-from fusionsam.types import LUMA
+from fusionsam.types import LUMA, JsonObject
 
 Frame = Literal["visible", "infrared"]
 LITTLE_COVERED = 0.25
@@ -30,7 +30,7 @@ class Aligned:
     visible: Tensor | None  # uint8 (3,H,W)
     infrared: Tensor | None  # (1,H,W), of the dtype that was given
     covered: Tensor  # bool (2,H,W): where the visible, and where the infrared picture is
-    told: dict[str, Any] = field(default_factory=dict)  # plain JSON: rig, covered, score, shift, warnings
+    told: dict[str, object] = field(default_factory=dict)  # plain JSON: rig, covered, score, shift, warnings
 
 
 class Aligner:
@@ -73,7 +73,7 @@ class Aligner:
         warp = self._warp(*sizes)
         moved, still = (infrared, visible) if self.frame == "visible" else (visible, infrared)
         warped = warp(moved)
-        told: dict[str, Any] = {"rig": self.rig.digest, "frame": self.frame, "covered": round(warp.covered, 4)}
+        told: dict[str, object] = {"rig": self.rig.digest, "frame": self.frame, "covered": round(warp.covered, 4)}
         if warp.covered <= 0:
             raise InputError(f"{self.name}: the two pictures do not overlap at all; fit the rig anew")
         if self.refine:
@@ -88,13 +88,13 @@ class Aligner:
             return Aligned(visible, warped.image, torch.stack([whole, warped.inside]), told)
         return Aligned(warped.image, infrared, torch.stack([warped.inside, whole]), told)
 
-    def moved(self, infrared: Tensor, visible: Size, told: dict[str, Any]) -> Warped:
+    def moved(self, infrared: Tensor, visible: Size, told: JsonObject) -> Warped:
         """Other values (C,H',W') of the infrared camera's pixels, such as temperatures, as the pair `told` of was moved
         into a `visible` frame of (H, W)."""
         x, y = told.get("shift", (0.0, 0.0))
         return self._warp(visible, (infrared.shape[1], infrared.shape[2]), (x, y))(infrared)
 
-    def _shift(self, still: Tensor, warped: Warped, told: dict[str, Any]) -> tuple[float, float]:
+    def _shift(self, still: Tensor, warped: Warped, told: dict[str, object]) -> tuple[float, float]:
         """How far the warped picture is moved, in pixels of the frame; what was found goes into `told`."""
         visible, infrared = (still, warped.image) if self.frame == "visible" else (warped.image, still)
         found = residual(visible, infrared, warped.inside)

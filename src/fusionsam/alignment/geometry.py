@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Matrix = NDArray[Any]
+from fusionsam.types import Array
+
+Matrix = Array
 """3 x 3, of homogeneous coordinates (x, y, 1)."""
 Size = tuple[int, int]
 """(H, W) in pixels."""
 
 
-def apply(matrix: Matrix, points: NDArray[Any]) -> NDArray[np.float64]:
+def apply(matrix: Matrix, points: Array) -> NDArray[np.float64]:
     """Points (N,2) x, y -> (N,2); infinite where the matrix sends a point to the horizon."""
     homogeneous = np.c_[points, np.ones(len(points))] @ matrix.T
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -56,7 +56,7 @@ class Lens:
         x, y = way[0, 0], way[1, 1]
         return Lens(self.fx * x, self.fy * y, self.cx * x + way[0, 2], self.cy * y + way[1, 2], self.distortion)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """As rig.json has it."""
         return {**{name: getattr(self, name) for name in NAMES}, "distortion": list(self.distortion)}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +13,7 @@ from fusionsam.alignment.refine import Level, refine
 from fusionsam.alignment.rig import Rig
 from fusionsam.alignment.warp import Warp
 from fusionsam.errors import InputError
+from fusionsam.types import JsonObject
 
 MAKER, MATRIX = "maker", "infrared_to_visible"
 LEAST, RISE = 0.2, 0.05
@@ -46,7 +45,7 @@ class MakerAligner(Aligner):
             before = float(level.scores(torch.eye(3).double())[0])
         found = refine(level, small, np.eye(3), STEPS, 4, 1.0)
         moves = np.linalg.norm(apply(found.matrix, corners(small)) - corners(small), axis=1)
-        told: dict[str, Any] = {"rig": MAKER, "frame": "visible", "refined": False, "score": round(before, 4)}
+        told: JsonObject = {"rig": MAKER, "frame": "visible", "refined": False, "score": round(before, 4)}
         rises = found.score >= LEAST and found.score - before >= RISE
         if not rises or moves.mean() > REACH * max(small):
             return Aligned(visible, infrared, whole, {**told, "covered": 1.0})

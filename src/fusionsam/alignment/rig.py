@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fusionsam.alignment.geometry import Matrix, Size, apply, corners, rescaling
 from fusionsam.alignment.lens import Lens
 from fusionsam.errors import InputError
 from fusionsam.io import write_json
+from fusionsam.types import JsonObject
 
 FORMAT, VERSION = "fusionsam rig", 1
 MOST_BYTES = 1 << 20
@@ -34,7 +36,7 @@ class Rig:
     """3 x 3, from infrared to visible pixels, after the lenses' distortion has been taken off."""
     visible_lens: Lens | None = None
     infrared_lens: Lens | None = None
-    told: dict[str, Any] = field(default_factory=dict, compare=False)
+    told: JsonObject = field(default_factory=dict, compare=False)
     """Where it came from: score, pairs, verdict, warnings."""
 
     @property
@@ -42,7 +44,7 @@ class Rig:
         """SHA-256 of sizes, matrix and lenses: two rigs of one digest move pixels alike."""
         return hashlib.sha256(json.dumps(self._numbers(), sort_keys=True).encode()).hexdigest()
 
-    def _numbers(self) -> dict[str, Any]:
+    def _numbers(self) -> dict[str, object]:
         lenses = {"visible": self.visible_lens, "infrared": self.infrared_lens}
         return {
             "visible_size": list(self.visible_size),
@@ -51,7 +53,7 @@ class Rig:
             "lens": {name: lens.as_dict() for name, lens in lenses.items() if lens is not None},
         }
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """What rig.json holds."""
         head = {"format": FORMAT, "version": VERSION}
         return {**head, **self._numbers(), "digest": self.digest, **self.told}
@@ -60,13 +62,13 @@ class Rig:
         """Write rig.json, whole or not at all. InputError where it cannot be written."""
         return write_json(path, self.as_dict())
 
-    def visible_to_infrared(self, points: Any) -> Any:
+    def visible_to_infrared(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """(N,2) x, y in the visible picture -> (N,2) in the infrared one."""
         ideal = points if self.visible_lens is None else self.visible_lens.undistorted(points)
         moved = apply(np.linalg.inv(self.infrared_to_visible), ideal)
         return moved if self.infrared_lens is None else self.infrared_lens.distorted(moved)
 
-    def infrared_to_visible_points(self, points: Any) -> Any:
+    def infrared_to_visible_points(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """(N,2) x, y in the infrared picture -> (N,2) in the visible one."""
         ideal = points if self.infrared_lens is None else self.infrared_lens.undistorted(points)
         moved = apply(self.infrared_to_visible, ideal)
@@ -139,7 +141,7 @@ def read_rig(path: str | Path) -> Rig:
 KINDS = ("visible", "infrared")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, object]:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "no such file"
         raise InputError(f"{path}: {found}; expected a rig.json as `fusionsam align` writes it")
@@ -155,7 +157,7 @@ def _json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _matrix(path: Path, values: Any) -> Matrix:
+def _matrix(path: Path, values: object) -> Matrix:
     try:
         matrix = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fusionsam.cli.options import add_flags
 from fusionsam.cli.parser import Parser
@@ -17,6 +17,7 @@ from fusionsam.config.datasets import CATALOG
 from fusionsam.config.options import LabelOptions, OutOption, OverwriteOption, PairOptions
 from fusionsam.errors import InputError
 from fusionsam.io import write_json
+from fusionsam.types import JsonObject
 
 if TYPE_CHECKING:
     from fusionsam.data.labelling.data_set import Imported
@@ -137,7 +138,7 @@ def _told(found: Imported) -> list[str]:
     return lines
 
 
-def table(report: dict[str, Any]) -> str:
+def table(report: JsonObject) -> str:
     """The report of data.check.check as text: a column a split, a row a class, then every kind of problem."""
     splits = report["splits"]
     rows = [["", *splits]]
@@ -164,7 +165,7 @@ def _sizes(sizes: dict[str, int]) -> str:
     return ", ".join(shown) + (", ..." if len(sizes) > 3 else "") or "-"
 
 
-def _problems(report: dict[str, Any]) -> list[str]:
+def _problems(report: JsonObject) -> list[str]:
     found = {
         "splits that cannot be listed": [f"{e['split']}: {e['reason']}" for e in report["errors"]],
         "unreadable files": [f"{e['split']} {e['id']}: {e['reason']}" for e in report["unreadable"]],
@@ -188,7 +189,7 @@ def _problems(report: dict[str, Any]) -> list[str]:
     return [*(_listed(found) or ["no problems found"]), *_listed(notes)]
 
 
-def _pair(entry: dict[str, Any]) -> str:
+def _pair(entry: JsonObject) -> str:
     (first, second), (one, two) = entry["splits"], entry["ids"]
     return f"{first} {one} = {second} {two} ({entry['kind']})"
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fusionsam.config.options import DEFAULT_WEIGHTS
 from fusionsam.config.schema import PRESETS, preset
 from fusionsam.errors import InputError
-from fusionsam.types import LARGEST, SMALLEST
+from fusionsam.types import LARGEST, SMALLEST, JsonObject
 
 if TYPE_CHECKING:
     from fusionsam.models.network import FusionSAMNetwork
@@ -49,20 +49,20 @@ def main(options: Options) -> int:
     return 0
 
 
-def describe(network: FusionSAMNetwork, card: dict[str, Any], title: str) -> str:
+def describe(network: FusionSAMNetwork, card: JsonObject, title: str) -> str:
     """Parts, sizes, classes and, from the checkpoint's `card`, the origin of `network`, as text."""
     return "\n\n".join([title, _parts(network), _sizes(network), _classes(network), _origin(card)]).rstrip()
 
 
 def _parts(network: FusionSAMNetwork) -> str:
-    from fusionsam.models.network import parameter_table
+    from fusionsam.models.network import PartSize, parameter_table
 
     rows = parameter_table(network)
-    total = {"part": "all", **{k: sum(row[k] for row in rows) for k in ("parameters", "trainable")}}
+    total = PartSize("all", sum(row.parameters for row in rows), sum(row.trainable for row in rows))
     lines = [f"{'part':<16}{'parameters':>14}  in training"]
     for row in [*rows, total]:
-        share = {0: "frozen", row["parameters"]: "trained"}.get(row["trainable"], f"{row['trainable']:,} trained")
-        lines.append(f"{row['part']:<16}{row['parameters']:>14,}  {share}")
+        share = {0: "frozen", row.parameters: "trained"}.get(row.trainable, f"{row.trainable:,} trained")
+        lines.append(f"{row.part:<16}{row.parameters:>14,}  {share}")
     return "\n".join(lines)
 
 
@@ -88,10 +88,10 @@ def _classes(network: FusionSAMNetwork) -> str:
     return "\n".join(lines)
 
 
-def _origin(card: dict[str, Any]) -> str:
+def _origin(card: JsonObject) -> str:
     if not card:
         return ""
-    rows: dict[str, Any] = {
+    rows: JsonObject = {
         key: card[key] for key in ("command", "commit", "version", "seed", "step", "hours") if key in card
     }
     data = card.get("config", {}).get("data") or card.get("data") or {}

@@ -96,7 +96,7 @@ def flag_name(field_name: str) -> str:
     return "--" + field_name.rstrip("_").replace("_", "-")
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A default as it would be typed."""
     if isinstance(value, tuple | list):
         return " ".join(map(shown, value))

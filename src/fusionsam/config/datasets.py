@@ -225,7 +225,7 @@ def typed_labels_map(maps: Sequence[str], ignored: Sequence[int]) -> dict[int, i
     return found
 
 
-def require_classes(classes: Sequence[str], palette: Any, classes_name: str, palette_name: str) -> None:
+def require_classes(classes: Sequence[str], palette: object, classes_name: str, palette_name: str) -> None:
     """InputError, by the name of either, for classes that are not up to 255 different ones (255 is the id of unknown
     pixels, and label maps are 8 bits deep), and for a palette that is not a colour of its own for each."""
     if len(classes) > MAX_CLASSES:

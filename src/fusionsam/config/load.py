@@ -19,6 +19,7 @@ import yaml
 from fusionsam.config.datasets import find
 from fusionsam.config.schema import Config, DataConfig, from_dict, preset, to_dict
 from fusionsam.errors import InputError
+from fusionsam.types import JsonObject
 
 _EARLY = ("model.preset", "data.dataset", "data.class_file")  # they decide the defaults of other settings
 
@@ -36,7 +37,7 @@ def parse_settings(prog: str, argv: Sequence[str], switches: Mapping[str, str] |
         given, _ = early.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise InputError(f"{error.argument_name}: {error.message}") from None
-    chosen: dict[str, Any] = {}
+    chosen: JsonObject = {}
     for file in given.config:
         chosen |= _deciding(_read(Path(file)))
     chosen |= {name: value for name in _EARLY if (value := getattr(given, name)) is not None}
@@ -68,7 +69,7 @@ def as_yaml(settings: Config) -> str:
     return yaml.safe_dump(_plain(to_dict(settings)), sort_keys=False)
 
 
-def differences(first: Any, second: Any, prefix: str = "") -> list[str]:
+def differences(first: object, second: object, prefix: str = "") -> list[str]:
     """Dotted names of the settings in which two nested dictionaries differ."""
     if not (isinstance(first, dict) and isinstance(second, dict)):
         return [] if _plain(first) == _plain(second) else [prefix]
@@ -105,7 +106,7 @@ def _parser(prog: str, defaults: Config, switches: Mapping[str, str]) -> jsonarg
     return parser
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> JsonObject:
     """The mapping in a YAML file, every key of it known."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -119,7 +120,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content  # type: ignore[no-any-return]
 
 
-def _check_keys(content: Any, known: dict[str, Any], prefix: str, path: Path) -> None:
+def _check_keys(content: Any, known: JsonObject, prefix: str, path: Path) -> None:
     if not isinstance(content, dict):
         where = prefix.rstrip(".") or "the file"
         raise InputError(f"{path}: {where} is {type(content).__name__}, expected a mapping of {', '.join(known)}")
@@ -131,15 +132,15 @@ def _check_keys(content: Any, known: dict[str, Any], prefix: str, path: Path) ->
             _check_keys(value, known[key], f"{name}.", path)
 
 
-def _dotted(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _dotted(values: JsonObject, prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
         yield prefix + key
         if isinstance(value, dict):
             yield from _dotted(value, f"{prefix}{key}.")
 
 
-def _deciding(content: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _deciding(content: JsonObject) -> JsonObject:
+    found: JsonObject = {}
     for name in _EARLY:
         section, key = name.split(".")
         if content.get(section, {}).get(key) is not None:
@@ -168,7 +169,7 @@ def _one_line(message: str) -> str:
     return re.sub(r"(?:a )?(?:typing\.)?Literal\[([^\]]*)\]", r"one of \1", line)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

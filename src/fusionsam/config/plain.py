@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from fusionsam.errors import InputError
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: Any) -> dict[str, object]:
     """A dataclass as plain dictionaries and lists, ready for YAML or JSON."""
     return asdict(config)
 
 
-def _typed(hint: Any, value: Any) -> Any:
+def _typed(hint: Any, value: object) -> object:
     """`value` if it is what `hint` says, lists made tuples where those are meant; TypeError if it is something else."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is UnionType:
@@ -47,14 +47,14 @@ RETIRED: dict[str, tuple[Any, str]] = {
 """Settings that are gone: the value that an old file may still name, which did nothing, and why there is no other."""
 
 
-def _retired(name: str, value: Any, where: str) -> None:
+def _retired(name: str, value: object, where: str) -> None:
     """InputError where an old file asks for what a retired setting did."""
     idle, why = RETIRED[name.removeprefix("model.")]
     if value != idle:
         raise InputError(f"{where}: {name}: {value!r}, but this setting is gone ({why}); remove it from the file")
 
 
-def from_dict(kind: type[Any], values: Any, where: str, path: str = "") -> Any:
+def from_dict(kind: type[Any], values: object, where: str, path: str = "") -> Any:
     """A dataclass of this file from plain dictionaries; unknown keys and wrong types are refused by their full name.
 
     `where` names the source in the InputError, `path` the section of it that `values` is ("tokenizer.").
@@ -64,7 +64,7 @@ def from_dict(kind: type[Any], values: Any, where: str, path: str = "") -> Any:
         raise InputError(f"{named}: found {type(values).__name__}, expected a mapping of settings")
     known = {f.name: f for f in fields(kind)}
     hints = get_type_hints(kind)
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, object] = {}
     for key, value in values.items():
         if f"{path}{key}".removeprefix("model.") in RETIRED:
             _retired(f"{path}{key}", value, where)

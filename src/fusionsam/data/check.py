@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ from fusionsam.data.leaks import compare, weigh
 from fusionsam.data.splits import Entry, entries, layout_line
 from fusionsam.errors import InputError
 from fusionsam.progress import progress_bar
-from fusionsam.types import Sample
+from fusionsam.types import JsonObject, Sample
 
 
 def check(
@@ -29,7 +28,7 @@ def check(
     class_file: str | Path | None = None,
     progress: bool = True,
     labels_map: Mapping[int, int] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Read every pair of the splits and report what is there and what is wrong.
 
     `labels_map` is that of DatasetRow.with_labels_map. Without `splits`: those of the row that can be found (of a
@@ -44,7 +43,7 @@ def check(
     what `leaks.weigh` only mentions: a note, no problem), ok. Raises InputError only for an
     unknown data set, a bad class file, or if no split can be listed."""
     row = find(dataset, class_file).with_labels_map(labels_map or {})
-    report: dict[str, Any] = {"dataset": dataset, "root": str(root), "splits": {}}
+    report: JsonObject = {"dataset": dataset, "root": str(root), "splits": {}}
     report |= {"unreadable": [], "size_mismatches": [], "bad_labels": [], "shared": [], "look_alikes": []}
     report |= {"misaligned": [], "label_faults": [], "absent_classes": [], "unread": []}
     own = splits is None and row.splits == ("all",)
@@ -78,7 +77,7 @@ def check(
     return report
 
 
-def _misaligned(entry: Entry, split: str, sample: Sample, report: dict[str, Any]) -> float | None:
+def _misaligned(entry: Entry, split: str, sample: Sample, report: JsonObject) -> float | None:
     """Pixels by which infrared would have to be moved, 0 where nothing speaks for it; None for one camera alone and for
     pictures without common edges, of which nothing can be said."""
     if sample.visible is None or sample.infrared is None:
@@ -101,8 +100,8 @@ def _quantiles(shifts: Sequence[float]) -> dict[str, float] | None:
 
 
 def _counted(
-    split: str, members: Sequence[Entry], row: DatasetRow, report: dict[str, Any], progress: bool
-) -> tuple[dict[str, object], Fingerprints, list[str]]:
+    split: str, members: Sequence[Entry], row: DatasetRow, report: JsonObject, progress: bool
+) -> tuple[JsonObject, Fingerprints, list[str]]:
     """What a split holds, and the fingerprints and ids of the pairs that could be read; `report` is told of others."""
     prints, ids = Fingerprints(), list[str]()
     sizes, there = Counter[str](), Counter[str]()
@@ -160,7 +159,7 @@ def _listed(
     return found, errors
 
 
-def _examined(entry: Entry, split: str, row: DatasetRow, report: dict[str, Any]) -> Sample | None:
+def _examined(entry: Entry, split: str, row: DatasetRow, report: JsonObject) -> Sample | None:
     """The sample, or None after the report was told what is wrong with it. Problems of one pair are all found."""
     sizes: dict[str, tuple[int, int]] = {}
     broken = False

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from fusionsam.data.tiff import (
 )  # fmt: skip
 from fusionsam.errors import InputError
 from fusionsam.io import whole
+from fusionsam.types import Array
 
 HEIC = (".heic", ".heif")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *HEIC)
@@ -46,13 +47,11 @@ _BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
 
-Pixels = NDArray[Any]
-
 
 class _Loaded(NamedTuple):
     """A file's pixels, upright: a PIL image with 8 bits a channel, or the (H,W) or (H,W,C) array of a deeper one."""
 
-    image: Image.Image | Pixels
+    image: Image.Image | Array
     nodata: float | None = None
     orientation: int = 1
 
@@ -179,7 +178,7 @@ def _png_bits(path: Path) -> int | None:
     return start[24] if len(start) == 25 and start.startswith(b"\x89PNG") else None
 
 
-def shallow_visible(array: Pixels) -> NDArray[np.uint8]:
+def shallow_visible(array: Array) -> NDArray[np.uint8]:
     """Deep visible pixels as 8 bits: of 16-bit integers the high byte, or the 8 highest of the 10 or 12 bits that are
     in use; floats in [0,1] times 255, in [0,255] as they are, other ranges stretched over the scene."""
     if array.dtype.kind in "iu":
@@ -190,7 +189,7 @@ def shallow_visible(array: Pixels) -> NDArray[np.uint8]:
     return stretch(array, find_range(array))
 
 
-def visible_bits(array: Pixels) -> int:
+def visible_bits(array: Array) -> int:
     """Bits in use of integers (H,W) or (H,W,C): 8, 10, 12 or 16. Cameras of 10 and 12 bits write them into files of 16,
     which would be all but black."""
     top = int(array.max(initial=0))
@@ -203,7 +202,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def require_no_thermal(path: str | Path, image: Image.Image | Pixels) -> None:
+def require_no_thermal(path: str | Path, image: Image.Image | Array) -> None:
     """Refuse a fourth channel with a picture in it: MFNet's thermal image would be dropped as alpha in silence."""
     if isinstance(image, Image.Image):
         alpha = np.asarray(image.getchannel(3)) if image.mode == "RGBA" else None
@@ -219,7 +218,7 @@ def require_no_thermal(path: str | Path, image: Image.Image | Pixels) -> None:
         )
 
 
-def _chw(array: Pixels) -> Tensor:
+def _chw(array: Array) -> Tensor:
     array = array[:, :, None] if array.ndim == 2 else array
     return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
 
@@ -232,12 +231,12 @@ def read_visible(path: str | Path) -> Tensor:
     return read_visible_facts(path)[0]
 
 
-def read_visible_facts(path: str | Path) -> tuple[Tensor, dict[str, Any]]:
+def read_visible_facts(path: str | Path) -> tuple[Tensor, dict[str, object]]:
     """`read_visible`, and what was found: the orientation that was applied, bits in use where there are more than 8."""
     path = Path(path)
     image, _, orientation = _load(path)
     require_no_thermal(path, image)
-    facts: dict[str, Any] = {} if orientation == 1 else {"orientation": orientation}
+    facts: dict[str, object] = {} if orientation == 1 else {"orientation": orientation}
     if isinstance(image, Image.Image):
         return _chw(_rgb(image)), facts
     if image.dtype.kind in "iu":
@@ -272,7 +271,7 @@ def read_heat(path: str | Path, options: InfraredOptions = DEFAULT) -> Heat:
     return heat
 
 
-def _plain(image: Image.Image | Pixels) -> Pixels:
+def _plain(image: Image.Image | Array) -> Array:
     """(H,W), or (H,W,3) of any depth."""
     if not isinstance(image, Image.Image):
         return image if image.ndim == 2 else image[:, :, :3]
@@ -298,7 +297,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {error}") from None
 
 
-def infrared_array(image: Image.Image | Pixels, options: InfraredOptions = DEFAULT) -> Heat:
+def infrared_array(image: Image.Image | Array, options: InfraredOptions = DEFAULT) -> Heat:
     """An infrared picture in memory, treated as a file is: PIL images of any mode, (H,W) or (H,W,3) of uint8, integers
     (counts) or floats (degrees Celsius)."""
     if isinstance(image, Image.Image):
@@ -369,7 +368,7 @@ def read_label(path: str | Path, palette: Sequence[tuple[int, int, int]] | None 
     return torch.from_numpy(ids)
 
 
-def _require_own_indices(path: Path, image: Image.Image, ids: Pixels, palette: Sequence[tuple[int, int, int]]) -> None:
+def _require_own_indices(path: Path, image: Image.Image, ids: Array, palette: Sequence[tuple[int, int, int]]) -> None:
     """InputError for a palette file whose colours are the classes', but whose indices are not: what pngquant and PIL's
     adaptive palettes make of a colour file, or of grey ids. Other palettes are decoration, and the index is the
     class."""

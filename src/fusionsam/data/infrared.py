@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusionsam.data import palettes
 from fusionsam.data.polarity import DOUBTFUL, Polarity, white_hot_score
-from fusionsam.data.stretch import Notice, Pixels, Range, find_range, given_range, stretch
+from fusionsam.data.stretch import Array, Notice, Range, find_range, given_range, stretch
 from fusionsam.errors import InputError
-from fusionsam.types import LUMA
+from fusionsam.types import LUMA, JsonObject
 
 NARROW = 40
 """An 8-bit scene over fewer grey values than this gets a hint."""
@@ -60,9 +60,9 @@ class InfraredOptions:
             ) from None
         return cls((low, high), polarity, palette)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """What differs from the defaults, as plain JSON types."""
-        told: dict[str, Any] = {}
+        told: JsonObject = {}
         if self.limits is not None:
             told["infrared_range"] = list(self.limits) if isinstance(self.limits, tuple) else self.limits
         if self.polarity != "auto":
@@ -79,12 +79,12 @@ class Heat:
 
     pixels: NDArray[np.uint8]
     """(H,W), 0 cold, 255 hot."""
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
     notices: list[Notice] = field(default_factory=list)
 
 
 def to_heat(
-    values: Pixels, options: InfraredOptions = DEFAULT, nodata: float | None = None, film: Range | None = None,
+    values: Array, options: InfraredOptions = DEFAULT, nodata: float | None = None, film: Range | None = None,
     hot_is_white: bool = False,
 ) -> Heat:  # fmt: skip
     """(H,W) or (H,W,3) of any number type as heat.
@@ -99,7 +99,7 @@ def to_heat(
     Raises:
         InputError: no finite value.
     """
-    facts: dict[str, Any] = {"kind": _kind(values)}
+    facts: JsonObject = {"kind": _kind(values)}
     notices: list[Notice] = []
     if values.ndim == 3 and values.dtype == np.uint8:
         values = _without_colors(values, options, facts, notices)
@@ -118,26 +118,26 @@ def to_heat(
     return Heat(grey, facts, notices)
 
 
-def luma(rgb: Pixels) -> Pixels:
+def luma(rgb: Array) -> Array:
     """(H,W,3) -> (H,W): one of three equal channels as it is, or else their luma as float32."""
     if (rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 0] == rgb[..., 2]).all():
         return rgb[..., 0]
     return rgb[..., :3].astype(np.float32) @ np.array(LUMA, dtype=np.float32)
 
 
-def _kind(values: Pixels) -> str:
+def _kind(values: Array) -> str:
     color = " colour" if values.ndim == 3 else ""
     return ("8-bit" if values.dtype == np.uint8 else str(values.dtype)) + color
 
 
-def _range(values: Pixels, options: InfraredOptions, nodata: float | None, deep: bool) -> Range | None:
+def _range(values: Array, options: InfraredOptions, nodata: float | None, deep: bool) -> Range | None:
     if isinstance(options.limits, tuple):
         return given_range(values, *options.limits, nodata)
     return find_range(values, nodata) if deep or options.limits == "auto" else None
 
 
 def _without_colors(
-    rgb: NDArray[np.uint8], options: InfraredOptions, facts: dict[str, Any], notices: list[Notice]
+    rgb: NDArray[np.uint8], options: InfraredOptions, facts: JsonObject, notices: list[Notice]
 ) -> NDArray[np.uint8]:
     """uint8 (H,W,3) -> uint8 (H,W): the place on the palette, or the luma."""
     grey = luma(rgb)
@@ -181,7 +181,7 @@ def _without_colors(
 
 
 def _hot_is_black(
-    grey: NDArray[np.uint8], options: InfraredOptions, facts: dict[str, Any], notices: list[Notice], sure: bool
+    grey: NDArray[np.uint8], options: InfraredOptions, facts: JsonObject, notices: list[Notice], sure: bool
 ) -> bool:
     """Whether the picture is to be inverted; `facts` and `notices` are told."""
     if options.polarity != "auto":

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from os.path import realpath
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
 from fusionsam.data.stretch import Notice
 from fusionsam.errors import InputError
-from fusionsam.types import LARGEST, LUMA, SMALLEST
+from fusionsam.types import LARGEST, LUMA, SMALLEST, JsonObject
 
 
 @dataclass
@@ -30,7 +29,7 @@ class ReadPair:
 
     visible: Tensor | None
     infrared: Tensor | None
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
     """How the files were read: plain JSON types."""
     notices: list[Notice] = field(default_factory=list)
 
@@ -94,7 +93,7 @@ def _part(
     return np.asarray(image)
 
 
-def _odd(entry: Entry, visible: Tensor | None, told: dict[str, Any], heat: Heat) -> list[Notice]:
+def _odd(entry: Entry, visible: Tensor | None, told: JsonObject, heat: Heat) -> list[Notice]:
     """The same file twice, exchanged cameras, one camera alone turned."""
     if visible is None or entry.visible is None or entry.infrared is None:
         return []

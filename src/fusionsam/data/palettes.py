@@ -7,7 +7,6 @@ K. Moreland's coolwarm) at 17 or 33 places, and, for the cameras' own, from the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +71,7 @@ class Match:
         """Whether the palette may be taken for the picture's own."""
         return self.error <= CLOSE and self.spread >= 0.1
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain JSON types."""
         return {"name": self.name, "error": round(self.error, 2), "spread": round(self.spread, 3)}
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +58,7 @@ class MakerAlignment:
             x - covered_width / 2, y - covered_height / 2, x + covered_width / 2, y + covered_height / 2,
         )  # fmt: skip
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Under the names that ExifTool gives."""
         names = ("PiPX1", "PiPX2", "PiPY1", "PiPY2")
         own = {"Real2IR": round(self.real_to_infrared, 6), "OffsetX": self.offset_x, "OffsetY": self.offset_y}
@@ -85,9 +85,9 @@ class Radiometric:
         """(H,W) degrees Celsius with the file's own constants; None without them."""
         return None if self.planck is None else self.planck.celsius(self.counts)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """What the JSON of a prediction tells of the file."""
-        found: dict[str, Any] = {
+        found: dict[str, object] = {
             "maker": self.maker,
             "camera": self.camera,
             "counts": [int(self.counts.min()), int(self.counts.max())],

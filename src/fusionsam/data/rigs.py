@@ -28,6 +28,7 @@ from fusionsam.alignment.warp import Warp, undistorted
 from fusionsam.data.dataset import read_pictures
 from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
+from fusionsam.types import JsonObject
 
 AUTO = "auto"
 UNRELATED = 0.1
@@ -224,7 +225,7 @@ def keep(aligner: Aligner, out: Path, entries: Sequence[Entry]) -> None:
         aligner.rig.write(out / "rig.json")
 
 
-def summary(told: Sequence[dict[str, Any]], name: str) -> list[str]:
+def summary(told: Sequence[JsonObject], name: str) -> list[str]:
     """What a person should hear of many pairs' alignment."""
     scores = sorted(each["score"] for each in told if "score" in each)
     lines = []

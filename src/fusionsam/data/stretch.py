@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from fusionsam.errors import InputError
+from fusionsam.types import Array
 
-Pixels = NDArray[Any]
 TAILS = (0.5, 99.5)
 """Percentiles of the scene that become 0 and 255."""
 FEW_LEVELS = 32
@@ -50,7 +50,7 @@ class Range:
     levels: int = 256
     """Grey levels that the scene fills in the result."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain JSON types."""
         return {
             "low": round(self.low, 4),
@@ -83,7 +83,7 @@ class Range:
         return said
 
 
-def find_range(values: Pixels, nodata: float | None = None) -> Range:
+def find_range(values: Array, nodata: float | None = None) -> Range:
     """The range of the scene in a picture (H,W), or in several of a film stacked to one of (n*H,W).
 
     `nodata` is the value that the file declares for it (GDAL_NODATA). A picture of one value has low equal to high.
@@ -112,7 +112,7 @@ def find_range(values: Pixels, nodata: float | None = None) -> Range:
     return replace(found, levels=count_levels(values[scene], found))
 
 
-def given_range(values: Pixels, low: float, high: float, nodata: float | None = None) -> Range:
+def given_range(values: Array, low: float, high: float, nodata: float | None = None) -> Range:
     """A range that a person fixed, or that of the film a frame belongs to, with the grey levels of this picture.
 
     Raises:
@@ -125,7 +125,7 @@ def given_range(values: Pixels, low: float, high: float, nodata: float | None = 
     return replace(fixed, levels=count_levels(values[~outside], fixed))
 
 
-def stretch(values: Pixels, used: Range, hot_is_black: bool = False) -> NDArray[np.uint8]:
+def stretch(values: Array, used: Range, hot_is_black: bool = False) -> NDArray[np.uint8]:
     """(H,W) of any number type as uint8: `used.low` and what is below is 0, `used.high` and what is above 255; the
     other way round where `hot_is_black`.
 
@@ -144,7 +144,7 @@ def stretch(values: Pixels, used: Range, hot_is_black: bool = False) -> NDArray[
     return grey
 
 
-def count_levels(values: Pixels, used: Range) -> int:
+def count_levels(values: Array, used: Range) -> int:
     """Different grey values of `values` (any shape) within the range."""
     if values.size == 0:
         return 0
@@ -152,16 +152,16 @@ def count_levels(values: Pixels, used: Range) -> int:
     return len(np.unique(_plain(inside.astype(np.float32), used))) if inside.size else 0
 
 
-def _plain(values: Pixels, used: Range) -> NDArray[np.uint8]:
+def _plain(values: Array, used: Range) -> NDArray[np.uint8]:
     return (((values - used.low) / max(used.high - used.low, 1e-12)).clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def _sample(values: Pixels) -> NDArray[np.float64]:
+def _sample(values: Array) -> NDArray[np.float64]:
     step = max(1, values.size // _SAMPLE)
     return np.sort(values[::step].astype(np.float64))
 
 
-def _spikes(values: Pixels, valid: NDArray[np.bool_]) -> tuple[float, ...]:
+def _spikes(values: Array, valid: NDArray[np.bool_]) -> tuple[float, ...]:
     """Single values that fill a share of the picture and lie outside of all the rest: nodata and saturation.
 
     Well-known ones, and the type's own ends, need a small gap to the scene; any other needs one as wide as the

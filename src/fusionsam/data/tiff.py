@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tifffile
-from numpy.typing import NDArray
 
 from fusionsam.errors import InputError
-from fusionsam.types import LARGEST
+from fusionsam.types import LARGEST, Array
 
 MAX_PIXELS = 2 * LARGEST**2
 """Largest height * width that is decoded."""
@@ -24,8 +23,6 @@ _GDAL_NODATA = 42113  # TIFF tag: the value of pixels without data, as text
 _PLAIN, _DEFLATE = 1, (8, 32946)  # values of TIFF's tag for the compression
 TILE = 1024 * 1024
 """Pixels of a TIFF's tile that are decoded however small the picture is."""
-
-Pixels = NDArray[Any]
 
 
 def require_bounded(path: Path, width: int, height: int, limit: int = MAX_PIXELS) -> None:
@@ -94,7 +91,7 @@ def is_deep(dtype: np.dtype | None) -> bool:
     return dtype is not None and dtype not in (np.dtype("uint8"), np.dtype("bool"))
 
 
-def tiff_array(path: Path, tiff: TiffHeader) -> Pixels | None:
+def tiff_array(path: Path, tiff: TiffHeader) -> Array | None:
     """Upright, 0 black. None for a compression that is not unpacked here within bounds: PIL, whose library bounds it,
     may know it."""
     try:
@@ -114,14 +111,14 @@ def tiff_array(path: Path, tiff: TiffHeader) -> Pixels | None:
         return None
 
 
-def turned(array: Pixels, orientation: int) -> Pixels:
+def turned(array: Array, orientation: int) -> Array:
     """(H,W) or (H,W,C) as a viewer shows it, (W,H) or (W,H,C) for `TURNED`; whatever is no orientation is 1."""
     array = array.swapaxes(0, 1) if orientation in TURNED else array
     array = array[:, ::-1] if orientation in (2, 3, 6, 7) else array
     return np.ascontiguousarray(array[::-1] if orientation in (3, 4, 7, 8) else array)
 
 
-def inverted(array: Pixels) -> Pixels:
+def inverted(array: Array) -> Array:
     """MinIsWhite as MinIsBlack: the greatest integer of the type becomes the least, of floats 1 becomes 0."""
     return np.invert(array) if array.dtype.kind in "iu" else 1 - array
 

@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from scipy.optimize import minimize_scalar
@@ -32,7 +31,7 @@ from fusionsam.inference.predictor import FusionSAM
 from fusionsam.io import write_json
 from fusionsam.metrics.segmentation import CalibrationError
 from fusionsam.progress import progress_bar
-from fusionsam.types import IGNORE, Pixels
+from fusionsam.types import IGNORE, JsonObject, Pixels
 from fusionsam.weights import checkpoint
 
 COLDEST, HOTTEST = 0.05, 20.0
@@ -78,9 +77,7 @@ def moved(pixels: Sequence[Pixels], offsets: Tensor) -> list[Pixels]:
     return [Pixels(logits.float() + offsets, label) for logits, label in pixels]
 
 
-def calibration(
-    pixels: Sequence[Pixels], offsets: Tensor | None = None, without: Sequence[Tensor] = ()
-) -> dict[str, Any]:
+def calibration(pixels: Sequence[Pixels], offsets: Tensor | None = None, without: Sequence[Tensor] = ()) -> JsonObject:
     """Temperature of all pairs; ECE in percent and mean negative log likelihood at T = 1 and at the temperature of the
     other blocks, each block used on those it was not fitted on. `offsets` (K) of all pairs, and `without`, those of all
     but each block, are on the logits. InputError for fewer than two pairs."""
@@ -133,7 +130,7 @@ def collect(model: FusionSAM, data: LabelledPairs) -> list[Pixels]:
     return found
 
 
-def store(source: str | Path, **values: Any) -> Path:
+def store(source: str | Path, **values: object) -> Path:
     """Put `values` into the card of a checkpoint by their names, None takes a name out of it; returns the card's path.
     InputError if it cannot be read or written."""
     path = checkpoint.locate(source) / checkpoint.CARD
@@ -165,7 +162,7 @@ def run(options: CalibrateOptions) -> list[str]:
         "dataset": options.dataset, "split": options.split, "pairs": len(data), "command": options.command,
         "content": guard.content,
     }  # fmt: skip
-    stored: dict[str, Any] = {}
+    stored: JsonObject = {}
     offsets, without = None, list[Tensor]()
     if not options.class_offsets and (before := checkpoint.read_checkpoint(options.weights)[2].get("class_offsets")):
         offsets = _tensor(before["offsets"])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fusionsam.evaluation.tables.formats import Row, Table
 from fusionsam.metrics.interaction import clicks_needed, iou_after
+from fusionsam.types import JsonObject
 
 NAME = "clicks"
 TARGETS = (0.80, 0.85)
@@ -36,7 +37,7 @@ def scores(
     sequences: Mapping[str, str],
     draws: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Everything that the report says of the objects; plain JSON types.
 
     For every picture and group of objects (all, day, night, each class): NoC@80, NoC@85 (an object that never gets
@@ -49,7 +50,7 @@ def scores(
     groups = np.unique(names, return_inverse=True)[1]
     pictures = list(measured[0].ious)
     figures = {name: _figures(measured, name, most) for name in pictures}
-    rows: dict[str, Any] = {}
+    rows: JsonObject = {}
     for name, chosen in selections([one.id for one in measured], [one.class_id for one in measured], classes).items():
         rows[name] = {"objects": int(chosen.sum()), "recordings": len(np.unique(groups[chosen])), "pictures": {}}
         for picture, columns in figures.items():
@@ -95,8 +96,8 @@ def _row(
     groups: NDArray[np.integer],
     draws: int,
     seed: int,
-) -> dict[str, Any]:
-    row: dict[str, Any] = {}
+) -> JsonObject:
+    row: JsonObject = {}
     for name, values in columns.items():
         row[name] = float(values[chosen].mean())
         if draws:
@@ -126,7 +127,7 @@ def _difference(
     groups: NDArray[np.integer],
     draws: int,
     seed: int,
-) -> dict[str, Any]:
+) -> JsonObject:
     gap = (figures["fused"]["noc80"] - figures[other]["noc80"])[chosen]
     interval = grouped_interval(gap, groups[chosen], draws, seed) if draws else None
     return {"noc80": float(gap.mean()), "interval": interval}
@@ -136,7 +137,7 @@ def _by_recording(
     measured: Sequence[Measured],
     groups: NDArray[np.integer],
     figures: Mapping[str, Mapping[str, NDArray[np.float64]]],
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     found = []
     for group in np.unique(groups):
         inside = groups == group

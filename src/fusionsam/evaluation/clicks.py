@@ -41,7 +41,7 @@ CHOICES: dict[Choose, str] = {
 LINES = "objects.jsonl"
 
 
-def measure(options: ClicksOptions) -> dict[str, Any]:
+def measure(options: ClicksOptions) -> dict[str, object]:
     """Click at the objects of a split and write clicks.json, .md, .tex, .csv and objects.jsonl into `out`.
 
     Pairs that `out` holds already, measured with the same settings, are kept. InputError for unusable options, data or
@@ -85,9 +85,9 @@ def measure(options: ClicksOptions) -> dict[str, Any]:
     return values
 
 
-def _settings(options: ClicksOptions) -> dict[str, Any]:
+def _settings(options: ClicksOptions) -> dict[str, object]:
     """All that a line of objects.jsonl depends on."""
-    found: dict[str, Any] = settings(options)
+    found: dict[str, object] = settings(options)
     if Path(located := locate_sam(options.sam)).is_file():
         found["sam_sha256"] = digest(Path(located))
     if "fused" in options.images:
@@ -95,7 +95,7 @@ def _settings(options: ClicksOptions) -> dict[str, Any]:
     return found
 
 
-def _read_lines(path: Path, settings: dict[str, Any]) -> dict[str, list[Measured]]:
+def _read_lines(path: Path, settings: dict[str, object]) -> dict[str, list[Measured]]:
     """What was measured before, by id; a line cut short by a kill is left out. A new file is begun where none is."""
     if not path.is_file():
         path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")

@@ -8,7 +8,6 @@ is measured on pairs it was not fitted on: blocks of consecutive pairs take turn
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from fusionsam.errors import InputError
 from fusionsam.metrics.segmentation import PROTOCOLS, ConfusionMatrix
-from fusionsam.types import Pixels
+from fusionsam.types import JsonObject, Pixels
 
 PRESENT = PROTOCOLS["present"]
 GRID = torch.linspace(-2, 2, 17)
@@ -87,7 +86,7 @@ def _counts_by_offset(pixels: Sequence[Pixels], offsets: Tensor, which: int) -> 
     return left
 
 
-def class_offsets(pixels: Sequence[Pixels], names: Sequence[str]) -> dict[str, Any]:
+def class_offsets(pixels: Sequence[Pixels], names: Sequence[str]) -> JsonObject:
     """Offsets of all pairs by class name; mIoU in percent without them and, cross-fitted, with those of the other
     blocks; which offsets each block's others gave. InputError for fewer than two pairs."""
     found, counts = [], torch.zeros(len(names), len(names), dtype=torch.float64)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib import resources
-from typing import Any
 
 from fusionsam.evaluation.report import PublishedScore
+from fusionsam.types import JsonObject
 
 
 @cache
-def published() -> dict[str, Any]:
+def published() -> JsonObject:
     """The numbers of the FusionSAM paper's Tables 1-4, in percent, with what must be said of them."""
     return dict(json.loads(resources.files("fusionsam").joinpath("published.json").read_text(encoding="utf-8")))
 

@@ -21,7 +21,7 @@ from fusionsam.evaluation.options import ReconstructOptions
 from fusionsam.inference.files import pairs_to_predict, require_apart
 from fusionsam.inference.predictor import choose_device
 from fusionsam.inference.render import codes_picture
-from fusionsam.io import JsonObject, Made, OutputFolder, write_json
+from fusionsam.io import Made, OutputFolder, write_json
 from fusionsam.metrics.reconstruction import (
     MODALITIES,
     CodeUsage,
@@ -35,7 +35,7 @@ from fusionsam.metrics.reconstruction import (
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.progress import progress_bar
 from fusionsam.training.perceptual import EncoderLevels, PerceptualInput, Vgg16, load_vgg16, perceptual_distance
-from fusionsam.types import LARGEST, Sample
+from fusionsam.types import LARGEST, JsonObject, Sample
 from fusionsam.weights import pretrained as foreign
 from fusionsam.weights.checkpoint import Card, load_network, read_checkpoint
 
@@ -88,7 +88,7 @@ def codes_map(codes: Tensor, height: int, width: int) -> NDArray[np.uint8]:
 
 
 @torch.inference_mode()
-def run(options: ReconstructOptions) -> dict[str, Any]:
+def run(options: ReconstructOptions) -> JsonObject:
     """Rebuild files or folders into `options.out`; returns what summary.json holds.
 
     For NAME.png and each modality NAME_visible.png (as it was read), NAME_visible_reconstruction.png,
@@ -205,12 +205,12 @@ def _digest(entry: Entry) -> str:
     return found.hexdigest()[:16]
 
 
-def _require_ours(out: Path, inputs: Mapping[str, str], endings: Sequence[str]) -> dict[str, Any]:
+def _require_ours(out: Path, inputs: Mapping[str, str], endings: Sequence[str]) -> JsonObject:
     """An earlier run's summary.json. InputError for one that somebody else wrote, for one of other images, whose
     figures would be lost, and for a picture of these names that it does not tell of."""
     folder = OutputFolder(out, "reconstruct")
     stored: Any = folder.read(SUMMARY)
-    found: dict[str, Any] = {"images": {}, "pairs": 0} if stored is None else stored
+    found: JsonObject = {"images": {}, "pairs": 0} if stored is None else stored
     if not isinstance(found.get("images"), dict) or "pairs" not in found:
         folder.foreign(SUMMARY)
     digests = found.get("inputs")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fusionsam.errors import InputError
 from fusionsam.evaluation.comparison import Comparison
 from fusionsam.evaluation.report_form import build, plain_json, require_form
-from fusionsam.io import JsonObject
+from fusionsam.types import JsonObject
 
 if TYPE_CHECKING:
     import pandas

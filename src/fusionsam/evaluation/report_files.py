@@ -12,8 +12,9 @@ import numpy as np
 
 from fusionsam.errors import InputError
 from fusionsam.evaluation.report import Report
-from fusionsam.io import JsonObject, Made, OutputFolder, write_text
+from fusionsam.io import Made, OutputFolder, write_text
 from fusionsam.metrics.segmentation import ImageMatrices
+from fusionsam.types import JsonObject
 
 
 def split_digest(ids: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ def plain_json(value: object) -> object:
 def build(cls: type[T], values: Mapping[str, object]) -> T:
     """The dataclass `cls` from the keys that it knows; where JSON says null, or nothing, a field has its default."""
     hints = get_type_hints(cls)
-    given: dict[str, Any] = {}
+    given: dict[str, object] = {}
     for each in fields(cls):  # type: ignore[arg-type]
         if each.name in values and (values[each.name] is not None or _takes_none(hints[each.name])):
             given[each.name] = _convert(hints[each.name], values[each.name])

@@ -34,10 +34,10 @@ from fusionsam.evaluation.run import check_classes, evaluate, leak_guard
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM, choose_device
 from fusionsam.inference.segment_anything import PlainSam
-from fusionsam.io import JsonObject, Made, OutputFolder, require_writable, write_json
+from fusionsam.io import Made, OutputFolder, require_writable, write_json
 from fusionsam.models.prompts import oracle_prompts
 from fusionsam.progress import progress_bar
-from fusionsam.types import LabelledSample
+from fusionsam.types import JsonObject, LabelledSample
 from fusionsam.weights import checkpoint
 
 SETTINGS = "settings.json"

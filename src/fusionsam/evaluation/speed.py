@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +24,7 @@ from torch import nn
 from fusionsam.errors import InputError
 from fusionsam.evaluation.speed_models import MODELS, OURS, Run, Setting, Size
 from fusionsam.progress import progress_bar
+from fusionsam.types import JsonObject
 
 STAGES = ("tokenizer", "fusion", "picture_head", "image_encoder", "prompt_encoder", "mask_decoder", "head")
 
@@ -163,7 +163,7 @@ def _in_a_process(name: str, of: Setting, runs: int) -> Row:
     return Row(**{**found, "size": tuple(found["size"])})
 
 
-def main(call: dict[str, Any]) -> None:
+def main(call: JsonObject) -> None:
     """What a row's own process does: print it as JSON."""
     of = Setting(**{**call["of"], "size": tuple(call["of"]["size"])})
     print(json.dumps(asdict(measure(call["name"], of, call["runs"]))))
@@ -185,7 +185,7 @@ def exponent(rows: Sequence[Row], stage: str | None = None) -> float | None:
     return float((x * (y - y.mean())).sum() / x.square().sum())
 
 
-def machine() -> dict[str, Any]:
+def machine() -> JsonObject:
     """What the figures were measured on."""
     return {
         "processor": _processor(),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fusionsam.errors import InputError
 from fusionsam.inference.onnx import WHOLE, WHOLE_INT8, open_session, run_session
+from fusionsam.types import JsonObject
 
 Size = tuple[int, int]
 Run = Callable[[], object]
@@ -101,7 +102,7 @@ def _sam2_tiny(of: Setting) -> Built:
     return network, lambda: network(pixel_values=image, input_points=points)
 
 
-def _mit_b2() -> dict[str, Any]:
+def _mit_b2() -> JsonObject:
     # SegFormer (arXiv 2105.15203), table 6: B2
     return {"depths": [3, 4, 6, 3], "hidden_sizes": [64, 128, 320, 512], "decoder_hidden_size": 768, "num_labels": 9}
 
@@ -142,7 +143,7 @@ def _two_mit_b2(of: Setting) -> Built:
     return network, lambda: network(visible, infrared)
 
 
-def _arrays(of: Setting) -> dict[str, Any]:
+def _arrays(of: Setting) -> JsonObject:
     visible, infrared = _pair(of.size)
     return {"visible": visible.numpy(), "infrared": infrared.numpy()}
 

@@ -10,11 +10,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionsam.errors import InputError
@@ -35,7 +33,7 @@ from fusionsam.io import VERSION
 from fusionsam.models.geometry import fit
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.tokenizer import Quantizer
-from fusionsam.types import SMALLEST
+from fusionsam.types import SMALLEST, Array, JsonObject
 from fusionsam.weights.checkpoint import WEIGHTS, calibrated_digest, load_network, locate
 
 LOGITS, PIXELS = 1e-3, 1e-3
@@ -46,7 +44,7 @@ BATCHES = (1, 2)
 DRAWN = 32  # scenes to choose from
 
 
-def write(network: FusionSAMNetwork, out: Path, facts: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+def write(network: FusionSAMNetwork, out: Path, facts: JsonObject | None = None) -> list[JsonObject]:
     """fusionsam.onnx, encoder.onnx and decoder.onnx in `out`, each under its name only after it has been compared with
     `network` in ONNX Runtime; returns the comparisons. `facts` (name, weights, card) go into the files' metadata.
 
@@ -78,7 +76,7 @@ def _drop_stale(path: Path, weights: str) -> None:
             path.unlink()
 
 
-def describe(network: FusionSAMNetwork, facts: dict[str, Any]) -> dict[str, Any]:
+def describe(network: FusionSAMNetwork, facts: JsonObject) -> JsonObject:
     """What is written into each file: all that is needed to use it without this package."""
     config = asdict(network.config)
     return {
@@ -102,7 +100,7 @@ def describe(network: FusionSAMNetwork, facts: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def compare(network: FusionSAMNetwork, folder: Path) -> list[dict[str, Any]]:
+def compare(network: FusionSAMNetwork, folder: Path) -> list[JsonObject]:
     """The files in `folder` against `network` at two sizes and two batches; the larger batch lacks one image of each
     kind. One row a file and case, as `difference` gives it. InputError for the first row beyond the limits."""
     drawn = {size: firm_scenes(network, size, max(BATCHES)) for size in SIZES}
@@ -180,7 +178,7 @@ def code_gap(network: FusionSAMNetwork, visible: Tensor, infrared: Tensor) -> fl
     return smallest
 
 
-def difference(found: dict[str, NDArray[Any]], wanted: dict[str, NDArray[Any]]) -> dict[str, float]:
+def difference(found: dict[str, Array], wanted: dict[str, Array]) -> dict[str, float]:
     """Fused pictures (B,3,H,W) and logits (B,K,H,W): the largest differences, and the share of pixels (0..1) with
     another class. Infinite where shapes differ."""
     if any(found[name].shape != wanted[name].shape for name in wanted):
@@ -189,7 +187,7 @@ def difference(found: dict[str, NDArray[Any]], wanted: dict[str, NDArray[Any]]) 
     return {**largest, "pixels": float((found["logits"].argmax(1) != wanted["logits"].argmax(1)).mean())}
 
 
-def _refuse_beyond_limits(row: dict[str, Any]) -> None:
+def _refuse_beyond_limits(row: JsonObject) -> None:
     if row["logits"] <= LOGITS and row["fused"] <= LOGITS and row["pixels"] <= PIXELS:  # not a number fails too
         return
     height, width = row["size"]
@@ -200,7 +198,7 @@ def _refuse_beyond_limits(row: dict[str, Any]) -> None:
     )
 
 
-def export(weights: str, out: Path) -> list[dict[str, Any]]:
+def export(weights: str, out: Path) -> list[JsonObject]:
     """The checkpoint `weights` as ONNX files in `out`; returns a row of figures for each comparison with PyTorch.
 
     Raises InputError as its parts do, and for a file that differs, which is not kept."""

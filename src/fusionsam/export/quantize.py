@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.splits import Entry, entries, pair_entries
@@ -22,12 +21,13 @@ from fusionsam.errors import InputError
 from fusionsam.inference.onnx import WHOLE, WHOLE_INT8, metadata, open_session, run_session
 from fusionsam.io import whole
 from fusionsam.metrics.segmentation import PROTOCOLS, ConfusionMatrix
+from fusionsam.types import Array, JsonObject
 
 PART = "network.image_encoder."
 KINDS = ("Conv", "MatMul", "Gemm")
 
 
-def quantize(folder: Path, pairs: Path, count: int = 32) -> dict[str, Any]:
+def quantize(folder: Path, pairs: Path, count: int = 32) -> JsonObject:
     """Write fusionsam_int8.onnx beside the float model in `folder`, and print what it costs and gains.
 
     Calibrated on `count` pairs of `pairs`; see `split_pairs` for its layouts. Returns mIoU (percent; None without
@@ -39,7 +39,7 @@ def quantize(folder: Path, pairs: Path, count: int = 32) -> dict[str, Any]:
     nodes = encoder_nodes(folder / WHOLE)
     with whole(folder / WHOLE_INT8) as part:
         _quantize(folder / WHOLE, part, nodes, seen)
-    result: dict[str, Any] = {"calibrated_on": len(seen), "measured_on": len(held), "nodes": len(nodes)}
+    result: JsonObject = {"calibrated_on": len(seen), "measured_on": len(held), "nodes": len(nodes)}
     result["same_pairs"] = held is seen
     for name, path in (("float", WHOLE), ("int8", WHOLE_INT8)):
         result[name] = measure(open_session(folder / path, threads=1), held, len(facts["classes"]))
@@ -61,7 +61,7 @@ def _quantize(source: Path, target: Path, nodes: dict[str, str], seen: Sequence[
         """One pair at a time, for the histograms' library keeps what it has read until a range ends."""
 
         def __init__(self) -> None:
-            self.feeds: Iterator[dict[str, NDArray[Any]]] = (feed(entry) for entry in seen)
+            self.feeds: Iterator[dict[str, Array]] = (feed(entry) for entry in seen)
 
         def __len__(self) -> int:
             return len(seen)
@@ -69,10 +69,10 @@ def _quantize(source: Path, target: Path, nodes: dict[str, str], seen: Sequence[
         def set_range(self, start_index: int, end_index: int) -> None:
             self.feeds = (feed(entry) for entry in seen[start_index:end_index])
 
-        def get_next(self) -> dict[str, NDArray[Any]] | None:
+        def get_next(self) -> dict[str, Array] | None:
             return next(self.feeds, None)
 
-    options: dict[str, Any]
+    options: JsonObject
     kinds = set(nodes.values())
     if kinds == {"Conv"}:
         # a few outliers would leave most values a handful of steps: 57.2 mIoU of tiny fell to 50.4 by plain extremes
@@ -104,7 +104,7 @@ def _quantize(source: Path, target: Path, nodes: dict[str, str], seen: Sequence[
         root.setLevel(level)
 
 
-def sentence(result: dict[str, Any]) -> str:
+def sentence(result: JsonObject) -> str:
     """The outcome of `quantize` in one line."""
     old, new = result["float"], result["int8"]
     speed = f"{new['seconds']:.3f} s a pair against {old['seconds']:.3f} ({new['seconds'] / old['seconds']:.2f} x)"
@@ -168,13 +168,13 @@ def encoder_nodes(path: Path) -> dict[str, str]:
     return nodes
 
 
-def feed(entry: Entry) -> dict[str, NDArray[Any]]:
+def feed(entry: Entry) -> dict[str, Array]:
     """One pair as the exported model takes it; an absent image as zeros, marked in `present`."""
     visible, infrared, _, present, _, _ = eval_transform(read_sample(entry))
     return {"visible": visible[None].numpy(), "infrared": infrared[None].numpy(), "present": present[None].numpy()}
 
 
-def measure(session: Any, pairs: Sequence[Entry], classes: int) -> dict[str, Any]:
+def measure(session: Any, pairs: Sequence[Entry], classes: int) -> JsonObject:
     """mIoU in percent over the classes in the labels (None without) and the median CPU seconds a pair."""
     matrix, seconds = ConfusionMatrix(classes), []
     for entry in pairs:

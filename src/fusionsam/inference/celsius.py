@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tifffile
@@ -17,11 +16,12 @@ from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
 from fusionsam.inference.prediction import Prediction
 from fusionsam.io import whole
+from fusionsam.types import JsonObject
 
 
 def add_celsius(
     out: Path, entry: Entry, prediction: Prediction, keep: bool, moved: list[list[float]] | None = None
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """Least, mean and greatest temperature of each class that occurs, in degrees Celsius, at the size of the labels;
     None where the file has no constants. `moved` (3 x 3) is what --align maker did to the infrared pixels of that size,
     and temperatures follow. With `keep` NAME_celsius.tif (float32, the camera's own size) is written."""
@@ -37,7 +37,7 @@ def add_celsius(
 
 def class_temperatures(
     celsius: NDArray[np.float32], prediction: Prediction, moved: list[list[float]] | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Least, mean and greatest of degrees Celsius (H,W) of all and of each class that occurs; plain JSON types. `moved`
     as in `add_celsius`."""
     height, width = prediction.labels.shape
@@ -46,7 +46,7 @@ def class_temperatures(
         warp = Warp(Rig((height, width), (height, width), np.array(moved)))
         image, inside = warp(torch.from_numpy(warm.copy())[None])
         warm = torch.where(inside, image[0], torch.nan).numpy()
-    found: dict[str, Any] = {"unit": "degrees Celsius", "all": _range(celsius), "classes": {}}
+    found: JsonObject = {"unit": "degrees Celsius", "all": _range(celsius), "classes": {}}
     for index, name in enumerate(prediction.classes):
         if (inside := prediction.labels == index).any():
             found["classes"][name] = _range(warm[inside])

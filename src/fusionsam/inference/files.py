@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from os.path import realpath
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -27,14 +26,14 @@ from fusionsam.inference import onnx as backends
 from fusionsam.inference.batch import Failures, NoticeBook, say
 from fusionsam.inference.celsius import add_celsius
 from fusionsam.inference.options import PredictOptions
-from fusionsam.inference.prediction import Prediction
+from fusionsam.inference.prediction import Mode, Prediction
 from fusionsam.inference.predictor import FusionSAM, require_one_as_it_is
-from fusionsam.inference.prompts import prompts_file, read_prompts
+from fusionsam.inference.prompts import prompt_mode, prompts_file, read_prompts
 from fusionsam.inference.render import confidence_map
 from fusionsam.inference.selection import select
-from fusionsam.io import JsonObject, Made, OutputFolder, State, require_writable
+from fusionsam.io import Made, OutputFolder, State, require_writable
 from fusionsam.progress import progress_bar
-from fusionsam.types import IGNORE, Sample
+from fusionsam.types import IGNORE, JsonObject, Prompts, Sample
 from fusionsam.weights.checkpoint import WEIGHTS, calibrated_digest, config_file, locate
 
 RESULTS = ("fused.png", "labels.png", "overlay.png", "confidence.png")
@@ -104,7 +103,7 @@ def _todo(entries: Sequence[Entry], out: Path, asked: JsonObject, with_confidenc
     return found
 
 
-def _made(run: Any) -> Made:
+def _made(run: JsonObject) -> Made:
     """`run` of a NAME.json: the files' paths are what it was made of; size and time tell whether they are unchanged."""
     paths = {name: run[name][0] for name in SOURCES if run.get(name)}
     return Made(paths, run)
@@ -172,7 +171,7 @@ def run(options: PredictOptions) -> tuple[int, int]:
         try:
             sources = _sources(entry)
             sample = read_sample(entry, align=aligner, reading=reading)
-            steer: Any = prompts
+            steer: Prompts | Mode | None = prompt_mode(prompts)
             if clicks is not None:
                 steer = read_prompts(clicks, entry.id, sample.size, model.config.classes)
             prediction = _predicted(model, sample, steer, options)
@@ -202,7 +201,7 @@ def run(options: PredictOptions) -> tuple[int, int]:
     return done, failures.close(len(entries) - len(todo) + done)
 
 
-def _predicted(model: FusionSAM, sample: Sample, steer: Any, options: PredictOptions) -> Prediction:
+def _predicted(model: FusionSAM, sample: Sample, steer: Prompts | Mode | None, options: PredictOptions) -> Prediction:
     try:
         return model.predict(sample.visible, sample.infrared, steer, options.scales, options.flip, sample.covered)
     except InputError as error:

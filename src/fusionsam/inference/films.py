@@ -15,7 +15,7 @@ from fusionsam.data.images import MAX_PIXELS, read_heat, visible_bits
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
 from fusionsam.data.stretch import Range, find_range
 from fusionsam.errors import InputError
-from fusionsam.types import LARGEST, SMALLEST
+from fusionsam.types import LARGEST, SMALLEST, Array
 
 FILM_RATE = Fraction(25)
 _SAMPLED = 32  # frames of a film that its one range is found in
@@ -84,7 +84,7 @@ class Film:
     def _guarded(self) -> _Guard:
         return _Guard(self.path, self._av.FFmpegError)
 
-    def __iter__(self) -> Iterator[NDArray[Any]]:
+    def __iter__(self) -> Iterator[Array]:
         form = ("gray16le" if self.grey else "rgb48le") if self.deep else "rgb24"
         with self._guarded(), self._av.open(str(self.path)) as container:
             stream = self._stream(container)
@@ -125,14 +125,14 @@ class Reading:
     told: Heat | None = None
     """The first infrared frame, with facts and notices of the film."""
 
-    def visible(self, frame: NDArray[Any]) -> NDArray[np.uint8]:
+    def visible(self, frame: Array) -> NDArray[np.uint8]:
         """uint8 (H,W,3)."""
         if frame.dtype == np.uint8:
             return frame
         shallow = (frame >> (self.bits - 8)).clip(0, 255).astype(np.uint8)
         return shallow if shallow.ndim == 3 else np.repeat(shallow[..., None], 3, 2)
 
-    def infrared(self, frame: NDArray[Any]) -> NDArray[np.uint8]:
+    def infrared(self, frame: Array) -> NDArray[np.uint8]:
         """uint8 (H,W), 0 cold."""
         return to_heat(np.ascontiguousarray(frame), self.options, film=self.range, hot_is_white=True).pixels
 
@@ -182,14 +182,14 @@ def frames_reading(paths: Sequence[Path], options: InfraredOptions = DEFAULT) ->
     return one, told
 
 
-def _plain(frame: NDArray[Any], options: InfraredOptions) -> NDArray[Any]:
+def _plain(frame: Array, options: InfraredOptions) -> Array:
     """A frame before it is stretched."""
     return frame if frame.dtype != np.uint8 else to_heat(np.ascontiguousarray(frame), options).pixels
 
 
-def sampled(film: Film) -> list[NDArray[Any]]:
+def sampled(film: Film) -> list[Array]:
     """Up to 2 * _SAMPLED frames at equal distances, however long the film is."""
-    kept: list[NDArray[Any]] = []
+    kept: list[Array] = []
     step = 1
     for index, frame in enumerate(film):
         if index % step == 0:
@@ -241,7 +241,7 @@ def pair_frames(visible: Film, infrared: Film) -> Pairing:
     return Pairing(pairs, by_time=True, alone=alone)
 
 
-def at(film: Film, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+def at(film: Film, indices: Sequence[int]) -> Iterator[Array]:
     """The frames at non-decreasing numbers, decoded once; ends early where the film does."""
     frames = iter(film)
     place, frame = -1, None

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -16,9 +15,9 @@ from fusionsam.data.images import read_heat, read_visible, require_no_thermal, s
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
 from fusionsam.data.stretch import Notice
 from fusionsam.errors import InputError
-from fusionsam.types import LUMA
+from fusionsam.types import LUMA, Array
 
-ImageLike = str | Path | Image.Image | NDArray[Any] | Tensor
+ImageLike = str | Path | Image.Image | Array | Tensor
 
 
 @dataclass
@@ -27,7 +26,7 @@ class Inputs:
 
     visible: Tensor | None
     infrared: Tensor | None
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
     """How the infrared picture was read: range, palette, polarity."""
     notices: list[Notice] = field(default_factory=list)
 
@@ -73,7 +72,7 @@ def _heat(image: ImageLike, options: InfraredOptions) -> Heat | Tensor:
     return _named(array[..., 0] if array.shape[2] == 1 else array, options)
 
 
-def _named(array: NDArray[Any], options: InfraredOptions) -> Heat:
+def _named(array: Array, options: InfraredOptions) -> Heat:
     try:
         return to_heat(array, options)
     except InputError as error:
@@ -102,11 +101,11 @@ def _visible(image: ImageLike | None) -> Tensor | None:
     return tensor.expand(3, -1, -1).float()[None]
 
 
-def _is_unit(array: NDArray[Any]) -> bool:
+def _is_unit(array: Array) -> bool:
     return bool(((array >= 0) & (array <= 1)).all())
 
 
-def _array(image: NDArray[Any] | Tensor, name: Literal["visible", "infrared"]) -> NDArray[Any]:
+def _array(image: Array | Tensor, name: Literal["visible", "infrared"]) -> Array:
     """(H,W,1) or (H,W,3); tensors have their channels first, arrays last."""
     if isinstance(image, Tensor):
         tensor = image.detach().cpu()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fusionsam.errors import InputError
 from fusionsam.inference.segment_anything import Encoded, PlainSam
+from fusionsam.types import Array
 
 Picture = Literal["visible", "infrared", "fused"]
 PICTURES: tuple[Picture, ...] = ("visible", "infrared", "fused")
@@ -65,7 +66,7 @@ class InteractiveSAM:
         Sam2Model folder or hub name, a SAM or MobileSAM file. InputError if it cannot be loaded."""
         return cls(PlainSam.open(locate(source), device), Path(source).name)
 
-    def encode(self, picture: NDArray[Any] | Tensor) -> Encoded:
+    def encode(self, picture: Array | Tensor) -> Encoded:
         """The image embedding of one picture, for any number of prompts.
 
         Args:
@@ -132,7 +133,7 @@ class InteractivePair:
     >>> sam.mask(pair.encoded("fused"), [[320, 200]]).masks  # doctest: +SKIP
     """
 
-    def __init__(self, sam: InteractiveSAM, pictures: Mapping[Picture, NDArray[Any] | Tensor]) -> None:
+    def __init__(self, sam: InteractiveSAM, pictures: Mapping[Picture, Array | Tensor]) -> None:
         if not pictures:
             raise InputError("pair: found no picture; give visible, infrared or fused")
         for name in pictures:
@@ -187,7 +188,7 @@ def locate(source: str | Path) -> str | Path:
     return file
 
 
-def _as_rgb(picture: NDArray[Any] | Tensor) -> Tensor:
+def _as_rgb(picture: Array | Tensor) -> Tensor:
     """(3,H,W) float in [0, 1]."""
     if isinstance(picture, Tensor):
         tensor = picture[None] if picture.ndim == 2 else picture

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.models.prompts import oracle_prompts
-from fusionsam.types import PromptMode, Sample
+from fusionsam.types import JsonObject, PromptMode, Sample
 
 
 class Predicted(NamedTuple):
@@ -69,7 +69,7 @@ class NetworkPredictor:
             raise InputError(f"{sample.id}: has no {self.modality} image, but --modality {self.modality} asks for it")
         return [None if image is None else to_unit(image)[None] for image in (visible, infrared)]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """What the report says of the weights, from their card."""
         keys = ("name", "version", "commit", "command", "seed", "step", "hours", "val", "class_offsets", "config")
         known = {key: self.model.card[key] for key in keys if key in self.model.card}
@@ -115,7 +115,7 @@ class FolderPredictor:
         label = data.label(index)
         return Predicted(label, self.folder[data.entries[index].id].numpy(), None, self.prompts)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """What the report says of the folder."""
         return {
             "weights_card": None,

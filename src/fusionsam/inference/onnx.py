@@ -16,11 +16,22 @@ from fusionsam.errors import InputError
 from fusionsam.models.geometry import pair_size, require_classes_known, require_mask, stand_in_where
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.types import Encoded, FirstPass, Frame, ImageFeatures, Latents, Output, PromptMode, Prompts
+from fusionsam.types import (
+    Array,
+    Encoded,
+    FirstPass,
+    Frame,
+    ImageFeatures,
+    JsonObject,
+    Latents,
+    Output,
+    PromptMode,
+    Prompts,
+)
 
 WHOLE, ENCODER, DECODER = "fusionsam.onnx", "encoder.onnx", "decoder.onnx"
 WHOLE_INT8 = "fusionsam_int8.onnx"
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, Array]
 
 
 def runtime() -> Any:
@@ -48,7 +59,7 @@ def open_session(path: Path, threads: int | None = None) -> Any:
         raise InputError(f"{path}: ONNX Runtime cannot load it ({reason}); export it again") from None
 
 
-def metadata(session: Any) -> dict[str, Any]:
+def metadata(session: Any) -> JsonObject:
     """What an exported file says of itself: version, part, name, classes, palette, preprocessing, config, card."""
     stored = session.get_modelmeta().custom_metadata_map
     if "fusionsam" not in stored:
@@ -68,7 +79,7 @@ def files(folder: str | Path) -> list[Path]:
     return [Path(folder) / ENCODER, Path(folder) / DECODER]
 
 
-def load(folder: str | Path, device: str = "auto") -> tuple[OnnxNetwork, str, dict[str, Any]]:
+def load(folder: str | Path, device: str = "auto") -> tuple[OnnxNetwork, str, JsonObject]:
     """The network of an exported folder, its name and its card. InputError if it is none, or for another device than
     the CPU."""
     if device not in ("auto", "cpu"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +27,16 @@ class Prediction:
     classes: list[str]
     palette: list[tuple[int, int, int]]
     seconds: float  # the network's own time, copies from the device included
-    input: dict[str, Any] = field(default_factory=dict)  # how the infrared picture was read: range, palette, polarity
+    input: dict[str, object] = field(
+        default_factory=dict
+    )  # how the infrared picture was read: range, palette, polarity
 
     def overlay(self, legend: bool = True, show_prompts: bool = False) -> Image.Image:
         """The fused picture with the class colours, and a legend of the classes that occur."""
         shown = self.prompts if show_prompts else None
         return overlay(self.fused, self.labels, self.classes, self.palette, legend=legend, prompts=shown)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Pixel share (percent) and mean confidence (0..1) of each class that occurs, prompts, seconds: JSON types."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
         sums = np.bincount(self.labels.ravel(), weights=self.confidence.ravel(), minlength=len(self.classes))

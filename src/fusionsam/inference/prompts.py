@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fusionsam.errors import InputError
-from fusionsam.types import Prompts
+from fusionsam.types import JsonObject, Prompts
 
 
-def prompts_to_json(prompts: Prompts) -> dict[str, Any]:
+def prompts_to_json(prompts: Prompts) -> JsonObject:
     """Source, points with labels (padding left out) and boxes of the first image, in pixels, one decimal; where any
     names a class, the ids of the classes beside them."""
     points: list[list[float]] = []
@@ -28,7 +28,7 @@ def prompts_to_json(prompts: Prompts) -> dict[str, Any]:
                 labels.append(int(label))
                 classes.append(index)
     boxes = [] if prompts.boxes is None else [[round(v, 1) for v in box] for box in prompts.boxes[0].tolist()]
-    found: dict[str, Any] = {"source": prompts.source, "points": points, "labels": labels, "boxes": boxes}
+    found: JsonObject = {"source": prompts.source, "points": points, "labels": labels, "boxes": boxes}
     if prompts.point_classes is not None:
         found["classes"] = classes
     if prompts.box_classes is not None:
@@ -47,6 +47,11 @@ def prompts_file(prompts: str | None) -> Path | None:
     if not Path(prompts).is_file():
         raise InputError(f"prompts {prompts}: neither self nor none nor a JSON file; see the README for its form")
     return Path(prompts)
+
+
+def prompt_mode(prompts: str | None) -> Literal["self", "none"] | None:
+    """What --prompts says where it names no file; None leaves it to the model's configuration."""
+    return "self" if prompts == "self" else "none" if prompts == "none" else None
 
 
 def read_prompts(path: Path, name: str, size: tuple[int, int], classes: Sequence[str] = ()) -> Prompts:
@@ -74,7 +79,7 @@ KEYS = ("points", "labels", "boxes", "classes", "box_classes")
 """What an object of prompts may hold."""
 
 
-def prompts_from(raw: Any, where: str, owner: str, size: tuple[int, int], classes: Sequence[str] = ()) -> Prompts:
+def prompts_from(raw: object, where: str, owner: str, size: tuple[int, int], classes: Sequence[str] = ()) -> Prompts:
     """User prompts for a picture of `size` (H, W) from the object of `read_prompts`.
 
     `where` and `owner` name the source and the pair in the InputError for anything else."""

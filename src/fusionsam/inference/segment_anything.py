@@ -100,7 +100,7 @@ class PlainSam:
                 scaled = (chunk * chunk.new_tensor(factor)).to(self.device)[None]
                 if prompts is points:
                     on = torch.ones((*scaled.shape[:2], 1), dtype=torch.long, device=self.device)
-                    given: dict[str, Any] = {"input_points": scaled[:, :, None], "input_labels": on}
+                    given: dict[str, object] = {"input_points": scaled[:, :, None], "input_labels": on}
                 else:
                     given = {"input_boxes": scaled}
                 embeddings = encoded.embeddings if self.stretch else encoded.embeddings[0]
@@ -128,7 +128,7 @@ class PlainSam:
         """
         height, width = encoded.size
         x, y = encoded.frame.content[1] / width, encoded.frame.content[0] / height
-        given: dict[str, Any] = {}
+        given: dict[str, object] = {}
         if points is not None and labels is not None:
             given["input_points"] = (points.float() * points.new_tensor((x, y)).float())[None, None].to(self.device)
             given["input_labels"] = labels.long()[None, None].to(self.device)

@@ -98,7 +98,7 @@ class Session:
         return self._pair.sam.mask(self._pair.encoded(on), points, labels, box, previous)
 
     @torch.inference_mode()
-    def predict(self, prompts: Prompts | Mapping[str, Any] | Mode | None = None) -> Prediction:
+    def predict(self, prompts: Prompts | Mapping[str, object] | Mode | None = None) -> Prediction:
         """The pair under other prompts, for the time of the decoder alone.
 
         Args:

@@ -37,16 +37,20 @@ from fusionsam.inference.films import (
     pair_frames,
     pyav,
 )
+from fusionsam.inference.inputs import ImageLike
 from fusionsam.inference.options import PredictOptions
+from fusionsam.inference.prediction import Mode
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import Color, legend_strip, overlay
 from fusionsam.io import OutputFolder, whole, write_json
 from fusionsam.progress import progress_bar
+from fusionsam.types import Prompts
 
-Frames = Iterator[tuple[str, tuple[int, int], Any, Any, Tensor | None]]
-"""Name, (H, W), visible and infrared of each frame, as a model's `predict` takes them, and where each camera reaches
+Frame = tuple[str, tuple[int, int], ImageLike | None, ImageLike | None, Tensor | None]
+"""Name, (H, W), visible and infrared of a frame, as a model's `predict` takes them, and where each camera reaches
 (bool (2,H,W), None: everywhere)."""
+Frames = Iterator[Frame]
 TICK = Fraction(1, 12800)
 """Unit of time of films of a variable rate, in seconds."""
 Align = Callable[[Callable[[], Fit]], Aligner | None]
@@ -65,7 +69,14 @@ class Labelled(Protocol):
 class Predictor(Protocol):
     """What `FusionSAM` offers."""
 
-    def predict(self, visible: Any, infrared: Any, prompts: Any = None, *, covered: Tensor | None = None) -> Labelled:
+    def predict(
+        self,
+        visible: ImageLike | None,
+        infrared: ImageLike | None,
+        prompts: Prompts | Mode | None = None,
+        *,
+        covered: Tensor | None = None,
+    ) -> Labelled:
         """A pair, either of them None, and prompts -> fused picture and class ids; `covered` bool (2,H,W)."""
 
 
@@ -161,7 +172,7 @@ def open_source(
     return source
 
 
-def _tensors(frame: tuple[str, tuple[int, int], Any, Any, Tensor | None]) -> tuple[Tensor, Tensor]:
+def _tensors(frame: Frame) -> tuple[Tensor, Tensor]:
     """uint8 (3,H,W) and (1,H',W') of a frame of two films."""
     visible, infrared = (torch.from_numpy(np.ascontiguousarray(array)) for array in frame[2:4])
     heat = infrared[None] if infrared.ndim == 2 else grey(infrared.permute(2, 0, 1)).round().to(torch.uint8)[None]
@@ -214,7 +225,7 @@ def overlay_video(
     model: Predictor,
     source: Source,
     out: Path,
-    prompts: Callable[[str, tuple[int, int]], Any] = lambda name, size: None,
+    prompts: Callable[[str, tuple[int, int]], Prompts | Mode | None] = lambda name, size: None,
     keep: bool = False,
 ) -> tuple[int, float]:
     """Predict frame by frame and write H.264 (MPEG-4 where PyAV was built without) to `out`, an .mp4.

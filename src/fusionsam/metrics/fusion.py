@@ -7,14 +7,13 @@ rounding. Higher is better except where `LOWER_IS_BETTER` says so.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from fusionsam.errors import InputError
-from fusionsam.types import LUMA
+from fusionsam.types import LUMA, Array
 
 Grey = NDArray[np.float64]
 
@@ -44,7 +43,7 @@ def luma(image: ArrayLike) -> Grey:
     raise InputError(f"image: found shape {array.shape}, expected (3,H,W), (H,W,3) or (H,W); give one picture")
 
 
-def _entropy_of_counts(counts: NDArray[Any]) -> float:
+def _entropy_of_counts(counts: Array) -> float:
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log2(share)).sum())
 

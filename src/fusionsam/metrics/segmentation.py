@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fusionsam.config.options import BootstrapOptions
 from fusionsam.errors import InputError
+from fusionsam.types import JsonObject
 
 DRAWS, SEED = BootstrapOptions.bootstrap, BootstrapOptions.seed
 Counts = NDArray[np.int64]
@@ -259,7 +260,7 @@ class ImageMatrices:
             stack[row, cells] = counts
         return stack.reshape(-1, self.num_classes, self.num_classes)
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> JsonObject:
         """Plain JSON types, so that a later report can be compared image by image."""
         return {
             "num_classes": self.num_classes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -252,13 +252,18 @@ class FusionSAMNetwork(nn.Module):
         return f"preset={self.config.preset}"
 
 
-def parameter_table(network: FusionSAMNetwork) -> list[dict[str, Any]]:
-    """Parameters a part: name, total, trainable."""
-    return [
-        {
-            "part": name,
-            "parameters": sum(p.numel() for p in part.parameters()),
-            "trainable": sum(p.numel() for p in part.parameters() if p.requires_grad),
-        }
-        for name, part in network.parts().items()
-    ]
+class PartSize(NamedTuple):
+    """How many parameters a part of the network has."""
+
+    part: str
+    parameters: int
+    trainable: int
+
+
+def parameter_table(network: FusionSAMNetwork) -> list[PartSize]:
+    """The size of every part, in the order they run."""
+    sizes = []
+    for name, part in network.parts().items():
+        counts = [(p.numel(), p.requires_grad) for p in part.parameters()]
+        sizes.append(PartSize(name, sum(n for n, _ in counts), sum(n for n, learns in counts if learns)))
+    return sizes

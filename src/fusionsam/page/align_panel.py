@@ -17,6 +17,7 @@ from fusionsam.errors import InputError
 from fusionsam.page.aligning import Aligning, Kind
 from fusionsam.page.session import read_uploads
 from fusionsam.page.views import complaint, numbered, shown, stage
+from fusionsam.types import JsonObject
 
 RIG = "the rig of this page"
 HELP = (
@@ -149,7 +150,7 @@ class AlignHandlers:
             return [gr.skip(), complaint(error), gr.skip()]
 
 
-def _sent(event: gr.EventData) -> dict[str, Any]:
+def _sent(event: gr.EventData) -> JsonObject:
     return event._data if isinstance(event._data, dict) else {}
 
 
@@ -158,7 +159,7 @@ def build(
     pair: list[gr.File],
     rig: gr.State,
     reopen: tuple[Callable[..., Any], list[Any], list[Any]],
-    shared: dict[str, Any],
+    shared: JsonObject,
 ) -> list[Any]:
     """The panel, within the page; `reopen` predicts the pair again once a rig is in use. The events that did so."""
     with gr.Accordion("Two cameras that see apart: align them", open=False, elem_id="align"):
@@ -177,7 +178,7 @@ def build(
             edges = gr.HTML("", elem_id="align-edges", js_on_load=KEYS_JS)
         file = gr.File(label="rig.json", interactive=False, elem_id="align-file", height=90)
 
-    many: dict[str, Any] = {**shared, "show_progress_on": line, "trigger_mode": "multiple"}
+    many: JsonObject = {**shared, "show_progress_on": line, "trigger_mode": "multiple"}
     once = {**many, "trigger_mode": "once"}
     answer = [line, visible, infrared, edges]
     buttons["take"].click(ask.begin, [*pair, rig], [aligning, *answer], **once)

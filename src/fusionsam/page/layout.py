@@ -185,11 +185,11 @@ class Handlers:
         drawn = marks(session.now.prompts, session.size)
         return [describe(session), stage(session.masked(), session.size, drawn), preview(session.segmentation(on))]
 
-    def redraw(self, session: PairSession | None, on: list[str]) -> list[Any]:
+    def redraw(self, session: PairSession | None, on: list[str]) -> list[object]:
         """The answer with other classes."""
         return [gr.skip()] * 3 if session is None else self.change(lambda _: None, session, on)
 
-    def change(self, act: Callable[[PairSession], None], session: PairSession | None, on: list[str]) -> list[Any]:
+    def change(self, act: Callable[[PairSession], None], session: PairSession | None, on: list[str]) -> list[object]:
         """The answer after `act`, or its complaint beside the old pictures."""
         try:
             if session is None:
@@ -215,15 +215,15 @@ class Handlers:
             return self.change(lambda s: s.click(x, y, not off, index), session, on)
         return [gr.skip()] * 3
 
-    def undo(self, session: PairSession | None, on: list[str]) -> list[Any]:
+    def undo(self, session: PairSession | None, on: list[str]) -> list[object]:
         """Without the last prompt."""
         return self.change(PairSession.undo, session, on)
 
-    def clear(self, session: PairSession | None, on: list[str]) -> list[Any]:
+    def clear(self, session: PairSession | None, on: list[str]) -> list[object]:
         """With the model's own prompts again."""
         return self.change(lambda s: s.undo(all=True), session, on)
 
-    def take(self, session: PairSession | None, use: str, on: list[str]) -> list[Any]:
+    def take(self, session: PairSession | None, use: str, on: list[str]) -> list[object]:
         """With both images, or one."""
         if session is None:
             return [gr.skip()] * 3

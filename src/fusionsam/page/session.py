@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.render import overlay
-from fusionsam.types import Prompts
+from fusionsam.types import JsonObject, Prompts
 
 Use = Literal["both", "visible", "infrared"]
 MOST = 64
@@ -101,7 +101,7 @@ class PairSession:
     infrared: Tensor | None  # uint8 (1,H,W)
     covered: Tensor | None = None  # bool (2,H,W): where the visible, where the infrared camera reaches
     use: Use = "both"
-    alignment: dict[str, Any] = field(default_factory=dict)  # how the two cameras were brought together; plain JSON
+    alignment: JsonObject = field(default_factory=dict)  # how the two cameras were brought together; plain JSON
     points: list[tuple[float, float, int]] = field(default_factory=list)  # x, y, 1 on or 0 off the object
     boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
     point_classes: list[int] = field(default_factory=list)  # id that a point names, -1 = none

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import zipfile
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -54,7 +54,7 @@ def wanted_pictures(names: str) -> list[str]:
 
 
 def answer(
-    prediction: Prediction, pictures: list[str], kind: Kind, status: int = 200, head: dict[str, Any] | None = None
+    prediction: Prediction, pictures: list[str], kind: Kind, status: int = 200, head: dict[str, object] | None = None
 ) -> Response:
     """`head` and the summary, with the `pictures` as base64 PNGs under `images`, or as NAME.png in a zip."""
     result = {**(head or {}), **prediction.summary()}

@@ -32,7 +32,7 @@ from fusionsam.server.middleware import ACCEPTED, Gate, Metrics, error
 from fusionsam.server.queue import Batcher, Busy, Job
 from fusionsam.server.sessions import Sessions
 from fusionsam.server.uploads import IMAGES, MODES, decode_images, drain, form_prompts, prompts_of, read_form, read_json
-from fusionsam.types import LARGEST, SMALLEST
+from fusionsam.types import LARGEST, SMALLEST, JsonObject
 
 T = TypeVar("T")
 
@@ -169,15 +169,15 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _told(pair: Images, prediction: Prediction) -> dict[str, Any]:
+def _told(pair: Images, prediction: Prediction) -> JsonObject:
     """What an answer tells besides: degrees Celsius of each class, where the file told them, and how the two cameras
     were brought together, where there is a rig."""
     found = {} if pair.celsius is None else {"celsius": class_temperatures(pair.celsius, prediction)}
     return found | ({"alignment": pair.alignment} if pair.alignment else {})
 
 
-def _schema(*files: str) -> dict[str, Any]:
-    properties: dict[str, Any] = {name: {"type": "string", "format": "binary"} for name in files}
+def _schema(*files: str) -> JsonObject:
+    properties: JsonObject = {name: {"type": "string", "format": "binary"} for name in files}
     properties["prompts"] = {
         "type": "string",
         "description": "self, none (default: as the weights were configured), or JSON: points, labels, boxes, and "
@@ -186,7 +186,7 @@ def _schema(*files: str) -> dict[str, Any]:
     return {"requestBody": {"content": {"multipart/form-data": {"schema": {"properties": properties}}}}}
 
 
-def _lists(columns: int) -> dict[str, Any]:
+def _lists(columns: int) -> JsonObject:
     row = {"type": "array", "items": {"type": "number"}, "minItems": columns, "maxItems": columns}
     return {"type": "array", "items": row}
 
@@ -201,7 +201,7 @@ _PROMPTS_SCHEMA = {
     "mode": {"enum": list(MODES)},
 }
 _ERROR = {"content": {"application/json": {"example": {"error": "one sentence"}}}}
-_ERRORS: dict[int | str, dict[str, Any]] = {
+_ERRORS: dict[int | str, JsonObject] = {
     400: {"description": "A form that cannot be read", **_ERROR},
     413: {"description": "Too many bytes", **_ERROR},
     422: {"description": "Not such images, sizes or prompts", **_ERROR},
@@ -275,7 +275,7 @@ def create_app(
         return Response(status_code=204)
 
     @app.get("/v1/model")
-    async def describe() -> dict[str, Any]:
+    async def describe() -> JsonObject:
         """What is served: classes, sizes, limits, origin."""
         return _describe(service)
 
@@ -299,9 +299,9 @@ def create_app(
     return app
 
 
-def _describe(service: Service) -> dict[str, Any]:
+def _describe(service: Service) -> JsonObject:
     model, limits = service.model, service.config
-    card: dict[str, Any] = {key: model.card[key] for key in ("commit", "step", "seed", "val") if key in model.card}
+    card: JsonObject = {key: model.card[key] for key in ("commit", "step", "seed", "val") if key in model.card}
     if fitted := model.card.get("class_offsets"):  # val is of the weights without them
         card["class_offsets"] = {key: fitted.get(key) for key in ("offsets", "miou_before", "miou_after")}
     classes = zip(model.config.classes, model.config.palette, strict=True)
@@ -309,7 +309,7 @@ def _describe(service: Service) -> dict[str, Any]:
         "name": model.name,
         "version": VERSION,
         "preset": model.config.preset,
-        "parameters": sum(row["parameters"] for row in parameter_table(model.network)),
+        "parameters": sum(row.parameters for row in parameter_table(model.network)),
         "classes": [{"id": i, "name": name, "colour": list(rgb)} for i, (name, rgb) in enumerate(classes)],
         "sides": [SMALLEST, LARGEST],
         "max_side": model.config.max_side,
@@ -320,7 +320,7 @@ def _describe(service: Service) -> dict[str, Any]:
     }
 
 
-def _rig(aligner: Aligner | None) -> dict[str, Any] | None:
+def _rig(aligner: Aligner | None) -> JsonObject | None:
     """Sizes (H, W) of the two cameras whose pairs are taken; None where pairs come aligned."""
     if aligner is None:
         return None

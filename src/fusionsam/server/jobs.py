@@ -15,7 +15,7 @@ from torch import Tensor
 from fusionsam.inference.prediction import Mode, Prediction
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.session import Session
-from fusionsam.types import PROMPT_TENSORS, Prompts
+from fusionsam.types import PROMPT_TENSORS, JsonObject, Prompts
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Images:
     celsius: NDArray[np.float32] | None = None
     """(H',W') degrees Celsius of a radiometric file whose constants are inside."""
     covered: Tensor | None = None  # bool (2,H,W): where the visible, where the infrared camera reaches
-    alignment: dict[str, Any] = field(default_factory=dict)  # how the two were brought together; plain JSON
+    alignment: JsonObject = field(default_factory=dict)  # how the two were brought together; plain JSON
 
     @property
     def size(self) -> tuple[int, int]:

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from fusionsam.errors import InputError
 from fusionsam.inference.prediction import Prediction
-from fusionsam.io import VERSION, JsonObject
+from fusionsam.io import VERSION
 from fusionsam.server.jobs import Images, Predict
 from fusionsam.server.middleware import error
 from fusionsam.server.uploads import MAX_FIELD, check_sizes, parse_json, prompts_in, read_body
+from fusionsam.types import JsonObject
 
 if TYPE_CHECKING:
     from fusionsam.server.app import Service

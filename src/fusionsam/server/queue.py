@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from fusionsam.errors import InputError
 
@@ -49,7 +49,7 @@ class Batcher:
 
     def __init__(
         self,
-        run: Callable[[Sequence[Any]], Sequence[Any]],
+        run: Callable[[Sequence[Job]], Sequence[object]],
         capacity: int = 64,
         max_batch: int = 8,
         max_cost: int = 2**20,
@@ -59,7 +59,7 @@ class Batcher:
         self.capacity, self.max_batch, self.max_cost, self.patience = capacity, max_batch, max_cost, patience
         self.accepted = 0
         self._run, self._observe = run, observe
-        self._line: deque[tuple[Any, Future[Any]]] = deque()
+        self._line: deque[tuple[Job, Future[object]]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._mean_seconds = 0.1  # of one job, smoothed
@@ -98,9 +98,9 @@ class Batcher:
             with self._changed:
                 self.accepted -= 1
 
-    def submit(self, job: Job) -> Future[Any]:
+    def submit(self, job: Job) -> Future[object]:
         """The future result of `job`; cancelling it while it waits takes it out of the line."""
-        future: Future[Any] = Future()
+        future: Future[object] = Future()
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
@@ -121,7 +121,7 @@ class Batcher:
 
     # -- the worker's thread -------------------------------------------------------------------------------------
 
-    def _take(self) -> list[tuple[Any, Future[Any]]] | None:
+    def _take(self) -> list[tuple[Job, Future[object]]] | None:
         """The oldest job and those equal to it; None once closed and empty."""
         with self._changed:
             while True:
@@ -131,8 +131,8 @@ class Batcher:
                 if self._closed:
                     return None
                 self._changed.wait()
-            batch: list[tuple[Any, Future[Any]]] = []
-            rest: deque[tuple[Any, Future[Any]]] = deque()
+            batch: list[tuple[Job, Future[object]]] = []
+            rest: deque[tuple[Job, Future[object]]] = deque()
             cost = 0
             for job, future in self._line:
                 # equal to the first that was taken: the one before it in line may have been cancelled meanwhile
@@ -155,7 +155,7 @@ class Batcher:
             if batch:
                 self._answer(batch)
 
-    def _answer(self, batch: list[tuple[Any, Future[Any]]]) -> None:
+    def _answer(self, batch: list[tuple[Job, Future[object]]]) -> None:
         started = time.perf_counter()
         try:
             results = list(self._run([job for job, _ in batch]))

@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
-from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
@@ -136,7 +135,7 @@ def _check_fields(form: FormData) -> None:
         raise HTTPException(422, f"{alone} holds both images; leave {others} out")
 
 
-async def read_json(request: Request, seconds: float) -> Any:
+async def read_json(request: Request, seconds: float) -> object:
     """A small JSON body."""
     with await read_body(request, MAX_FIELD, seconds) as body:
         return parse_json(body.read(), "the body")
@@ -172,7 +171,7 @@ def _not_stored(error: OSError) -> HTTPException:
     return HTTPException(503, f"the upload cannot be stored ({reason}); try again in 30 s", {"Retry-After": "30"})
 
 
-def parse_json(raw: str | bytes, what: str) -> Any:
+def parse_json(raw: str | bytes, what: str) -> object:
     """`raw` as JSON, or HTTPException 422."""
     try:
         return json.loads(raw)
@@ -241,7 +240,7 @@ def check_sizes(sizes: dict[str, tuple[int, int]], equal: bool = True) -> None:
         raise InputError(f"the images differ in size: {shown} pixels; send an aligned pair")
 
 
-def prompts_of(raw: Any, size: tuple[int, int], classes: Sequence[str]) -> Prompts | Mode:
+def prompts_of(raw: object, size: tuple[int, int], classes: Sequence[str]) -> Prompts | Mode:
     """`{"mode": "self"}`, `{"mode": "none"}`, or points and boxes, which may name `classes`; InputError for anything
     else."""
     if isinstance(raw, dict) and "mode" in raw:

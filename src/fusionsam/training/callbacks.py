@@ -21,6 +21,7 @@ from fusionsam.errors import InputError
 from fusionsam.io import whole, whole_folder, write_text
 from fusionsam.progress import LineProgress
 from fusionsam.training.task import Task
+from fusionsam.types import Batch, JsonObject
 from fusionsam.weights.checkpoint import save_checkpoint
 
 LAST = "last.ckpt"
@@ -29,13 +30,13 @@ LAST = "last.ckpt"
 class WholeFiles(TorchCheckpointIO):
     """Resumable checkpoints that are never half written: a kill leaves the one before."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: JsonObject, path: str | Path, storage_options: object = None) -> None:
         """Write beside `path`, then rename. InputError where that fails."""
         # RuntimeError is torch's for a full disk
         with whole(path, "make room there, then go on with --resume", also=(RuntimeError,)) as part:
             super().save_checkpoint(checkpoint, part, storage_options)
 
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> JsonObject:
         """InputError for a file that is no checkpoint."""
         try:
             return super().load_checkpoint(path, *args, **kwargs)
@@ -50,7 +51,7 @@ class BestWeights(Callback):
     ModelCheckpoint does not look at the clock where a task steps its optimisers itself, as stage 1 does)."""
 
     def __init__(
-        self, folder: Path, card: dict[str, Any], seen: Fingerprints, pairs: str, minutes: float, inside: str = ""
+        self, folder: Path, card: JsonObject, seen: Fingerprints, pairs: str, minutes: float, inside: str = ""
     ) -> None:
         self.inside = inside  # the part of the card that is of this run, "" = all of it
         self.folder, self.card, self.seen, self.pairs, self.minutes = folder, card, seen, pairs, minutes
@@ -65,7 +66,7 @@ class BestWeights(Callback):
         """Seconds of this run, earlier sessions included."""
         return self.seconds + time.monotonic() - self.started
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """What a resumed run needs to go on comparing."""
         return {
             "best": self.best,
@@ -79,7 +80,7 @@ class BestWeights(Callback):
         """How many devices there are, which `auto` does not tell."""
         self.devices = trainer.world_size
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: JsonObject) -> None:
         """Continue from an interrupted run. InputError if the training pairs are no longer those it began with."""
         if state_dict.get("pairs", self.pairs) != self.pairs:
             raise InputError(
@@ -121,7 +122,7 @@ class BestWeights(Callback):
         self._save_last(trainer)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         """A checkpoint to resume from if it is time, by the first device's clock. Not at a step that is validated next:
         a run resumed from there would miss that validation, and after it one is written anyhow."""
@@ -150,7 +151,7 @@ class SameOnAllDevices(Callback):
     either. What is spread over the first batch (k-means, fsq) are parameters, so these follow once."""
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         """Send the first device's tensors to the others."""
         if trainer.world_size == 1:

@@ -36,7 +36,7 @@ NEW = ("lateral", "neck.", "guide.", "inject.")
 """What an image encoder has beside foreign weights: it learns at the rate of new parts."""
 
 
-def parameter_groups(network: FusionSAMNetwork, config: TrainConfig) -> list[dict[str, Any]]:
+def parameter_groups(network: FusionSAMNetwork, config: TrainConfig) -> list[dict[str, object]]:
     """Trainable parameters with their rate and decay: the image encoder's backbones, SAM's pretrained parts,
     everything else; no weight decay on vectors (norms, biases) and tables (embeddings, tokens of a missing
     modality)."""

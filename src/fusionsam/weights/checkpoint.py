@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import yaml
@@ -22,13 +22,14 @@ from fusionsam.data.fingerprints import FILE as FINGERPRINTS
 from fusionsam.errors import InputError
 from fusionsam.io import VERSION, whole, write_json, write_text
 from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.types import JsonObject
 from fusionsam.weights import hub, pretrained
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "training.json"
 HUB_CONFIG = "config.json"
 """The place of CONFIG in a repository of the hub, which knows models by this name."""
 LAST_BIAS = "head.mlp.6.bias"
-Card = dict[str, Any]
+Card = JsonObject
 """What the training.json of a checkpoint says: how it was trained and what was fitted afterwards."""
 CALIBRATED = ("calibration", "class_offsets")
 """What `fusionsam calibrate` adds to the card; the weights stay as they were trained."""
@@ -76,7 +77,7 @@ def read_checkpoint(source: str | Path) -> tuple[dict[str, Tensor], ModelConfig,
     return tensors, *read_card(source)
 
 
-def read_card(source: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
+def read_card(source: str | Path) -> tuple[ModelConfig, JsonObject]:
     """Configuration and card of a checkpoint, without its tensors."""
     folder = locate(source)
     try:
@@ -211,7 +212,7 @@ def _git(*arguments: str) -> str:
     return answer.stdout.strip()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

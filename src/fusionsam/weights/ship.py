@@ -17,7 +17,7 @@ def with_fingerprints(source: str | Path, folder: Path) -> Path:
     return folder
 
 
-def ship(source: str | Path, folder: str | Path, **facts: Any) -> Path:
+def ship(source: str | Path, folder: str | Path, **facts: object) -> Path:
     """Store a checkpoint as it ships: float16, and of the paths it was trained with only the file names; the training
     pairs' fingerprints with it.
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from fusionsam.errors import InputError
+from fusionsam.types import JsonObject
 
 MOST_OBJECTS = 65535
 """Objects of one pair: their numbers are stored in 16 bits."""
@@ -141,7 +141,7 @@ class Drawing:
         """Make the change again that was taken back last."""
         return self._exchange(self._redo, self._undo)
 
-    def objects(self) -> list[dict[str, Any]]:
+    def objects(self) -> list[JsonObject]:
         """id, class, pixels and box of every object."""
         sizes = np.bincount(self.instances.ravel(), minlength=1)
         boxes = ndimage.find_objects(self.instances)
@@ -244,7 +244,7 @@ def to_values(values: NDArray[np.integer]) -> list[int]:
     return np.stack([flat[starts].astype(np.int64), counts], 1).ravel().tolist()
 
 
-def cropped(mask: NDArray[np.bool_]) -> dict[str, Any]:
+def cropped(mask: NDArray[np.bool_]) -> dict[str, object]:
     """A mask (H,W) as its bounding box and the runs inside; an empty mask has an empty box."""
     box = _bounds(mask)
     x, y, width, height = box
@@ -258,7 +258,9 @@ def _bounds(mask: NDArray[np.bool_]) -> Box:
     return (int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1))
 
 
-def apply(drawing: Drawing, change: Mapping[str, Any], proposal: Callable[[], NDArray[np.integer]]) -> dict[str, Any]:
+def apply(
+    drawing: Drawing, change: Mapping[str, object], proposal: Callable[[], NDArray[np.integer]]
+) -> dict[str, object]:
     """One change as the page sends it: {"kind": "paint", "box", "runs", "object", "class", "keep"}, {"kind": "erase",
     "box", "runs"}, "class" and "delete" with "object", "clear", "propose", "undo", "redo". Returns what was touched:
     {"box", "object"}. InputError for anything else; then nothing has changed."""
@@ -294,14 +296,14 @@ def apply(drawing: Drawing, change: Mapping[str, Any], proposal: Callable[[], ND
     return {"box": list(touched), "object": number}
 
 
-def _list(change: Mapping[str, Any], key: str) -> list[int]:
+def _list(change: Mapping[str, object], key: str) -> list[int]:
     value = change.get(key)
     if not isinstance(value, list):
         raise InputError(f"change: {key} is missing; expected a list of whole numbers")
     return value
 
 
-def _whole(change: Mapping[str, Any], key: str, default: int | None) -> int:
+def _whole(change: Mapping[str, object], key: str, default: int | None) -> int:
     value = change.get(key, default)
     if type(value) is not int or value < 0:
         raise InputError(f"change: {key} is {str(value)[:40]!r}; expected a whole number of 0 or more")

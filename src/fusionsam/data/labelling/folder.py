@@ -24,7 +24,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -126,7 +125,7 @@ class LabelFolder:
             return image_size(entry.visible)
         return pair_size(entry)
 
-    def save(self, entry: Entry, drawing: Drawing, action: str, **details: Any) -> None:
+    def save(self, entry: Entry, drawing: Drawing, action: str, **details: object) -> None:
         """Write the drawing and its label map, and a line of the log. InputError where that cannot be; what was saved
         before stays."""
         stored = {

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from fusionsam.errors import InputError
 from fusionsam.evaluation.published import TEST_IMAGES
@@ -17,6 +16,7 @@ from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.report_files import read
 from fusionsam.evaluation.report_form import optional_number
 from fusionsam.metrics.fusion import METRICS
+from fusionsam.types import JsonObject
 from fusionsam.weights import checkpoint
 
 VARIANTS = {
@@ -79,7 +79,7 @@ class Scored:
         return f"our split: {report.split}, {images}{leak}{behind}"
 
     @cached_property
-    def config(self) -> dict[str, Any] | None:
+    def config(self) -> JsonObject | None:
         """The configuration its weights were trained by: of the report, or of the checkpoint while it is still the one
         that was scored; None if neither tells."""
         first = self.report.checkpoints[0] if self.report.checkpoints else self.report
@@ -166,7 +166,7 @@ def _folders(folders: Sequence[str | Path]) -> list[Path]:
     return [Path(folder) for folder in folders]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> JsonObject:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -17,6 +17,7 @@ from fusionsam.evaluation.report import Report, shared_mean
 from fusionsam.evaluation.tables.formats import Row, Table, drop_empty
 from fusionsam.evaluation.tables.sources import VARIANTS, Scored
 from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS
+from fusionsam.types import JsonObject
 
 NONE = "-"
 PUBLISHED_GROUP = "published: as printed in the paper, official test split"
@@ -134,7 +135,7 @@ def _budget(config: Mapping[str, Any]) -> tuple[str, str, str]:
     """What all runs of one ablation share: a key, where their LSTG came from (of which (A) has none), and in words."""
     with suppress(InputError):  # settings that are newer than a run count as they were then
         config = to_dict(from_dict(Config, dict(config), "report"))
-    kept: dict[str, Any] = json.loads(json.dumps(config))
+    kept: JsonObject = json.loads(json.dumps(config))
     for section, names in _PART_OF_BUDGET.items():
         for name in names:
             kept.get(section, {}).pop(name, None)

@@ -16,10 +16,11 @@ from fusionsam.config.schema import EncoderConfig
 from fusionsam.errors import InputError
 from fusionsam.io import fetch
 from fusionsam.models.encoders.base import ImageEncoder
+from fusionsam.types import JsonObject
 
 ConfigT = TypeVar("ConfigT", SamVisionConfig, Sam2VisionConfig)
 
-_VIT: dict[str, dict[str, Any]] = {
+_VIT: dict[str, JsonObject] = {
     "facebook/sam-vit-base": {},
     "facebook/sam-vit-large": {
         "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
@@ -34,7 +35,7 @@ _VIT: dict[str, dict[str, Any]] = {
 
 def _hiera(
     width: int, heads: int, blocks: list[int], whole: list[int], background: int, windows: list[int]
-) -> dict[str, Any]:
+) -> JsonObject:
     widths = [width << stage for stage in range(4)]
     backbone = {
         "model_type": "sam2_hiera_det_model", "hidden_size": width, "num_attention_heads": heads,
@@ -47,7 +48,7 @@ def _hiera(
 
 
 # sam2/configs/sam2.1/sam2.1_hiera_{t,s,b+,l}.yaml of facebookresearch/sam2
-_HIERA: dict[str, dict[str, Any]] = {
+_HIERA: dict[str, JsonObject] = {
     "tiny": _hiera(96, 1, [1, 2, 7, 2], [5, 7, 9], 7, [8, 4, 14, 7]),
     "small": _hiera(96, 1, [1, 2, 11, 2], [7, 10, 13], 7, [8, 4, 14, 7]),
     "base-plus": _hiera(112, 2, [2, 3, 16, 3], [12, 16, 20], 14, [8, 4, 14, 7]),
@@ -55,7 +56,7 @@ _HIERA: dict[str, dict[str, Any]] = {
 }
 
 
-def _vision_section(source: str, model_type: str) -> dict[str, Any]:
+def _vision_section(source: str, model_type: str) -> JsonObject:
     path = Path(source) / "config.json" if Path(source).is_dir() else fetch(source, "config.json")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

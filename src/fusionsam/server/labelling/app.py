@@ -8,7 +8,6 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
-from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -16,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
+from starlette.middleware.base import RequestResponseEndpoint
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from fusionsam.errors import InputError
@@ -47,11 +47,11 @@ def create_app(workspace: Workspace, hosts: Sequence[str] = ("*",)) -> FastAPI:
         return Response((static / "index.html").read_bytes(), media_type="text/html")
 
     @app.get("/api/project")
-    async def project() -> dict[str, Any]:
+    async def project() -> dict[str, object]:
         return {**workspace.describe(), "token": app.state.token}
 
     @app.get("/api/pairs/{index}")
-    async def show(index: int) -> dict[str, Any]:
+    async def show(index: int) -> dict[str, object]:
         return await anyio.to_thread.run_sync(workspace.show, index)
 
     @app.get("/api/pairs/{index}/picture/{name}")
@@ -59,17 +59,17 @@ def create_app(workspace: Workspace, hosts: Sequence[str] = ("*",)) -> FastAPI:
         return await anyio.to_thread.run_sync(_picture, workspace, index, name)
 
     @app.post("/api/pairs/{index}/mask")
-    async def mask(index: int, request: Request) -> dict[str, Any]:
+    async def mask(index: int, request: Request) -> dict[str, object]:
         asked = await _body(request)
         return await anyio.to_thread.run_sync(workspace.mask, index, asked)
 
     @app.post("/api/pairs/{index}/change")
-    async def change(index: int, request: Request) -> dict[str, Any]:
+    async def change(index: int, request: Request) -> dict[str, object]:
         asked = await _body(request)
         return await anyio.to_thread.run_sync(workspace.change, index, asked)
 
     @app.get("/api/pairs/{index}/temperatures")
-    async def temperatures(index: int) -> dict[str, Any]:
+    async def temperatures(index: int) -> dict[str, object]:
         return await anyio.to_thread.run_sync(workspace.temperatures, index)
 
     app.mount("/static", StaticFiles(directory=str(static)))
@@ -85,7 +85,7 @@ def _picture(workspace: Workspace, index: int, name: str) -> Response:
     return Response(content.getvalue(), media_type=f"image/{kind.lower()}", headers=kept)
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def _body(request: Request) -> dict[str, object]:
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
@@ -106,7 +106,7 @@ def _guards(app: FastAPI) -> None:
         return JSONResponse({"error": " ".join(str(error).split())}, 422)
 
     @app.middleware("http")
-    async def own_page_only(request: Request, call_next: Any) -> Response:
+    async def own_page_only(request: Request, call_next: RequestResponseEndpoint) -> Response:
         """Another page in the same browser must not draw."""
         origin = request.headers.get("origin")
         if origin and urlsplit(origin).netloc != request.headers.get("host"):

@@ -29,6 +29,7 @@ from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.temperatures import Reading, of_instances
 from fusionsam.io import write_json
 from fusionsam.progress import progress_bar
+from fusionsam.types import JsonObject
 
 Order = Literal["name", "uncertainty"]
 ReadCelsius = Callable[[Path], NDArray[np.floating] | None]
@@ -151,7 +152,7 @@ class Workspace:
         """End the background thread."""
         self._pool.shutdown(cancel_futures=True)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Classes, pairs and progress."""
         rows = []
         for entry in self.entries:
@@ -194,7 +195,7 @@ class Workspace:
                 self._open.move_to_end(index)
             return held
 
-    def show(self, index: int) -> dict[str, Any]:
+    def show(self, index: int) -> JsonObject:
         """Everything the page needs of a pair; it and the next one are made ready in the background."""
         pair = self.pair(index)
         self._current = index
@@ -217,7 +218,7 @@ class Workspace:
                 if on in masks.pictures and index in (self._current, self._current + 1):
                     masks.encoded(on)
 
-    def _state(self, pair: OpenPair, box: list[int]) -> dict[str, Any]:
+    def _state(self, pair: OpenPair, box: list[int]) -> JsonObject:
         drawing = pair.drawing
         return {
             "revision": drawing.revision,
@@ -236,7 +237,7 @@ class Workspace:
             table[theirs] = self.names.get(name, 0)
         return table[labels]
 
-    def change(self, index: int, change: Mapping[str, Any]) -> dict[str, Any]:
+    def change(self, index: int, change: Mapping[str, object]) -> JsonObject:
         """Apply and save one change of the page; with `revision`, only to the state the page has seen.
 
         InputError for a change that cannot be, and one that another window has overtaken; then nothing is changed."""
@@ -260,13 +261,13 @@ class Workspace:
             self.folder.save(pair.entry, pair.drawing, kind, object=touched["object"], **details)
             return {**self._state(pair, touched["box"]), "object": touched["object"]}
 
-    def _mark(self, pair: OpenPair, change: Mapping[str, Any]) -> dict[str, Any]:
+    def _mark(self, pair: OpenPair, change: Mapping[str, object]) -> JsonObject:
         for key in ("unsure", "done"):
             if key in change:
                 setattr(pair.drawing, key, bool(change[key]))
         return {"box": [0, 0, 0, 0], "object": 0}
 
-    def mask(self, index: int, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def mask(self, index: int, asked: Mapping[str, Any]) -> JsonObject:
         """Masks by clicks: {"points", "labels", "box", "on", "previous": [token, number]}. InputError as
         `InteractiveSAM.mask`, and for a previous answer that is no longer held."""
         pair = self.pair(index)
@@ -291,7 +292,7 @@ class Workspace:
         ]
         return {"token": token, "best": answer.best, "masks": found}
 
-    def temperatures(self, index: int) -> dict[str, Any]:
+    def temperatures(self, index: int) -> JsonObject:
         """Degrees Celsius under every object and every class of the pair, where its infrared file is radiometric."""
         pair = self.pair(index)
         heat = pair.celsius(self.celsius)
