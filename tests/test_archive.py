@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 import http.server
 import json
+import pickle
+import subprocess
+import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +23,9 @@ from conftest import build_debug
 from fusionsam.cli.main import main
 from fusionsam.data.manifests import Listed, read_manifest
 from fusionsam.errors import InputError
+from fusionsam.inference import ray_engine
 from fusionsam.inference.predictor import FusionSAM
+from fusionsam.inference.shards import Shard
 from fusionsam.storage import Folder
 from fusionsam.weights.checkpoint import save_checkpoint
 
@@ -336,13 +342,44 @@ def test_manifest_and_pictures_may_come_over_http(archive, whole, tmp_path):
 
 
 def test_ray_that_is_not_installed_is_named(archive, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     assert predict(archive, tmp_path, "--engine", "ray") == 2
     one_line(capsys, "--engine ray: Ray is not installed; pip install 'fusionsam[ray]'")
 
 
+def test_a_worker_of_ray_does_as_the_local_one(archive, whole, tmp_path, monkeypatch):
+    requests: list[tuple[bytes, str, list[Shard]]] = []
+
+    def work(request, out, shards):  # what Ray would be given, pickled
+        requests.append((pickle.dumps(request), out, shards))
+        worker = ray_engine.RayWorker(pickle.dumps(request), out)
+        for shard in reversed(shards):
+            yield pickle.loads(worker({"shard": pickle.dumps(shard)})["done"])
+
+    monkeypatch.setattr(ray_engine, "work", work)
+    monkeypatch.chdir(archive)
+    flags = ("--engine", "ray", "--weights", "weights")
+    assert predict(archive, tmp_path / "out", *flags, manifest=Path("pairs.csv")) == 3
+    assert contents(tmp_path / "out") == contents(whole)
+    request, out, shards = requests[0]
+    copy = pickle.loads(request)
+    elsewhere = ray_engine.RayWorker(pickle.dumps(replace(copy, settings={**copy.settings, "weights": "others"})), out)
+    assert "differ from machine to machine" in pickle.loads(elsewhere({"shard": pickle.dumps(shards[0])})["done"]).fatal
+
+
+@pytest.mark.slow
 def test_two_workers_of_ray_write_the_same_bytes(archive, whole, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="needs Ray, of the extra ray")
     monkeypatch.chdir(archive)
     assert predict(archive, tmp_path, "--engine", "ray", "--workers", 2, manifest=Path("pairs.csv")) == 3
     assert contents(tmp_path) == contents(whole)
+
+
+@pytest.mark.slow
+def test_an_archive_that_is_killed_comes_out_whole():
+    pytest.importorskip("ray", reason="needs Ray, of the extra ray")
+    script = Path(__file__).parents[1] / "benchmarks/archive.py"
+    given = ["--pairs", "60", "--large", "1", "--kills", "2", "--shard", "8"]
+    done = subprocess.run([sys.executable, script, *given], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert '"bytes_equal_to_local": true' in done.stdout
