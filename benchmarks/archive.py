@@ -86,8 +86,9 @@ def upload(files: s3fs.S3FileSystem, pairs: int, large: int) -> int:
 
 
 def command(weights: Path, out: str, shard: int, *more: str) -> list[str]:
-    return [sys.executable, "-m", "fusionsam", "predict", "--manifest", f"s3://{BUCKET}/in/pairs.csv", "--device", "cpu",
-            "--out", f"s3://{BUCKET}/{out}", "--weights", str(weights), "--shard", str(shard), *more]  # fmt: skip
+    given = {"--manifest": f"s3://{BUCKET}/in/pairs.csv", "--out": f"s3://{BUCKET}/{out}", "--weights": str(weights)}
+    flags = [part for flag in given.items() for part in flag]
+    return [sys.executable, "-m", "fusionsam", "predict", *flags, "--device", "cpu", "--shard", str(shard), *more]
 
 
 def workers() -> list[int]:

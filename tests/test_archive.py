@@ -354,7 +354,7 @@ def test_a_worker_of_ray_does_as_the_local_one(archive, whole, tmp_path, monkeyp
         requests.append((pickle.dumps(request), out, shards))
         worker = ray_engine.RayWorker(pickle.dumps(request), out)
         for shard in reversed(shards):
-            yield pickle.loads(worker({"shard": pickle.dumps(shard)})["done"])
+            yield pickle.loads(worker({"shard": ray_engine.packed(shard)})["done"])
 
     monkeypatch.setattr(ray_engine, "work", work)
     monkeypatch.chdir(archive)
@@ -364,7 +364,10 @@ def test_a_worker_of_ray_does_as_the_local_one(archive, whole, tmp_path, monkeyp
     request, out, shards = requests[0]
     copy = pickle.loads(request)
     elsewhere = ray_engine.RayWorker(pickle.dumps(replace(copy, settings={**copy.settings, "weights": "others"})), out)
-    assert "differ from machine to machine" in pickle.loads(elsewhere({"shard": pickle.dumps(shards[0])})["done"]).fatal
+    assert (
+        "differ from machine to machine"
+        in pickle.loads(elsewhere({"shard": ray_engine.packed(shards[0])})["done"]).fatal
+    )
 
 
 @pytest.mark.slow

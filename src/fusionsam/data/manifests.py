@@ -15,7 +15,7 @@ from fusionsam.storage import fetched, file_name, find, fixed_part, is_remote, j
 CAMERAS = ("visible", "infrared", "radiometric")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Listed:
     """One pair of a manifest: its id, and the addresses of its files: of two cameras, of which one may be None, or of a
     radiometric file, which holds both."""

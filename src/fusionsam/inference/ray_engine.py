@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import zlib
 from collections.abc import Generator, Iterator, Sequence
 
 from fusionsam.errors import InputError
@@ -28,11 +29,23 @@ class RayWorker:
             self.refused = str(error)
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
-        """Pickled shard -> pickled Done."""
-        shard: Shard = pickle.loads(row["shard"])
+        """Packed shard -> pickled Done."""
+        shard = unpacked(row["shard"])
         if self.worker is None:
             return {"done": pickle.dumps(Done(shard.index, 0, fatal=self.refused))}
         return {"done": pickle.dumps(self.worker(shard))}
+
+
+def packed(shard: Shard) -> bytes:
+    """A shard on its way to a worker: addresses are much alike, and a million of them would fill the store."""
+    return zlib.compress(pickle.dumps(shard))
+
+
+def unpacked(data: bytes) -> Shard:
+    """The shard."""
+    found = pickle.loads(zlib.decompress(data))
+    assert isinstance(found, Shard)
+    return found
 
 
 def work(request: Request, out: str, shards: Sequence[Shard]) -> Generator[Done]:
@@ -86,7 +99,7 @@ def _stream(request: Request, out: str, shards: Sequence[Shard]) -> Iterator[Don
     ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts pairs
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    rows = [{"shard": pickle.dumps(shard)} for shard in shards]
+    rows = [{"shard": packed(shard)} for shard in shards]
     found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         RayWorker,
         fn_constructor_args=[pickle.dumps(request), out],
