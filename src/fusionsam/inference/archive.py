@@ -78,9 +78,11 @@ def _from_anywhere(options: PredictOptions) -> PredictOptions:
 
 def _absolute(pair: Listed) -> Listed:
     """The table is read from any folder."""
-    found = {c: a if a is None or is_remote(a) else abspath(local_path(a)) for c, a in
-             (("visible", pair.visible), ("infrared", pair.infrared))}  # fmt: skip
-    return replace(pair, **found)
+
+    def whole(address: str | None) -> str | None:
+        return address if address is None or is_remote(address) else abspath(local_path(address))
+
+    return Listed(pair.id, whole(pair.visible), whole(pair.infrared))
 
 
 def _require_apart(pairs: Sequence[Listed], folder: Folder, manifest: str) -> None:
@@ -112,9 +114,14 @@ def _request(options: PredictOptions, pairs: Sequence[Listed], folder: Folder) -
     if options.align == AUTO and any(is_remote(address) for pair in pairs for address in (pair.visible, pair.infrared)
                                      if address):  # fmt: skip
         raise InputError("--align auto: looks at local pairs; find the rig by fusionsam align and give rig.json")
+    looked_at = pairs if options.align == AUTO else ()
     entries = [
-        Entry(pair.id, *(None if at is None else local_path(at) for at in (pair.visible, pair.infrared)))
-        for pair in (pairs if options.align == AUTO else ())
+        Entry(
+            pair.id,
+            None if pair.visible is None else local_path(pair.visible),
+            None if pair.infrared is None else local_path(pair.infrared),
+        )
+        for pair in looked_at
     ]
     aligner = open_aligner(options.align, partial(fit, entries), frame=options.frame, refine=not options.no_refine)
     # what is asked for is known without the workers' device

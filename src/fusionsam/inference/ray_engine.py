@@ -75,13 +75,17 @@ def _connect(request: Request) -> None:
 
     if ray.is_initialized():
         return
-    quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": True}
     try:
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
+            ray.init(logging_level="ERROR", log_to_driver=False)
         else:
-            count = request.options.workers or os.cpu_count()
-            ray.init(**quiet, num_cpus=count, object_store_memory=MEMORY, include_dashboard=False)
+            ray.init(
+                num_cpus=request.options.workers or os.cpu_count(),
+                object_store_memory=MEMORY,
+                include_dashboard=False,
+                logging_level="ERROR",
+                log_to_driver=False,
+            )
     except Exception as error:  # ConnectionError, ValueError, RuntimeError, and Exception itself of a slow start
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--engine ray: cannot be started or reached ({reason}); check RAY_ADDRESS") from None
@@ -101,7 +105,7 @@ def _stream(request: Request, out: str, shards: Sequence[Shard]) -> Iterator[Don
         logging.getLogger(name).setLevel(logging.ERROR)
     rows = [{"shard": packed(shard)} for shard in shards]
     found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        RayWorker,
+        RayWorker,  # type: ignore[arg-type] # a class is what a pool of actors takes
         fn_constructor_args=[pickle.dumps(request), out],
         compute=ray.data.ActorPoolStrategy(size=count),
         num_cpus=1,
