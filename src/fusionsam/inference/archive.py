@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fusionsam.config.options import Address
-from fusionsam.data.manifests import Listed, read_manifest
+from fusionsam.data.manifests import CAMERAS, Listed, read_manifest
 from fusionsam.data.rigs import AUTO, fit, open_aligner, summary
 from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
@@ -79,10 +79,8 @@ def _from_anywhere(options: PredictOptions) -> PredictOptions:
 def _absolute(pair: Listed) -> Listed:
     """The table is read from any folder."""
 
-    def whole(address: str | None) -> str | None:
-        return address if address is None or is_remote(address) else abspath(local_path(address))
-
-    return Listed(pair.id, whole(pair.visible), whole(pair.infrared))
+    found = {camera: at if is_remote(at) else abspath(local_path(at)) for camera, at in pair.files().items()}
+    return Listed(pair.id, found.get("visible"), found.get("infrared"), found.get("radiometric"))
 
 
 def _require_apart(pairs: Sequence[Listed], folder: Folder, manifest: str) -> None:
@@ -91,7 +89,7 @@ def _require_apart(pairs: Sequence[Listed], folder: Folder, manifest: str) -> No
     def place(address: str) -> str:
         return address if is_remote(address) else realpath(address)
 
-    inputs = {place(address): address for pair in pairs for address in (pair.visible, pair.infrared) if address}
+    inputs = {place(address): address for pair in pairs for address in pair.files().values()}
     endings = (*(f"_{name}" for name in RESULTS), ".json")
     out = folder.address if folder.remote else realpath(folder.address)
     for pair in pairs:
@@ -111,17 +109,12 @@ def _below(out: str, pattern: str) -> bool:
 def _request(options: PredictOptions, pairs: Sequence[Listed], folder: Folder) -> tuple[Request, FusionSAM]:
     require_one_as_it_is(options.scales)
     prompts_file(options.prompts)
-    if options.align == AUTO and any(is_remote(address) for pair in pairs for address in (pair.visible, pair.infrared)
-                                     if address):  # fmt: skip
+    if options.align == AUTO and any(is_remote(address) for pair in pairs for address in pair.files().values()):
         raise InputError("--align auto: looks at local pairs; find the rig by fusionsam align and give rig.json")
-    looked_at = pairs if options.align == AUTO else ()
     entries = [
-        Entry(
-            pair.id,
-            None if pair.visible is None else local_path(pair.visible),
-            None if pair.infrared is None else local_path(pair.infrared),
-        )
-        for pair in looked_at
+        Entry(pair.id, local_path(pair.visible), local_path(pair.infrared))
+        for pair in pairs
+        if options.align == AUTO and pair.visible is not None and pair.infrared is not None
     ]
     aligner = open_aligner(options.align, partial(fit, entries), frame=options.frame, refine=not options.no_refine)
     # what is asked for is known without the workers' device
@@ -182,11 +175,11 @@ def _unfinished(folder: Folder, shards: list[Shard]) -> list[Shard]:
         if (table.schema.metadata or {}).get(b"pairs") == pairs_digest(shard.pairs).encode():
             errors = len(table) - table.column("error").null_count
             return replace(shard, errors=errors) if errors else None
-        for row in table.select(["id", "visible", "infrared"]).to_pylist():
+        for row in table.select(["id", *CAMERAS]).to_pylist():
             pair = listed.get(row["id"])
             if pair is None:
                 raise InputError(f"{place}: tells of {row['id']}, which the manifest does not list; {ANOTHER}")
-            if (pair.visible, pair.infrared) != (row["visible"], row["infrared"]):
+            if pair.files() != {camera: row[camera] for camera in CAMERAS if row[camera] is not None}:
                 raise InputError(f"{place}: {row['id']} is of other files than the manifest lists; {ANOTHER}")
         return shard
 

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fusionsam.data.dataset import read_sample
-from fusionsam.data.manifests import Listed
+from fusionsam.data.manifests import CAMERAS, Listed
+from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
+from fusionsam.inference.celsius import celsius_tiff, class_temperatures
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.results import (
@@ -55,14 +57,14 @@ def schema(classes: Sequence[str]) -> pa.Schema:
     """Columns of the results table: shares in percent of the pixels, confidence the mean probability of the class that
     was chosen (0-1), error null where all went well."""
     text, size, number = pa.string(), pa.int32(), pa.float64()
-    columns = [("id", text), ("visible", text), ("infrared", text), ("files", pa.list_(text))]
+    columns = [("id", text), *((camera, text) for camera in CAMERAS), ("files", pa.list_(text))]
     columns += [("height", size), ("width", size), *((f"share_{name}", number) for name in classes)]
     return pa.schema([*columns, ("confidence", number), ("error", text)])
 
 
 def pairs_digest(pairs: Sequence[Listed]) -> str:
     """What a shard's rows are of."""
-    listed = [[pair.id, pair.visible, pair.infrared] for pair in pairs]
+    listed = [[pair.id, pair.files()] for pair in pairs]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
@@ -172,10 +174,12 @@ class Worker:
             raise read.local
         pair = read.pair
         for camera, path in read.local.items():
-            remote = is_remote(str(getattr(pair, camera)))
+            address = pair.files()[camera]
             # of a file elsewhere there is no time that all file systems tell
-            read.sources[camera] = [getattr(pair, camera), path.stat().st_size, None] if remote else identity(path)
-        entry = Entry(pair.id, read.local.get("visible"), read.local.get("infrared"))
+            read.sources[camera] = [address, path.stat().st_size, None] if is_remote(address) else identity(path)
+        entry = Entry(pair.id, *map(read.local.get, ("visible", "infrared")), radiometric=read.local.get("radiometric"))
+        if entry.radiometric is not None:
+            read.celsius = read_radiometric(entry.radiometric).celsius()
         sample = read.sample = read_sample(entry, align=self.request.aligner, reading=self.request.reading)
         for kind, text in sample.notices:
             count, first = done.notices.get(kind, (0, f"{pair.id}: {_by_address(text, read)}"))
@@ -209,12 +213,17 @@ class Worker:
         pair, options = read.pair, self.options
         head = self.request.head(pair.id, read.sources, read.sample)
         prediction, unknown = masked(prediction, options.min_confidence)
+        if pair.radiometric is not None:
+            moved = read.sample.alignment.get(MATRIX)
+            head["celsius"] = None if read.celsius is None else class_temperatures(read.celsius, prediction, moved)
         told = {**head, **unknown, **prediction.summary()}
         told.pop("seconds")  # results are the same bytes wherever and whenever they are made
         text = _by_address(json.dumps(told, indent=1), read) + "\n"
         drawn = pictures(prediction, options.confidence_map)
         files = {f"{pair.id}_{ending}": _png(picture) for ending, picture in drawn.items()}
         files[f"{pair.id}.json"] = text.encode()
+        if options.celsius and read.celsius is not None:
+            files[f"{pair.id}_celsius.tif"] = celsius_tiff(read.celsius)
         while len(writes) >= AHEAD:
             writes.pop(0).result()
         writes.extend(pool.submit(self.folder.write, name, data) for name, data in files.items())
@@ -225,7 +234,7 @@ class Worker:
             for index, name in enumerate(prediction.classes)
         }
         confidence = round(float(prediction.confidence.mean(dtype=np.float64)), 4)
-        row: Row = {"id": pair.id, "visible": pair.visible, "infrared": pair.infrared, "files": [*files]}
+        row: Row = {**dict.fromkeys(CAMERAS), **pair.files(), "id": pair.id, "files": [*files]}
         return {**row, "height": height, "width": width, **shares, "confidence": confidence, "error": None}
 
     def _error(self, pair: Listed, error: InputError, local: dict[str, Path] | InputError) -> Row:
@@ -234,7 +243,7 @@ class Worker:
         if self.options.stop_on_error:
             raise InputError(f"{pair.id}: {text}")
         empty = dict.fromkeys(self.schema.names)
-        return {**empty, "id": pair.id, "visible": pair.visible, "infrared": pair.infrared, "files": [], "error": text}
+        return {**empty, **pair.files(), "id": pair.id, "files": [], "error": text}
 
 
 @dataclass
@@ -246,6 +255,8 @@ class _Read:
     """Camera -> file on this machine, or why there is none."""
     sources: JsonObject = field(default_factory=lambda: dict.fromkeys(SOURCES))
     sample: Sample | None = None
+    celsius: NDArray[np.float32] | None = None
+    """Of a radiometric file that holds the constants."""
 
 
 def _fetch(pairs: Sequence[Listed], pool: ThreadPoolExecutor, scratch: Path) -> Iterator[_Read]:
@@ -253,10 +264,7 @@ def _fetch(pairs: Sequence[Listed], pool: ThreadPoolExecutor, scratch: Path) -> 
 
     def bring(number: int) -> _Read:
         local: dict[str, Path] = {}
-        for camera in ("visible", "infrared"):
-            address = getattr(pairs[number], camera)
-            if address is None:
-                continue
+        for camera, address in pairs[number].files().items():
             local[camera] = local_path(address)
             if is_remote(address):
                 try:
@@ -282,7 +290,7 @@ def _fetch(pairs: Sequence[Listed], pool: ThreadPoolExecutor, scratch: Path) -> 
 def _by_address(text: str, read: _Read) -> str:
     """`text` with the addresses of a pair's files in place of their copies on this machine."""
     for camera, path in () if isinstance(read.local, InputError) else read.local.items():
-        if is_remote(address := str(getattr(read.pair, camera))):
+        if is_remote(address := read.pair.files()[camera]):
             text = text.replace(str(path), address)
     return text
 
@@ -303,7 +311,7 @@ def open_shard(folder: Folder, index: int) -> pa.Table:
     data = folder.read(shard_name(index))
     try:
         table = pq.read_table(io.BytesIO(data or b""))
-        if not {"id", "visible", "infrared", "error"} <= set(table.column_names):
+        if not {"id", *CAMERAS, "error"} <= set(table.column_names):
             raise ValueError(f"its columns are {table.column_names[:5]}")
         return table
     except (pa.ArrowException, ValueError) as error:
