@@ -77,13 +77,13 @@ def _connect(request: Request) -> None:
         return
     try:
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(logging_level="ERROR", log_to_driver=False)
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
         else:
             ray.init(
                 num_cpus=request.options.workers or os.cpu_count(),
                 object_store_memory=MEMORY,
                 include_dashboard=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 log_to_driver=False,
             )
     except Exception as error:  # ConnectionError, ValueError, RuntimeError, and Exception itself of a slow start

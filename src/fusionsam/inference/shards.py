@@ -177,7 +177,8 @@ class Worker:
             address = pair.files()[camera]
             # of a file elsewhere there is no time that all file systems tell
             read.sources[camera] = [address, path.stat().st_size, None] if is_remote(address) else identity(path)
-        entry = Entry(pair.id, *map(read.local.get, ("visible", "infrared")), radiometric=read.local.get("radiometric"))
+        visible, infrared, radiometric = (read.local.get(camera) for camera in CAMERAS)
+        entry = Entry(pair.id, visible, infrared, radiometric=radiometric)
         if entry.radiometric is not None:
             read.celsius = read_radiometric(entry.radiometric).celsius()
         sample = read.sample = read_sample(entry, align=self.request.aligner, reading=self.request.reading)
