@@ -216,9 +216,10 @@ def test_ids_stay_as_rows_are_added_and_patterns_find_pairs(archive, tmp_path):
     ("content", "match", "said"),
     [
         (None, (), "no such manifest"),
-        ("a,b\n1,2\n", (), "expected visible, infrared and perhaps id"),
+        ("a,b\n1,2\n", (), "expected visible, infrared (or radiometric) and perhaps id"),
         ("visible,infrared\n", (), "lists no pair"),
         ("visible,infrared\n,\n", (), "row 1 names neither"),
+        ("visible,radiometric\na.png,b.jpg\n", (), "row 1 names a radiometric file, which holds both pictures, and"),
         ("visible,id\na.png,1\nb.png,1\n", (), "id '1' occurs more than once"),
         ("visible,id\na.png,../1\n", (), "is no file name"),
         ("*", (), "name the two files of a pair by --match"),
