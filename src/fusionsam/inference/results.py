@@ -123,7 +123,7 @@ def predict_alike(model: FusionSAM, samples: Sequence[Sample], options: PredictO
     covered = torch.stack([sample.covered for sample in samples if sample.covered is not None]) if (
         first.covered is not None
     ) else None  # fmt: skip
-    own, mode = given_prompts(steer, first.size)  # type: ignore[arg-type]
+    own, mode = given_prompts(steer, first.size, model.config.classes)  # type: ignore[arg-type]
     output = model.infer_views(visible, infrared, own, mode, options.scales, options.flip, covered)
     return [model.postprocess(output, row=row) for row in range(len(samples))]
 
