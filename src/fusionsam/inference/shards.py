@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from fusionsam.alignment.maker import MATRIX
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.manifests import CAMERAS, Listed
 from fusionsam.data.radiometric import read_radiometric
