@@ -31,6 +31,11 @@ def given_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def given_address(text: str) -> str:
+    """As `given_path`, but SCHEME://... stays as it is: a path would lose one of its slashes."""
+    return text if "://" in text else str(given_path(text))
+
+
 def require_writable(out: str | Path) -> None:
     """Make the folder `out`; InputError where nothing can be written into it."""
     try:

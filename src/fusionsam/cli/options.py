@@ -10,8 +10,8 @@
 gives `--out OUT (required)`, `--device DEVICE`, `--pairs N  how many of them (default: 32)`. Shared fields stand in
 `config.options`. A default is never handed to argparse: what was not typed is left to the dataclass.
 
-Types: str, int, float, Path; `T | None`; a union of types is read as its first; `Literal` gives choices; a sequence
-takes one or more values; bool is a switch, with a `--no-` form where the default is True. Metadata of a field:
+Types: str, int, float, Path, Address; `T | None`; a union of types is read as its first; `Literal` gives choices; a
+sequence takes one or more values; bool is a switch, with a `--no-` form where the default is True. Metadata of a field:
 `metavar` (for the help), `one_of` (names for the help; the command checks the value), `flag=False` (no flag).
 """
 
@@ -29,8 +29,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fusionsam.cli.parser import Parser
-from fusionsam.config.options import CommandLine
-from fusionsam.io import given_path
+from fusionsam.config.options import Address, CommandLine
+from fusionsam.io import given_address, given_path
 
 T = TypeVar("T")
 _SEQUENCES = (list, tuple, collections.abc.Sequence)
@@ -145,5 +145,11 @@ def _given_text(text: str) -> str:
     return text
 
 
-_READ = {Path: (given_path, "PATH"), str: (_given_text, None), int: (int, "N"), float: (float, "X")}
+_READ = {
+    Path: (given_path, "PATH"),
+    Address: (given_address, "ADDRESS"),
+    str: (_given_text, None),
+    int: (int, "N"),
+    float: (float, "X"),
+}
 """Type hint -> how typed text is read, and what stands for it in the help."""

@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NewType
 
 from fusionsam.config.datasets import CATALOG, typed_labels_map
+
+Address = NewType("Address", str)
+"""A path, or the address of a file or folder on another machine (`storage`)."""
 
 
 @dataclass(frozen=True)

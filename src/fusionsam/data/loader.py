@@ -46,7 +46,9 @@ def _seeded(*parts: int | str) -> torch.Generator:
 
 
 class TrainStream(Dataset[Item]):
-    """steps * batch_size training items, the first of them number start_step * batch_size of the endless stream.
+    """steps * batch_size training items, the first of them number start_step * batch_size of the endless stream. Of
+    several `devices` each takes its part of every step: together they see what one would with batches as large as
+    theirs together.
 
     An index is drawn by rare_sampling: a foreground class uniformly, then an image that holds it; else the images go
     round in a new order each epoch. With extra_share, labelled pairs are drawn so; extra pairs and those without a
@@ -61,11 +63,14 @@ class TrainStream(Dataset[Item]):
         seed: int,
         start_step: int,
         steps: int,
+        device: int = 0,
+        devices: int = 1,
     ) -> None:
         if len(dataset) == 0:
             raise InputError("training data: no pairs; expected at least one")
         self.dataset, self.transform, self.config, self.seed = dataset, transform, config, seed
-        self.first, self.length = start_step * batch_size, steps * batch_size
+        self.batch_size, self.start_step, self.length = batch_size, start_step, steps * batch_size
+        self.rank, self.devices = device, devices
         self._order: tuple[int, list[int]] = (-1, [])
         self._with_class: list[list[int]] = []
         self._round, self._extra = list(range(len(dataset))), list[int]()
@@ -84,7 +89,8 @@ class TrainStream(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         if not 0 <= index < self.length:
             raise IndexError(index)
-        number = self.first + index
+        step, place = divmod(index, self.batch_size)
+        number = ((self.start_step + step) * self.devices + self.rank) * self.batch_size + place
         generator = _seeded(self.seed, number)
         sample = self.dataset[self._image(number, generator)]
         other = None
@@ -120,9 +126,13 @@ def train_loader(
     seed: int,
     start_step: int = 0,
     steps: int = 1,
+    device: int = 0,
+    devices: int = 1,
 ) -> DataLoader[Batch]:
-    """Batches of `steps` optimiser steps from `start_step` on, made by config.workers processes."""
-    stream = TrainStream(dataset, TrainTransform(config, foreground), config, batch_size, seed, start_step, steps)
+    """Batches of `steps` optimiser steps from `start_step` on, made by config.workers processes: those of one `device`
+    (0 to devices - 1), `batch_size` pairs each."""
+    transform = TrainTransform(config, foreground)
+    stream = TrainStream(dataset, transform, config, batch_size, seed, start_step, steps, device, devices)
     return DataLoader(
         stream,  # type: ignore[arg-type]
         batch_size=batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,15 @@ def add_celsius(
         return None
     if keep:
         with whole(out / f"{entry.id}_celsius.tif") as part:
-            tifffile.imwrite(part, celsius, metadata={"unit": "degrees Celsius"})
+            part.write_bytes(celsius_tiff(celsius))
     return class_temperatures(celsius, prediction, moved)
+
+
+def celsius_tiff(celsius: NDArray[np.float32]) -> bytes:
+    """NAME_celsius.tif of degrees Celsius (H,W)."""
+    data = io.BytesIO()
+    tifffile.imwrite(data, celsius, metadata={"unit": "degrees Celsius"})
+    return data.getvalue()
 
 
 def class_temperatures(

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from os.path import realpath
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from fusionsam.alignment.maker import MATRIX
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
-from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.rigs import AUTO, fit, keep, open_aligner, summary
 from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
 from fusionsam.errors import InputError
-from fusionsam.inference import onnx as backends
 from fusionsam.inference.batch import Failures, NoticeBook, say
 from fusionsam.inference.celsius import add_celsius
 from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.prediction import Mode, Prediction
 from fusionsam.inference.predictor import FusionSAM, require_one_as_it_is
 from fusionsam.inference.prompts import prompt_mode, prompts_file, read_prompts
-from fusionsam.inference.render import confidence_map
+from fusionsam.inference.results import RESULTS, SOURCES, describe, masked, open_model, pictures, sources_of
 from fusionsam.inference.selection import select
 from fusionsam.io import Made, OutputFolder, State, require_writable
 from fusionsam.progress import progress_bar
-from fusionsam.types import IGNORE, JsonObject, Prompts, Sample
-from fusionsam.weights.checkpoint import WEIGHTS, calibrated_digest, config_file, locate
+from fusionsam.types import JsonObject, Prompts, Sample
 
-RESULTS = ("fused.png", "labels.png", "overlay.png", "confidence.png")
-SOURCES = ("visible", "infrared", "rgbt")
 UNFINISHED: JsonObject = {"run": None}
 """What a NAME.json says while its pictures are put in their places."""
 
@@ -97,7 +89,7 @@ def _todo(entries: Sequence[Entry], out: Path, asked: JsonObject, with_confidenc
             folder.foreign(record)
         run = None if stored is None else stored["run"] or {}
         told = None if run is None else _made(run)
-        now = _made({**asked, **_sources(entry)})
+        now = _made({**asked, **sources_of(entry)})
         if folder.state(record, told, now, names[: 3 + with_confidence], names) is not State.FINISHED:
             found.append(entry)
     return found
@@ -126,42 +118,24 @@ def run(options: PredictOptions) -> tuple[int, int]:
     replace an input, and, without `overwrite`, for one that holds results of other pairs or files of these names that
     predict did not write.
     """
-    given, out, weights = (
-        (options.visible, options.infrared, options.rgbt, options.radiometric),
-        options.out,
-        options.weights,
-    )
-    prompts, scales, flip = options.prompts, options.scales, options.flip
-    min_confidence, with_confidence = options.min_confidence, options.confidence_map
-    reading = InfraredOptions.typed(options.infrared_range, options.polarity, options.palette)
+    given = (options.visible, options.infrared, options.rgbt, options.radiometric)
+    out, with_confidence = options.folder(), options.confidence_map
     selected = select(options)
     entries = selected.entries
     folders = any(path is not None and path.is_dir() for path in given)
     require_apart(entries, out, [*(f"_{name}" for name in RESULTS), ".json"], folders)
     for line in selected.aside:
         say(line)
-    clicks = prompts_file(prompts)
-    require_one_as_it_is(scales)
+    clicks = prompts_file(options.prompts)
+    require_one_as_it_is(options.scales)
     aligner = open_aligner(options.align, partial(fit, entries), frame=options.frame, refine=not options.no_refine)
-    model = FusionSAM.from_pretrained(weights, options.device, options.backend, calibrated=not options.as_trained)
+    model = open_model(options)
+    request = describe(options, model, aligner)
     require_writable(out)
-    described = {"weights": model.name, "commit": model.card.get("commit", ""), "step": model.card.get("step")}
-    mode = prompts or model.config.prompts.mode
-    steered = mode if clicks is None else hashlib.sha256(clicks.read_bytes()).hexdigest()
-    asked: JsonObject = {
-        "weights": _fingerprint(weights, options.backend),
-        "calibrated": calibrated_digest(model.card),
-        "prompts": steered + "+confidence" * with_confidence,
-        **({"min_confidence": min_confidence} if min_confidence else {}),
-        **({"align": [aligner.rig.digest, options.frame, not options.no_refine]} if aligner else {}),
-        **({"scales": list(scales), "flip": flip} if flip or len(scales) > 1 else {}),
-        **reading.to_dict(),
-        **({"celsius": True} if options.celsius else {}),
-    }
     if aligner and options.align == AUTO:
         keep(aligner, out, entries)
     told = []
-    todo = entries if options.overwrite else _todo(entries, out, asked, with_confidence)
+    todo = entries if options.overwrite else _todo(entries, out, request.settings, with_confidence)
     tried = {*selected.alone, *(entry.id for entry in todo)}
     alone_here = len(entries) == 1 and not selected.alone
     failures, notices, done = Failures(out, tried, keep_others=alone_here), NoticeBook(), 0
@@ -169,9 +143,9 @@ def run(options: PredictOptions) -> tuple[int, int]:
         failures.add(name, reason)
     for entry in progress_bar(todo, desc="predict", unit="pair", disable=len(entries) == 1):
         try:
-            sources = _sources(entry)
-            sample = read_sample(entry, align=aligner, reading=reading)
-            steer: Prompts | Mode | None = prompt_mode(prompts)
+            sources = sources_of(entry)
+            sample = read_sample(entry, align=aligner, reading=request.reading)
+            steer: Prompts | Mode | None = prompt_mode(options.prompts)
             if clicks is not None:
                 steer = read_prompts(clicks, entry.id, sample.size, model.config.classes)
             prediction = _predicted(model, sample, steer, options)
@@ -181,16 +155,13 @@ def run(options: PredictOptions) -> tuple[int, int]:
             failures.add(entry.id, str(error))
             continue
         notices.add(sample)
-        head = {"name": entry.id, **described, "run": {**asked, **sources}}
+        head = request.head(entry.id, sources, sample)
         if sample.alignment:
-            head["alignment"] = sample.alignment
             told.append(sample.alignment)
-        if sample.input or sample.notices:
-            head["input"] = {**sample.input, "notices": [text for _, text in sample.notices]}
         if entry.radiometric is not None:
             moved = sample.alignment.get(MATRIX)
             head["celsius"] = add_celsius(out, entry, prediction, options.celsius, moved)
-        _write(out, entry.id, prediction, with_confidence, min_confidence, head)
+        _write(out, entry.id, prediction, with_confidence, options.min_confidence, head)
         done += 1
     notices.close()
     for line in summary(told, str(options.align)):
@@ -208,51 +179,14 @@ def _predicted(model: FusionSAM, sample: Sample, steer: Prompts | Mode | None, o
         raise InputError(f"{sample.id}: {error}") from None
 
 
-def _fingerprint(weights: str, backend: str) -> str:
-    """SHA-256 of the files of the weights: names and steps may agree."""
-    if backend == "onnx":
-        files = backends.files(weights)
-    else:
-        folder = locate(weights)
-        files = [folder / WEIGHTS, config_file(folder)]
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
-
-
-def _sources(entry: Entry) -> dict[str, list[object] | None]:
-    """Path, size and time of each file: a replaced input is predicted again, an unchanged one is not read twice."""
-
-    def identity(path: Path | None) -> list[object] | None:
-        if path is None:
-            return None
-        try:
-            facts = path.stat()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-        return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
-
-    found = {key: identity(getattr(entry, key)) for key in SOURCES}
-    return found if entry.radiometric is None else {**found, "radiometric": identity(entry.radiometric)}
-
-
 def _write(
     out: Path, name: str, prediction: Prediction, with_confidence: bool, min_confidence: float, head: JsonObject
 ) -> None:
-    if min_confidence:  # masked before it is drawn: the overlay shows what a training would be taught
-        unknown = prediction.confidence < min_confidence
-        prediction = replace(prediction, labels=np.where(unknown, np.uint8(IGNORE), prediction.labels))
-        head = {**head, "unknown_share": round(100 * float(unknown.mean()), 4)}
-    # a person's own clicks belong in the picture; the model's own would only cover it (they are in the JSON)
-    with_prompts = prediction.prompts.source == "user"
-    pictures = {
-        "fused.png": prediction.fused,
-        "labels.png": prediction.labels,
-        "overlay.png": np.asarray(prediction.overlay(show_prompts=with_prompts)),
-    }
-    if with_confidence:
-        pictures["confidence.png"] = confidence_map(prediction.confidence)
+    prediction, unknown = masked(prediction, min_confidence)
+    head, drawn = {**head, **unknown}, pictures(prediction, with_confidence)
     try:
         with tempfile.TemporaryDirectory(prefix=".predict-", dir=out) as scratch:
-            for ending, picture in pictures.items():
+            for ending, picture in drawn.items():
                 write_png(Path(scratch) / ending, picture)
             part = Path(scratch) / "json"
             part.write_text(json.dumps({**head, **prediction.summary()}, indent=1) + "\n")
@@ -261,7 +195,7 @@ def _write(
             begun.write_text(json.dumps(UNFINISHED) + "\n")
             os.replace(begun, out / f"{name}.json")
             for ending in RESULTS:
-                if ending in pictures:
+                if ending in drawn:
                     os.replace(Path(scratch) / ending, out / f"{name}_{ending}")
                 else:
                     (out / f"{name}_{ending}").unlink(missing_ok=True)

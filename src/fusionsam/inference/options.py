@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from fusionsam.config.options import (
+    Address,
     AlignOptions,
     AnyPairOptions,
     DeviceOption,
@@ -15,6 +16,7 @@ from fusionsam.config.options import (
     WeightsOption,
 )
 from fusionsam.errors import InputError
+from fusionsam.storage import is_remote, local_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,13 @@ class PredictOptions(AnyPairOptions, OutOption, AlignOptions, WeightsOption, Dev
     radiometric: Path | None = None
     """instead: a radiometric JPEG of FLIR or DJI (counts and, where it is inside, the visible picture), or a folder of
     them; NAME.json then tells the degrees Celsius of each class"""
-    manifest: Path | None = None
-    """instead: a CSV or Parquet table with the columns visible and infrared, or radiometric, and perhaps id"""
+    manifest: Address | Path | None = None
+    """instead: a CSV or Parquet table with the columns visible and infrared, or radiometric, and perhaps id, or a
+    pattern of files with *; a path, or s3://, gs://, http://; the results have a table OUT/results (Parquet), by which
+    a run goes on"""
     match: tuple[str, ...] = field(default=(), metadata={"metavar": "PATTERN"})
-    """how the files of a pair are named, visible first: '{id}_rgb' '{id}_th'; the two may lie in one folder"""
+    """how the files of a pair are named, visible first: '{id}_rgb' '{id}_th'; the two may lie in one folder, or of a
+    pattern in two: 'vi/{id}' 'ir/{id}'"""
     infrared_range: tuple[str, ...] = field(default=(), metadata={"metavar": "LOW HIGH"})
     """the infrared values that become black and white, two numbers (degrees Celsius of radiometric files), or auto: by
     the scene, of 8-bit pictures too (left out: by the scene, of deeper ones alone)"""
@@ -64,6 +69,18 @@ class PredictOptions(AnyPairOptions, OutOption, AlignOptions, WeightsOption, Dev
     """average with the mirrored pair: twice the time"""
     scales: tuple[float, ...] = (1.0,)
     """average over resized copies, 1 among them: 1 1.25"""
+    out: Address | Path  # type: ignore[assignment]
+    """folder for the results; with --manifest also s3://, gs://"""
+    engine: Literal["local", "ray"] = "local"
+    """with --manifest: ray runs on all processors of this machine, or of the Ray cluster that RAY_ADDRESS names"""
+    workers: int | None = None
+    """with --engine ray: processes that hold a model each (left out: one a GPU, or else one a CPU)"""
+    batch_size: int = 1
+    """with --manifest: pairs of equal size in one pass"""
+    shard: int = 256
+    """with --manifest: pairs of one file of the results table, the least that is done again after a kill"""
+    max_failure_rate: float = field(default=1.0, metadata={"metavar": "SHARE"})
+    """with --manifest: stop where more than this share (0-1) of at least 100 pairs failed"""
 
     def __post_init__(self) -> None:
         """InputError for options that do not go together."""
@@ -79,8 +96,10 @@ class PredictOptions(AnyPairOptions, OutOption, AlignOptions, WeightsOption, Dev
         if len(given) + both > 1:
             named = " and ".join([*given, *(["--visible or --infrared"] if both else [])])
             raise InputError(f"{named}: each names the pictures; give one of them")
-        if self.match and (given or self.video):
-            raise InputError("--match: is of folders; give it with --visible and --infrared alone")
+        pattern = self.manifest is not None and "*" in str(self.manifest)
+        if self.match and not pattern and (given or self.video):
+            raise InputError("--match: is of folders; give it with --visible and --infrared, or with a pattern")
+        self._require_manifest()
         if self.celsius and self.radiometric is None and self.manifest is None:
             raise InputError(
                 "--celsius: is of radiometric files; give --radiometric or --manifest with it, or leave it out"
@@ -95,3 +114,26 @@ class PredictOptions(AnyPairOptions, OutOption, AlignOptions, WeightsOption, Dev
             raise InputError(
                 f"--min-confidence {self.min_confidence}: expected a probability from 0 to 1, for instance 0.9"
             )
+
+    def folder(self) -> Path:
+        """`out` as a path of this machine. InputError for an address of another one."""
+        if is_remote(self.out):
+            raise InputError(f"--out {self.out}: is for --manifest; give a local folder, or list the pairs in a table")
+        return local_path(self.out)
+
+    def _require_manifest(self) -> None:
+        """InputError for options of a table without one, and for values that none can have."""
+        names = ("engine", "workers", "batch_size", "shard", "max_failure_rate")
+        changed = [name for name in names if getattr(self, name) != getattr(type(self), name)]
+        if changed and self.manifest is None:
+            raise InputError(f"--{changed[0].replace('_', '-')}: is of a table of pairs; give --manifest with it")
+        if self.workers is not None and self.engine == "local":
+            raise InputError("--workers: is of --engine ray; leave it out, or give that")
+        for name in ("workers", "batch_size", "shard"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+        if not 0 <= self.max_failure_rate <= 1:
+            raise InputError(f"--max-failure-rate {self.max_failure_rate}: expected a share from 0 to 1, such as 0.05")
+        if self.batch_size > 1 and self.prompts not in (None, "self", "none"):
+            raise InputError("--batch-size: your own prompts are of one pair each; leave it out")

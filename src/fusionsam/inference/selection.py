@@ -1,4 +1,4 @@
-"""Which pairs `fusionsam predict` is asked for: two files, two folders, a table, four-channel or radiometric files."""
+"""Which pairs `fusionsam predict` is asked for: two files, two folders, four-channel or radiometric files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fusionsam.data.images import SUFFIXES
 from fusionsam.data.layouts import one_name
 from fusionsam.data.pairing import Paired, left_aside, pair_folders
 from fusionsam.data.radiometric import SUFFIXES as RADIOMETRIC
-from fusionsam.data.splits import Entry, by_stem, entries
+from fusionsam.data.splits import Entry, by_stem
 from fusionsam.errors import InputError
 from fusionsam.inference.options import PredictOptions
 
@@ -20,9 +20,7 @@ def select(options: PredictOptions) -> Paired:
     Raises:
         InputError: nothing is given, or there; a file with a folder; a partner is missing and `stop_on_error` is set.
     """
-    if options.manifest is not None:
-        found = _listed(options.manifest)
-    elif options.rgbt is not None:
+    if options.rgbt is not None:
         found = _one_file_pairs(options.rgbt, SUFFIXES, lambda id, path: Entry(id, rgbt=path))
     elif options.radiometric is not None:
         found = _one_file_pairs(options.radiometric, RADIOMETRIC, lambda id, path: Entry(id, radiometric=path))
@@ -40,7 +38,7 @@ def select(options: PredictOptions) -> Paired:
 
 
 def _given(options: PredictOptions) -> list[Path | None]:
-    return [options.manifest, options.rgbt, options.radiometric, options.visible, options.infrared]
+    return [options.rgbt, options.radiometric, options.visible, options.infrared]
 
 
 def _there(path: Path) -> None:
@@ -71,10 +69,3 @@ def _one_file_pairs(path: Path, suffixes: tuple[str, ...], make: Callable[[str, 
     aside = left_aside(path, suffixes)
     found = [make(stem, file) for stem, file in by_stem(path, suffixes).items()]
     return Paired(found, aside=[aside] if aside else [])
-
-
-def _listed(manifest: Path) -> Paired:
-    absent: list[str] = []
-    found = entries("manifest", manifest, "all", absent=absent)
-    alone = dict.fromkeys(absent, f"{manifest}: a file of this row does not exist")
-    return Paired(found, alone)

@@ -322,7 +322,7 @@ def run(options: PredictOptions) -> tuple[int, float, Path, int]:
         return options.prompts if clicks is None else read_prompts(clicks, name, size, model.config.classes)
 
     inputs = [path for path in (options.visible, options.infrared) if path is not None]
-    out = options.out / f"{inputs[0].resolve().name if inputs[0].is_dir() else inputs[0].stem}_overlay.mp4"
+    out = options.folder() / f"{inputs[0].resolve().name if inputs[0].is_dir() else inputs[0].stem}_overlay.mp4"
     if taken := [path for path in inputs if realpath(path) == realpath(out)]:
         raise InputError(f"{taken[0]}: would be overwritten by the film of that name; choose another --out")
     if out.exists() and not options.overwrite:
@@ -332,7 +332,7 @@ def run(options: PredictOptions) -> tuple[int, float, Path, int]:
     if not options.overwrite and (stored := beside.read(record)) is not None and stored.get("film") != out.name:
         beside.foreign(record)
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
+        options.folder().mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{options.out}: cannot be written ({error.strerror}); choose another --out") from None
     model = FusionSAM.from_pretrained(

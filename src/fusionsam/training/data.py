@@ -41,15 +41,16 @@ class PairData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Begins where the run stands; Lightning ends it at max_steps."""
         assert self.trainer is not None
-        seed = self.config.train.seed + 7919 * self.trainer.global_rank  # each device its own stream
         return train_loader(
             self.train,
             self.config.data,
             self.config.model.foreground,
             self.config.train.batch_size,
-            seed,
+            self.config.train.seed,
             start_step=self.trainer.global_step,
             steps=self.total_steps,
+            device=self.trainer.global_rank,
+            devices=self.trainer.world_size,
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -126,7 +126,8 @@ class SegmentationTask(Task[FusionSAMNetwork]):
         total = torch.stack(list(terms.values())).sum()
         require_finite(total, self.global_step, self.settings.train)
         self.log_dict({f"loss/{k}": v.detach() for k, v in terms.items()}, batch_size=len(batch.ids))
-        self.log("loss/total", total.detach(), prog_bar=True, batch_size=len(batch.ids))
+        # the mean over the devices; of the terms each may have others, and would wait for ever
+        self.log("loss/total", total.detach(), prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
         return total
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

@@ -132,6 +132,7 @@ class TokenizerTask(Task[TokenizerNetwork]):
         self.discriminators.requires_grad_(False)
         pull: list[Tensor] = []
         judged: list[tuple[int, Tensor, Tensor]] = []
+        losses: list[Tensor] = []
         for index, images in enumerate((batch.visible, batch.infrared)):
             image = images[batch.present[:, index]].contiguous(memory_format=torch.channels_last)
             if not len(image):
@@ -141,6 +142,7 @@ class TokenizerTask(Task[TokenizerNetwork]):
                 gradient = gradient * batch.covered[batch.present[:, index], index, None]
             pull += [(rebuilt * gradient).sum(), terms["commitment"]]
             judged.append((index, image, rebuilt.detach()))
+            losses += [value.detach() for term, value in terms.items() if term != "adversarial_weight"]
             name = MODALITIES[index]
             self.log_dict({f"loss/{name}_{k}": v.detach() for k, v in terms.items()}, batch_size=len(image))
             if codebook_size(self.tokenizer) is not None:
@@ -149,6 +151,8 @@ class TokenizerTask(Task[TokenizerNetwork]):
             raise InputError("stage 1: a batch without any image; set data.modality_dropout to 0")
         total = torch.stack(pull).sum()
         require_finite(total, self.global_step, self.settings.train)
+        # the mean over the devices; of the terms each may have others, and would wait for ever
+        self.log("loss/total", torch.stack(losses).sum(), batch_size=len(batch.ids), sync_dist=True)
         generator.zero_grad()
         self.manual_backward(total)
         if clip:
