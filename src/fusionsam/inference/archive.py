@@ -26,9 +26,9 @@ from fusionsam.inference.predictor import FusionSAM, require_one_as_it_is
 from fusionsam.inference.prompts import prompts_file
 from fusionsam.inference.results import RESULTS, Request, describe, open_model
 from fusionsam.inference.shards import TABLE, Done, Shard, Worker, open_shard, pairs_digest, shard_name
-from fusionsam.io import JsonObject
 from fusionsam.progress import progress_bar
 from fusionsam.storage import Folder, fixed_part, is_remote, local_path, parent
+from fusionsam.types import JsonObject
 
 RECORD = f"{TABLE}/_run.json"
 """What the results were made with; tables are read past names that begin with _."""

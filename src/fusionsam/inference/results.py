@@ -22,8 +22,7 @@ from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import confidence_map
 from fusionsam.inference.session import given_prompts
-from fusionsam.io import JsonObject
-from fusionsam.types import IGNORE, Prompts, Sample
+from fusionsam.types import IGNORE, JsonObject, Prompts, Sample
 from fusionsam.weights.checkpoint import WEIGHTS, calibrated_digest, config_file, locate
 
 RESULTS = ("fused.png", "labels.png", "overlay.png", "confidence.png")

@@ -37,9 +37,8 @@ from fusionsam.inference.results import (
     pictures,
     predict_alike,
 )
-from fusionsam.io import JsonObject
 from fusionsam.storage import Folder, file_name, is_remote, local_path, read_bytes
-from fusionsam.types import Sample
+from fusionsam.types import JsonObject, Sample
 
 TABLE = "results"
 """Subfolder of the results table."""
