@@ -88,7 +88,10 @@ def test_a_training_tells_its_steps_on_lines(clock: list[float], monkeypatch: py
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--train.stage", "both"], "train.stage: Expected one of 'segmentation', 'tokenizer'. Got value: both"),
+        (
+            ["--train.stage", "both"],
+            "train.stage: Expected one of 'segmentation', 'tokenizer', 'steering'. Got value: both",
+        ),
         (["--data.class_file="], "data.class_file: is empty, as of an unset shell variable"),
         (["--data.crop", "[64]"], "data.crop: Expected a tuple with 2 elements"),
     ],

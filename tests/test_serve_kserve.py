@@ -163,7 +163,7 @@ FLOAT = BYTE.astype(np.float32)
         ({"inputs": [tensor("infrared", BYTE, data=[[1], [1, 2]])]}, "numbers of its datatype"),
         ({"inputs": [tensor("infrared", BYTE)] * 2}, "is there twice"),
         ({"inputs": [tensor("infrared", np.repeat(BYTE, 4, 0))]}, "a batch of 4, expected at most 3"),
-        ({"inputs": [tensor("visible", COLOUR[..., :66]), tensor("infrared", BYTE)]}, "differ in size"),
+        ({"inputs": [tensor("visible", COLOUR[:1, ..., :66]), tensor("infrared", BYTE)]}, "differ in size"),
         ({"inputs": [tensor("visible", COLOUR[..., :64]), tensor("infrared", BYTE)]}, "batches of 2"),
         ({"inputs": [tensor("infrared", BYTE)], "outputs": [{"name": "masks"}]}, "'masks' is not known"),
         ({"inputs": [tensor("infrared", BYTE)], "parameters": {"prompts": "all"}}, "prompts: not JSON"),

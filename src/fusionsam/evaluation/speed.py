@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -86,7 +87,10 @@ def measure(name: str, of: Setting, runs: int) -> Row:
     row.gflop = counter.get_total_flops() / 1e9
     if name == OURS:
         found, root = counter.get_flop_counts(), type(network).__name__
-        row.stage_gflop = {stage: sum(found.get(f"{root}.{stage}", {}).values()) / 1e9 for stage in STAGES}
+        row.stage_gflop = {
+            stage: sum(sum(found.get(f"{root}.{name}", {}).values()) for name in _modules_of(network, stage)) / 1e9
+            for stage in STAGES
+        }
     return row
 
 
@@ -103,12 +107,20 @@ def _matrix_product(clock: Callable[[], float], side: int = 1024, tries: int = 7
     return 2 * side**3 / min(_timed(lambda: one @ two, clock) for _ in range(tries)) / 1e9
 
 
+def _modules_of(network: nn.Module, stage: str) -> list[str]:
+    """Names of the modules whose forwards make up a stage: its own, and those of the head that `head.features` runs."""
+    outside = [
+        name for name, _ in network.named_modules() if re.fullmatch(r"head\.(pyramid|smooth|lateral\.\d+)", name)
+    ]
+    return [stage, *outside] if stage == "head" else [stage]
+
+
 def _stage_shares(network: nn.Module, run: Run, clock: Callable[[], float], runs: int) -> dict[str, float]:
     """Median share of a prediction's time that each stage takes; what is left lies between the stages."""
     spent, begun = dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0.0)
     hooks = []
     for name in STAGES:
-        stage = network.get_submodule(name)
+        parts = [network.get_submodule(part) for part in _modules_of(network, name)]
 
         def start(*_: object, name: str = name) -> None:
             begun[name] = clock()
@@ -116,7 +128,8 @@ def _stage_shares(network: nn.Module, run: Run, clock: Callable[[], float], runs
         def stop(*_: object, name: str = name) -> None:
             spent[name] += clock() - begun[name]
 
-        hooks += [stage.register_forward_pre_hook(start), stage.register_forward_hook(stop)]
+        hooks += [part.register_forward_pre_hook(start) for part in parts]
+        hooks += [part.register_forward_hook(stop) for part in parts]
     shares: dict[str, list[float]] = {name: [] for name in STAGES}
     for _ in range(runs):
         spent.update(dict.fromkeys(STAGES, 0.0))

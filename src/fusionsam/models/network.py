@@ -163,7 +163,7 @@ class FusionSAMNetwork(nn.Module):
         themselves.
         """
         if prompts is not None:
-            require_prompts(prompts, len(encoded.mask_prompt))
+            require_prompts(prompts, encoded.mask_prompt.shape[0])  # len() would fix the batch of an export
             require_classes_known(prompts, len(self.config.classes), UNTAUGHT if self.steering is None else None)
         clicks, rest = split_classes(prompts)
         first = first or self.first_pass(encoded, rest, mode)
