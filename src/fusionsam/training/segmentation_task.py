@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from fusionsam.config.schema import Config, TrainConfig
@@ -57,6 +58,14 @@ def parameter_groups(network: FusionSAMNetwork, config: TrainConfig) -> list[dic
             key = (config.lr * (1.0 if new else factors.get(part, 1.0)), 0.0 if plain else config.weight_decay)
             groups.setdefault(key, []).append(parameter)
     return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+
+
+def scheduled_optimizer(network: FusionSAMNetwork, config: TrainConfig, total_steps: int) -> OptimizerLRSchedulerConfig:
+    """Adam or AdamW over the groups of `parameter_groups`, with `schedule_factor` stepped every step, for Lightning."""
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    optimizer = kind(parameter_groups(network, config))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule_factor(step, total_steps, config))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 class SegmentationTask(Task[FusionSAMNetwork]):
@@ -183,12 +192,6 @@ class SegmentationTask(Task[FusionSAMNetwork]):
         for name, counts in self.used.items():
             self.log(f"val/usage_{name}", 100 * (counts > 0).float().mean())
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam or AdamW over learning-rate groups, one schedule for all, stepped every step."""
-        config = self.settings.train
-        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        optimizer = kind(parameter_groups(self.network, config))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: schedule_factor(step, self.total_steps, config)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return scheduled_optimizer(self.network, self.settings.train, self.total_steps)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,7 +18,7 @@ from fusionsam.metrics.interaction import Click, correct, next_click, objects
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.prompts import CELL
-from fusionsam.training.segmentation_task import parameter_groups, schedule_factor
+from fusionsam.training.segmentation_task import scheduled_optimizer
 from fusionsam.training.steering_data import Examples
 from fusionsam.training.task import Task, require_finite
 from fusionsam.types import IGNORE, Batch, ClassClicks, Frame, Prompts
@@ -130,15 +131,9 @@ class SteeringTask(Task[FusionSAMNetwork]):
         self.log("val/iou_unsteered", 100 * float(before))
         self.log(self.monitor, 100 * float(after), prog_bar=True)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over steering's weights, one schedule."""
-        config = self.settings.train
-        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        optimizer = kind(parameter_groups(self.network, config))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: schedule_factor(step, self.total_steps, config)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return scheduled_optimizer(self.network, self.settings.train, self.total_steps)
 
 
 def losses(logits: Tensor, batch: Examples) -> dict[str, Tensor]:
