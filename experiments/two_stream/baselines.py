@@ -53,13 +53,12 @@ from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.run import (
     EvaluateConfig,
     check_classes,
-    digest,
     evaluate,
     leak_guard,
     open_labelled,
 )
 from fusionsam.evaluation.tables.formats import to_markdown
-from fusionsam.io import whole_folder, write_json
+from fusionsam.io import digest, whole_folder, write_json
 from fusionsam.metrics.segmentation import CalibrationError
 from fusionsam.training.callbacks import LAST, BestWeights
 from fusionsam.training.data import PairData, open_data, pairs_digest, refuse_seen

@@ -4,6 +4,7 @@ renamed."""
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -34,6 +35,12 @@ def given_path(text: str) -> Path:
 def given_address(text: str) -> str:
     """As `given_path`, but SCHEME://... stays as it is: a path would lose one of its slashes."""
     return text if "://" in text else str(given_path(text))
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_writable(out: str | Path) -> None:

@@ -23,12 +23,12 @@ from fusionsam.data.sequences import recording_sequences
 from fusionsam.errors import InputError
 from fusionsam.evaluation.click_options import Choose, ClicksOptions, settings
 from fusionsam.evaluation.click_report import AFTER, NAME, TARGETS, Measured, scores, table
-from fusionsam.evaluation.run import EvaluateConfig, digest, leak_guard, open_labelled
+from fusionsam.evaluation.run import EvaluateConfig, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import write_table
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture
 from fusionsam.inference.interactive import locate as locate_sam
 from fusionsam.inference.predictor import FusionSAM, choose_device
-from fusionsam.io import OTHER_OUT, require_writable, write_json
+from fusionsam.io import OTHER_OUT, digest, require_writable, write_json
 from fusionsam.metrics.interaction import Ask, Bools, Click, Object, iou, objects, simulate
 from fusionsam.progress import progress_bar
 from fusionsam.types import IGNORE, Sample

@@ -28,11 +28,11 @@ from fusionsam.errors import InputError
 from fusionsam.evaluation.leak_guard import fitted_notes, fitted_on
 from fusionsam.evaluation.options import CONDITION_NAMES, EvaluateConfig, RobustnessOptions
 from fusionsam.evaluation.report_files import split_digest
-from fusionsam.evaluation.run import check_classes, digest, leak_guard, open_labelled
+from fusionsam.evaluation.run import check_classes, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import Row, Table, write_table
 from fusionsam.inference.prediction import Mode
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.io import Made, OutputFolder, require_writable, write_json
+from fusionsam.io import Made, OutputFolder, digest, require_writable, write_json
 from fusionsam.metrics.segmentation import (
     PROTOCOLS,
     ConfusionMatrix,

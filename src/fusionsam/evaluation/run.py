@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 import time
@@ -29,7 +28,7 @@ from fusionsam.evaluation.report import ORACLE, Report
 from fusionsam.evaluation.tally import Tally, scores, summarise
 from fusionsam.inference.label_maps import FolderPredictor, NetworkPredictor
 from fusionsam.inference.predictor import FusionSAM, require_scales
-from fusionsam.io import require_writable
+from fusionsam.io import digest, require_writable
 from fusionsam.metrics.segmentation import ImageMatrices
 from fusionsam.progress import progress_bar
 from fusionsam.types import IGNORE
@@ -294,9 +293,3 @@ def _title(config: EvaluateConfig, name: str, report: Report, partial: tuple[int
     score = "undefined" if report.miou is None else f"{report.miou:.2f}"
     what = f"{name} on {config.dataset}/{config.split}: mIoU {score} ({report.protocol})"
     return ": ".join([*marks, ", ".join([what, *how])])
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,10 +22,10 @@ from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
 from fusionsam.evaluation.click_options import ClicksOptions
 from fusionsam.evaluation.click_report import AFTER, FEW_OBJECTS, grouped_interval, selections
-from fusionsam.evaluation.run import EvaluateConfig, digest, leak_guard, open_labelled
+from fusionsam.evaluation.run import EvaluateConfig, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import Row, Table, write_table
 from fusionsam.inference.predictor import FusionSAM, choose_device
-from fusionsam.io import require_writable, write_json
+from fusionsam.io import digest, require_writable, write_json
 from fusionsam.metrics.interaction import Corrected, correct, iou_after, objects
 from fusionsam.progress import progress_bar
 from fusionsam.types import Prompts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tempfile
@@ -15,7 +14,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 
 from fusionsam.config.schema import ModelConfig
 from fusionsam.errors import InputError
-from fusionsam.io import require_writable, write_json, write_text
+from fusionsam.io import digest, require_writable, write_json, write_text
 from fusionsam.weights.checkpoint import CONFIG, HUB_CONFIG, WEIGHTS, Card, locate, read_card
 from fusionsam.weights.hub import LICENSE, refused, split_name
 from fusionsam.weights.ship import ship
@@ -85,8 +84,7 @@ def push(
 
 def _figures(report: Path, source: str | Path) -> list[EvalResult]:
     """mIoU, and that of day and night, of a report.json; InputError unless it is of the weights `source`."""
-    with (locate(source) / WEIGHTS).open("rb") as file:
-        own = hashlib.file_digest(file, "sha256").hexdigest()
+    own = digest(locate(source) / WEIGHTS)
     try:
         found = json.loads(report.read_text(encoding="utf-8"))
         data, split, protocol, of = (found[key] for key in ("dataset", "split", "protocol", "weights_sha256"))

@@ -33,7 +33,7 @@ from fusionsam.data.labelling.roboflow import BACKGROUND, CLASSES, RoboflowMasks
 from fusionsam.data.layouts import SPLITS, one_name
 from fusionsam.data.splits import Entry, held_out
 from fusionsam.errors import InputError
-from fusionsam.io import Made, OutputFolder, State, require_writable, write_json, write_text
+from fusionsam.io import Made, OutputFolder, State, digest, require_writable, write_json, write_text
 
 
 class Reader(Protocol):
@@ -286,8 +286,7 @@ def _color(index: int) -> list[int]:
 def _digest(source: Path) -> str:
     """16 hex digits of the annotations: of a file its bytes, of a folder names, sizes and times."""
     if source.is_file():
-        with source.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return digest(source)[:16]
     stamps = [
         (str(path.relative_to(source)), path.stat().st_size, path.stat().st_mtime_ns)
         for path in sorted(source.rglob("*"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from fusionsam.evaluation.published import TEST_IMAGES
 from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.report_files import read
 from fusionsam.evaluation.report_form import optional_number
+from fusionsam.io import digest
 from fusionsam.metrics.fusion import METRICS
 from fusionsam.types import JsonObject
 from fusionsam.weights import checkpoint
@@ -91,9 +91,8 @@ class Scored:
             return None
         try:
             folder = checkpoint.locate(weights)
-            with (folder / checkpoint.WEIGHTS).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != first.weights_sha256:
-                    return None
+            if digest(folder / checkpoint.WEIGHTS) != first.weights_sha256:
+                return None
             card = json.loads((folder / checkpoint.CARD).read_text(encoding="utf-8"))
         except (InputError, OSError, ValueError):
             return None
