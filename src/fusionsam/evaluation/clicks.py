@@ -56,7 +56,7 @@ def measure(options: ClicksOptions) -> dict[str, object]:
     device = choose_device(options.device)
     model = FusionSAM.from_pretrained(options.weights, device) if "fused" in options.images else None
     guard = leak_guard(plain, data.entries, [model.card]) if model is not None else None
-    drawn = _drawn(data, options)
+    drawn = drawn_pairs(data, options)
     _run(options, data, drawn, done, model, device)
     measured = [one for index in sorted(drawn) for one in done[data.entries[index].id]]
     if not measured:
@@ -118,7 +118,7 @@ def _read_lines(path: Path, settings: dict[str, object]) -> dict[str, list[Measu
     return found
 
 
-def _drawn(data: LabelledPairs, options: ClicksOptions) -> list[int]:
+def drawn_pairs(data: LabelledPairs, options: ClicksOptions) -> list[int]:
     """The pairs to measure, in the order of a draw by the seed: more pairs begin with those of fewer."""
     order = np.random.default_rng(options.seed).permutation(len(data)).tolist()
     return order[: options.pairs] if options.pairs else order

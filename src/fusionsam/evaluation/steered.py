@@ -22,6 +22,7 @@ from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
 from fusionsam.evaluation.click_options import ClicksOptions
 from fusionsam.evaluation.click_report import AFTER, FEW_OBJECTS, grouped_interval, selections
+from fusionsam.evaluation.clicks import drawn_pairs
 from fusionsam.evaluation.run import EvaluateConfig, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import Row, Table, write_table
 from fusionsam.inference.predictor import FusionSAM, choose_device
@@ -61,7 +62,7 @@ def measure_steering(options: ClicksOptions) -> Values:
     if model.network.steering is None:
         raise InputError(f"weights {options.weights}: have no steering; train it with configs/steering.yaml")
     guard = leak_guard(plain, data.entries, [model.card])
-    drawn = np.random.default_rng(options.seed).permutation(len(data)).tolist()[: options.pairs or len(data)]
+    drawn = drawn_pairs(data, options)
     measured: list[Steered] = []
     for index in progress_bar(sorted(drawn), desc="clicks", unit="pair"):
         measured += _pair(model, data, index, options.min_pixels)
