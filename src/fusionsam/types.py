@@ -61,6 +61,7 @@ class Sample:
     alignment: JsonObject = field(default_factory=dict)  # what was done to bring the two into one frame; plain JSON
     input: JsonObject = field(default_factory=dict)  # how the files were read, every guess named; plain JSON
     notices: list[tuple[str, str]] = field(default_factory=list)  # kind and sentence of what a person should know
+    taught: Tensor | None = None  # uint8 (H,W): ids of other classes by a teacher (data.teacher_labels), 255 = unsure
 
     @property
     def size(self) -> tuple[int, int]:
@@ -88,14 +89,17 @@ class Batch:
     present: Tensor  # bool (B,2): visible there, infrared there
     ids: list[str] = field(default_factory=list)
     covered: Tensor | None = None  # bool (B,2,H,W): where visible, where infrared reaches; None: everywhere
+    taught: Tensor | None = None  # int64 (B,H,W): ids of a teacher's classes, 255 = unsure
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         label = None if self.label is None else self.label.to(device)
         covered = None if self.covered is None else self.covered.to(device)
+        taught = None if self.taught is None else self.taught.to(device)
         return replace(
             self,
             covered=covered,
+            taught=taught,
             visible=self.visible.to(device),
             infrared=self.infrared.to(device),
             label=label,

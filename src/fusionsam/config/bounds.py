@@ -19,7 +19,7 @@ def _numbers() -> dict[str, tuple[float, float]]:
             "model.head": "pyramid",
             "model.steering": "width",
             "loss": "dice_weight fot_weight prompt_weight fusion_weight intensity_weight gradient_weight color_weight "
-            "ssim_weight reconstruction_weight commitment_weight perceptual_weight adversarial_weight "
+            "ssim_weight teacher_weight reconstruction_weight commitment_weight perceptual_weight adversarial_weight "
             "class_weight_power",
             "data": "shift workers",
             "train": "epochs lr encoder_lr_factor sam_lr_factor weight_decay warmup_steps gradient_clip "
@@ -35,6 +35,7 @@ def _numbers() -> dict[str, tuple[float, float]]:
             "discriminator_stages",
         },
         (1, 64): {"model.fusion": "kv_stride"},
+        (1, 255): {"data": "teacher_classes"},
         (2, math.inf): {"model.tokenizer": "width", "model.fusion": "picture_width"},
         (0, 1): {
             "model.tokenizer": "ema_decay",

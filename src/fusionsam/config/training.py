@@ -34,6 +34,8 @@ class LossConfig(Bounded):
     """L1 of Cb, Cr to the visible image's."""
     ssim_weight: float = 1.0
     """1 - SSIM to both sources."""
+    teacher_weight: float = 0.4
+    """Cross-entropy of the auxiliary head to data.teacher_labels, where there are any."""
     reconstruction_weight: float = 1.0
     """L_rec, eq. 5."""
     reconstruction_share: float = 0.25
@@ -113,6 +115,11 @@ class DataConfig(Bounded):
     """For each of extra_pairs, in their order, a folder of label maps ID.png or ID_labels.png ('' for none): class ids,
     255 = unknown. `fusionsam predict --min-confidence` writes them (self-training, arXiv 1911.04252). A pair without
     one teaches fusion alone."""
+    teacher_labels: str | None = None
+    """Folder of label maps ID.png that networks of other classes gave for the training pairs, 255 = unsure; a pair may
+    have none. An auxiliary head learns them from the features of the classification head, and is then dropped."""
+    teacher_classes: int = 20
+    """How many classes the maps of teacher_labels have: ids 0 to one less."""
     extra_share: float = 0.1
     """Stage 2: share of the training pairs that come from extra_pairs. Stage 1 draws all pairs alike."""
     allow_train_test_leak_and_know_that_scores_are_worthless: bool = False

@@ -31,6 +31,7 @@ class Item(NamedTuple):
     present: Tensor  # bool (2)
     id: str
     covered: Tensor | None = None  # bool (2,H,W): where the visible, where the infrared camera reaches
+    taught: Tensor | None = None  # int64 (H,W): ids of a teacher's classes, 255 = unsure
 
 
 CACHE = 4 << 30
@@ -65,7 +66,9 @@ class PairDataset(Dataset[Sample]):
         # Ids are kept in 8 bits: as int64 the label would take twice the room of both images together.
         small = None if sample.label is None else sample.label.to(torch.uint8)
         size = sum(
-            array.nbytes for array in (sample.visible, sample.infrared, small, sample.covered) if array is not None
+            array.nbytes
+            for array in (sample.visible, sample.infrared, small, sample.covered, sample.taught)
+            if array is not None
         )
         if size > self._room:
             self._room = 0  # full: where labels alone are asked for, labels alone are read from now on
@@ -164,6 +167,7 @@ def read_sample(
     pictures = read_pictures(replace(entry, mirrored=False), reading)  # a rig is of the pictures as they were taken
     visible, infrared = pictures.visible, pictures.infrared
     label = None if entry.label is None else _read_label(entry, row)
+    taught = _read_taught(entry)
     covered, told = None, {}
     if isinstance(align, MakerAligner) and entry.radiometric is None:
         raise InputError(f"{entry.id}: is no radiometric file, which --align maker is for; give a rig.json, or auto")
@@ -186,6 +190,7 @@ def read_sample(
             (entry.rgbt or entry.radiometric or entry.visible, visible),
             (entry.rgbt or entry.radiometric or entry.infrared, infrared),
             (entry.label, label),
+            (entry.taught, taught),
         )
         if array is not None
     }
@@ -202,7 +207,14 @@ def read_sample(
             f"{entry.id}: sizes differ: {found} (height x width); expected one aligned size; give --align auto, or "
             "a rig.json of `fusionsam align`"
         )
-    return Sample(entry.id, visible, infrared, label, covered, told, pictures.input, pictures.notices)
+    return Sample(entry.id, visible, infrared, label, covered, told, pictures.input, pictures.notices, taught)
+
+
+def _read_taught(entry: Entry) -> Tensor | None:
+    if entry.taught is None:
+        return None
+    taught = read_label(entry.taught, None)
+    return (taught.flip(-1) if entry.mirrored else taught).to(torch.uint8)
 
 
 def _read_label(entry: Entry, row: DatasetRow | None) -> Tensor:
@@ -238,13 +250,15 @@ def counted_from_1(classes: int) -> str:
 
 def collate(items: Sequence[Item]) -> Batch:
     """Items of one size as a Batch. Where only some have a label, the others get the ignore id everywhere."""
-    visible, infrared, labels, present, ids, masks = zip(*items, strict=True)
+    visible, infrared, labels, present, ids, masks, taught = zip(*items, strict=True)
     size = visible[0].shape[-2:]
-    label, covered = None, None
-    if any(item is not None for item in labels):
-        blank = torch.full(size, IGNORE, dtype=torch.long)
-        label = torch.stack([blank if item is None else item for item in labels])
+    covered = None
+    blank = torch.full(size, IGNORE, dtype=torch.long)
+    label, lesson = (
+        torch.stack([blank if item is None else item for item in maps]) if any(m is not None for m in maps) else None
+        for maps in (labels, taught)
+    )
     if any(item is not None for item in masks):
         everywhere = torch.ones(2, *size, dtype=torch.bool)
         covered = torch.stack([everywhere if item is None else item for item in masks])
-    return Batch(torch.stack(visible), torch.stack(infrared), label, torch.stack(present), list(ids), covered)
+    return Batch(torch.stack(visible), torch.stack(infrared), label, torch.stack(present), list(ids), covered, lesson)

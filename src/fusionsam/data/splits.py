@@ -36,6 +36,8 @@ class Entry:
     """Of data.extra_pairs: drawn by its share, counted nowhere."""
     sequence: str | None = None
     """The recording it is a frame of, where a manifest says so."""
+    taught: Path | None = None
+    """Label map of a teacher's classes (data.teacher_labels)."""
 
 
 def held_out(id: str) -> bool:

@@ -44,6 +44,7 @@ class Views(NamedTuple):
     infrared: tv_tensors.Image
     mask: tv_tensors.Mask  # the label
     covered: Tensor | None  # bool (2,H,W)
+    taught: tv_tensors.Mask | None = None  # a teacher's label
 
 
 class TrainTransform:
@@ -65,7 +66,7 @@ class TrainTransform:
         views = self._geometry(sample, generator)
         if other is not None and _chance(generator, config.paste):
             views = self._paste(views, other, generator)
-        visible, infrared, mask, covered = views
+        visible, infrared, mask, covered, taught = views
         present = torch.tensor([sample.visible is not None, sample.infrared is not None])
         if config.shift:
             infrared, covered = _shifted(infrared, covered, config.shift, generator)
@@ -90,7 +91,8 @@ class TrainTransform:
         light = light if present[0] else torch.zeros_like(light)
         heat = heat if present[1] else torch.zeros_like(heat)
         label = None if sample.label is None else mask.as_subclass(Tensor).long()
-        return Item(light, heat, label, present, sample.id, covered)
+        lesson = None if taught is None else taught.as_subclass(Tensor).long()
+        return Item(light, heat, label, present, sample.id, covered, lesson)
 
     def _geometry(self, sample: Sample, generator: torch.Generator) -> Views:
         """Resize, crop and flip with one draw; uint8 in, uint8 out, all of size config.crop."""
@@ -127,11 +129,17 @@ class TrainTransform:
         covered = None
         if sample.covered is not None:  # what lies outside of the source is black in both, as of pairs without a mask
             covered = moved(tv_tensors.Mask(sample.covered.to(torch.uint8)), nearest=True, outside=1)
+        label, taught = (
+            None if ids is None else tv_tensors.Mask(moved(tv_tensors.Mask(ids)[None], nearest=True, outside=IGNORE)[0])
+            for ids in (mask, sample.taught)
+        )
+        assert label is not None
         return Views(
             tv_tensors.Image(moved(tv_tensors.Image(visible), nearest=False)),
             tv_tensors.Image(moved(tv_tensors.Image(infrared), nearest=False)),
-            tv_tensors.Mask(moved(tv_tensors.Mask(mask)[None], nearest=True, outside=IGNORE)[0]),
+            label,
             None if covered is None else covered.as_subclass(Tensor).bool(),
+            taught,
         )
 
     def _corner(self, sample: Sample, size: list[int], generator: torch.Generator) -> tuple[int, int]:
@@ -176,12 +184,15 @@ class TrainTransform:
             torch.where(where, new.as_subclass(Tensor), old.as_subclass(Tensor))
             for old, new in zip(target[:3], source[:3], strict=True)
         )
+        taught = target.taught  # a teacher looked at the scene without the object
+        if taught is not None:
+            taught = tv_tensors.Mask(taught.as_subclass(Tensor).masked_fill(where, IGNORE))
         covered = target.covered
         if target.covered is not None or source.covered is not None:
             whole = torch.ones(2, *where.shape, dtype=torch.bool)
             old, new = (whole if views.covered is None else views.covered for views in (target, source))
             covered = torch.where(where, new, old)
-        return Views(tv_tensors.Image(visible), tv_tensors.Image(infrared), tv_tensors.Mask(mask), covered)
+        return Views(tv_tensors.Image(visible), tv_tensors.Image(infrared), tv_tensors.Mask(mask), covered, taught)
 
 
 def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:

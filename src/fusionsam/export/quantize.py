@@ -170,8 +170,9 @@ def encoder_nodes(path: Path) -> dict[str, str]:
 
 def feed(entry: Entry) -> dict[str, Array]:
     """One pair as the exported model takes it; an absent image as zeros, marked in `present`."""
-    visible, infrared, _, present, _, _ = eval_transform(read_sample(entry))
-    return {"visible": visible[None].numpy(), "infrared": infrared[None].numpy(), "present": present[None].numpy()}
+    item = eval_transform(read_sample(entry))
+    given = {"visible": item.visible, "infrared": item.infrared, "present": item.present}
+    return {name: tensor[None].numpy() for name, tensor in given.items()}
 
 
 def measure(session: Any, pairs: Sequence[Entry], classes: int) -> JsonObject:

@@ -99,6 +99,8 @@ def _lists(data: DataConfig) -> dict[str, list[Entry]]:
     if line := layout_line(data.dataset, data.root):
         tqdm.write(line, file=sys.stderr)
     row = find(data.dataset, data.class_file)
+    if data.teacher_labels is not None:
+        lists[data.train_split] = _with_teacher(lists[data.train_split], data.teacher_labels)
     for folder, labels in zip_longest(data.extra_pairs, data.extra_labels, fillvalue=""):
         # labels that lie beside them may be of other classes
         extra = [replace(entry, label=None, extra=True) for entry in entries("pairs", folder, "all")]
@@ -129,6 +131,20 @@ def _with_label_maps(pairs: list[Entry], folder: str, row: DatasetRow) -> list[E
                 )
     tqdm.write(f"data.extra_labels: {len(paths)} of {len(pairs)} pairs have a label map in {folder}")
     return [replace(entry, label=paths.get(entry.id)) for entry in pairs]
+
+
+def _with_teacher(pairs: list[Entry], folder: str) -> list[Entry]:
+    """The pairs with a teacher's label maps in `folder`. InputError where not one of them has any."""
+    files = {path.stem: path for path in Path(folder).glob("*.png")}
+    found = [replace(entry, taught=files.get(entry.id)) for entry in pairs]
+    count = sum(entry.taught is not None for entry in found)
+    if not count:
+        raise InputError(
+            f"data.teacher_labels: {folder} has a label map ID.png for none of {len(pairs)} training pairs (first: "
+            f"{pairs[0].id}); give the folder of the maps, or leave it out"
+        )
+    tqdm.write(f"data.teacher_labels: {count} of {len(pairs)} pairs have a label map in {folder}", file=sys.stderr)
+    return found
 
 
 def _aligner(data: DataConfig, lists: dict[str, list[Entry]]) -> Aligner | None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusionsam.config.schema import LossConfig
+from fusionsam.errors import InputError
 from fusionsam.metrics.reconstruction import ssim
 from fusionsam.models.color import luma
 from fusionsam.models.geometry import stand_in, stand_in_where
@@ -84,6 +85,21 @@ def segmentation_loss(logits: Tensor, label: Tensor, config: LossConfig, weights
         pixel = logits.sum() * 0  # cross_entropy is nan where nothing counts
     region = lovasz_loss if config.segmentation == "ce_lovasz" else dice_loss
     return pixel + config.dice_weight * region(logits, label)
+
+
+def teacher_loss(logits: Tensor, taught: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (B,C,h,w) to a teacher's ids int64 (B,H,W), read at each cell's middle; 255 counts
+    nowhere. InputError for an id of C or more."""
+    cells = F.interpolate(taught[:, None].float(), logits.shape[-2:], mode="nearest-exact")[:, 0].long()
+    valid = cells != IGNORE
+    if not bool(valid.any()):
+        return logits.sum() * 0
+    if int(highest := cells[valid].max()) >= logits.shape[1]:
+        raise InputError(
+            f"data.teacher_labels: id {int(highest)}, but data.teacher_classes is {logits.shape[1]}; set it to one "
+            "more than the highest id"
+        )
+    return F.cross_entropy(logits, cells, ignore_index=IGNORE)
 
 
 def prompt_loss(mask_prompt: Tensor, label: Tensor, foreground: list[int]) -> Tensor:

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from fusionsam.config.schema import Config, TrainConfig
+from fusionsam.errors import InputError
 from fusionsam.metrics.segmentation import PROTOCOLS, ConfusionMatrix, iou, plain
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.training.losses import (
@@ -18,9 +19,10 @@ from fusionsam.training.losses import (
     prompt_loss,
     reconstruction_loss,
     segmentation_loss,
+    teacher_loss,
 )
 from fusionsam.training.task import Task, require_finite
-from fusionsam.types import Batch, Output
+from fusionsam.types import Batch, Output, PromptMode
 
 
 def schedule_factor(step: int, total: int, config: TrainConfig) -> float:
@@ -60,18 +62,36 @@ def parameter_groups(network: FusionSAMNetwork, config: TrainConfig) -> list[dic
     return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 
 
-def scheduled_optimizer(network: FusionSAMNetwork, config: TrainConfig, total_steps: int) -> OptimizerLRSchedulerConfig:
-    """Adam or AdamW over the groups of `parameter_groups`, with `schedule_factor` stepped every step, for Lightning."""
+def scheduled_optimizer(
+    network: FusionSAMNetwork, config: TrainConfig, total_steps: int, more: list[nn.Parameter] | None = None
+) -> OptimizerLRSchedulerConfig:
+    """Adam or AdamW over the groups of `parameter_groups` and `more`, new parameters of the training alone, with
+    `schedule_factor` stepped every step, for Lightning."""
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    optimizer = kind(parameter_groups(network, config))
+    groups = parameter_groups(network, config)
+    if more:
+        groups.append({"params": more, "lr": config.lr, "weight_decay": config.weight_decay})
+    optimizer = kind(groups)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule_factor(step, total_steps, config))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _seen_by_teacher_head(network: FusionSAMNetwork) -> int:
+    """Channels of the features that the auxiliary head sees; InputError for a network that has none."""
+    channels = network.head.feature_channels if isinstance(network, FusionSAMNetwork) else 0
+    if not channels:
+        raise InputError(
+            "data.teacher_labels: the classification head sees no level of the image encoder, so a teacher has nothing "
+            "to teach; set model.head.multi_level to true, or leave teacher_labels out"
+        )
+    return channels
 
 
 class SegmentationTask(Task[FusionSAMNetwork]):
     """Joint training of fusion and segmentation (eq. 1), LSTG learning along (stage 2) unless it is frozen.
 
     `total_steps` sets the schedule; `shares` (K) the class weights. The moving average of the weights is validated.
+    With data.teacher_labels an auxiliary head of its own learns from a teacher; it is no part of the network.
     """
 
     monitor = "val/miou"
@@ -85,6 +105,9 @@ class SegmentationTask(Task[FusionSAMNetwork]):
             # before the optimiser picks its parameters
             network.tokenizer.requires_grad_(False)
             network.tokenizer.missing.requires_grad_(True)  # stage 1 never taught these
+        self.teacher_head: nn.Conv2d | None = None
+        if config.data.teacher_labels is not None:
+            self.teacher_head = nn.Conv2d(_seen_by_teacher_head(network), config.data.teacher_classes, 1)
         self.weights: Tensor
         self.register_buffer("weights", class_weights(shares, config.loss.class_weight_power))
         self._clear()
@@ -129,9 +152,19 @@ class SegmentationTask(Task[FusionSAMNetwork]):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One forward and its losses; points and box are left out in a share of the steps."""
         draw = torch.rand(()).item()
-        mode = "none" if draw < self.settings.model.prompts.dropout else None
-        output = self.network(batch.visible, batch.infrared, mode=mode, present=batch.present, covered=batch.covered)
-        terms = self.losses(output, batch)
+        mode: PromptMode | None = "none" if draw < self.settings.model.prompts.dropout else None
+        if self.teacher_head is None or batch.taught is None:
+            output = self.network(
+                batch.visible, batch.infrared, mode=mode, present=batch.present, covered=batch.covered
+            )
+            terms = self.losses(output, batch)
+        else:
+            encoded = self.network.encode(batch.visible, batch.infrared, batch.present, batch.covered)
+            first = self.network.first_pass(encoded, mode=mode)
+            terms = self.losses(self.network.decode(encoded, mode=mode, first=first), batch)
+            assert first.features is not None
+            lesson = teacher_loss(self.teacher_head(first.features), batch.taught)
+            terms["teacher"] = self.settings.loss.teacher_weight * lesson
         total = torch.stack(list(terms.values())).sum()
         require_finite(total, self.global_step, self.settings.train)
         self.log_dict({f"loss/{k}": v.detach() for k, v in terms.items()}, batch_size=len(batch.ids))
@@ -194,4 +227,5 @@ class SegmentationTask(Task[FusionSAMNetwork]):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam or AdamW over learning-rate groups, one schedule for all, stepped every step."""
-        return scheduled_optimizer(self.network, self.settings.train, self.total_steps)
+        more = [] if self.teacher_head is None else list(self.teacher_head.parameters())
+        return scheduled_optimizer(self.network, self.settings.train, self.total_steps, more)

@@ -80,7 +80,7 @@ def see(network: FusionSAMNetwork, data: PairDataset, config: Config) -> list[Se
     device = next(network.parameters()).device
     found = []
     for index in progress_bar(range(number), desc="frozen network", unit="pair"):
-        visible, infrared, label, present, name, covered = stream[index]
+        visible, infrared, label, present, name, covered, _ = stream[index]
         if label is None:
             raise InputError(f"data: {name} has no label, and steering learns from labels alone; leave it out")
         there = None if bool(present.all()) else present[None].to(device)
