@@ -59,11 +59,12 @@ def test_visible_infrared_and_label_move_together(seed, height, width, scale):
     block = torch.zeros(height, width, dtype=torch.uint8)
     top, left = height // 5, width // 3
     block[top : top + height // 3, left : left + width // 4] = 1
-    sample = Sample("x", (block * 255).expand(3, -1, -1), (block * 255)[None], block.long())
+    sample = Sample("x", (block * 255).expand(3, -1, -1), (block * 255)[None], block.long(), taught=block)
     transform = TrainTransform(replace(PLAIN, scale=scale), [1])
-    visible, infrared, label, present, _, _ = transform(sample, _generator(seed))
+    visible, infrared, label, present, _, _, taught = transform(sample, _generator(seed))
     assert tuple(label.shape) == PLAIN.crop
     assert present.all()
+    assert torch.equal(taught, label)
     inside = label == 1
     for image in (visible[0], visible[2], infrared[0]):
         # Nearest and bilinear may differ by half a pixel, at the edge of the block only.
@@ -81,7 +82,7 @@ def test_visible_infrared_and_label_move_together(seed, height, width, scale):
 def test_padding_lies_outside_of_the_image_only():
     sample = Sample("x", torch.full((3, 20, 30), 200, dtype=torch.uint8), None, torch.zeros(20, 30, dtype=torch.long))
     transform = TrainTransform(replace(PLAIN, scale=(1.0, 1.0)), [1])
-    visible, infrared, label, present, _, _ = transform(sample, _generator(0))
+    visible, infrared, label, present, _, _, _ = transform(sample, _generator(0))
     assert int((label == 0).sum()) == 20 * 30
     assert int((visible[0] > 0).sum()) == 20 * 30
     assert present.tolist() == [True, False]
@@ -113,7 +114,7 @@ def test_dropped_modalities_are_zero_and_as_frequent_as_configured():
     transform = TrainTransform(replace(PLAIN, crop=(17, 19), modality_dropout=0.2, photometric=1.0), [1])
     generator, gone = _generator(0), torch.zeros(2)
     for _ in range(600):
-        visible, infrared, _, present, _, _ = transform(sample, generator)
+        visible, infrared, _, present, _, _, _ = transform(sample, generator)
         assert present[0] or not visible.any()
         assert present[1] or not infrared.any()
         gone += ~present
@@ -153,16 +154,17 @@ def test_rare_crops_hold_the_rare_class():
     assert all((transform(Sample("x", image, None, label), _generator(seed))[2] == 5).any() for seed in range(40))
 
 
-def test_pasting_changes_all_three_arrays_at_the_same_pixels():
+def test_pasting_changes_all_three_arrays_at_the_same_pixels_and_a_teacher_knows_nothing_there():
     flat = torch.full((3, 61, 83), 100, dtype=torch.uint8)
-    target = Sample("a", flat, flat[:1], torch.zeros(61, 83, dtype=torch.long))
+    target = Sample("a", flat, flat[:1], torch.zeros(61, 83, dtype=torch.long), taught=flat[0])
     label = torch.zeros(61, 83, dtype=torch.long)
     label[20:31, 40:57] = 3
     source = Sample(
         "b", torch.where(label == 3, 110, flat).byte(), torch.where(label == 3, 120, flat[:1]).byte(), label
     )
     transform = TrainTransform(replace(PLAIN, scale=(1.0, 1.0), paste=1.0), [3])
-    visible, infrared, mask, _, _, _ = transform(target, _generator(1), source)
+    visible, infrared, mask, _, _, _, taught = transform(target, _generator(1), source)
+    assert torch.equal(taught == IGNORE, mask == 3)
     assert int((mask == 3).sum()) == 11 * 17
     assert torch.equal(visible[0] > 105 / 255, mask == 3)
     assert torch.equal(infrared[0] > 105 / 255, mask == 3)
@@ -197,7 +199,7 @@ def test_shift_moves_infrared_by_no_more_than_asked():
     transform = TrainTransform(replace(PLAIN, scale=(1.0, 1.0), shift=4, flip=0.0), [1])
     moved = set()
     for seed in range(60):
-        visible, infrared, label, _, _, _ = transform(sample, _generator(seed))
+        visible, infrared, label, _, _, _, _ = transform(sample, _generator(seed))
         assert label is None
         delta = (infrared[0].nonzero()[0] - visible[0].nonzero()[0]).tolist()
         assert max(map(abs, delta)) <= 4
@@ -285,7 +287,7 @@ def test_class_shares_are_label_pixels(scenes):
 
 def test_evaluation_keeps_pixels_and_collate_marks_missing_labels(scenes):
     sample = scenes[1]
-    visible, infrared, label, present, _, _ = eval_transform(sample)
+    visible, infrared, label, present, _, _, _ = eval_transform(sample)
     torch.testing.assert_close(visible * 255, sample.visible.float())
     assert torch.equal(label, sample.label)
     batch = collate([Item(visible, infrared, label, present, "a"), Item(visible, infrared, None, present, "b")])

@@ -12,6 +12,7 @@ from skimage.metrics import structural_similarity
 from torch.nn import functional as F
 
 from fusionsam.config.schema import Config, LossConfig, TrainConfig
+from fusionsam.errors import InputError
 from fusionsam.training.losses import (
     IGNORE,
     class_weights,
@@ -26,6 +27,7 @@ from fusionsam.training.losses import (
     reconstruction_loss,
     segmentation_loss,
     ssim,
+    teacher_loss,
 )
 from fusionsam.training.segmentation_task import SegmentationTask
 from fusionsam.types import Batch
@@ -342,3 +344,17 @@ def test_a_frozen_tokenizer_stays_and_its_losses_are_left_out(make_debug):
         assert learning == {"missing"} if freeze else len(learning) > 1
         assert network.tokenizer.training is not freeze
     assert names[0] - names[1] == {"commitment", "reconstruction"}
+
+
+def test_a_teacher_is_followed_where_it_is_sure():
+    """Logits on a grid of 2 x 2 cells of 3 x 3 pixels: the id of a cell is that of its middle pixel."""
+    taught = torch.full((1, 6, 6), IGNORE)
+    taught[0, 1, 1], taught[0, 4, 4], taught[0, 0, 5] = 2, 0, 1  # the last is no middle of a cell
+    logits = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    assert float(teacher_loss(logits, taught).detach()) == pytest.approx(math.log(3))
+    (slope,) = torch.autograd.grad(teacher_loss(logits, taught), logits)
+    assert slope[0, 2, 0, 0] < 0 < slope[0, 0, 0, 0]
+    assert not slope[0, :, 0, 1].any()
+    assert float(teacher_loss(logits.detach(), torch.full((1, 6, 6), IGNORE))) == 0
+    with pytest.raises(InputError, match=r"^data\.teacher_labels: id 2, but data\.teacher_classes is 2; set it to"):
+        teacher_loss(logits[:, :2], taught)

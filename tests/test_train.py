@@ -610,6 +610,23 @@ def test_extra_pairs_that_would_teach_nothing_are_refused(scenes: Path, tmp_path
     assert line["step"] == len((scenes / "train.txt").read_text().split())  # and an epoch counts the others
 
 
+def test_a_teacher_of_other_classes_is_learned_and_does_not_ship(
+    scenes: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taught = tmp_path / "taught"
+    settings = (f"--data.teacher_labels={taught}", "--data.teacher_classes=3")
+    with pytest.raises(InputError, match=r"^data\.teacher_labels: .*taught has a label map ID\.png for none of \d+"):
+        run(scenes, tmp_path / "run", *settings)
+    first = (scenes / "train.txt").read_text().split()[0]
+    write_png(taught / f"{first}.png", torch.full((96, 128), 2, dtype=torch.uint8))
+    out = run(scenes, tmp_path / "run", *settings)
+    assert "data.teacher_labels: 1 of " in capsys.readouterr().err
+    rows = list(csv.DictReader((out / "logs" / "csv" / "metrics.csv").open()))
+    assert any(float(row["loss/teacher"] or 0) > 0 for row in rows)
+    assert results(out)[1].keys() == results(unbroken)[1].keys()
+    run(scenes, out, *settings, resume=True)  # a finished run with the auxiliary head in its last.ckpt
+
+
 def test_a_damaged_checkpoint_is_one_sentence(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match=r"last.ckpt: cannot be resumed from"):

@@ -1,13 +1,13 @@
-"""Label maps of two networks that know streets, for `data.teacher_labels`: ID.png with Cityscapes' 19 classes (0 to 18),
-kerbs (19), and 255 where neither is sure.
+"""Label maps of two networks that know streets, for `data.teacher_labels`: ID.png with Cityscapes' 19 classes (ids 0
+to 18), kerbs (19), and 255 where neither is sure.
 
     pip install ai-edge-litert openvino
-    python experiments/teacher/labels.py --images FOLDER --ids train_day.txt --streets FILE.tflite --kerbs FILE.xml --out FOLDER
+    python experiments/teacher/labels.py --images FOLDER --ids train_day.txt \\
+        --streets FILE.tflite --kerbs FILE.xml --out FOLDER
 
-streets: deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite of github.com/google-coral/test_data (Apache-2.0). kerbs:
-road-segmentation-adas-0001.xml of Open Model Zoo (Apache-2.0). Both were trained on pictures taken by day: a list of
-such pairs is what they should see. Each looks at a picture and its mirror image; the first sees both ends of it, as it
-takes squares alone.
+--streets: deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite of github.com/google-coral/test_data (Apache-2.0);
+--kerbs: road-segmentation-adas-0001.xml of Open Model Zoo (Apache-2.0). Both learned from pictures taken by day, so
+give a list of such pairs. Each sees a picture and its mirror image; the first takes squares, and sees both ends.
 """
 
 import argparse
