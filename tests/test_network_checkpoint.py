@@ -350,7 +350,7 @@ def test_halfway_is_the_mean_of_start_and_end_and_new_parts_count_as_they_began(
     save_checkpoint(tmp_path / "start", start, {})
     save_checkpoint(tmp_path / "end", end, {"step": 9, "val": {"val/miou": 3}, "calibration": {}, "class_offsets": {}})
     middle, card = load_network(interpolate(tmp_path / "start", tmp_path / "end", tmp_path / "middle"))
-    assert (card["step"], card["halfway_from"]) == (9, str(tmp_path / "start"))
+    assert (card["step"], card["interpolated_from"], card["share"]) == (9, str(tmp_path / "start"), 0.5)
     assert not {"val", "calibration", "class_offsets"} & card.keys()  # they were of other weights
     first, last, mean = (network.state_dict() for network in (start, end, middle))
     stem = "image_encoder.{}.conv_stem.weight"
@@ -361,6 +361,11 @@ def test_halfway_is_the_mean_of_start_and_end_and_new_parts_count_as_they_began(
         mean[stem.format("thermal")], (first[stem.format("backbone")] + last[stem.format("thermal")]) / 2
     )
     torch.testing.assert_close(mean["image_encoder.inject.0.weight"], last["image_encoder.inject.0.weight"] / 2)
+    nearer, _ = load_network(interpolate(tmp_path / "start", tmp_path / "end", tmp_path / "nearer", share=0.25))
+    inject = "image_encoder.inject.0.weight"
+    torch.testing.assert_close(nearer.state_dict()[inject], last[inject] / 4)
+    with pytest.raises(InputError, match=r"share: 1\.5, expected a number from 0 to 1"):
+        interpolate(tmp_path / "start", tmp_path / "end", tmp_path / "none", share=1.5)
     far = make_debug(lambda c: (setattr(c, "encoder", timm_kind), setattr(c.fusion, "picture_dilations", (2, 4))))
     last = far.picture_head.context[-1].weight.detach().normal_()
     save_checkpoint(tmp_path / "far", far, {})

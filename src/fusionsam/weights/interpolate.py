@@ -1,4 +1,4 @@
-"""Weight interpolation: the mean of a fine-tuned checkpoint and the one it started from."""
+"""Weight interpolation: between a fine-tuned checkpoint and the one it started from."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from fusionsam.weights.checkpoint import load_network, read_checkpoint, save_che
 from fusionsam.weights.ship import with_fingerprints
 
 
-def interpolate(start: str | Path, end: str | Path, folder: str | Path) -> Path:
-    """The mean of a fine-tuned checkpoint's weights and those it started from (WiSE-FT, arXiv 2109.01903, with a half):
-    often better than both, and on disturbed images as well. What `start` did not have counts as fine-tuning began it;
-    an LSTG that `end` had from elsewhere stays, and so does a head of another kind. Fingerprints and card are those of
-    `end`, less what was measured on it. InputError if `end` cannot have started from `start`, or has other classes."""
+def interpolate(start: str | Path, end: str | Path, folder: str | Path, share: float = 0.5) -> Path:
+    """The weighted mean of a fine-tuned checkpoint's weights (`share`) and those it started from (WiSE-FT, arXiv
+    2109.01903): often better than both, and on disturbed images as well. What `start` did not have counts as
+    fine-tuning began it; an LSTG that `end` had from elsewhere stays, and so does a head of another kind. Fingerprints
+    and card are those of `end`, less what was measured on it. InputError if `end` cannot have started from `start`, or
+    has other classes, and for another share."""
+    if not 0 <= share <= 1:
+        raise InputError(f"share: {share}, expected a number from 0 to 1")
     network, card = load_network(end, calibrated=False)
     origin = read_checkpoint(end)[1]
     begun = FusionSAMNetwork(network.config)
@@ -32,7 +35,9 @@ def interpolate(start: str | Path, end: str | Path, folder: str | Path) -> Path:
     middle = begun.state_dict()
     for name, tensor in network.state_dict().items():
         kept = not tensor.is_floating_point() or (stays and name.startswith(stays))
-        middle[name] = tensor if kept else tensor.lerp(middle[name], 0.5)
+        middle[name] = tensor if kept else tensor.lerp(middle[name], 1 - share)
     network.load_state_dict(middle)
     told = {key: value for key, value in card.items() if key not in ("name", "val")}  # val is of `end`
-    return with_fingerprints(end, save_checkpoint(folder, network, {**told, "halfway_from": str(start)}))
+    return with_fingerprints(
+        end, save_checkpoint(folder, network, {**told, "interpolated_from": str(start), "share": share})
+    )
