@@ -1,5 +1,5 @@
-"""Two pictures of the documentation: `python examples/panel.py` draws docs/panel.png and docs/reconstruction.png from
-the synthetic pairs."""
+"""Three pictures of the documentation: `python examples/panel.py` draws docs/panel.png, docs/reconstruction.png and
+docs/conditions.png from the synthetic pairs."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusionsam import FusionSAM
 from fusionsam.evaluation.reconstruct import error_map
+from fusionsam.evaluation.robustness import disturb
 from fusionsam.inference.render import side_by_side
 from fusionsam.metrics.reconstruction import psnr, rebuild
 
@@ -17,6 +18,19 @@ from fusionsam.metrics.reconstruction import psnr, rebuild
 def as_picture(image: Tensor) -> np.ndarray:
     """(1,C,H,W) in [0,1] -> uint8 (H,W,3)."""
     return (255 * image.clamp(0, 1)).round().byte()[0].expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+CONDITIONS = ("full", "objects a third as large", "coarse infrared", "black-hot infrared", "infrared shifted 16 px")
+
+
+def disturbed(model: FusionSAM, visible: Tensor, infrared: Tensor, name: str) -> list[tuple[str, np.ndarray]]:
+    """What the checkpoint makes of (1,3,H,W) and (1,1,H,W) under each of CONDITIONS."""
+    found = []
+    for condition in CONDITIONS:
+        light, heat = (as_picture(image[None]) for image in disturb(condition, visible[0], infrared[0], name))
+        out = model.predict(light, heat[:, :, 0])
+        found += [(f"{name}: {condition}", np.asarray(out.overlay()))]
+    return found
 
 
 def save(panels: list[tuple[str, np.ndarray]], columns: int, name: str) -> None:
@@ -28,7 +42,7 @@ def save(panels: list[tuple[str, np.ndarray]], columns: int, name: str) -> None:
 if __name__ == "__main__":
     root = Path(__file__).parent
     model = FusionSAM.from_pretrained("tiny")
-    panels, rebuilt_panels = [], []
+    panels, rebuilt_panels, conditions = [], [], []
     for name in ("day", "night"):
         paths = [root / "pairs" / folder / f"{name}.png" for folder in ("visible", "infrared")]
         out = model.predict(*paths)
@@ -36,7 +50,9 @@ if __name__ == "__main__":
         legend = np.asarray(out.overlay())
         titles = (f"visible, {name}", "infrared", "fused", "classes")
         panels += list(zip(titles, [*pictures, out.fused, legend], strict=True))
-        for index, image in enumerate(model.preprocess(*paths)):
+        images = model.preprocess(*paths)
+        conditions += disturbed(model, *images, name)
+        for index, image in enumerate(images):
             assert image is not None
             with torch.no_grad():
                 rebuilt, _ = rebuild(model.network.tokenizer, index, image)
@@ -48,3 +64,4 @@ if __name__ == "__main__":
             ]
     save(panels, 4, "panel.png")
     save(rebuilt_panels, 6, "reconstruction.png")
+    save(conditions, 5, "conditions.png")
