@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fusionsam.config.load import as_yaml, differences, read_settings
 from fusionsam.config.schema import Config, TrainConfig, to_dict
+from fusionsam.data.dataset import PairDataset
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.loader import class_shares
 from fusionsam.errors import InputError
@@ -32,6 +33,8 @@ from fusionsam.types import SMALLEST
 from fusionsam.weights import pretrained as foreign
 from fusionsam.weights.build import build_network
 from fusionsam.weights.checkpoint import Card, commit, locate
+
+Stage = SegmentationTask | TokenizerTask | SteeringTask
 
 SETTINGS = "settings.yaml"
 # where and how often, not what: these may differ when a run is resumed
@@ -178,12 +181,8 @@ def open_trainer(train: TrainConfig, steps: int, **more: Any) -> L.Trainer:
         ) from None
 
 
-def train(config: Config, resume: bool = False, command: str = "") -> Path:
-    """Run (or with `resume` continue) the training that `config` describes; returns the folder it wrote into.
-
-    `out/best` and `out/final` are checkpoint folders, `out/last.ckpt` is what resume continues from, `out/logs` holds
-    CSV and TensorBoard logs. Raises InputError for bad settings or data.
-    """
+def _require_place(config: Config, resume: bool) -> None:
+    """InputError for folders without a name, and where train.out holds another run, or none to resume."""
     for key, given in (("train.out", config.train.out), ("data.root", config.data.root)):
         if not given.strip():
             raise InputError(f"{key}: is empty, as of an unset shell variable; give a folder")
@@ -195,59 +194,100 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
         raise InputError(f"{kept}: holds the weights of another run, which would be lost; choose another train.out")
     if resume and not last.exists():
         raise InputError(f"{out}: has no {LAST} to resume from; start without --resume")
-    stage_1 = config.train.stage == "tokenizer"
-    steers = config.train.stage == "steering"
-    if steers:
+
+
+def _require_settings(config: Config) -> None:
+    """InputError for settings that contradict one another, or the stage of the run."""
+    stage, model = config.train.stage, config.model
+    if stage == "steering":
         require_steering(config)
-    elif config.model.steering.width:
+    elif model.steering.width:
         raise InputError(
-            f"model.steering.width: {config.model.steering.width}, but train.stage is {config.train.stage}; "
+            f"model.steering.width: {model.steering.width}, but train.stage is {stage}; "
             "steering is trained afterwards, by train.stage steering; set it to 0"
         )
-    if config.train.freeze_tokenizer and stage_1:
+    if config.train.freeze_tokenizer and stage == "tokenizer":
         raise InputError("train.freeze_tokenizer: there is nothing else to train in stage tokenizer; set it to false")
-    if stage_1:
+    if stage == "tokenizer":
         _require_crop_of_stage_1(config)
     elif min(config.data.crop) < SMALLEST:
         raise InputError(
             f"data.crop: {tuple(config.data.crop)}, expected at least {SMALLEST} a side in stage 2; enlarge it"
         )
-    model = config.model
     if config.train.freeze_tokenizer and not (model.tokenizer_weights or model.start_from):
         raise InputError(
             "train.freeze_tokenizer: true, but LSTG would stay random; give model.tokenizer_weights (a checkpoint of "
             "stage 1, or tiny) or model.start_from, or set it to false"
         )
-    train_set, val_set = open_unlabelled(config) if stage_1 else open_data(config)
+
+
+def _open_pairs(config: Config) -> tuple[PairDataset, PairDataset]:
+    """The pairs to train and to validate on. InputError for pairs that could teach nothing."""
+    if config.train.stage == "tokenizer":
+        return open_unlabelled(config)
+    train_set, val_set = open_data(config)
     alone = [entry.id for entry in train_set.entries if entry.label is None]
-    if alone and not stage_1 and not config.loss.fusion_weight:
+    if alone and not config.loss.fusion_weight:
         raise InputError(
             f"data.train_split, data.extra_pairs: {len(alone)} pairs without a label map (first: {alone[0]}) teach "
             "fusion alone in stage 2, and loss.fusion_weight is 0; take them away, or give labels (data.extra_labels)"
         )
+    return train_set, val_set
+
+
+def _task(
+    config: Config, train_set: PairDataset, val_set: PairDataset, steps: int, resume: bool, card: Card
+) -> tuple[Stage, PairData | SteeringData, Card]:
+    """What the stage of the run learns, from which data, and the card of its checkpoints."""
+    if config.train.stage == "steering":
+        network, base = steered_network(config)
+        data = SteeringData(config, network, train_set, val_set, steps)
+        return SteeringTask(network, config, steps), data, {**base, STEERING: card}
+    if config.train.stage == "tokenizer":
+        pairs = PairData(_without_labels(config), train_set, val_set, steps)
+        return tokenizer_task(config, steps), pairs, card
+    network = build_network(config.model, to_train=not resume)
+    task = SegmentationTask(network, config, steps, class_shares(train_set))
+    return task, PairData(config, train_set, val_set, steps), card
+
+
+def _fit(trainer: L.Trainer, task: Stage, data: PairData | SteeringData, best: BestWeights, last: Path | None) -> None:
+    """Train, from the checkpoint `last` on where one is given, and validate at the end; KeyboardInterrupt at Ctrl+C."""
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
+        # the end of the schedule where validate_every does not divide it, and a finished run that was resumed
+        if best.validated != trainer.global_step or not any(k.startswith("val/") for k in trainer.callback_metrics):
+            trainer.validate(task, datamodule=data, verbose=False)
+    except SystemExit as ended:
+        if ended.code == 1:  # Lightning's answer to Ctrl+C
+            raise KeyboardInterrupt from None
+        raise
+
+
+def train(config: Config, resume: bool = False, command: str = "") -> Path:
+    """Run (or with `resume` continue) the training that `config` describes; returns the folder it wrote into.
+
+    `out/best` and `out/final` are checkpoint folders, `out/last.ckpt` is what resume continues from, `out/logs` holds
+    CSV and TensorBoard logs. Raises InputError for bad settings or data.
+    """
+    _require_place(config, resume)
+    _require_settings(config)
+    out = Path(config.train.out)
+    stage_1 = config.train.stage == "tokenizer"
+    train_set, val_set = _open_pairs(config)
     earlier = [locate(source) for source in (config.model.start_from, config.model.tokenizer_weights) if source]
     refuse_seen(config, val_set.entries, earlier)
     _keep_settings(out, config, resume)
     learnt = [entry for entry in train_set.entries if stage_1 or (entry.label is not None and not entry.extra)]
     steps = total_steps(config, len(learnt))  # extra pairs of stage 2 are a share of the steps, they make none
     L.seed_everything(config.train.seed, verbose=False)
-    task: SegmentationTask | TokenizerTask | SteeringTask
     card: Card = {"command": command, "commit": commit(), "seed": config.train.seed, "config": to_dict(config)}
-    data: PairData | SteeringData = PairData(_without_labels(config) if stage_1 else config, train_set, val_set, steps)
-    if steers:
-        network, base = steered_network(config)
-        card = {**base, STEERING: card}
-        task = SteeringTask(network, config, steps)
-        data = SteeringData(config, network, train_set, val_set, steps)
-    elif stage_1:
-        task = tokenizer_task(config, steps)
-    else:
-        task = SegmentationTask(
-            build_network(config.model, to_train=not resume), config, steps, class_shares(train_set)
-        )
+    task, data, card = _task(config, train_set, val_set, steps, resume, card)
     seen = of_training(train_set, earlier)
     pairs = pairs_digest(seen, train_set, val_set)
-    best = BestWeights(out, card, seen, pairs, config.train.checkpoint_minutes, STEERING if steers else "")
+    inside = STEERING if config.train.stage == "steering" else ""
+    best = BestWeights(out, card, seen, pairs, config.train.checkpoint_minutes, inside)
+    rates = [] if stage_1 else [LearningRateMonitor("step")]
     trainer = open_trainer(
         config.train,
         steps,
@@ -256,22 +296,10 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
             CSVLogger(out, name="logs", version=_session(out / "logs")),
             TensorBoardLogger(out, name="logs", version="tensorboard"),
         ],
-        callbacks=[
-            best,
-            SameOnAllDevices(),
-            *([] if stage_1 else [LearningRateMonitor("step")]),
-            step_bar(steps),
-        ],
+        callbacks=[best, SameOnAllDevices(), *rates, step_bar(steps)],
     )
-    try:
-        trainer.fit(task, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
-        # the end of the schedule where validate_every does not divide it, and a finished run that was resumed
-        if best.validated != trainer.global_step or not any(k.startswith("val/") for k in trainer.callback_metrics):
-            trainer.validate(task, datamodule=data, verbose=False)
-    except SystemExit as ended:
-        if ended.code == 1:  # Lightning's answer to Ctrl+C
-            raise KeyboardInterrupt from None
-        raise
+    last = out / LAST
+    _fit(trainer, task, data, best, last if resume else None)
     trainer.save_checkpoint(last, weights_only=False)
     if trainer.is_global_zero:
         best.save(trainer, task, out / "final")
