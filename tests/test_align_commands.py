@@ -145,7 +145,7 @@ class TestDemo:
     def test_an_upload_is_aligned_and_a_drawn_pair_is_not(
         self, model: FusionSAM, cameras: Path, tmp_path: Path
     ) -> None:
-        from fusionsam.page.layout import Handlers
+        from fusionsam.page.handlers import Handlers
 
         ask, rig = Handlers(model, tmp_path), Aligner(read_rig(cameras / "rig.json"), "rig.json")
         page: Any = SimpleNamespace(session_hash="p")
@@ -162,7 +162,7 @@ class TestDemo:
         assert "infrared covers" not in status
 
     def test_other_cameras_are_refused_in_one_line(self, model: FusionSAM, cameras: Path, tmp_path: Path) -> None:
-        from fusionsam.page.layout import Handlers
+        from fusionsam.page.handlers import Handlers
 
         ask, rig = Handlers(model, tmp_path), Aligner(read_rig(cameras / "rig.json"), "rig.json")
         page: Any = SimpleNamespace(session_hash="p")

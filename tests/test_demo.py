@@ -19,7 +19,7 @@ from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.page.layout import WAITING, Handlers, Turns
+from fusionsam.page.handlers import WAITING, Handlers, Turns
 from fusionsam.page.session import MOST, PairSession, picked, read_pair
 from fusionsam.page.views import complaint, marks, write_files
 from fusionsam.types import Prompts

@@ -146,9 +146,9 @@ class InteractivePair:
     def encoded(self, on: Picture) -> Encoded:
         """The embedding of the picture `on` for `sam.mask`, made now unless it is there or on its way. InputError where
         the pair has no such picture, or it cannot be encoded."""
-        if on not in self.pictures:
-            there = ", ".join(self.pictures)
-            raise InputError(f"on {on!r}: this pair has no such picture; choose one of {there}")
+        there = tuple(self.pictures)
+        if on not in there:  # not asked of the dictionary: what comes from JSON may have no hash
+            raise InputError(f"on {on!r}: this pair has no such picture; choose one of {', '.join(there)}")
         with self._lock:
             waiting = self._encoded.get(on)
             if waiting is None:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
+from gradio.components import Component
+from gradio.events import Dependency
 
 from fusionsam.alignment.apply import Aligner
 from fusionsam.errors import InputError
@@ -60,7 +61,7 @@ class AlignHandlers:
     mine: Callable[[gr.Request], Path]
     """Folder of a page's downloads."""
 
-    def begin(self, visible: str | None, infrared: str | None, rig: Aligner | None) -> list[Any]:
+    def begin(self, visible: str | None, infrared: str | None, rig: Aligner | None) -> list[object]:
         """Take the uploaded pair as it is: [aligning, line, visible, infrared, edges]."""
         try:
             one, two = read_uploads(visible, infrared)
@@ -72,7 +73,7 @@ class AlignHandlers:
             return [None, complaint(error), "", "", ""]
 
     @staticmethod
-    def answer(aligning: Aligning) -> list[Any]:
+    def answer(aligning: Aligning) -> list[object]:
         """How it stands."""
         with aligning.lock:
             try:
@@ -85,7 +86,7 @@ class AlignHandlers:
             over = gr.skip() if edges is None else stage(edges, aligning.sizes[0], "", "Edges")
             return [line, *stages, over]
 
-    def change(self, aligning: Aligning | None, act: Callable[[Aligning], object]) -> list[Any]:
+    def change(self, aligning: Aligning | None, act: Callable[[Aligning], object]) -> list[object]:
         """The answer after `act`, or its complaint beside the old pictures."""
         if aligning is None:
             return [complaint(InputError("align: take a pair first")), *[gr.skip()] * 3]
@@ -96,36 +97,36 @@ class AlignHandlers:
         except InputError as error:
             return [complaint(error), *[gr.skip()] * 3]
 
-    def visible(self, aligning: Aligning | None, event: gr.EventData) -> list[Any]:
+    def visible(self, aligning: Aligning | None, event: gr.EventData) -> list[object]:
         """A point in the visible picture."""
         return self._point("visible", aligning, event)
 
-    def infrared(self, aligning: Aligning | None, event: gr.EventData) -> list[Any]:
+    def infrared(self, aligning: Aligning | None, event: gr.EventData) -> list[object]:
         """A point in the infrared picture."""
         return self._point("infrared", aligning, event)
 
-    def _point(self, kind: Kind, aligning: Aligning | None, event: gr.EventData) -> list[Any]:
+    def _point(self, kind: Kind, aligning: Aligning | None, event: gr.EventData) -> list[object]:
         point = _sent(event).get("point")
         if not isinstance(point, list) or len(point) != 2:
             return [gr.skip()] * 4
         return self.change(aligning, lambda a: a.click(kind, float(point[0]), float(point[1])))
 
-    def key(self, aligning: Aligning | None, event: gr.EventData) -> list[Any]:
+    def key(self, aligning: Aligning | None, event: gr.EventData) -> list[object]:
         """A nudge."""
         sent = _sent(event)
         if "key" not in sent:
             return [gr.skip()] * 4
         return self.change(aligning, lambda a: a.nudge(str(sent["key"]), bool(sent.get("far"))))
 
-    def undo(self, aligning: Aligning | None) -> list[Any]:
+    def undo(self, aligning: Aligning | None) -> list[object]:
         """Without the last point."""
         return self.change(aligning, Aligning.undo)
 
-    def clear(self, aligning: Aligning | None) -> list[Any]:
+    def clear(self, aligning: Aligning | None) -> list[object]:
         """Without points and nudges."""
         return self.change(aligning, Aligning.clear)
 
-    def search(self, aligning: Aligning | None) -> list[Any]:
+    def search(self, aligning: Aligning | None) -> list[object]:
         """Found in the pair itself."""
 
         def act(one: Aligning) -> None:
@@ -134,7 +135,7 @@ class AlignHandlers:
 
         return self.change(aligning, act)
 
-    def use(self, aligning: Aligning | None, request: gr.Request) -> list[Any]:
+    def use(self, aligning: Aligning | None, request: gr.Request) -> list[object]:
         """[rig in use, line, rig.json to download]."""
         try:
             if aligning is None:
@@ -158,9 +159,9 @@ def build(
     ask: AlignHandlers,
     pair: list[gr.File],
     rig: gr.State,
-    reopen: tuple[Callable[..., Any], list[Any], list[Any]],
+    reopen: tuple[Callable[..., list[object]], list[Component], list[Component]],
     shared: JsonObject,
-) -> list[Any]:
+) -> list[Dependency]:
     """The panel, within the page; `reopen` predicts the pair again once a rig is in use. The events that did so."""
     with gr.Accordion("Two cameras that see apart: align them", open=False, elem_id="align"):
         aligning = gr.State(None)

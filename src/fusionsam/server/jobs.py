@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -80,6 +79,9 @@ class Decode:
     cost: int = 0
 
 
+Work = Predict | Encode | Decode
+
+
 class Engine:
     """The one model in memory; called from one thread only, the batcher's."""
 
@@ -90,15 +92,12 @@ class Engine:
         """One small prediction, so that the first request does not pay for lazy initialisation."""
         self([Predict(Images(torch.zeros(3, 64, 64, dtype=torch.uint8), None), "self")])
 
-    def __call__(self, jobs: Sequence[Any]) -> list[Any]:
+    def __call__(self, jobs: Sequence[Work]) -> list[object]:
         """Results in the order of `jobs`, which share one kind and key."""
-        kinds: dict[type, Callable[[Any], list[Any]]] = {
-            Predict: self._predict,
-            Encode: lambda jobs: [self._encode(job) for job in jobs],
-            Decode: lambda jobs: [self._decode(job) for job in jobs],
-        }
         with torch.inference_mode():
-            return kinds[type(jobs[0])](jobs)
+            if alike := [job for job in jobs if isinstance(job, Predict)]:
+                return [*self._predict(alike)]
+            return [self._encode(job) if isinstance(job, Encode) else self._decode(job) for job in jobs]
 
     def _predict(self, jobs: Sequence[Predict]) -> list[Prediction]:
         started = time.perf_counter()
@@ -120,7 +119,8 @@ class Engine:
         session = self.model.encode(job.images.visible, job.images.infrared, job.images.covered)
         return session, replace(session.predict(), seconds=time.perf_counter() - started)
 
-    def _decode(self, job: Decode) -> Prediction:
+    def _decode(self, job: Work) -> Prediction:
+        assert isinstance(job, Decode)
         return job.session.predict(job.prompts)
 
     def _stack(self, images: Sequence[Tensor | None]) -> Tensor | None:

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -26,18 +26,16 @@ from fusionsam.inference.prediction import Prediction
 from fusionsam.io import VERSION
 from fusionsam.server.jobs import Images, Predict
 from fusionsam.server.middleware import error
+from fusionsam.server.service import Service
 from fusionsam.server.uploads import MAX_FIELD, check_sizes, parse_json, prompts_in, read_body
 from fusionsam.types import JsonObject
-
-if TYPE_CHECKING:
-    from fusionsam.server.app import Service
 
 HEADER = "inference-header-content-length"
 """Bytes of JSON at the head of a body whose tensors follow in binary."""
 INPUTS = {"visible": 3, "infrared": 1}
 """Name -> channels; UINT8, or FP32 in [0,1]."""
 OUTPUTS = {"fused": ("UINT8", [-1, 3, -1, -1]), "labels": ("UINT8", [-1, -1, -1]), "confidence": ("FP32", [-1, -1, -1])}
-KINDS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
+KINDS: dict[str, np.dtype[np.generic]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 Array = NDArray[np.uint8] | NDArray[np.float32]
 
 
@@ -178,7 +176,7 @@ def _tensor(item: JsonObject, body: IO[bytes], max_pixels: int) -> tuple[str, Te
     return name, torch.from_numpy(array.reshape(shape))
 
 
-def _of_json(name: str, data: object, dtype: np.dtype[Any], count: int) -> NDArray[np.generic]:
+def _of_json(name: str, data: object, dtype: np.dtype[np.generic], count: int) -> NDArray[np.generic]:
     """Numbers of a (nested) list; none is rounded or wrapped."""
     try:
         found = np.asarray(data)

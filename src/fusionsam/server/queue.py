@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from fusionsam.errors import InputError
 
@@ -33,6 +33,9 @@ class Job(Protocol):
         """Pixels, to bound a batch's memory."""
 
 
+JobT = TypeVar("JobT", bound=Job)
+
+
 class Busy(Exception):
     """All places are taken; `retry_after` is an estimate in whole seconds."""
 
@@ -41,7 +44,7 @@ class Busy(Exception):
         self.retry_after = retry_after
 
 
-class Batcher:
+class Batcher(Generic[JobT]):
     """One worker thread before `run`. `capacity` counts accepted requests, waiting and running; a batch holds at most
     `max_batch` jobs and `max_cost` pixels (one job may exceed it). Work that would wait longer than `patience` seconds,
     as far as one can tell, is refused like work for which there is no place: its answer would come too late.
@@ -49,7 +52,7 @@ class Batcher:
 
     def __init__(
         self,
-        run: Callable[[Sequence[Job]], Sequence[object]],
+        run: Callable[[Sequence[JobT]], Sequence[object]],
         capacity: int = 64,
         max_batch: int = 8,
         max_cost: int = 2**20,
@@ -59,7 +62,7 @@ class Batcher:
         self.capacity, self.max_batch, self.max_cost, self.patience = capacity, max_batch, max_cost, patience
         self.accepted = 0
         self._run, self._observe = run, observe
-        self._line: deque[tuple[Job, Future[object]]] = deque()
+        self._line: deque[tuple[JobT, Future[object]]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._mean_seconds = 0.1  # of one job, smoothed
@@ -98,7 +101,7 @@ class Batcher:
             with self._changed:
                 self.accepted -= 1
 
-    def submit(self, job: Job) -> Future[object]:
+    def submit(self, job: JobT) -> Future[object]:
         """The future result of `job`; cancelling it while it waits takes it out of the line."""
         future: Future[object] = Future()
         with self._changed:
@@ -121,7 +124,7 @@ class Batcher:
 
     # -- the worker's thread -------------------------------------------------------------------------------------
 
-    def _take(self) -> list[tuple[Job, Future[object]]] | None:
+    def _take(self) -> list[tuple[JobT, Future[object]]] | None:
         """The oldest job and those equal to it; None once closed and empty."""
         with self._changed:
             while True:
@@ -131,8 +134,8 @@ class Batcher:
                 if self._closed:
                     return None
                 self._changed.wait()
-            batch: list[tuple[Job, Future[object]]] = []
-            rest: deque[tuple[Job, Future[object]]] = deque()
+            batch: list[tuple[JobT, Future[object]]] = []
+            rest: deque[tuple[JobT, Future[object]]] = deque()
             cost = 0
             for job, future in self._line:
                 # equal to the first that was taken: the one before it in line may have been cancelled meanwhile
@@ -155,7 +158,7 @@ class Batcher:
             if batch:
                 self._answer(batch)
 
-    def _answer(self, batch: list[tuple[Job, Future[object]]]) -> None:
+    def _answer(self, batch: list[tuple[JobT, Future[object]]]) -> None:
         started = time.perf_counter()
         try:
             results = list(self._run([job for job, _ in batch]))

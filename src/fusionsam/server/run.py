@@ -8,7 +8,8 @@ import socket
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from types import FrameType, ModuleType
+from typing import TYPE_CHECKING
 
 from fusionsam.alignment.apply import Aligner
 from fusionsam.alignment.rig import read_rig
@@ -17,6 +18,9 @@ from fusionsam.inference.predictor import FusionSAM
 from fusionsam.server.config import ServeConfig
 from fusionsam.weights.checkpoint import locate
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 TOKEN = "FUSIONSAM_TOKEN"
 RIG = "this server's rig"
 """What answers call it: clients need not know where it lies."""
@@ -24,7 +28,7 @@ DRAIN_SECONDS = 0.5
 """Between the signal and the closing of the port: requests on their way in still get their 503 instead of a reset."""
 
 
-def _app_module() -> Any:
+def _app_module() -> ModuleType:
     try:
         import uvicorn  # noqa: F401
 
@@ -102,12 +106,12 @@ def serve(
     print(f"fusionsam serve: stopped; {answered} of {accepted} accepted requests answered{gone}", flush=True)
 
 
-def run(app: Any, bound: socket.socket, timeout: float, access_log: bool = False) -> None:
+def run(app: FastAPI, bound: socket.socket, timeout: float, access_log: bool = False) -> None:
     """Serve `app` until SIGTERM or SIGINT, then finish what was accepted; a second signal stops at once."""
     import uvicorn
 
     class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: Any) -> None:
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             if app.state.service.draining:
                 self.should_exit = self.force_exit = True
                 return

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -267,7 +267,7 @@ class Workspace:
                 setattr(pair.drawing, key, bool(change[key]))
         return {"box": [0, 0, 0, 0], "object": 0}
 
-    def mask(self, index: int, asked: Mapping[str, Any]) -> JsonObject:
+    def mask(self, index: int, asked: JsonObject) -> JsonObject:
         """Masks by clicks: {"points", "labels", "box", "on", "previous": [token, number]}. InputError as
         `InteractiveSAM.mask`, and for a previous answer that is no longer held."""
         pair = self.pair(index)
@@ -278,8 +278,7 @@ class Workspace:
             if held is None or type(number) is not int or not 0 <= number < len(held):
                 raise InputError("previous: is no longer held; click again without it")
             previous = held[number]
-        on: Any = str(asked.get("on", "fused"))
-        encoded = pair.masks().encoded(on)
+        encoded = pair.masks().encoded(asked.get("on", "fused"))
         answer = self.sam.mask(encoded, asked.get("points"), asked.get("labels"), asked.get("box"), previous)
         token = secrets.token_hex(8)
         with self._lock:
