@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from fusionsam.config.datasets import find
-from fusionsam.data.images import read_label, write_png
+from fusionsam.data.images import write_png
+from fusionsam.data.label_files import read_label
 from fusionsam.data.labelling.drawing import cropped, from_runs
 from fusionsam.data.synthetic.scenes import draw_scene
 

@@ -13,7 +13,9 @@ import tifffile
 import torch
 from PIL import Image, ImageOps
 
-from fusionsam.data.images import image_size, read_infrared, read_label, read_rgbt, read_visible, write_png
+from fusionsam.data.image_files import image_size
+from fusionsam.data.images import read_infrared, read_rgbt, read_visible, write_png
+from fusionsam.data.label_files import read_label
 from fusionsam.data.png16 import read_png16
 from fusionsam.errors import InputError
 

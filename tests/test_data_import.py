@@ -13,7 +13,8 @@ from scipy import ndimage
 from fusionsam.cli.main import main
 from fusionsam.config.datasets import MFNET_CLASSES, MFNET_PALETTE
 from fusionsam.data.dataset import open_labelled_split
-from fusionsam.data.images import read_label, write_png
+from fusionsam.data.images import write_png
+from fusionsam.data.label_files import read_label
 from fusionsam.data.labelling.data_set import READERS, import_labels
 from fusionsam.data.labelling.exchange import Annotated, Region
 from fusionsam.data.labelling.formats import FORMATS

@@ -12,7 +12,7 @@ from fusionsam.alignment.residual import LEAST, residual
 from fusionsam.config.datasets import DatasetRow, find
 from fusionsam.data.dataset import IGNORE, read_sample
 from fusionsam.data.fingerprints import Fingerprints
-from fusionsam.data.images import image_size
+from fusionsam.data.image_files import image_size
 from fusionsam.data.label_faults import absent_classes, label_faults, lossy_labels, unread_folders
 from fusionsam.data.leaks import compare, weigh
 from fusionsam.data.splits import Entry, entries, layout_line

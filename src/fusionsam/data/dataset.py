@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from fusionsam.alignment.apply import Aligner
 from fusionsam.alignment.maker import MakerAligner
 from fusionsam.config.datasets import DatasetRow, find
-from fusionsam.data.images import read_label
 from fusionsam.data.infrared import DEFAULT, InfraredOptions
+from fusionsam.data.label_files import read_label
 from fusionsam.data.pairs import read_pair
 from fusionsam.data.splits import Entry, entries
 from fusionsam.errors import InputError

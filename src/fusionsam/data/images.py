@@ -1,181 +1,25 @@
-"""Reading and writing image files safely. Whatever a file holds, a reader returns the documented array or raises
-InputError with one line; the size in the header is judged before any pixel is decoded."""
+"""Visible and infrared pictures from files and from memory as uint8 arrays of one documented form, and back into PNG.
+InputError in one line for whatever cannot be read."""
 
 from __future__ import annotations
 
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from fusionsam.data.image_files import load, png_bits
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
-from fusionsam.data.png16 import read_png16
 from fusionsam.data.radiometric import is_radiometric, read_radiometric
 from fusionsam.data.stretch import find_range, stretch
-from fusionsam.data.tiff import (
-    MAX_PIXELS,
-    ORIENTATION,
-    SAMPLES,
-    TURNED,
-    TiffHeader,
-    inverted,
-    is_deep,
-    is_tiff,
-    require_bounded,
-    tiff_array,
-    tiff_header,
-    turned,
-)  # fmt: skip
 from fusionsam.errors import InputError
 from fusionsam.io import whole
 from fusionsam.types import Array
-
-HEIC = (".heic", ".heif")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *HEIC)
-"""File names that count as images when folders are listed."""
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
-_BROKEN = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError, struct.error, zlib.error,
-)  # fmt: skip
-
-
-class _Loaded(NamedTuple):
-    """A file's pixels, upright: a PIL image with 8 bits a channel, or the (H,W) or (H,W,C) array of a deeper one."""
-
-    image: Image.Image | Array
-    nodata: float | None = None
-    orientation: int = 1
-
-
-def _formats(path: Path) -> tuple[str, ...]:
-    """What PIL may take the file for; HEIC needs pillow-heif."""
-    if path.suffix.lower() not in HEIC:
-        return _FORMATS
-    try:
-        import pillow_heif
-    except ImportError:
-        raise InputError(f'{path}: HEIC needs pillow-heif; pip install "fusionsam[heic]", or save it as PNG') from None
-    pillow_heif.register_heif_opener()
-    return (*_FORMATS, "HEIF")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _exists(path: Path) -> None:
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, expected an image file; name one file in it")
-    if not path.exists():
-        raise InputError(f"{path}: no such file; check the path")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: is empty (0 bytes), expected an image; fetch the file again")
-
-
-@contextmanager
-def _guarded(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while a file is opened or decoded becomes InputError with one line."""
-    _exists(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning)
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    except InputError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(
-            f"{path}: refused before decoding, limit {MAX_PIXELS} pixels: {_one_line(error)}; reduce or tile the image"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise InputError(
-            f"{path}: is not a readable image, expected PNG, JPEG, TIFF, BMP, WebP or HEIC; convert it, or fetch it "
-            "again"
-        ) from error
-    except PermissionError as error:
-        raise InputError(f"{path}: cannot be read ({_one_line(error)}); check its permissions") from error
-    except _BROKEN as error:
-        raise InputError(f"{path}: damaged or truncated image ({_one_line(error)}); fetch the file again") from error
-
-
-def image_size(path: str | Path, limit: int = MAX_PIXELS, as_infrared: bool = False) -> tuple[int, int]:
-    """(H, W) in pixels as the readers return it (EXIF orientation applied), from the header alone where it is there
-    (a PNG may hold its EXIF behind the pixels, so one within `limit` is decoded). `as_infrared`, a radiometric file has
-    the size of its counts, not of its preview.
-
-    Raises InputError for whatever is not an image within `limit` pixels."""
-    path = Path(path)
-    if as_infrared and is_radiometric(path):
-        height, width = read_radiometric(path).counts.shape
-        return height, width
-    with _guarded(path):
-        tiff = tiff_header(path) if is_tiff(path) else None
-        if tiff is not None and is_deep(tiff.dtype):
-            width, height, orientation = tiff.width, tiff.height, tiff.orientation
-            require_bounded(path, width, height, limit)
-        else:
-            with Image.open(path, formats=_formats(path)) as image:
-                # a TIFF's size is turned by PIL already, any other's is not
-                width, height = (tiff.width, tiff.height) if tiff else image.size
-                require_bounded(path, width, height, limit)
-                orientation = image.getexif().get(ORIENTATION, 1)
-    return (width, height) if orientation in TURNED else (height, width)
-
-
-def _load(path: Path, deep_colour: str = "") -> _Loaded:
-    """An upright picture, 0 black.
-
-    PIL drops the low byte of 16-bit colour, except in TIFFs that `tiff_array` and PNGs that `read_png16` unpacks. With
-    `deep_colour`, the end of the message (expected what, do what), such a file raises InputError."""
-    with _guarded(path):
-        tiff = tiff_header(path) if is_tiff(path) else None
-        nodata = None if tiff is None else tiff.nodata
-        if tiff is not None:
-            require_bounded(path, tiff.width, tiff.height)
-            if is_deep(tiff.dtype) and (array := tiff_array(path, tiff)) is not None:
-                return _Loaded(array, nodata, tiff.orientation)
-        # Not by its path, or PIL maps a TIFF's pixels into memory as rows of the turned width: a torn picture.
-        with path.open("rb") as file, Image.open(file, formats=_formats(path)) as image:
-            require_bounded(path, *image.size)
-            orientation = image.getexif().get(ORIENTATION, 1) if tiff is None else tiff.orientation
-            if image.format == "PNG" and (deep_png := read_png16(path, MAX_PIXELS)) is not None:
-                return _Loaded(turned(deep_png[..., 0] if deep_png.shape[2] == 2 else deep_png, orientation))
-            deep = image.mode.startswith("I") or image.mode == "F"
-            if deep_colour and not deep and _has_low_bytes(path, tiff):
-                raise InputError(f"{path}: a 16-bit file with colour or alpha would lose its low bytes; {deep_colour}")
-            # PIL reads a TIFF whose fourth channel is of no declared meaning as RGB, without that channel.
-            unnamed = image.format == "TIFF" and image.mode == "RGB" and image.getexif().get(SAMPLES) == 4
-            if unnamed and tiff is not None and (array := tiff_array(path, tiff)) is not None:
-                return _Loaded(Image.fromarray(array, "RGBA"))
-            upright = ImageOps.exif_transpose(image)
-        if not deep:
-            return _Loaded(upright, nodata, orientation)
-        # PIL inverts MinIsWhite of 8 bits, but not of more
-        array = np.asarray(upright)
-        return _Loaded(inverted(array) if tiff is not None and tiff.white_is_zero else array, nodata, orientation)
-
-
-def _has_low_bytes(path: Path, tiff: TiffHeader | None) -> bool:
-    """Whether a TIFF or PNG stores more than a byte a channel."""
-    if tiff is not None:
-        return tiff.dtype is not None and tiff.dtype.itemsize > 1
-    return _png_bits(path) == 16
-
-
-def _png_bits(path: Path) -> int | None:
-    """Bits a channel, which a PNG's first chunk tells; None for another file."""
-    with path.open("rb") as file:
-        start = file.read(25)
-    return start[24] if len(start) == 25 and start.startswith(b"\x89PNG") else None
 
 
 def shallow_visible(array: Array) -> NDArray[np.uint8]:
@@ -234,7 +78,7 @@ def read_visible(path: str | Path) -> Tensor:
 def read_visible_facts(path: str | Path) -> tuple[Tensor, dict[str, object]]:
     """`read_visible`, and what was found: the orientation that was applied, bits in use where there are more than 8."""
     path = Path(path)
-    image, _, orientation = _load(path)
+    image, _, orientation = load(path)
     require_no_thermal(path, image)
     facts: dict[str, object] = {} if orientation == 1 else {"orientation": orientation}
     if isinstance(image, Image.Image):
@@ -260,7 +104,7 @@ def read_heat(path: str | Path, options: InfraredOptions = DEFAULT) -> Heat:
     path = Path(path)
     if is_radiometric(path):
         return _radiometric_heat(path, options)
-    image, nodata, orientation = _load(
+    image, nodata, orientation = load(
         path, "expected 8 bits, or 16 in one grey channel; save it as one grey channel or as uncompressed TIFF"
     )
     require_no_thermal(path, image)
@@ -316,8 +160,8 @@ def read_rgbt(path: str | Path) -> tuple[Tensor, Tensor]:
         "expected 4 channels of 8 bits; save it with 8 bits, or for the data set 'pairs' as two files, the thermal one "
         "with one grey channel"
     )
-    image, *_ = _load(path, expected)
-    if not isinstance(image, Image.Image) and _png_bits(path) == 16 and image.dtype == np.uint16:
+    image, *_ = load(path, expected)
+    if not isinstance(image, Image.Image) and png_bits(path) == 16 and image.dtype == np.uint16:
         raise InputError(f"{path}: a 16-bit file with colour or alpha would lose its low bytes; {expected}")
     if not isinstance(image, Image.Image) or image.mode != "RGBA":
         found = (
@@ -329,60 +173,6 @@ def read_rgbt(path: str | Path) -> tuple[Tensor, Tensor]:
         )
     array = np.array(image)
     return _chw(array[:, :, :3]), _chw(array[:, :, 3])
-
-
-def read_label(path: str | Path, palette: Sequence[tuple[int, int, int]] | None = None) -> Tensor:
-    """int64 (H,W) class ids: the value of a grey file (0 is black), the index of a palette file. With `palette` (RGB of
-    each id) colour files are translated too; a colour that is not in it raises InputError, as does a colour file
-    without."""
-    path = Path(path)
-    image, *_ = _load(path)
-    if not isinstance(image, Image.Image):
-        if image.ndim == 2 and image.dtype.kind in "iu":
-            return torch.from_numpy(image.astype(np.int64))
-        raise InputError(f"{path}: label of {image.dtype} {image.shape}; expected one channel of integer class ids")
-    if image.mode in ("L", "P", "1", "LA", "PA"):
-        ids = np.array(image if len(image.getbands()) == 1 else image.getchannel(0))
-        if palette is not None and image.mode in ("P", "PA"):
-            _require_own_indices(path, image, ids, palette)
-            _require_own_indices(path, image, ids, [(grey, grey, grey) for grey in range(len(palette))])
-        if image.mode == "L" and (bits := _png_bits(path)) in (2, 4):
-            ids = ids // (255 // (2**bits - 1))  # PIL spreads them over 0 to 255
-        return torch.from_numpy(ids.astype(np.int64))
-    if palette is None:
-        raise InputError(
-            f"{path}: label of mode {image.mode}; expected one channel of class ids (grey or palette PNG); "
-            "for colours give the palette"
-        )
-    rgb = np.array(image.convert("RGB")).astype(np.int64)
-    codes = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
-    ids = np.full(codes.shape, -1, dtype=np.int64)
-    for index, (red, green, blue) in enumerate(palette):
-        ids[codes == (red << 16 | green << 8 | blue)] = index
-    if (ids < 0).any():
-        strange = tuple(int(value) for value in rgb[ids < 0][0])
-        raise InputError(
-            f"{path}: colour {strange} in {int((ids < 0).sum())} pixels is not in the palette of {len(palette)} "
-            "classes; give the palette of this data set"
-        )
-    return torch.from_numpy(ids)
-
-
-def _require_own_indices(path: Path, image: Image.Image, ids: Array, palette: Sequence[tuple[int, int, int]]) -> None:
-    """InputError for a palette file whose colours are the classes', but whose indices are not: what pngquant and PIL's
-    adaptive palettes make of a colour file, or of grey ids. Other palettes are decoration, and the index is the
-    class."""
-    colors = np.array(image.convert("RGB")).reshape(-1, 3)
-    used, places = np.unique(ids, return_index=True)
-    shown = {int(index): tuple(colors[place].tolist()) for index, place in zip(used, places, strict=True)}
-    classes = {tuple(color): index for index, color in enumerate(palette)}
-    if len(set(shown.values())) == len(shown) and all(color in classes for color in shown.values()):
-        for index, color in shown.items():
-            if classes[color] != index:
-                raise InputError(
-                    f"{path}: index {index} of its palette has the colour of class {classes[color]}; save the label as "
-                    "RGB, or as grey ids"
-                )
 
 
 def write_png(path: str | Path, array: Tensor | NDArray[np.uint8]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusionsam.config.datasets import DatasetRow
 from fusionsam.data.dataset import PairDataset, counted_from_1
-from fusionsam.data.images import SUFFIXES
+from fusionsam.data.image_files import SUFFIXES
 from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
 from fusionsam.types import IGNORE

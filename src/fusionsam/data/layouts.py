@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from fusionsam.config.datasets import CATALOG
-from fusionsam.data.images import SUFFIXES
+from fusionsam.data.image_files import SUFFIXES
 from fusionsam.errors import InputError
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

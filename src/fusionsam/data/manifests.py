@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fusionsam.data.images import SUFFIXES
+from fusionsam.data.image_files import SUFFIXES
 from fusionsam.data.layouts import one_name
 from fusionsam.data.tables import read_table
 from fusionsam.errors import InputError

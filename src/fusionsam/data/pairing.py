@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fusionsam.data.images import SUFFIXES
+from fusionsam.data.image_files import SUFFIXES
 from fusionsam.data.layouts import read_tree
 from fusionsam.data.splits import Entry, by_stem
 from fusionsam.errors import InputError

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fusionsam.data.images import image_size, read_label, read_visible
+from fusionsam.data.image_files import image_size
+from fusionsam.data.images import read_visible
+from fusionsam.data.label_files import read_label
 from fusionsam.data.splits import by_stem
 from fusionsam.errors import InputError
 from fusionsam.progress import progress_bar

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusionsam.config.datasets import CATALOG, DatasetRow, find
-from fusionsam.data.images import SUFFIXES
+from fusionsam.data.image_files import SUFFIXES
 from fusionsam.data.layouts import Tree, one_name, read_tree
 from fusionsam.data.tables import read_table
 from fusionsam.errors import InputError, NoSplit

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusionsam.data.dataset import LabelledPairs
-from fusionsam.data.images import image_size
+from fusionsam.data.image_files import image_size
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
 from fusionsam.evaluation import logit_adjustment as class_offsets

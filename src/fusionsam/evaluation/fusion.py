@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from fusionsam.alignment.apply import filled
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.fingerprints import Fingerprints, fingerprint
-from fusionsam.data.images import image_size, read_infrared, read_label, read_visible
+from fusionsam.data.image_files import image_size
+from fusionsam.data.images import read_infrared, read_visible
+from fusionsam.data.label_files import read_label
 from fusionsam.data.leaks import compare
 from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.splits import Entry, pair_entries

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionsam.data.images import MAX_PIXELS, read_heat, visible_bits
+from fusionsam.data.image_files import MAX_PIXELS
+from fusionsam.data.images import read_heat, visible_bits
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
 from fusionsam.data.stretch import Range, find_range
 from fusionsam.errors import InputError

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionsam.data.dataset import LabelledPairs
-from fusionsam.data.images import image_size
+from fusionsam.data.image_files import image_size
 from fusionsam.data.predictions import Format, PredictionFolder
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from fusionsam.data.images import SUFFIXES
+from fusionsam.data.image_files import SUFFIXES
 from fusionsam.data.layouts import one_name
 from fusionsam.data.pairing import Paired, left_aside, pair_folders
 from fusionsam.data.radiometric import SUFFIXES as RADIOMETRIC

@@ -19,7 +19,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from fusionsam.alignment.apply import Aligner
-from fusionsam.data.images import MAX_PIXELS, image_size, read_infrared, read_rgbt, read_visible
+from fusionsam.data.image_files import MAX_PIXELS, image_size
+from fusionsam.data.images import read_infrared, read_rgbt, read_visible
 from fusionsam.data.pairs import read_pair
 from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry

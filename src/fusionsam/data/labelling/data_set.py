@@ -23,7 +23,8 @@ import yaml
 from numpy.typing import NDArray
 
 from fusionsam.config.datasets import MAX_CLASSES, find
-from fusionsam.data.images import image_size, write_png
+from fusionsam.data.image_files import image_size
+from fusionsam.data.images import write_png
 from fusionsam.data.labelling.coco import Coco, read_json
 from fusionsam.data.labelling.cvat import Cvat
 from fusionsam.data.labelling.exchange import Annotated, Size, SizeOf

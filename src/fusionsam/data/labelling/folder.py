@@ -30,7 +30,8 @@ import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fusionsam.data.images import image_size, write_png
+from fusionsam.data.image_files import image_size
+from fusionsam.data.images import write_png
 from fusionsam.data.labelling.drawing import Drawing
 from fusionsam.data.splits import Entry, held_out
 from fusionsam.errors import InputError

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-from fusionsam.data.images import read_label
+from fusionsam.data.label_files import read_label
 from fusionsam.data.labelling.exchange import Annotated, Region, SizeOf, require_size
 from fusionsam.errors import InputError
 
