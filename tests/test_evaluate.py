@@ -26,8 +26,8 @@ from fusionsam.errors import InputError
 from fusionsam.evaluation import run as evaluation
 from fusionsam.evaluation.comparison import compare
 from fusionsam.evaluation.options import EvaluateConfig
-from fusionsam.evaluation.report import PublishedScore
 from fusionsam.evaluation.report_files import read_comparable
+from fusionsam.evaluation.report_parts import PublishedScore
 from fusionsam.evaluation.run import evaluate
 from fusionsam.evaluation.tally import Tally
 from fusionsam.inference.predictor import FusionSAM

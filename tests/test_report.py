@@ -21,9 +21,10 @@ from fusionsam.config.schema import to_dict
 from fusionsam.data.synthetic.scenes import synthesize
 from fusionsam.errors import InputError
 from fusionsam.evaluation.published import published
-from fusionsam.evaluation.report import ORACLE, Report
+from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.report_files import write
 from fusionsam.evaluation.report_form import plain_json
+from fusionsam.evaluation.report_parts import ORACLE
 from fusionsam.evaluation.tables import figures as report_figures
 from fusionsam.evaluation.tables import run as report
 from fusionsam.evaluation.tables.formats import latex_escape, to_csv, to_latex, to_markdown

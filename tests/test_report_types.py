@@ -11,8 +11,9 @@ from fusionsam.data.sequences import recording_sequences
 from fusionsam.data.splits import Entry, entries
 from fusionsam.errors import InputError
 from fusionsam.evaluation.comparison import by_sequence, compare
-from fusionsam.evaluation.report import Baseline, LeakFindings, Report, shared_mean
+from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.report_files import read, read_comparable, write
+from fusionsam.evaluation.report_parts import Baseline, LeakFindings, shared_mean
 from fusionsam.evaluation.tally import Tally, scores, summarise
 from fusionsam.metrics.segmentation import ImageMatrices, bootstrap_miou
 

@@ -6,7 +6,7 @@ import json
 from functools import cache
 from importlib import resources
 
-from fusionsam.evaluation.report import PublishedScore
+from fusionsam.evaluation.report_parts import PublishedScore
 from fusionsam.types import JsonObject
 
 

@@ -6,104 +6,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from fusionsam.errors import InputError
 from fusionsam.evaluation.comparison import Comparison
 from fusionsam.evaluation.report_form import build, plain_json, require_form
+from fusionsam.evaluation.report_parts import (
+    Baseline,
+    ByClass,
+    CheckpointScore,
+    Interval,
+    LeakFindings,
+    ProtocolScore,
+    PublishedScore,
+    SequenceScore,
+    TimeScore,
+    shared_mean,
+)
 from fusionsam.types import JsonObject
 
 if TYPE_CHECKING:
     import pandas
-
-ORACLE = "ORACLE PROMPTS (upper bound, ground truth was used)"
-"""How the title of a report begins whose prompts were drawn from the labels."""
-
-ByClass = dict[str, float | None]
-"""Class name -> percent, None where undefined."""
-Interval = list[float | None]
-"""Lower and upper end of a 95 % interval, percent."""
-
-
-@dataclass
-class ProtocolScore:
-    """The mIoU of one protocol, and the classes in that mean."""
-
-    miou: float | None = None
-    classes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class TimeScore:
-    """The scores of the pictures of one time of day, `present` protocol."""
-
-    n_images: int = 0
-    protocol: str = "present"
-    miou: float | None = None
-    interval: Interval | None = None
-    per_class_iou: ByClass = field(default_factory=dict)
-    classes: list[str] = field(default_factory=list)
-    """In the mean: those that the labels have."""
-
-
-@dataclass
-class SequenceScore:
-    """The interval of the mIoU when whole recording sequences are resampled, as frames of one are much alike."""
-
-    n_sequences: int = 0
-    interval: Interval | None = None
-
-
-@dataclass
-class LeakFindings:
-    """What the leak guard compared with (`checked`), and how many pictures of the split it found there."""
-
-    checked: list[str] = field(default_factory=list)
-    off: bool = False
-    leaks: int = 0
-    kinds: dict[str, int] = field(default_factory=dict)
-    look_alikes: int = 0
-
-
-@dataclass
-class PublishedScore:
-    """A figure of the literature on the same split."""
-
-    method: str = ""
-    miou: float = 0.0
-    protocol: str = ""
-
-
-@dataclass
-class Baseline:
-    """An unmodified SAM: which, on which picture, how prompted, and where its classes came from."""
-
-    sam: str = ""
-    image: str = ""
-    prompts: str = ""
-    class_rule: str = ""
-    points: int = 0
-
-
-@dataclass
-class CheckpointScore:
-    """One of the checkpoints of a summary."""
-
-    weights: str | None = None
-    weights_card: JsonObject | None = None
-    weights_sha256: str | None = None
-    prompts: str | None = None
-    miou: float | None = None
-    interval: Interval | None = None
-    per_class_iou: ByClass = field(default_factory=dict)
-    fitted: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def oracle(self) -> bool:
-        """Whether its prompts were drawn from the ground truth."""
-        return self.prompts == "oracle"
 
 
 @dataclass(kw_only=True)
@@ -254,9 +179,7 @@ class Report(Scores):
         return {name: {c: by.get(c) for c in self.classes} for name, by in parts.items()}
 
     def __str__(self) -> str:
-        from fusionsam.evaluation.report_text import table
-
-        return table(self)
+        return _table(self)
 
 
 OMITTED = frozenset(
@@ -269,21 +192,75 @@ OMITTED = frozenset(
 """Keys that the JSON leaves out where they are None."""
 
 
-def shared_mean(parts: Sequence[tuple[Sequence[str], ByClass]]) -> tuple[list[str], list[float]] | None:
-    """Means over different classes cannot be compared; means over the classes that all have can.
+# -- as the terminal shows it ----------------------------------------------------------------------------------------
 
-    Args:
-        parts: Of each figure the classes in its mean, and class -> IoU in percent.
 
-    Returns:
-        The shared classes and each part's mean IoU over them; None where all have the same classes, or none in common.
+def _cell(value: float | None, sign: str = "") -> str:
+    """Two digits; a dash where there is no value."""
+    return "-" if value is None else f"{value:{sign}.2f}"
 
-    >>> shared_mean([(["car", "person"], {"car": 80.0, "person": 60.0}), (["car"], {"car": 70.0, "person": None})])
-    (['car'], [80.0, 70.0])
-    """
-    if not parts or all(set(classes) == set(parts[0][0]) for classes, _ in parts):
-        return None
-    shared = [name for name in parts[0][0] if all(name in classes for classes, _ in parts)]
-    if not shared:
-        return None
-    return shared, [sum(by_class.get(name) or 0.0 for name in shared) / len(shared) for _, by_class in parts]
+
+def _table(report: Report) -> str:
+    """A report as text: classes, protocols with the headline marked, day and night, published rows, a comparison."""
+    columns = report.columns()
+    width = max(len("pixel accuracy"), *map(len, report.classes)) + 2
+    heads = ("bound. F" if name == "boundary F" else name for name in columns)
+    lines = [report.title, "", "class".ljust(width) + "".join(f"{name:>12}" for name in heads)]
+    for name in report.classes:
+        lines.append(name.ljust(width) + "".join(f"{_cell(by[name]):>12}" for by in columns.values()))
+    lines += ["", *_means(report, width)]
+    if report.published:
+        lines += ["", "Published on this split (mIoU, protocol):"]
+        lines += [f"  {row.miou:.1f}  {row.method} ({row.protocol})" for row in report.published]
+    if report.against is not None:
+        lines += ["", *_side_by_side(report.against, width)]
+    return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
+
+
+def _means(report: Report, width: int) -> list[str]:
+    """A line for each protocol and each figure over all pixels, then day and night."""
+    lines = []
+    for name, score in report.protocols.items():
+        line = f"mIoU {name}".ljust(width) + f"{_cell(score.miou):>12}  over {len(score.classes)} classes"
+        lines.append(line + (_headline(report) if name == report.protocol else ""))
+    for name, value in (
+        ("pixel accuracy", report.pixel_accuracy),
+        ("boundary F", report.boundary_f),
+        ("ECE", report.ece),
+    ):
+        lines.append(name.ljust(width) + f"{_cell(value):>12}")
+    times = report.by_time or {}
+    for name, part in times.items():
+        lines.append(f"mIoU {name}".ljust(width) + f"{_cell(part.miou):>12}  {part.n_images} images, present")
+    if (shared := shared_mean([(part.classes, part.per_class_iou) for part in times.values()])) is not None:
+        classes, means = shared
+        shown = ", ".join(f"{name} {mean:.2f}" for name, mean in zip(times, means, strict=True))
+        lines.append(f"over the {len(classes)} classes that both have: {shown}")
+    return lines
+
+
+def _headline(report: Report) -> str:
+    """What stands behind the headline mIoU: its intervals, or its deviation over checkpoints."""
+    line = "  <- headline"
+    if report.interval:
+        line += f", 95 % interval {' to '.join(map(_cell, report.interval))}"
+    if report.by_sequence is not None and report.by_sequence.interval:
+        ends = " to ".join(map(_cell, report.by_sequence.interval))
+        line += f" ({ends} over {report.by_sequence.n_sequences} recording sequences)"
+    if report.miou_deviation is not None:
+        line += f", deviation {report.miou_deviation:.2f} over {len(report.checkpoints or ())} checkpoints"
+    return line
+
+
+def _side_by_side(against: Comparison, width: int) -> list[str]:
+    """Ours, theirs and the difference for each class, and in words whether it is real."""
+    lines = [f"Against: {against.title}", "IoU".ljust(width) + f"{'ours':>12}{'theirs':>12}{'difference':>12}"]
+    for name, row in against.per_class_iou.items():
+        cells = (_cell(row.ours), _cell(row.theirs), _cell(row.difference, "+"))
+        lines.append(name.ljust(width) + "".join(f"{text:>12}" for text in cells))
+    ours, theirs = against.miou
+    cells = (_cell(ours), _cell(theirs), _cell(against.difference, "+"))
+    lines += ["mIoU".ljust(width) + "".join(f"{text:>12}" for text in cells), against.words]
+    if against.by_sequence is not None:
+        lines.append(against.by_sequence.words)
+    return [*lines, *([against.images.words] if against.images is not None else [])]

@@ -24,7 +24,8 @@ from fusionsam.evaluation.comparison import compare
 from fusionsam.evaluation.leak_guard import LeakCheck, check_leaks, fitted_notes, fitted_on, training_lists
 from fusionsam.evaluation.options import EvaluateConfig
 from fusionsam.evaluation.published import SINCE, TEST_IMAGES
-from fusionsam.evaluation.report import ORACLE, Report
+from fusionsam.evaluation.report import Report
+from fusionsam.evaluation.report_parts import ORACLE
 from fusionsam.evaluation.tally import Tally, scores, summarise
 from fusionsam.inference.label_maps import FolderPredictor, NetworkPredictor
 from fusionsam.inference.predictor import FusionSAM, require_scales

@@ -29,7 +29,8 @@ from fusionsam.errors import InputError
 from fusionsam.evaluation import report_files
 from fusionsam.evaluation.leak_guard import FITTED
 from fusionsam.evaluation.options import BaselineConfig, EvaluateConfig
-from fusionsam.evaluation.report import ORACLE, Baseline, Report
+from fusionsam.evaluation.report import Report
+from fusionsam.evaluation.report_parts import ORACLE, Baseline
 from fusionsam.evaluation.run import check_classes, evaluate, leak_guard
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM, choose_device

@@ -10,15 +10,8 @@ from numpy.typing import ArrayLike
 
 from fusionsam.config.options import BootstrapOptions
 from fusionsam.evaluation.comparison import by_sequence
-from fusionsam.evaluation.report import (
-    ByClass,
-    CheckpointScore,
-    ProtocolScore,
-    Report,
-    Scores,
-    SequenceScore,
-    TimeScore,
-)
+from fusionsam.evaluation.report import Report, Scores
+from fusionsam.evaluation.report_parts import ByClass, CheckpointScore, ProtocolScore, SequenceScore, TimeScore
 from fusionsam.metrics.boundary import BoundaryScore
 from fusionsam.metrics.segmentation import (
     PROTOCOLS,

@@ -13,7 +13,8 @@ from typing import Any
 from fusionsam.config.schema import Config, from_dict, to_dict
 from fusionsam.errors import InputError
 from fusionsam.evaluation.published import SINCE, published
-from fusionsam.evaluation.report import Report, shared_mean
+from fusionsam.evaluation.report import Report
+from fusionsam.evaluation.report_parts import shared_mean
 from fusionsam.evaluation.tables.formats import Row, Table, drop_empty
 from fusionsam.evaluation.tables.sources import VARIANTS, Scored
 from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS
