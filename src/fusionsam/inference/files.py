@@ -15,6 +15,7 @@ from tqdm import tqdm
 from fusionsam.alignment.maker import MATRIX
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
+from fusionsam.data.pairing import Paired
 from fusionsam.data.rigs import AUTO, fit, keep, open_aligner, summary
 from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
 from fusionsam.errors import InputError
@@ -24,7 +25,7 @@ from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.prediction import Mode, Prediction
 from fusionsam.inference.predictor import FusionSAM, require_one_as_it_is
 from fusionsam.inference.prompts import prompt_mode, prompts_file, read_prompts
-from fusionsam.inference.results import RESULTS, SOURCES, describe, masked, open_model, pictures, sources_of
+from fusionsam.inference.results import RESULTS, SOURCES, Request, describe, masked, open_model, pictures, sources_of
 from fusionsam.inference.selection import select
 from fusionsam.io import Made, OutputFolder, State, require_writable
 from fusionsam.progress import progress_bar
@@ -118,14 +119,9 @@ def run(options: PredictOptions) -> tuple[int, int]:
     replace an input, and, without `overwrite`, for one that holds results of other pairs or files of these names that
     predict did not write.
     """
-    given = (options.visible, options.infrared, options.rgbt, options.radiometric)
     out, with_confidence = options.folder(), options.confidence_map
-    selected = select(options)
+    selected = _selected(options, out)
     entries = selected.entries
-    folders = any(path is not None and path.is_dir() for path in given)
-    require_apart(entries, out, [*(f"_{name}" for name in RESULTS), ".json"], folders)
-    for line in selected.aside:
-        say(line)
     clicks = prompts_file(options.prompts)
     require_one_as_it_is(options.scales)
     aligner = open_aligner(options.align, partial(fit, entries), frame=options.frame, refine=not options.no_refine)
@@ -134,21 +130,17 @@ def run(options: PredictOptions) -> tuple[int, int]:
     require_writable(out)
     if aligner and options.align == AUTO:
         keep(aligner, out, entries)
-    told = []
     todo = entries if options.overwrite else _todo(entries, out, request.settings, with_confidence)
     tried = {*selected.alone, *(entry.id for entry in todo)}
     alone_here = len(entries) == 1 and not selected.alone
-    failures, notices, done = Failures(out, tried, keep_others=alone_here), NoticeBook(), 0
+    failures = Failures(out, tried, keep_others=alone_here)
     for name, reason in selected.alone.items():
         failures.add(name, reason)
+    notices, told, done = NoticeBook(), [], 0
     for entry in progress_bar(todo, desc="predict", unit="pair", disable=len(entries) == 1):
         try:
             sources = sources_of(entry)
-            sample = read_sample(entry, align=aligner, reading=request.reading)
-            steer: Prompts | Mode | None = prompt_mode(options.prompts)
-            if clicks is not None:
-                steer = read_prompts(clicks, entry.id, sample.size, model.config.classes)
-            prediction = _predicted(model, sample, steer, options)
+            sample, prediction = _predicted(model, entry, request, clicks)
         except InputError as error:
             if options.stop_on_error or len(entries) == 1:
                 raise
@@ -172,9 +164,27 @@ def run(options: PredictOptions) -> tuple[int, int]:
     return done, failures.close(len(entries) - len(todo) + done)
 
 
-def _predicted(model: FusionSAM, sample: Sample, steer: Prompts | Mode | None, options: PredictOptions) -> Prediction:
+def _selected(options: PredictOptions, out: Path) -> Paired:
+    """The pairs that are asked for. InputError where a result would replace an input."""
+    selected = select(options)
+    given = (options.visible, options.infrared, options.rgbt, options.radiometric)
+    folders = any(path is not None and path.is_dir() for path in given)
+    require_apart(selected.entries, out, [*(f"_{name}" for name in RESULTS), ".json"], folders)
+    for line in selected.aside:
+        say(line)
+    return selected
+
+
+def _predicted(model: FusionSAM, entry: Entry, request: Request, clicks: Path | None) -> tuple[Sample, Prediction]:
+    """The pair as it was read, and what the model makes of it under the prompts of the file `clicks`."""
+    options = request.options
+    sample = read_sample(entry, align=request.aligner, reading=request.reading)
+    steer: Prompts | Mode | None = prompt_mode(options.prompts)
+    if clicks is not None:
+        steer = read_prompts(clicks, entry.id, sample.size, model.config.classes)
     try:
-        return model.predict(sample.visible, sample.infrared, steer, options.scales, options.flip, sample.covered)
+        pair = (sample.visible, sample.infrared)
+        return sample, model.predict(*pair, steer, options.scales, options.flip, sample.covered)
     except InputError as error:
         raise InputError(f"{sample.id}: {error}") from None
 
