@@ -1,5 +1,6 @@
 """Prediction: the Python class, the files the command writes, and every kind of bad input a user can hand it."""
 
+import io
 import json
 import os
 import shutil
@@ -65,12 +66,59 @@ def test_paths_pictures_arrays_and_tensors_are_the_same_pair(model, pair, tmp_pa
         (visible, infrared),
         (visible.astype(np.float32) / 255, np.repeat(infrared[..., None], 3, 2).astype(np.float64) / 255),
         (torch.from_numpy(visible).permute(2, 0, 1), torch.from_numpy(infrared)),
+        ((tmp_path / "v.png").read_bytes(), io.BytesIO((tmp_path / "i.png").read_bytes())),
     ]
     first, *others = [model.predict(*form) for form in forms]
     assert first.labels.shape == (H, W)
     for other in others:
         np.testing.assert_array_equal(first.labels, other.labels)
         np.testing.assert_allclose(first.fused.astype(int), other.fused.astype(int), atol=1)
+
+
+def test_lists_of_pictures_give_what_each_pair_gives(model, pair, tmp_path):
+    visible, infrared = pair
+    mirrored = np.ascontiguousarray(visible[:, ::-1]), np.ascontiguousarray(infrared[:, ::-1])
+    alone = [model.predict(*pair), model.predict(*mirrored)]
+    for other in (
+        model.predict([tmp_path / "v.png", mirrored[0]], [str(tmp_path / "i.png"), mirrored[1]]),
+        model.predict([visible, Image.fromarray(mirrored[0])], (infrared, mirrored[1])),
+    ):
+        assert [found.labels.tolist() for found in other] == [found.labels.tolist() for found in alone]
+    (thermal,) = model.predict(None, [tmp_path / "i.png"])
+    np.testing.assert_array_equal(thermal.labels, model.predict(None, infrared).labels)
+
+
+@pytest.mark.parametrize("name", ["v.heic", "v.tif", "v.jpg"])
+def test_a_file_in_memory_is_read_as_the_file(model, pair, tmp_path, name):
+    if name == "v.heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    Image.fromarray(pair[0]).save(tmp_path / name)
+    with (tmp_path / name).open("rb") as file:
+        file.read(7)  # wherever it stands
+        found = model.preprocess(file, None)[0]
+    torch.testing.assert_close(found, model.preprocess(tmp_path / name, None)[0])
+
+
+@pytest.mark.parametrize(
+    ("visible", "infrared", "said"),
+    [
+        (b"", None, r"visible: is empty \(0 bytes\)"),
+        (b"no picture", None, "visible: is not a readable image"),
+        (None, io.BytesIO(b"\x89PNG\r\n\x1a\n broken"), "infrared: is not a readable image|infrared: damaged"),
+        (io.StringIO("text"), None, "visible: the open file gives str, expected bytes"),
+        ({"path": "v.png"}, None, "visible: found dict; expected a path, bytes, an open file"),
+        ([[1, 2], [3]], None, "visible: rows of several lengths"),
+        (["a.png"], ["b.png", "c.png"], "visible, infrared: 1 and 2 pictures; expected as many"),
+        ([], [], "an empty list"),
+        (["a.png"], "b.png", "one is a list of pictures and one a picture"),
+        ([np.zeros((97, 131, 3), np.uint8), "missing.png"], None, "pair 2 of 2: missing.png: no such file"),
+    ],
+)
+def test_pictures_that_are_none_get_one_line(model, visible, infrared, said):
+    with pytest.raises(InputError, match=said) as told:
+        model.predict(visible, infrared)
+    assert "\n" not in str(told.value)
+    assert "fusionsam-" not in str(told.value)  # no name of a temporary file
 
 
 def test_confidence_is_the_probability_of_the_chosen_class(model, pair):
@@ -454,6 +502,11 @@ def test_prompts_as_a_dictionary_are_those_of_a_file(model, pair):
     given = {"points": [[60, 40]], "boxes": [[10, 20, 80, 90]]}
     found = model.predict(*pair, prompts=given).prompts
     assert (found.source, found.points.tolist(), found.boxes.tolist()) == ("user", [[[60, 40]]], [[[10, 20, 80, 90]]])
+    arrays = {"points": np.array([[60, 40]]), "labels": np.array([1]), "boxes": np.array([[10, 20, 80, 90]])}
+    batch = Prompts(np.array([[[60.0, 40.0]]]), np.array([[1]]), np.array([[[10.0, 20, 80, 90]]]))
+    expected = model.predict(*pair, prompts=given).labels
+    for same in (arrays, batch, {"points": ((60, 40),), "labels": (1,), "boxes": [np.array([10, 20, 80, 90])]}):
+        np.testing.assert_array_equal(model.predict(*pair, prompts=same).labels, expected)
     with pytest.raises(InputError, match="prompts: points of this pair lie outside of its 131x97 pixels"):
         model.predict(*pair, prompts={"points": [[60, 97]]})
 

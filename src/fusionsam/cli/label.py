@@ -107,9 +107,10 @@ def _serve(options: Options, folder: LabelFolder) -> int:
         raise InputError(f'label: {missing.name} is not installed; pip install "fusionsam[label]"') from None
     from fusionsam.alignment.apply import Aligner
     from fusionsam.alignment.rig import read_rig
+    from fusionsam.inference.device import choose_device
     from fusionsam.inference.interactive import InteractiveSAM
     from fusionsam.inference.interactive import locate as locate_sam
-    from fusionsam.inference.predictor import FusionSAM, choose_device
+    from fusionsam.inference.predictor import FusionSAM
     from fusionsam.inference.temperatures import read_celsius
     from fusionsam.server.labelling.workspace import Workspace
     from fusionsam.server.run import bind

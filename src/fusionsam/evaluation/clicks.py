@@ -25,9 +25,10 @@ from fusionsam.evaluation.click_options import Choose, ClicksOptions, settings
 from fusionsam.evaluation.click_report import AFTER, NAME, TARGETS, Measured, scores, table
 from fusionsam.evaluation.run import EvaluateConfig, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import write_table
+from fusionsam.inference.device import choose_device
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture
 from fusionsam.inference.interactive import locate as locate_sam
-from fusionsam.inference.predictor import FusionSAM, choose_device
+from fusionsam.inference.predictor import FusionSAM
 from fusionsam.io import OTHER_OUT, digest, require_writable, write_json
 from fusionsam.metrics.interaction import Ask, Bools, Click, Object, iou, objects, simulate
 from fusionsam.progress import progress_bar

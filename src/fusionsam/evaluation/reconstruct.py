@@ -17,9 +17,9 @@ from fusionsam.data.images import write_png
 from fusionsam.data.splits import Entry
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
+from fusionsam.inference.device import choose_device
 from fusionsam.evaluation.options import ReconstructOptions
 from fusionsam.inference.files import pairs_to_predict, require_apart
-from fusionsam.inference.predictor import choose_device
 from fusionsam.inference.render import codes_picture
 from fusionsam.io import Made, OutputFolder, write_json
 from fusionsam.metrics.reconstruction import (

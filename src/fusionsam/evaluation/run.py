@@ -28,7 +28,8 @@ from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.report_parts import ORACLE
 from fusionsam.evaluation.tally import Tally, scores, summarise
 from fusionsam.inference.label_maps import FolderPredictor, NetworkPredictor
-from fusionsam.inference.predictor import FusionSAM, require_scales
+from fusionsam.inference.predictor import FusionSAM
+from fusionsam.inference.views import require_scales
 from fusionsam.io import digest, require_writable
 from fusionsam.metrics.segmentation import ImageMatrices
 from fusionsam.progress import progress_bar

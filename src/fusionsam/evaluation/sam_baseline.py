@@ -32,8 +32,9 @@ from fusionsam.evaluation.options import BaselineConfig, EvaluateConfig
 from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.report_parts import ORACLE, Baseline
 from fusionsam.evaluation.run import check_classes, evaluate, leak_guard
+from fusionsam.inference.device import choose_device
 from fusionsam.inference.prediction import Prediction
-from fusionsam.inference.predictor import FusionSAM, choose_device
+from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.segment_anything import PlainSam
 from fusionsam.io import Made, OutputFolder, require_writable, write_json
 from fusionsam.models.prompts import oracle_prompts

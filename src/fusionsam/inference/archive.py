@@ -22,10 +22,11 @@ from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
 from fusionsam.inference.batch import SOME_FAILED, say
 from fusionsam.inference.options import PredictOptions
-from fusionsam.inference.predictor import FusionSAM, require_one_as_it_is
+from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import prompts_file
 from fusionsam.inference.results import RESULTS, Request, describe, open_model
 from fusionsam.inference.shards import TABLE, Done, Shard, Worker, open_shard, pairs_digest, shard_name
+from fusionsam.inference.views import require_one_as_it_is
 from fusionsam.progress import progress_bar
 from fusionsam.storage import Folder, fixed_part, is_remote, local_path, parent
 from fusionsam.types import JsonObject

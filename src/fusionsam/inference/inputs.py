@@ -1,10 +1,15 @@
-"""Pictures of any form (paths, PIL, arrays, tensors) as the tensors that the network takes, with what was found."""
+"""Pictures of any form (paths, files in memory, PIL, arrays, tensors) as the tensors that the network takes, with what
+was found."""
 
 from __future__ import annotations
 
+import io
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -17,7 +22,10 @@ from fusionsam.data.stretch import Notice
 from fusionsam.errors import InputError
 from fusionsam.types import LUMA, Array
 
-ImageLike = str | Path | Image.Image | Array | Tensor
+ImageLike = str | Path | bytes | IO[bytes] | Image.Image | Array | Tensor
+"""A path; the content of an image file, as bytes or as an open file (io.BytesIO); a picture in memory."""
+Name = Literal["visible", "infrared"]
+FORMS = "a path, bytes, an open file, a PIL image, an array or a tensor"
 
 
 @dataclass
@@ -35,8 +43,8 @@ def read_inputs(visible: ImageLike | None, infrared: ImageLike | None, options: 
     """Both pictures, ready for the network.
 
     Args:
-        visible: a path, a PIL image, an array (H,W,3) or (H,W), or a tensor (3,H,W), (1,H,W) or (H,W): uint8, float in
-            [0,1], or deeper (16-bit integers, floats up to 255).
+        visible: a path, the content of an image file (bytes, io.BytesIO), a PIL image, an array (H,W,3) or (H,W), or a
+            tensor (3,H,W), (1,H,W) or (H,W): uint8, float in [0,1], or deeper (16-bit integers, floats up to 255).
         infrared: the same; deeper values (16-bit counts, degrees Celsius) are stretched over the range of the scene.
         options: how the infrared picture is read.
 
@@ -55,6 +63,9 @@ def _heat(image: ImageLike, options: InfraredOptions) -> Heat | Tensor:
     """As a file would be read; a float picture in [0,1], and a tensor of uint8 with one channel, are ready."""
     if isinstance(image, str | Path):
         return read_heat(image, options)
+    if (content := _content(image, "infrared")) is not None:
+        with _as_file(content, "infrared") as path:
+            return read_heat(path, options)
     if isinstance(image, Image.Image):
         image = ImageOps.exif_transpose(image)
         require_no_thermal("infrared", image)
@@ -84,6 +95,9 @@ def _visible(image: ImageLike | None) -> Tensor | None:
         return None
     if isinstance(image, str | Path):
         return read_visible(image).float()[None] / 255
+    if (content := _content(image, "visible")) is not None:
+        with _as_file(content, "visible") as path:
+            return read_visible(path).float()[None] / 255
     if isinstance(image, Image.Image):
         image = ImageOps.exif_transpose(image)
         require_no_thermal("visible", image)
@@ -101,24 +115,90 @@ def _visible(image: ImageLike | None) -> Tensor | None:
     return tensor.expand(3, -1, -1).float()[None]
 
 
+def _content(image: object, name: Name) -> bytes | None:
+    """The bytes of an image file in memory, or of an open one from its beginning; None for other forms."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    read, seek = getattr(image, "read", None), getattr(image, "seek", None)
+    if isinstance(image, Image.Image) or read is None:
+        return None
+    try:
+        if seek is not None:
+            with suppress(io.UnsupportedOperation):  # a pipe is read from where it stands
+                seek(0)
+        content = read()
+    except (OSError, ValueError) as error:  # ValueError: a closed file
+        raise InputError(f"{name}: the open file cannot be read ({error}); give its path or its bytes") from None
+    if not isinstance(content, bytes):
+        raise InputError(f"{name}: the open file gives {type(content).__name__}, expected bytes; open it with 'rb'")
+    return content
+
+
+@contextmanager
+def _as_file(content: bytes, name: Name) -> Iterator[Path]:
+    """A file for the readers, which go by path; what they say of it names the picture instead."""
+    # the two kinds that are known by the name's ending
+    ending = ".heic" if content[4:8] == b"ftyp" else ".jpg" if content.startswith(b"\xff\xd8") else ""
+    with tempfile.TemporaryDirectory(prefix="fusionsam-") as folder:
+        path = Path(folder) / f"{name}{ending}"
+        path.write_bytes(content)
+        try:
+            yield path
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), name)) from None
+
+
+def as_list(given: object) -> list[ImageLike | None] | None:
+    """The pictures of a list or tuple; None for one picture, which nested lists of numbers are."""
+    if not isinstance(given, list | tuple) or any(isinstance(item, list | tuple | int | float) for item in given):
+        return None
+    return list(given)
+
+
+def listed_pairs(visible: object, infrared: object) -> list[tuple[ImageLike | None, ImageLike | None]] | None:
+    """The pairs of two lists of pictures, or of one where the other is None; None where neither is a list.
+
+    Raises:
+        InputError: lists of two lengths, an empty one, or a list with a single picture.
+    """
+    one, two = as_list(visible), as_list(infrared)
+    if one is None and two is None:
+        return None
+    if (one is None and visible is not None) or (two is None and infrared is not None):
+        raise InputError("visible, infrared: one is a list of pictures and one a picture; give two of a kind")
+    counts = {len(found) for found in (one, two) if found is not None}
+    if len(counts) > 1:
+        raise InputError(f"visible, infrared: {len(one or [])} and {len(two or [])} pictures; expected as many")
+    if counts == {0}:
+        raise InputError("visible, infrared: an empty list; give at least one picture")
+    nothing: list[ImageLike | None] = [None] * counts.pop()
+    return list(zip(one or nothing, two or nothing, strict=True))
+
+
 def _is_unit(array: Array) -> bool:
     return bool(((array >= 0) & (array <= 1)).all())
 
 
-def _array(image: Array | Tensor, name: Literal["visible", "infrared"]) -> Array:
+def _array(image: object, name: Name) -> Array:
     """(H,W,1) or (H,W,3); tensors have their channels first, arrays last."""
     if isinstance(image, Tensor):
         tensor = image.detach().cpu()
         if tensor.dtype in (torch.bfloat16, torch.float16):
             tensor = tensor.float()
+        found = tuple(tensor.shape)
         array = (tensor[None] if tensor.ndim == 2 else tensor).numpy()
         array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
-    else:
-        array = np.asarray(image)
+    elif isinstance(image, np.ndarray | Sequence) or hasattr(image, "__array__"):
+        try:
+            array = np.asarray(image)
+        except ValueError:
+            raise InputError(f"{name}: rows of several lengths; expected {FORMS}") from None
+        found = array.shape
         array = array[..., None] if array.ndim == 2 else array
+    else:
+        raise InputError(f"{name}: found {type(image).__name__}; expected {FORMS}")
     if array.ndim != 3 or array.shape[2] not in (1, 3):
         layout = "(C,H,W), a tensor's layout" if isinstance(image, Tensor) else "(H,W,C), an array's layout"
-        found = tuple(image.shape)
         raise InputError(f"{name}: found shape {found}, expected one image of 1 or 3 channels, {layout}")
     if array.dtype.kind not in "iufb":
         raise InputError(f"{name}: found {array.dtype}, expected numbers: uint8, uint16, or float")

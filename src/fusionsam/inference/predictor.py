@@ -7,27 +7,31 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from fusionsam.config.options import DEFAULT_WEIGHTS, DeviceOption
 from fusionsam.config.schema import ModelConfig
 from fusionsam.data.infrared import DEFAULT, InfraredOptions
 from fusionsam.errors import InputError
 from fusionsam.inference import onnx as backends
-from fusionsam.inference.inputs import ImageLike, read_inputs
+from fusionsam.inference.device import choose_device
+from fusionsam.inference.inputs import ImageLike, listed_pairs, read_inputs
 from fusionsam.inference.prediction import Mode, Prediction
 from fusionsam.inference.session import Session, given_prompts
+from fusionsam.inference.views import require_one_as_it_is, require_scales, size_of, view
 from fusionsam.models.encoders.create import prepare_for_inference
 from fusionsam.models.geometry import scale_prompts
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.types import PROMPT_TENSORS, SMALLEST, Output, Prompts
+from fusionsam.types import PROMPT_TENSORS, Output, Prompts
 from fusionsam.weights.checkpoint import Card, load_network, locate
 from fusionsam.weights.hub import LICENSE, at_revision
+
+OneT = TypeVar("OneT", bound=ImageLike | None)
+OtherT = TypeVar("OtherT", bound=ImageLike | None)
 
 
 class FusionSAM:
@@ -145,7 +149,7 @@ class FusionSAM:
     def preprocess(
         visible: ImageLike | None, infrared: ImageLike | None, reading: InfraredOptions = DEFAULT
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Paths, PIL images, arrays or tensors -> (1,3,H,W) and (1,1,H,W) float in [0,1].
+        """Paths, files in memory, PIL images, arrays or tensors -> (1,3,H,W) and (1,1,H,W) float in [0,1].
 
         Arrays are (H,W,3) or (H,W), tensors (3,H,W), (1,H,W) or (H,W): uint8, float in [0,1], or deeper (counts,
         degrees Celsius), which are stretched as those of files are. InputError names what does not fit.
@@ -189,7 +193,7 @@ class FusionSAM:
         if prompts is not None and (flip or list(scales) != [1]):
             raise InputError("prompts: yours are pixels of one view; leave out scales and flip")
         images = (visible, infrared)
-        size = _size_of(images)
+        size = size_of(images)
         side, limit = max(size), self.config.max_side
         if larger := [scale for scale in scales if scale > 1 and scale * side > limit]:
             raise InputError(
@@ -200,15 +204,15 @@ class FusionSAM:
         views.sort(key=lambda view: view[0] != 1)
         first, total = None, None
         for scale, mirrored in views:
-            one, two = (None if image is None else _view(image, scale, mirrored) for image in images)
-            there = None if covered is None else _view(covered.float(), scale, mirrored) >= 0.5
+            one, two = (None if image is None else view(image, scale, mirrored) for image in images)
+            there = None if covered is None else view(covered.float(), scale, mirrored) >= 0.5
             try:
                 output = self.infer(one, two, prompts, mode, there)
             except InputError as error:
                 raise InputError(f"{error}" if scale == 1 else f"at scale {scale:g}: {error}") from None
             logits = resize(output.logits.float().flip(-1) if mirrored else output.logits.float(), size)
             if first is None:
-                prompts_there = scale_prompts(output.prompts, _size_of([output.fused]), size)
+                prompts_there = scale_prompts(output.prompts, size_of([output.fused]), size)
                 first = replace(output, fused=resize(output.fused, size), prompts=prompts_there)
             if len(views) == 1:
                 return replace(first, logits=logits)
@@ -244,30 +248,87 @@ class FusionSAM:
         there = None if covered is None else covered[None].to(self.device)
         return Session(self, self.network.encode(images[0], images[1], covered=there), *images)
 
-    def predict(
+    @overload  # of None and None, which is refused, the first holds
+    def predict(  # type: ignore[overload-overlap]
         self,
         visible: ImageLike | None,
         infrared: ImageLike | None,
-        prompts: Prompts | Mapping[str, Any] | Mode | None = None,
+        prompts: Prompts | Mapping[str, object] | Mode | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         covered: Tensor | None = None,
         reading: InfraredOptions = DEFAULT,
-    ) -> Prediction:
-        """A pair (either may be None) -> fused picture, class ids, confidence.
+    ) -> Prediction: ...
 
-        `prompts`: "self" or "none", or points and boxes of your own in pixels: a `Prompts` of tensors or arrays, or the
-        object of a prompt file, {"points": [[x, y]], "labels": [1], "boxes": [[x0, y0, x1, y1]]}; with "classes":
-        ["car"] (and "box_classes") they steer the class map, as far as the weights learned that. Class probabilities
-        are means over copies resized by `scales`, 1 among them, and with `flip` over mirrored ones (`infer_views`).
-        `covered` bool (2,H,W) is false at pixels that the visible, or the infrared camera does not reach, as
-        `alignment.apply.Aligner` tells it. `reading` says how the infrared picture becomes heat (range, polarity,
-        palette); what was found and guessed is in `Prediction.input`.
+    @overload
+    def predict(
+        self,
+        visible: list[OneT] | None,
+        infrared: list[OtherT] | None,
+        prompts: Prompts | Mapping[str, object] | Mode | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        covered: Tensor | None = None,
+        reading: InfraredOptions = DEFAULT,
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self,
+        visible: ImageLike | list[OneT] | None,
+        infrared: ImageLike | list[OtherT] | None,
+        prompts: Prompts | Mapping[str, object] | Mode | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        covered: Tensor | None = None,
+        reading: InfraredOptions = DEFAULT,
+    ) -> Prediction | list[Prediction]:
+        """A pair (either may be None) -> fused picture, class ids, confidence; two lists -> a list of these.
+
+        Args:
+            visible: A path, the content of an image file (bytes, io.BytesIO), a PIL image, an array (H,W,3) or (H,W),
+                or a tensor (3,H,W); or a list of such, one for each pair.
+            infrared: The same.
+            prompts: "self" or "none", or points and boxes of your own in pixels: a `Prompts` of tensors or arrays, or
+                the object of a prompt file, {"points": [[x, y]], "labels": [1], "boxes": [[x0, y0, x1, y1]]}, lists or
+                arrays; with "classes": ["car"] (and "box_classes") they steer the class map, as far as the weights
+                learned that. They hold for every pair of a list.
+            scales: Class probabilities are means over copies resized by these factors, 1 among them.
+            flip: And over mirrored copies (`infer_views`).
+            covered: bool (2,H,W), false at pixels that the visible, or the infrared camera does not reach, as
+                `alignment.apply.Aligner` tells it.
+            reading: How the infrared picture becomes heat (range, polarity, palette); what was found and guessed is in
+                `Prediction.input`.
+
+        Raises:
+            InputError: A picture cannot be read or does not fit; of a list it is named by its number.
+
+        >>> model.predict(["a_rgb.png", "b_rgb.png"], ["a_th.png", "b_th.png"])[1].labels  # doctest: +SKIP
         """
         require_one_as_it_is(scales)
+        pairs = listed_pairs(visible, infrared)
+        if pairs is None:
+            return self._predict(visible, infrared, prompts, scales, flip, covered, reading)  # type: ignore[arg-type]
+        found = []
+        for number, pair in enumerate(pairs, 1):
+            try:
+                found.append(self._predict(*pair, prompts, scales, flip, covered, reading))
+            except InputError as error:
+                raise InputError(f"pair {number} of {len(pairs)}: {error}") from None
+        return found
+
+    def _predict(
+        self,
+        visible: ImageLike | None,
+        infrared: ImageLike | None,
+        prompts: Prompts | Mapping[str, object] | Mode | None,
+        scales: Sequence[float],
+        flip: bool,
+        covered: Tensor | None,
+        reading: InfraredOptions,
+    ) -> Prediction:
         found = read_inputs(visible, infrared, reading)
         ready = (found.visible, found.infrared)
-        own, mode = given_prompts(prompts, _size_of(ready), self.config.classes)
+        own, mode = given_prompts(prompts, size_of(ready), self.config.classes)
         started = time.perf_counter()
         result = self.postprocess(
             self.infer_views(*ready, own, mode, scales, flip, None if covered is None else covered[None])
@@ -275,50 +336,6 @@ class FusionSAM:
         # with the arrays on the CPU an accelerator has really finished
         told = {**found.facts, "notices": [notice.text for notice in found.notices]} if found.facts else {}
         return replace(result, seconds=time.perf_counter() - started, input=told)
-
-
-def _size_of(pair: Sequence[Tensor | None]) -> tuple[int, int]:
-    """(H, W) of whichever image is there."""
-    shape = next((image.shape for image in pair if image is not None), (0, 0))
-    return int(shape[-2]), int(shape[-1])
-
-
-def require_scales(scales: Sequence[float]) -> None:
-    """InputError unless every one of at least one factor is above 0 and up to 4."""
-    if not scales or not all(0 < scale <= 4 for scale in scales):  # NaN fails, too
-        raise InputError(f"scales {list(scales)}: expected factors above 0 and up to 4")
-
-
-def require_one_as_it_is(scales: Sequence[float]) -> None:
-    """InputError unless 1 is among the `scales`: the fused picture and the prompts are of that view."""
-    if 1 not in scales:
-        raise InputError(
-            f"scales {' '.join(f'{scale:g}' for scale in scales)}: the picture that is kept is that of scale 1; give 1 "
-            "with them"
-        )
-
-
-def _view(image: Tensor, scale: float, mirrored: bool) -> Tensor:
-    """(1,C,H,W) resized by `scale`, or by what brings its shorter side to the least that the network takes."""
-    if scale != 1:
-        scale = max(scale, SMALLEST / min(image.shape[2:]))  # of both sides alike, or a long pair would be distorted
-        size = tuple(round(side * scale) for side in image.shape[2:])
-        image = interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
-    return image.flip(-1) if mirrored else image
-
-
-def choose_device(device: str) -> str:
-    """auto -> cuda, mps or cpu, whichever is there first; anything else is checked (InputError)."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device).cpu()  # of the device meta nothing comes back
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0][:100]
-        raise InputError(f"device {device!r}: not usable here ({reason}); use auto or cpu") from None
-    return device
 
 
 def _row(prompts: Prompts, row: int) -> Prompts:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
@@ -44,7 +45,7 @@ class Session:
     ) -> None:
         nothing = torch.empty(0)
         self.model = model
-        self._images = {"visible": visible, "infrared": infrared}
+        self._images: dict[Picture, torch.Tensor | None] = {"visible": visible, "infrared": infrared}
         self._pair: InteractivePair | None = None
         # no prompt needs the latents, and a view would keep the padding alive
         self.encoded = replace(encoded, latents=Latents(nothing, nothing), fused=encoded.fused.clone())
@@ -92,8 +93,8 @@ class Session:
         (480, 640)
         """
         if self._pair is None or (sam is not None and self._pair.sam is not sam):
-            given = {"fused": self.encoded.fused, **self._images}
-            pictures: dict[Picture, Any] = {name: image[0] for name, image in given.items() if image is not None}  # type: ignore[misc]
+            given: dict[Picture, torch.Tensor | None] = {"fused": self.encoded.fused, **self._images}
+            pictures = {name: image[0] for name, image in given.items() if image is not None}
             self._pair = InteractivePair(sam or shipped_sam(str(self.model.device)), pictures)
         return self._pair.sam.mask(self._pair.encoded(on), points, labels, box, previous)
 
@@ -120,7 +121,7 @@ class Session:
 
 
 def given_prompts(
-    prompts: Prompts | Mapping[str, Any] | Mode | None, size: tuple[int, int], classes: Sequence[str]
+    prompts: Prompts | Mapping[str, object] | Mode | None, size: tuple[int, int], classes: Sequence[str]
 ) -> tuple[Prompts | None, Mode | None]:
     """What a caller gave, as prompts of tensors for one pair of `size` (H, W), or as a mode, or neither; `classes` are
     the names of the network's.
@@ -129,7 +130,8 @@ def given_prompts(
     if prompts is None or isinstance(prompts, str):
         return None, prompts
     if isinstance(prompts, Mapping):
-        return prompts_from(dict(prompts), "prompts", "this pair", size, classes), None
+        plain = {key: _plain(value) for key, value in prompts.items()}
+        return prompts_from(plain, "prompts", "this pair", size, classes), None
     if not isinstance(prompts, Prompts):
         raise InputError(f"prompts: found {type(prompts).__name__}; expected self, none, a Prompts or a dictionary")
     found = prompts.as_tensors()
@@ -141,3 +143,10 @@ def given_prompts(
     if strange := [label for label in labels if label not in (-1, 0, 1)]:
         raise InputError(f"prompts.point_labels: found {strange[0]}, expected 1 (on the object), 0 (off it) or -1")
     return found, None
+
+
+def _plain(value: object) -> object:
+    """Arrays, tensors and tuples, and lists of them, as lists."""
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        return value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

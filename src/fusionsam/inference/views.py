@@ -1,0 +1,41 @@
+"""Copies of a pair, resized and mirrored, over which class probabilities are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from fusionsam.errors import InputError
+from fusionsam.types import SMALLEST
+
+
+def size_of(pair: Sequence[Tensor | None]) -> tuple[int, int]:
+    """(H, W) of whichever image is there."""
+    shape = next((image.shape for image in pair if image is not None), (0, 0))
+    return int(shape[-2]), int(shape[-1])
+
+
+def require_scales(scales: Sequence[float]) -> None:
+    """InputError unless every one of at least one factor is above 0 and up to 4."""
+    if not scales or not all(0 < scale <= 4 for scale in scales):  # NaN fails, too
+        raise InputError(f"scales {list(scales)}: expected factors above 0 and up to 4")
+
+
+def require_one_as_it_is(scales: Sequence[float]) -> None:
+    """InputError unless 1 is among the `scales`: the fused picture and the prompts are of that view."""
+    if 1 not in scales:
+        raise InputError(
+            f"scales {' '.join(f'{scale:g}' for scale in scales)}: the picture that is kept is that of scale 1; give 1 "
+            "with them"
+        )
+
+
+def view(image: Tensor, scale: float, mirrored: bool) -> Tensor:
+    """(1,C,H,W) resized by `scale`, or by what brings its shorter side to the least that the network takes."""
+    if scale != 1:
+        scale = max(scale, SMALLEST / min(image.shape[2:]))  # of both sides alike, or a long pair would be distorted
+        size = tuple(round(side * scale) for side in image.shape[2:])
+        image = interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+    return image.flip(-1) if mirrored else image
