@@ -22,11 +22,11 @@ from PIL import Image
 from conftest import build_debug
 from fusionsam.cli.main import main
 from fusionsam.data.manifests import Listed, read_manifest
+from fusionsam.data.storage import Folder
 from fusionsam.errors import InputError
 from fusionsam.inference import ray_engine
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.shards import Shard
-from fusionsam.storage import Folder
 from fusionsam.weights.checkpoint import save_checkpoint
 
 BROKEN = 3

@@ -25,6 +25,7 @@ from fusionsam.data.images import write_png
 from fusionsam.data.loader import class_pixels, class_shares, train_loader
 from fusionsam.data.synthetic.scenes import synthesize
 from fusionsam.errors import InputError
+from fusionsam.metrics.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
 from fusionsam.metrics.reconstruction import psnr, rebuild
 from fusionsam.models.discriminator import adaptive_weight, discriminator_loss, generator_loss
 from fusionsam.models.network import FusionSAMNetwork

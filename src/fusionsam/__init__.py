@@ -7,7 +7,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fusionsam.io import VERSION as __version__
+from fusionsam.types import VERSION as __version__
 
 if TYPE_CHECKING:
     from fusionsam.alignment.rig import Rig

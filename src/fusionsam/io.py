@@ -1,5 +1,5 @@
-"""Where results go. Files appear whole or not at all: each is written under a temporary name beside its own, then
-renamed."""
+"""Where results go, and how far they are. Files appear whole or not at all: each is written under a temporary name
+beside its own, then renamed."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
+
+from tqdm import tqdm
 
 from fusionsam.errors import InputError
 from fusionsam.types import JsonObject
 
-VERSION = "0.1.0"
-"""Of this package; what is written repeats it."""
-
+T = TypeVar("T")
 OTHER_OUT = "choose another --out"
 
 
@@ -222,3 +224,47 @@ def fetch(source: str, filename: str) -> Path:
             f"weights {source}: neither a file, a folder nor a hub repository that can be reached ({reason}); "
             "give a local path"
         ) from None
+
+
+# -- what standard error tells meanwhile -----------------------------------------------------------------------------
+
+EVERY = 60.0
+"""Seconds between two lines where the output is no terminal."""
+
+
+class LineProgress(tqdm):  # type: ignore[type-arg]
+    """tqdm that writes whole lines, at most one every EVERY seconds and one at the end."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._told = time.monotonic()
+        self._last: float = 0
+        super().__init__(*args, **kwargs)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]
+        """Write the state as a line if the last one is long ago."""
+        if time.monotonic() - self._told < EVERY:
+            return False
+        self._line()
+        return True
+
+    def close(self) -> None:
+        """The last line."""
+        if self.disable:
+            return
+        self.disable = True
+        type(self)._decr_instances(self)  # type: ignore[attr-defined]
+        if self.n != self._last:
+            self._line()
+
+    def _line(self) -> None:
+        self._told, self._last = time.monotonic(), self.n
+        self.fp.write(f"{self}\n")
+        self.fp.flush()
+
+
+def progress_bar(
+    items: Iterable[T], desc: str, unit: str = "it", total: int | None = None, disable: bool = False
+) -> tqdm[T]:
+    """tqdm over `items` that suits where standard error goes: redrawn in a terminal, a line a minute in a log file."""
+    terminal = (isatty := getattr(sys.stderr, "isatty", None)) is not None and isatty()
+    return (tqdm if terminal else LineProgress)(items, desc=desc, unit=unit, total=total, disable=disable)

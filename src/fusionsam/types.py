@@ -32,6 +32,9 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+VERSION = "0.1.0"
+"""Of this package; what is written repeats it."""
+
 IGNORE = 255
 """Label id of pixels that neither teach nor count."""
 

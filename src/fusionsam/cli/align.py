@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fusionsam.config.options import AnyPairOptions, CommandLine, OverwriteOption
 from fusionsam.errors import InputError
-from fusionsam.io import VERSION, whole
+from fusionsam.io import whole
+from fusionsam.types import VERSION
 
 
 @dataclass(frozen=True, kw_only=True)

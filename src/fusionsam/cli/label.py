@@ -105,8 +105,7 @@ def _serve(options: Options, folder: LabelFolder) -> int:
         from fusionsam.server.labelling.app import create_app
     except ImportError as missing:
         raise InputError(f'label: {missing.name} is not installed; pip install "fusionsam[label]"') from None
-    from fusionsam.alignment.apply import Aligner
-    from fusionsam.alignment.rig import read_rig
+    from fusionsam.data.rigs import read_aligner
     from fusionsam.inference.device import choose_device
     from fusionsam.inference.interactive import InteractiveSAM
     from fusionsam.inference.interactive import locate as locate_sam
@@ -116,8 +115,7 @@ def _serve(options: Options, folder: LabelFolder) -> int:
     from fusionsam.server.run import bind
     from fusionsam.weights.checkpoint import locate
 
-    rig = options.align
-    aligner = None if rig is None else Aligner(read_rig(rig), str(rig))
+    aligner = read_aligner(options.align)
     locate(options.weights), locate_sam(options.sam)  # a wrong name is said before the port is taken
     bound = bind(options.host, options.port)
     device = choose_device(options.device)

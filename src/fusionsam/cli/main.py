@@ -69,7 +69,7 @@ def run(argv: list[str]) -> int:
         print(overview())
         return 0 if argv else 2
     if argv[0] == "--version":
-        from fusionsam.io import VERSION
+        from fusionsam.types import VERSION
 
         print(f"fusionsam {VERSION}")
         return 0

@@ -14,7 +14,7 @@ from typing import NewType
 from fusionsam.config.datasets import CATALOG, typed_labels_map
 
 Address = NewType("Address", str)
-"""A path, or the address of a file or folder on another machine (`storage`)."""
+"""A path, or the address of a file or folder on another machine (`data.storage`)."""
 
 
 @dataclass(frozen=True)

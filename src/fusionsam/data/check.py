@@ -17,7 +17,7 @@ from fusionsam.data.label_faults import absent_classes, label_faults, lossy_labe
 from fusionsam.data.leaks import compare, weigh
 from fusionsam.data.splits import Entry, entries, layout_line
 from fusionsam.errors import InputError
-from fusionsam.progress import progress_bar
+from fusionsam.io import progress_bar
 from fusionsam.types import JsonObject, Sample
 
 

@@ -18,8 +18,7 @@ from torch import Tensor
 from fusionsam.data.dataset import PairDataset, read_pictures
 from fusionsam.data.splits import FLIP, Entry
 from fusionsam.errors import InputError
-from fusionsam.io import write_text
-from fusionsam.progress import progress_bar
+from fusionsam.io import progress_bar, write_text
 from fusionsam.types import Sample
 
 FILE = "training_fingerprints.json"

@@ -13,7 +13,7 @@ from fusionsam.config.schema import DataConfig
 from fusionsam.data.dataset import Item, PairDataset, collate
 from fusionsam.data.transforms import TrainTransform, eval_transform
 from fusionsam.errors import InputError
-from fusionsam.progress import progress_bar
+from fusionsam.io import progress_bar
 from fusionsam.types import Batch
 
 _PROGRESS_FROM = 300  # labels; fewer are read in a few seconds

@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 
 from fusionsam.data.image_files import SUFFIXES
 from fusionsam.data.layouts import one_name
+from fusionsam.data.storage import fetched, file_name, find, fixed_part, is_remote, join, local_path, parent
 from fusionsam.data.tables import read_table
 from fusionsam.errors import InputError
-from fusionsam.storage import fetched, file_name, find, fixed_part, is_remote, join, local_path, parent
 
 CAMERAS = ("visible", "infrared", "radiometric")
 

@@ -15,7 +15,7 @@ from fusionsam.data.images import read_visible
 from fusionsam.data.label_files import read_label
 from fusionsam.data.splits import by_stem
 from fusionsam.errors import InputError
-from fusionsam.progress import progress_bar
+from fusionsam.io import progress_bar
 
 Format = Literal["ids", "rgb", "bgr"]
 Color = tuple[int, int, int]

@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
-from fusionsam.alignment.apply import Aligner
+from fusionsam.alignment.apply import Aligner, Frame
 from fusionsam.alignment.calibration import Camera, read_camera
 from fusionsam.alignment.choose import Candidate, candidate, choose
 from fusionsam.alignment.estimate import Estimate, estimate, working
@@ -199,24 +198,31 @@ def picture(rig: Rig, entry: Entry) -> Image.Image:
     return sheet(visible, infrared, Warp(rig.at(*size))(infrared))
 
 
-def open_aligner(align: str | None, find: Callable[[], Fit], film: bool = False, **how: Any) -> Aligner | None:
-    """None without `align`; auto calls `find`, maker refines radiometric files. `how` is frame and refine of Aligner.
+def read_aligner(rig: Path | None, name: str | None = None) -> Aligner | None:
+    """Of a rig.json, which messages call `name` (its path unless given); None without. InputError for a bad file."""
+    return None if rig is None else Aligner(read_rig(rig), name or str(rig))
+
+
+def open_aligner(
+    align: str | None, find: Callable[[], Fit], film: bool = False, frame: Frame = "visible", refine: bool = True
+) -> Aligner | None:
+    """None without `align`; auto calls `find`, maker refines radiometric files. `frame` and `refine` are Aligner's.
     InputError for a bad file, and where auto finds nothing to believe."""
     if align is None:
         return None
     if align == MAKER:
-        if film or how.get("frame", "visible") != "visible":
+        if film or frame != "visible":
             raise InputError("--align maker: is for radiometric files, in the frame of their visible picture")
-        return MakerAligner() if how.get("refine", True) else None
+        return MakerAligner() if refine else None
     if align != AUTO:
-        return Aligner(read_rig(align), align, film=film, **how)
+        return Aligner(read_rig(align), align, film=film, frame=frame, refine=refine)
     found = find()
     if not found.verdict.accepted:
         raise InputError(f"--align auto: {found.verdict.text}; or align them by points: fusionsam align --points")
     print(f"--align auto: {found.verdict.text}", file=sys.stderr)
     for warning in found.verdict.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return Aligner(found.rig, "--align auto", film=film, **how)
+    return Aligner(found.rig, "--align auto", film=film, frame=frame, refine=refine)
 
 
 def keep(aligner: Aligner, out: Path, entries: Sequence[Entry]) -> None:

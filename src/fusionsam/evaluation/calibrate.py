@@ -28,9 +28,8 @@ from fusionsam.evaluation.logit_adjustment import blocks, but
 from fusionsam.evaluation.options import CalibrateOptions, EvaluateConfig
 from fusionsam.evaluation.run import check_classes, leak_guard, open_labelled
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.io import write_json
+from fusionsam.io import progress_bar, write_json
 from fusionsam.metrics.segmentation import CalibrationError
-from fusionsam.progress import progress_bar
 from fusionsam.types import IGNORE, JsonObject, Pixels
 from fusionsam.weights import checkpoint
 

@@ -29,10 +29,9 @@ from fusionsam.inference.device import choose_device
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture
 from fusionsam.inference.interactive import locate as locate_sam
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.io import OTHER_OUT, digest, require_writable, write_json
+from fusionsam.io import OTHER_OUT, digest, progress_bar, require_writable, write_json
 from fusionsam.metrics.interaction import Ask, Bools, Click, Object, iou, objects, simulate
-from fusionsam.progress import progress_bar
-from fusionsam.types import IGNORE, Sample
+from fusionsam.types import IGNORE, Array, Sample
 from fusionsam.weights import checkpoint
 
 CHOICES: dict[Choose, str] = {

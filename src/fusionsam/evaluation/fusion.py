@@ -30,10 +30,9 @@ from fusionsam.errors import InputError
 from fusionsam.evaluation import simple_fusions as fusion_baselines
 from fusionsam.evaluation.options import FusionMetricsOptions
 from fusionsam.evaluation.simple_fusions import FUSIONS
-from fusionsam.io import Made, OutputFolder, require_writable, whole, write_json
+from fusionsam.io import Made, OutputFolder, progress_bar, require_writable, whole, write_json
 from fusionsam.metrics.contrast import SMALLEST_OBJECT, Surrounded, contrast, surrounded
 from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, luma, prepare
-from fusionsam.progress import progress_bar
 from fusionsam.types import IGNORE, JsonObject, Sample
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ def measure_all(jobs: Iterable[Job], total: int, workers: int) -> Table:
     Jobs are drawn as workers become free, so memory does not grow with their number."""
     table: Table = {}
     rows: dict[str, dict[str, Scores]] = {}
-    with progress_bar(total=total, desc="fusion metrics", unit="pair") as bar:
+    with progress_bar(range(total), desc="fusion metrics", unit="pair") as bar:
         for id, found in _in_processes(jobs, workers) if workers > 1 else ((job.id, measure(job)) for job in jobs):
             rows[id] = found
             bar.update()

@@ -21,7 +21,8 @@ from fusionsam.inference.device import choose_device
 from fusionsam.evaluation.options import ReconstructOptions
 from fusionsam.inference.files import pairs_to_predict, require_apart
 from fusionsam.inference.render import codes_picture
-from fusionsam.io import Made, OutputFolder, write_json
+from fusionsam.io import Made, OutputFolder, progress_bar, write_json
+from fusionsam.metrics.perceptual import EncoderLevels, PerceptualInput, Vgg16, load_vgg16, perceptual_distance
 from fusionsam.metrics.reconstruction import (
     MODALITIES,
     CodeUsage,
@@ -33,8 +34,6 @@ from fusionsam.metrics.reconstruction import (
     structural_similarity,
 )
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.progress import progress_bar
-from fusionsam.training.perceptual import EncoderLevels, PerceptualInput, Vgg16, load_vgg16, perceptual_distance
 from fusionsam.types import LARGEST, JsonObject, Sample
 from fusionsam.weights import pretrained as foreign
 from fusionsam.weights.checkpoint import Card, load_network, read_checkpoint

@@ -32,7 +32,7 @@ from fusionsam.evaluation.run import check_classes, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import Row, Table, write_table
 from fusionsam.inference.prediction import Mode
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.io import Made, OutputFolder, digest, require_writable, write_json
+from fusionsam.io import Made, OutputFolder, digest, progress_bar, require_writable, write_json
 from fusionsam.metrics.segmentation import (
     PROTOCOLS,
     ConfusionMatrix,
@@ -42,7 +42,6 @@ from fusionsam.metrics.segmentation import (
     iou,
     plain,
 )
-from fusionsam.progress import progress_bar
 from fusionsam.types import SMALLEST
 from fusionsam.weights import checkpoint
 
@@ -269,7 +268,7 @@ def _count(predict: Predict, data: LabelledPairs, names: Sequence[str], seed: in
     """Condition -> the matrices of each image; None where the predictor cannot do with it."""
     found = {name: ImageMatrices(data.num_classes) for name in names}
     impossible: set[str] = set()
-    with progress_bar(total=len(names) * len(data), desc=NAME, unit="image") as progress:
+    with progress_bar(range(len(names) * len(data)), desc=NAME, unit="image") as progress:
         for index in range(len(data)):
             sample = data[index]
             assert sample.visible is not None

@@ -30,10 +30,9 @@ from fusionsam.evaluation.tally import Tally, scores, summarise
 from fusionsam.inference.label_maps import FolderPredictor, NetworkPredictor
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.views import require_scales
-from fusionsam.io import digest, require_writable
+from fusionsam.io import digest, progress_bar, require_writable
 from fusionsam.metrics.segmentation import ImageMatrices
-from fusionsam.progress import progress_bar
-from fusionsam.types import IGNORE
+from fusionsam.types import IGNORE, JsonObject
 from fusionsam.weights import checkpoint
 from fusionsam.weights.checkpoint import Card
 

@@ -36,9 +36,8 @@ from fusionsam.inference.device import choose_device
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.segment_anything import PlainSam
-from fusionsam.io import Made, OutputFolder, require_writable, write_json
+from fusionsam.io import Made, OutputFolder, progress_bar, require_writable, write_json
 from fusionsam.models.prompts import oracle_prompts
-from fusionsam.progress import progress_bar
 from fusionsam.types import JsonObject, LabelledSample
 from fusionsam.weights import checkpoint
 

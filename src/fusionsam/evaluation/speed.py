@@ -24,7 +24,7 @@ from torch import nn
 
 from fusionsam.errors import InputError
 from fusionsam.evaluation.speed_models import MODELS, OURS, Run, Setting, Size
-from fusionsam.progress import progress_bar
+from fusionsam.io import progress_bar
 from fusionsam.types import JsonObject
 
 STAGES = ("tokenizer", "fusion", "picture_head", "image_encoder", "prompt_encoder", "mask_decoder", "head")

@@ -27,9 +27,8 @@ from fusionsam.evaluation.run import EvaluateConfig, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import Row, Table, write_table
 from fusionsam.inference.device import choose_device
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.io import digest, require_writable, write_json
+from fusionsam.io import digest, progress_bar, require_writable, write_json
 from fusionsam.metrics.interaction import Corrected, correct, iou_after, objects
-from fusionsam.progress import progress_bar
 from fusionsam.types import Prompts
 from fusionsam.weights import checkpoint
 

@@ -29,11 +29,10 @@ from fusionsam.inference.onnx import (
     run_session,
     runtime,
 )
-from fusionsam.io import VERSION
 from fusionsam.models.geometry import fit
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.tokenizer import Quantizer
-from fusionsam.types import SMALLEST, Array, JsonObject
+from fusionsam.types import SMALLEST, VERSION, Array, JsonObject
 from fusionsam.weights.checkpoint import WEIGHTS, calibrated_digest, load_network, locate
 
 LOGITS, PIXELS = 1e-3, 1e-3

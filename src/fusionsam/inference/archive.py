@@ -19,6 +19,7 @@ from fusionsam.config.options import Address
 from fusionsam.data.manifests import CAMERAS, Listed, read_manifest
 from fusionsam.data.rigs import AUTO, fit, open_aligner, summary
 from fusionsam.data.splits import Entry
+from fusionsam.data.storage import Folder, fixed_part, is_remote, local_path, parent
 from fusionsam.errors import InputError
 from fusionsam.inference.batch import SOME_FAILED, say
 from fusionsam.inference.options import PredictOptions
@@ -27,8 +28,7 @@ from fusionsam.inference.prompts import prompts_file
 from fusionsam.inference.results import RESULTS, Request, describe, open_model
 from fusionsam.inference.shards import TABLE, Done, Shard, Worker, open_shard, pairs_digest, shard_name
 from fusionsam.inference.views import require_one_as_it_is
-from fusionsam.progress import progress_bar
-from fusionsam.storage import Folder, fixed_part, is_remote, local_path, parent
+from fusionsam.io import progress_bar
 from fusionsam.types import JsonObject
 
 RECORD = f"{TABLE}/_run.json"
@@ -243,7 +243,7 @@ class _Tally:
 def _work(request: Request, model: FusionSAM, folder: Folder, shards: list[Shard], tally: _Tally) -> None:
     by_index = {shard.index: shard for shard in shards}
     pairs = sum(len(shard.pairs) for shard in shards)
-    with progress_bar(total=pairs, desc="predict", unit="pair") as bar:
+    with progress_bar(range(pairs), desc="predict", unit="pair") as bar:
         work = _on_ray if request.options.engine == "ray" else _here
         with closing(work(request, model, folder, shards, bar.update)) as finished:
             for done in finished:

@@ -28,8 +28,7 @@ from fusionsam.inference.prompts import prompt_mode, prompts_file, read_prompts
 from fusionsam.inference.results import RESULTS, SOURCES, Request, describe, masked, open_model, pictures, sources_of
 from fusionsam.inference.selection import select
 from fusionsam.inference.views import require_one_as_it_is
-from fusionsam.io import Made, OutputFolder, State, require_writable
-from fusionsam.progress import progress_bar
+from fusionsam.io import Made, OutputFolder, State, progress_bar, require_writable
 from fusionsam.types import JsonObject, Prompts, Sample
 
 UNFINISHED: JsonObject = {"run": None}

@@ -15,8 +15,8 @@ from fusionsam.config.options import (
     OverwriteOption,
     WeightsOption,
 )
+from fusionsam.data.storage import is_remote, local_path
 from fusionsam.errors import InputError
-from fusionsam.storage import is_remote, local_path
 
 
 @dataclass(frozen=True, kw_only=True)

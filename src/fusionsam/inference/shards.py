@@ -23,6 +23,7 @@ from fusionsam.data.dataset import read_sample
 from fusionsam.data.manifests import CAMERAS, Listed
 from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
+from fusionsam.data.storage import Folder, file_name, is_remote, local_path, read_bytes
 from fusionsam.errors import InputError
 from fusionsam.inference.celsius import celsius_tiff, class_temperatures
 from fusionsam.inference.prediction import Prediction
@@ -37,7 +38,6 @@ from fusionsam.inference.results import (
     pictures,
     predict_alike,
 )
-from fusionsam.storage import Folder, file_name, is_remote, local_path, read_bytes
 from fusionsam.types import JsonObject, Sample
 
 TABLE = "results"

@@ -43,8 +43,7 @@ from fusionsam.inference.prediction import Mode
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import Color, legend_strip, overlay
-from fusionsam.io import OutputFolder, whole, write_json
-from fusionsam.progress import progress_bar
+from fusionsam.io import OutputFolder, progress_bar, whole, write_json
 from fusionsam.types import Prompts
 
 Frame = tuple[str, tuple[int, int], ImageLike | None, ImageLike | None, Tensor | None]

@@ -10,8 +10,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from fusionsam.alignment.apply import Aligner
-from fusionsam.alignment.rig import read_rig
+from fusionsam.data.rigs import read_aligner
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
 
@@ -34,7 +33,7 @@ def run(weights: str, device: str, host: str, port: int, align: Path | None = No
     """Serve the page until interrupted. InputError without gradio, and as its parts do."""
     if importlib.util.find_spec("gradio") is None:
         raise InputError('demo: gradio is not installed; pip install "fusionsam[demo]"')
-    aligner = None if align is None else Aligner(read_rig(align), str(align))
+    aligner = read_aligner(align)
     with (
         listen(host, port) as listener,  # before the model: a port in use is told at once
         tempfile.TemporaryDirectory(prefix="fusionsam-demo-") as folder,

@@ -12,8 +12,6 @@ from fusionsam.errors import InputError
 from fusionsam.inference.celsius import class_temperatures
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.io import VERSION
-from fusionsam.models.network import parameter_table
 from fusionsam.server import kserve
 from fusionsam.server.answers import PICTURES, answer, wanted_kind, wanted_pictures
 from fusionsam.server.config import ServeConfig
@@ -22,7 +20,7 @@ from fusionsam.server.middleware import Gate, error
 from fusionsam.server.queue import Busy
 from fusionsam.server.service import Service
 from fusionsam.server.uploads import IMAGES, MODES, decode_images, form_prompts, prompts_of, read_json
-from fusionsam.types import LARGEST, SMALLEST, JsonObject
+from fusionsam.types import LARGEST, SMALLEST, VERSION, JsonObject
 
 
 def _told(pair: Images, prediction: Prediction) -> JsonObject:
@@ -177,7 +175,7 @@ def _describe(service: Service) -> JsonObject:
         "name": model.name,
         "version": VERSION,
         "preset": model.config.preset,
-        "parameters": sum(row.parameters for row in parameter_table(model.network)),
+        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
         "classes": [{"id": i, "name": name, "colour": list(rgb)} for i, (name, rgb) in enumerate(classes)],
         "sides": [SMALLEST, LARGEST],
         "max_side": model.config.max_side,

@@ -11,12 +11,10 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
-from fusionsam.alignment.apply import Aligner
-from fusionsam.alignment.rig import read_rig
+from fusionsam.data.rigs import read_aligner
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.server.config import ServeConfig
-from fusionsam.weights.checkpoint import locate
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -87,10 +85,13 @@ def serve(
     two cameras of the rig `align`. Raises InputError as its parts do, for a wrong name before the port is taken."""
     module = _app_module()
     token = read_token(token_file)
-    aligner = None if align is None else Aligner(read_rig(align), RIG)
-    locate(weights)
-    bound = bind(host, port)
-    model = FusionSAM.from_pretrained(weights, device)
+    aligner = read_aligner(align, RIG)
+    bound = bind(host, port)  # before the model is read: a port in use is told at once
+    try:
+        model = FusionSAM.from_pretrained(weights, device)
+    except InputError:
+        bound.close()
+        raise
     app = module.create_app(model, config, token, aligner)
     host, port = bound.getsockname()[:2]
     if token is None and not ipaddress.ip_address(host).is_loopback:

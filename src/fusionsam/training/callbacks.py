@@ -18,8 +18,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.errors import InputError
-from fusionsam.io import whole, whole_folder, write_text
-from fusionsam.progress import LineProgress
+from fusionsam.io import LineProgress, whole, whole_folder, write_text
 from fusionsam.training.task import Task
 from fusionsam.types import Batch, JsonObject
 from fusionsam.weights.checkpoint import save_checkpoint

@@ -16,7 +16,6 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fusionsam.alignment.apply import Aligner
 from fusionsam.config.datasets import DatasetRow, find
 from fusionsam.config.schema import Config, DataConfig
 from fusionsam.data.dataset import PairDataset
@@ -147,10 +146,15 @@ def _with_teacher(pairs: list[Entry], folder: str) -> list[Entry]:
     return found
 
 
-def _aligner(data: DataConfig, lists: dict[str, list[Entry]]) -> Aligner | None:
-    """What brings the pairs of two cameras into the visible one's frame; InputError where none is to be believed."""
+def _two_sets(
+    data: DataConfig, lists: dict[str, list[Entry]], row: DatasetRow | None
+) -> tuple[PairDataset, PairDataset]:
+    """Training and validation pairs, those of two cameras brought into the visible one's frame; InputError where no rig
+    is to be believed."""
     own = [entry for entry in lists[data.train_split] if not entry.extra]
-    return open_aligner(data.align, partial(fit, own), refine=data.align_refine)
+    align = open_aligner(data.align, partial(fit, own), refine=data.align_refine)
+    train, val = (PairDataset(lists[split], row, True, align) for split in (data.train_split, data.val_split))
+    return train, val
 
 
 def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
@@ -159,8 +163,7 @@ def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
     data = config.data
     row = find(data.dataset, data.class_file).with_labels_map(data.labels_map)
     lists = _lists(data)
-    align = _aligner(data, lists)
-    opened = [PairDataset(lists[split], row, True, align) for split in (data.train_split, data.val_split)]
+    opened = _two_sets(data, lists, row)
     if not row.classes:
         raise InputError(f"data.class_file: data set {data.dataset!r} has no classes of its own; give a YAML with them")
     require_teachable(opened[0], row, Path(data.root), data.absent_classes)
@@ -182,19 +185,14 @@ def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
                 f"data.val_split: {entry.id} has {height}x{width} pixels, expected at least {SMALLEST} a side; resize "
                 "the pair, or take it off the list"
             )
-    return opened[0], opened[1]
+    return opened
 
 
 def open_unlabelled(config: Config) -> tuple[PairDataset, PairDataset]:
     """As `open_data`, but no pair has a label."""
     data = config.data
-    lists = _lists(data)
-    align = _aligner(data, lists)
-    opened = [
-        PairDataset([replace(entry, label=None) for entry in lists[split]], None, True, align)
-        for split in (data.train_split, data.val_split)
-    ]
-    return opened[0], opened[1]
+    unlabelled = {split: [replace(entry, label=None) for entry in found] for split, found in _lists(data).items()}
+    return _two_sets(data, unlabelled, None)
 
 
 def refuse_seen(config: Config, val: list[Entry], earlier: Sequence[Path]) -> None:

@@ -21,6 +21,7 @@ from fusionsam.data.fingerprints import of_training
 from fusionsam.data.loader import class_shares
 from fusionsam.errors import InputError
 from fusionsam.io import write_text
+from fusionsam.metrics.perceptual import EncoderLevels, load_vgg16
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.callbacks import LAST, BestWeights, SameOnAllDevices, WholeFiles, step_bar
 from fusionsam.training.data import PairData, open_data, open_unlabelled, pairs_digest, refuse_seen

@@ -12,6 +12,7 @@ from fusionsam.config.schema import Config, ModelConfig
 from fusionsam.errors import InputError
 from fusionsam.metrics.reconstruction import (
     MODALITIES,
+from fusionsam.metrics.perceptual import perceptual_distance
     CodeUsage,
     codebook_size,
     psnr,

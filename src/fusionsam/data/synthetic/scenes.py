@@ -17,8 +17,7 @@ from fusionsam.data.images import write_png
 from fusionsam.data.synthetic import objects
 from fusionsam.data.synthetic.objects import Canvas, Rng
 from fusionsam.errors import InputError
-from fusionsam.io import write_json, write_text
-from fusionsam.progress import progress_bar
+from fusionsam.io import progress_bar, write_json, write_text
 from fusionsam.types import LARGEST, Sample
 
 _CARD = "synthetic.json"

@@ -27,8 +27,7 @@ from fusionsam.errors import InputError
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.temperatures import Reading, of_instances
-from fusionsam.io import write_json
-from fusionsam.progress import progress_bar
+from fusionsam.io import progress_bar, write_json
 from fusionsam.types import JsonObject
 
 Order = Literal["name", "uncertainty"]
