@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXTRAS := dev
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check docs dist bench bench-align tables test-slow test-oldest browser clean
+.PHONY: setup demo test coverage check docs dist bench bench-align tables test-slow test-oldest browser clean
 
 # installed again only when what is to be installed has changed
 setup: $(STAMP)
@@ -25,6 +25,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist 
 
 test: check browser
 	$(PYTEST) -m "not slow"
+
+# Which lines and branches the tests reach. Tracing slows them, so it is no part of `make test`. TESTS picks files.
+TESTS ?=
+coverage: $(STAMP)
+	$(PYTEST) -m "not slow" --cov=fusionsam --cov-branch --cov-report=term-missing:skip-covered $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
