@@ -31,7 +31,6 @@ from fusionsam.models.discriminator import adaptive_weight, discriminator_loss, 
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.data import open_data, open_unlabelled
-from fusionsam.training.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
 from fusionsam.training.run import tokenizer_task, train
 from fusionsam.training.segmentation_task import SegmentationTask
 from fusionsam.training.tokenizer_task import TokenizerTask

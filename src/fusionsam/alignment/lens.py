@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusionsam.alignment.geometry import Size, rescaling
 from fusionsam.errors import InputError
+from fusionsam.types import JsonObject
 
 NAMES = ("fx", "fy", "cx", "cy")
 STEPS = 20
@@ -61,7 +61,7 @@ class Lens:
         return {**{name: getattr(self, name) for name in NAMES}, "distortion": list(self.distortion)}
 
     @classmethod
-    def from_dict(cls, values: Any, name: str) -> Lens:
+    def from_dict(cls, values: JsonObject, name: str) -> Lens:
         """InputError for anything but the numbers of `as_dict`; the distortion may end early."""
         remedy = f"expected {', '.join(NAMES)} and distortion [k1, k2, p1, p2, k3]"
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from fusionsam.alignment.geometry import Matrix, Size, apply, from_points
 from fusionsam.alignment.lens import Lens
 from fusionsam.alignment.rig import Rig, require_sound
 from fusionsam.errors import InputError
+from fusionsam.types import JsonObject
 
 FEWEST = 4
 LARGE = 0.02
@@ -34,7 +34,7 @@ def read_points(path: str | Path) -> tuple[NDArray[np.float64], NDArray[np.float
         raise InputError(f"{path}: cannot be read ({reason}); {FORMAT}") from None
     try:
         if text.lstrip().startswith("{"):
-            values: Any = json.loads(text)
+            values: JsonObject = json.loads(text)
             one, two = (np.array(values[name], dtype=np.float64) for name in ("visible", "infrared"))
         else:
             rows = [row for row in csv.reader(text.splitlines()) if row and not row[0].lstrip().startswith("#")]

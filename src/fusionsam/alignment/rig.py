@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,8 +166,8 @@ def _matrix(path: Path, values: object) -> Matrix:
     return matrix
 
 
-def _size(path: Path, key: str, value: Any) -> Size:
-    right = isinstance(value, list) and len(value) == 2 and all(type(x) is int and 1 <= x <= 65536 for x in value)
-    if not right:
+def _size(path: Path, key: str, value: object) -> Size:
+    sides = value if isinstance(value, list) else []
+    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= 65536 for side in sides):
         raise InputError(f"{path}: {key}: found {str(value)[:60]}, expected [height, width] in pixels; {REMEDY}")
-    return value[0], value[1]
+    return sides[0], sides[1]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from fusionsam.alignment.geometry import Size
 from fusionsam.alignment.lens import Lens
 from fusionsam.alignment.rig import Rig
 
+Points = NDArray[np.float64]
+"""(n,2) x, y."""
 BLOCK = 1 << 20
 """Points that are looked up at once."""
 MOST_SAMPLES = 4
@@ -89,7 +92,7 @@ def _points(rows: slice, width: int, samples: int, shift: tuple[float, float]) -
     return np.stack([x.ravel(), y.ravel()], 1)
 
 
-def _samples(to_source: Any, target: Size) -> int:
+def _samples(to_source: Callable[[Points], Points], target: Size) -> int:
     """How many source pixels an output pixel spans in the middle of the frame, so that nothing is skipped over."""
     y, x = (target[0] - 1) / 2, (target[1] - 1) / 2
     ends = to_source(np.array([[x - 0.5, y], [x + 0.5, y], [x, y - 0.5], [x, y + 0.5]]))

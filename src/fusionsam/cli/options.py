@@ -26,13 +26,16 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fusionsam.cli.parser import Parser
 from fusionsam.config.options import Address, CommandLine
 from fusionsam.io import given_address, given_path
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 _SEQUENCES = (list, tuple, collections.abc.Sequence)
 
 
@@ -55,20 +58,20 @@ def parse(kind: type[T], prog: str, argv: Sequence[str], command: str = "") -> T
     return kind(**values, **({"command": command} if issubclass(kind, CommandLine) else {}))
 
 
-def parser(kind: type[Any], prog: str) -> Parser:
+def parser(kind: type[DataclassInstance], prog: str) -> Parser:
     """The parser of the dataclass `kind`, whose docstring becomes the description."""
     made = Parser(prog=prog, description=inspect.cleandoc(kind.__doc__ or ""), argument_default=argparse.SUPPRESS)
     add_flags(made, kind)
     return made
 
 
-def add_flags(made: argparse.ArgumentParser, kind: type[Any]) -> None:
+def add_flags(made: argparse.ArgumentParser, kind: type[DataclassInstance]) -> None:
     """One flag a field of `kind`."""
     for flag in flags(kind):
         made.add_argument(flag.name, help=flag.help.replace("%", "%%"), **flag.arguments)
 
 
-def flags(kind: type[Any]) -> list[Flag]:
+def flags(kind: type[DataclassInstance]) -> list[Flag]:
     """The flags of `kind`: those of its bases from left to right, then its own."""
     hints, texts = get_type_hints(kind), docstrings(kind)
     homes = [*kind.__mro__[1:], kind]
@@ -77,7 +80,7 @@ def flags(kind: type[Any]) -> list[Flag]:
     return [_flag(item, hints[item.name], texts.get(item.name, "")) for item in ordered]
 
 
-def docstrings(kind: type[Any]) -> dict[str, str]:
+def docstrings(kind: type[DataclassInstance]) -> dict[str, str]:
     """Field name -> the docstring under it, on one line; a subclass' own counts before that of its base."""
     found: dict[str, str] = {}
     for home in reversed(kind.__mro__):
@@ -103,7 +106,7 @@ def shown(value: object) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _flag(item: Field[Any], hint: Any, text: str) -> Flag:
+def _flag(item: Field[object], hint: object, text: str) -> Flag:
     default = item.default if item.default_factory is MISSING else item.default_factory()
     arguments = _arguments(hint)
     if default is MISSING:
@@ -123,7 +126,7 @@ def _flag(item: Field[Any], hint: Any, text: str) -> Flag:
     return Flag(flag_name(item.name), text, arguments)
 
 
-def _arguments(hint: Any) -> dict[str, Any]:
+def _arguments(hint: object) -> dict[str, Any]:
     """Type, number of values and choices of a flag with this type hint."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (UnionType, Union):
@@ -145,7 +148,7 @@ def _given_text(text: str) -> str:
     return text
 
 
-_READ = {
+_READ: dict[object, tuple[object, str | None]] = {
     Path: (given_path, "PATH"),
     Address: (given_address, "ADDRESS"),
     str: (_given_text, None),

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
@@ -150,11 +150,12 @@ def find(name: str, class_file: str | Path | None = None) -> DatasetRow:
     if name not in CATALOG:
         raise InputError(f"dataset {name!r} is not known; choose one of {', '.join(CATALOG)}")
     row = CATALOG[name]
-    return row if class_file is None else replace(row, **_read_class_file(Path(class_file)))
+    return row if class_file is None else _with_class_file(row, Path(class_file))
 
 
-def _read_class_file(path: Path) -> dict[str, Any]:
-    """classes: [names], palette: [[r,g,b], ...], foreground: [names or ids] (left out: all but the first)."""
+def _with_class_file(row: DatasetRow, path: Path) -> DatasetRow:
+    """The row with what a YAML says: classes: [names], palette: [[r,g,b], ...], foreground: [names or ids] (left out:
+    all but the first), labels_map."""
     if not path.is_file():
         raise InputError(f"{path}: no such class file; expected a YAML with classes and palette")
     try:
@@ -181,7 +182,8 @@ def _read_class_file(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: foreground ids {ids} go beyond the {len(classes)} classes")
     colors = tuple((int(r), int(g), int(b)) for r, g, b in palette)
     mapped = _labels_map(path, content.get("labels_map", {}), len(classes))
-    return {"classes": tuple(classes), "palette": colors, "foreground": tuple(sorted(set(ids))), "labels_map": mapped}
+    shown = tuple(sorted(set(ids)))
+    return replace(row, classes=tuple(classes), palette=colors, foreground=shown, labels_map=mapped)
 
 
 def _labels_map(path: Path, given: object, count: int) -> dict[int, int]:

@@ -11,7 +11,6 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jsonargparse
 import yaml
@@ -77,7 +76,7 @@ def differences(first: object, second: object, prefix: str = "") -> list[str]:
     return [d for n in names for d in differences(first.get(n), second.get(n), f"{prefix}.{n}" if prefix else n)]
 
 
-def _defaults(chosen: Mapping[str, Any]) -> Config:
+def _defaults(chosen: Mapping[str, object]) -> Config:
     settings = Config()
     settings.model = preset(str(chosen.get("model.preset", settings.model.preset)))
     file = chosen.get("data.class_file")
@@ -120,7 +119,7 @@ def _read(path: Path) -> JsonObject:
     return content  # type: ignore[no-any-return]
 
 
-def _check_keys(content: Any, known: JsonObject, prefix: str, path: Path) -> None:
+def _check_keys(content: object, known: JsonObject, prefix: str, path: Path) -> None:
     if not isinstance(content, dict):
         where = prefix.rstrip(".") or "the file"
         raise InputError(f"{path}: {where} is {type(content).__name__}, expected a mapping of {', '.join(known)}")

@@ -5,17 +5,22 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from fusionsam.errors import InputError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def to_dict(config: Any) -> dict[str, object]:
+SettingsT = TypeVar("SettingsT", bound="DataclassInstance")
+
+
+def to_dict(config: DataclassInstance) -> dict[str, object]:
     """A dataclass as plain dictionaries and lists, ready for YAML or JSON."""
     return asdict(config)
 
 
-def _typed(hint: Any, value: object) -> object:
+def _typed(hint: object, value: object) -> object:
     """`value` if it is what `hint` says, lists made tuples where those are meant; TypeError if it is something else."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is UnionType:
@@ -34,13 +39,13 @@ def _typed(hint: Any, value: object) -> object:
         if len(kinds) == len(value):
             return tuple(_typed(kind, item) for kind, item in zip(kinds, value, strict=True))
     elif isinstance(hint, type):
-        accepted: Any = (int, float) if hint is float else hint
+        accepted = (int, float) if hint is float else (hint,)
         if isinstance(value, accepted) and (hint is bool or not isinstance(value, bool)):
             return value
     raise TypeError
 
 
-RETIRED: dict[str, tuple[Any, str]] = {
+RETIRED: dict[str, tuple[object, str]] = {
     "encoder.sam": (False, "a TinyViT beside the backbone gained nothing real in 600 steps"),
     "encoder.thermal_share": (0.0, "a share above 0 gained nothing real"),
 }
@@ -54,7 +59,7 @@ def _retired(name: str, value: object, where: str) -> None:
         raise InputError(f"{where}: {name}: {value!r}, but this setting is gone ({why}); remove it from the file")
 
 
-def from_dict(kind: type[Any], values: object, where: str, path: str = "") -> Any:
+def from_dict(kind: type[SettingsT], values: object, where: str, path: str = "") -> SettingsT:
     """A dataclass of this file from plain dictionaries; unknown keys and wrong types are refused by their full name.
 
     `where` names the source in the InputError, `path` the section of it that `values` is ("tokenizer.").

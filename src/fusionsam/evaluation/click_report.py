@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +146,7 @@ def _by_recording(
     return found
 
 
-def table(values: Mapping[str, Any]) -> Table:
+def table(values: JsonObject) -> Table:
     """One line for every group of objects and picture."""
     rows = []
     for name, group in values["groups"].items():

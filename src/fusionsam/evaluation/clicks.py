@@ -12,10 +12,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from fusionsam.data.dataset import LabelledPairs
@@ -158,14 +158,15 @@ def _pair(
     sam: InteractiveSAM,
     model: FusionSAM | None,
 ) -> list[Measured]:
-    given: dict[Picture, Any] = {"visible": sample.visible, "infrared": sample.infrared}
+    given: dict[Picture, Array | Tensor | None] = {"visible": sample.visible, "infrared": sample.infrared}
     if model is not None:
         given["fused"] = model.predict(sample.visible, sample.infrared).fused
-    pictures: dict[Picture, Any] = {}
+    pictures: dict[Picture, Array | Tensor] = {}
     for on in dict.fromkeys(options.images):
-        if given[on] is None:
+        picture = given[on]
+        if picture is None:
             raise InputError(f"{sample.id}: has no {on} image; leave it out of --images")
-        pictures[on] = given[on]
+        pictures[on] = picture
     pair = InteractivePair(sam, pictures)
     rows = []
     for one in chosen:

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fu
 from fusionsam.types import IGNORE, JsonObject, Sample
 
 if TYPE_CHECKING:
+    from fusionsam.inference.inputs import ImageLike
     from fusionsam.inference.predictor import FusionSAM
 
 MEANS, ROWS = "fusion_metrics.json", "fusion_metrics.csv"
@@ -301,7 +302,7 @@ def run(options: FusionMetricsOptions) -> str:
             assert entry.visible is not None
             assert entry.infrared is not None
             given: dict[str, Path | NDArray[np.uint8]] = {}
-            pair: Any = (entry.visible, entry.infrared)
+            pair: tuple[ImageLike | None, ImageLike | None] = (entry.visible, entry.infrared)
             sample = None if aligner is None else read_sample(entry, align=aligner)
             covered = None if sample is None else sample.covered
             if sample is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,8 @@ from fusionsam.data.images import write_png
 from fusionsam.data.splits import Entry
 from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
-from fusionsam.inference.device import choose_device
 from fusionsam.evaluation.options import ReconstructOptions
+from fusionsam.inference.device import choose_device
 from fusionsam.inference.files import pairs_to_predict, require_apart
 from fusionsam.inference.render import codes_picture
 from fusionsam.io import Made, OutputFolder, progress_bar, write_json
@@ -27,7 +26,6 @@ from fusionsam.metrics.reconstruction import (
     MODALITIES,
     CodeUsage,
     bits_per_pixel,
-    codebook_size,
     psnr,
     rebuild,
     require_decoder,
@@ -132,7 +130,7 @@ class Rebuilder:
     def __init__(self, tokenizer: Tokenizer, device: str, phi: EncoderLevels | Vgg16 | None) -> None:
         self.tokenizer, self.device = tokenizer.to(device), device
         self.phi = None if phi is None else phi.to(device)
-        self.size, self.bits = codebook_size(tokenizer), bits_per_pixel(tokenizer)
+        self.size, self.bits = tokenizer.codebook_size, bits_per_pixel(tokenizer)
         self.usage = {name: CodeUsage(self.size or 1) for name in MODALITIES}
 
     @classmethod
@@ -208,7 +206,7 @@ def _require_ours(out: Path, inputs: Mapping[str, str], endings: Sequence[str]) 
     """An earlier run's summary.json. InputError for one that somebody else wrote, for one of other images, whose
     figures would be lost, and for a picture of these names that it does not tell of."""
     folder = OutputFolder(out, "reconstruct")
-    stored: Any = folder.read(SUMMARY)
+    stored = folder.read(SUMMARY)
     found: JsonObject = {"images": {}, "pairs": 0} if stored is None else stored
     if not isinstance(found.get("images"), dict) or "pairs" not in found:
         folder.foreign(SUMMARY)

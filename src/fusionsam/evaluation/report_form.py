@@ -6,7 +6,7 @@ import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fusionsam.errors import InputError
 
@@ -41,7 +41,7 @@ def _takes_none(hint: object) -> bool:
     return type(None) in get_args(hint)
 
 
-def _convert(hint: Any, value: object) -> object:
+def _convert(hint: object, value: object) -> object:
     """`value` as the type `hint` says: dataclasses, also as values of lists and dictionaries."""
     if get_origin(hint) in (Union, types.UnionType):
         if value is None:
@@ -57,7 +57,7 @@ def _convert(hint: Any, value: object) -> object:
     return value
 
 
-def _holds_dataclass(hint: Any) -> bool:
+def _holds_dataclass(hint: object) -> bool:
     return is_dataclass(hint) or any(map(_holds_dataclass, get_args(hint)))
 
 

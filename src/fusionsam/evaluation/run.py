@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -256,7 +255,7 @@ def _count(
     return tally, next(iter(used)) if len(used) == 1 else "mixed", counting
 
 
-def _context(config: EvaluateConfig, data: LabelledPairs, guard: LeakCheck) -> dict[str, Any]:
+def _context(config: EvaluateConfig, data: LabelledPairs, guard: LeakCheck) -> JsonObject:
     """What every report repeats of its options, by the fields of a Report."""
     return {
         "dataset": config.dataset,

@@ -9,7 +9,6 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +64,12 @@ class TwoStreams(nn.Module):
     def __init__(self, source: str = "mobilenetv2_100", classes: int = 9) -> None:
         import timm
         from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
+        from timm.models import FeatureInfo
 
         super().__init__()
         self.streams = nn.ModuleList(timm.create_model(source, features_only=True) for _ in range(2))
-        info: Any = self.streams[0].feature_info
+        info = self.streams[0].feature_info
+        assert isinstance(info, FeatureInfo)
         self.decoder = FPNDecoder(info.channels()[-4:], 3, 128, segmentation_channels=96)
         self.head = nn.Conv2d(96, classes, 1)
 

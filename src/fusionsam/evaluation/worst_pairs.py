@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from fusionsam.data.dataset import LabelledPairs
@@ -83,7 +83,7 @@ def _sheet(predictor: NetworkPredictor | FolderPredictor, data: LabelledPairs, i
         seen.append(("fused", ground))
     # the pixels a label leaves out are shown as unlabelled in both
     truth = np.where(predicted.label.numpy() == 255, 0, predicted.label.numpy())
-    pictures: list[tuple[str, Any]] = list(seen)
+    pictures: list[tuple[str, ArrayLike | Image.Image]] = list(seen)
     for name, ids in (("prediction", predicted.ids), ("truth", truth)):
         pictures.append((name, overlay(ground, ids, names, colors)))
     pictures[0] = (f"{title}: {pictures[0][0]}", pictures[0][1])

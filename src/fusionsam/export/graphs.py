@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from timm.layers.conv2d_same import Conv2dSame
@@ -21,6 +21,9 @@ from fusionsam.errors import InputError
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.types import SMALLEST, Encoded, Frame, ImageFeatures, Latents, Prompts
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 OPSET = 18  # the first whose operators torch's exporter writes without converting them
 IMAGES = ("visible", "infrared", "present")
@@ -140,7 +143,9 @@ def _fixed_padding(network: FusionSAMNetwork) -> Iterator[None]:
             del module.forward
 
 
-def _decoder_arguments(graph: DecoderHalf, images: tuple[Tensor, ...], batch: Any) -> tuple[Any, Any]:
+def _decoder_arguments(
+    graph: DecoderHalf, images: tuple[Tensor, ...], batch: Dim
+) -> tuple[tuple[object, ...], tuple[object, ...]]:
     network = graph.network
     half = EncoderHalf(network)
     found = dict(zip(half.outputs, half(*images), strict=True))
@@ -150,7 +155,7 @@ def _decoder_arguments(graph: DecoderHalf, images: tuple[Tensor, ...], batch: An
 
     square = network.image_encoder.image_size is not None  # a frame of one size for pictures of all sizes
 
-    def grid(name: str) -> dict[int, Any]:
+    def grid(name: str) -> dict[int, Dim]:
         if square and name != "z_f":
             return {0: batch}
         return {0: batch, 2: Dim(f"{name}_height", min=2), 3: Dim(f"{name}_width", min=2)}
@@ -161,7 +166,7 @@ def _decoder_arguments(graph: DecoderHalf, images: tuple[Tensor, ...], batch: An
     return arguments, (*shapes, levels) if levels else shapes
 
 
-def to_onnx(graph: Whole, metadata: dict[str, str]) -> Any:
+def to_onnx(graph: Whole, metadata: dict[str, str]) -> ModelProto:
     """The graph as an onnx.ModelProto. `present` may be left out by who feeds it (both images are there then); the
     decoder gets a further input `size` (H, W) and cuts masks and logits to it. InputError without onnx."""
     try:
@@ -207,7 +212,7 @@ def write_onnx(graph: Whole, metadata: dict[str, str], path: Path) -> None:
         ) from None
 
 
-def _default_present(model: Any) -> None:
+def _default_present(model: ModelProto) -> None:
     """`present` of one row serves every batch, and both images are there where it is left out."""
     from onnx import TensorProto, helper
 
@@ -228,7 +233,7 @@ def _default_present(model: Any) -> None:
         graph.node.insert(place, node)
 
 
-def _cut_to_size(model: Any) -> None:
+def _cut_to_size(model: ModelProto) -> None:
     """A further input `size` (H, W), to which masks and logits are cut."""
     from onnx import TensorProto, helper
 
@@ -246,7 +251,7 @@ def _cut_to_size(model: Any) -> None:
         graph.node.append(helper.make_node("Slice", [f"{name}_padded", "cut_from", "size", "cut_axes"], [name]))
 
 
-def _name_axes(model: Any) -> None:
+def _name_axes(model: ModelProto) -> None:
     """Readable names for the free axes of inputs and outputs, in place of the tracer's symbols."""
     graph = model.graph
     del graph.value_info[:]  # they speak of the symbols still

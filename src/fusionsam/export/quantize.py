@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from fusionsam.inference.onnx import WHOLE, WHOLE_INT8, metadata, open_session, 
 from fusionsam.io import whole
 from fusionsam.metrics.segmentation import PROTOCOLS, ConfusionMatrix
 from fusionsam.types import Array, JsonObject
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 PART = "network.image_encoder."
 KINDS = ("Conv", "MatMul", "Gemm")
@@ -175,7 +178,7 @@ def feed(entry: Entry) -> dict[str, Array]:
     return {name: tensor[None].numpy() for name, tensor in given.items()}
 
 
-def measure(session: Any, pairs: Sequence[Entry], classes: int) -> JsonObject:
+def measure(session: InferenceSession, pairs: Sequence[Entry], classes: int) -> JsonObject:
     """mIoU in percent over the classes in the labels (None without) and the median CPU seconds a pair."""
     matrix, seconds = ConfusionMatrix(classes), []
     for entry in pairs:

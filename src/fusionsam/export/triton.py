@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fusionsam.errors import InputError
 from fusionsam.inference.onnx import WHOLE, metadata, open_session
 from fusionsam.io import whole, write_text
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 CONFIG, MODEL, LABELS, VERSION = "config.pbtxt", "model.onnx", "labels.txt", "1"
 MAX_BATCH = 8
@@ -67,7 +70,7 @@ def _list(items: list[str]) -> str:
     return ",\n".join(items) + "\n"
 
 
-def _add_labels(model: Any, temperature: float) -> None:
+def _add_labels(model: ModelProto, temperature: float) -> None:
     """Outputs labels uint8 (B,H,W) and confidence (B,H,W) beside the logits."""
     from onnx import TensorProto, helper
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,15 @@ from fusionsam.data.stretch import Range, find_range
 from fusionsam.errors import InputError
 from fusionsam.types import LARGEST, SMALLEST, Array
 
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
 FILM_RATE = Fraction(25)
 _SAMPLED = 32  # frames of a film that its one range is found in
 
 
-def pyav() -> Any:
+def pyav() -> ModuleType:
     """PyAV; InputError where it is not installed."""
     try:
         import av
@@ -77,7 +82,7 @@ class Film:
             "bits": "more than 8" if self.deep else 8,
         }  # fmt: skip
 
-    def _stream(self, container: Any) -> Any:
+    def _stream(self, container: InputContainer) -> VideoStream:
         if not container.streams.video:
             raise InputError(f"{self.path}: holds no video stream; give a film or a folder of frames")
         return container.streams.video[0]
@@ -106,7 +111,9 @@ class _Guard:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if isinstance(error, self.kind):
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"{self.path}: cannot be decoded as a video ({reason}); convert it first") from None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,12 +30,15 @@ from fusionsam.types import (
     Prompts,
 )
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
 WHOLE, ENCODER, DECODER = "fusionsam.onnx", "encoder.onnx", "decoder.onnx"
 WHOLE_INT8 = "fusionsam_int8.onnx"
 Arrays = dict[str, Array]
 
 
-def runtime() -> Any:
+def runtime() -> ModuleType:
     """The module onnxruntime; InputError where it is not installed."""
     try:
         import onnxruntime
@@ -44,7 +48,7 @@ def runtime() -> Any:
     return onnxruntime
 
 
-def open_session(path: Path, threads: int | None = None) -> Any:
+def open_session(path: Path, threads: int | None = None) -> InferenceSession:
     """An InferenceSession on the CPU of `path`, with as many threads as PyTorch uses unless told otherwise. InputError
     for a file that is absent or that ONNX Runtime refuses."""
     ort = runtime()
@@ -59,7 +63,7 @@ def open_session(path: Path, threads: int | None = None) -> Any:
         raise InputError(f"{path}: ONNX Runtime cannot load it ({reason}); export it again") from None
 
 
-def metadata(session: Any) -> JsonObject:
+def metadata(session: InferenceSession) -> JsonObject:
     """What an exported file says of itself: version, part, name, classes, palette, preprocessing, config, card."""
     stored = session.get_modelmeta().custom_metadata_map
     if "fusionsam" not in stored:
@@ -67,7 +71,7 @@ def metadata(session: Any) -> JsonObject:
     return json.loads(stored["fusionsam"])
 
 
-def run_session(session: Any, inputs: Arrays) -> Arrays:
+def run_session(session: InferenceSession, inputs: Arrays) -> Arrays:
     """Outputs by name. Inputs the graph has no use for (a decoder without mask prompt, say) are left out."""
     wanted = {item.name for item in (*session.get_inputs(), *session.get_overridable_initializers())}
     values = session.run(None, {name: value for name, value in inputs.items() if name in wanted})

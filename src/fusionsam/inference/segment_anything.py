@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Sam2Model, SamConfig, SamModel
 
 from fusionsam.errors import InputError
@@ -44,7 +44,7 @@ class PlainSam:
     """
 
     def __init__(
-        self, model: Any, embed: Callable[[Tensor], list[Tensor]], side: int, stretch: bool, device: str
+        self, model: nn.Module, embed: Callable[[Tensor], list[Tensor]], side: int, stretch: bool, device: str
     ) -> None:
         self.model = model.eval().to(device)
         self.embed, self.side, self.stretch, self.device = embed, side, stretch, device

@@ -10,7 +10,8 @@ from fractions import Fraction
 from functools import partial
 from os.path import realpath
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
@@ -41,10 +42,14 @@ from fusionsam.inference.inputs import ImageLike
 from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.prediction import Mode
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.inference.prompts import prompts_file, read_prompts
+from fusionsam.inference.prompts import prompt_mode, prompts_file, read_prompts
 from fusionsam.inference.render import Color, legend_strip, overlay
 from fusionsam.io import OutputFolder, progress_bar, whole, write_json
 from fusionsam.types import Prompts
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
+    from av.video.stream import VideoStream
 
 Frame = tuple[str, tuple[int, int], ImageLike | None, ImageLike | None, Tensor | None]
 """Name, (H, W), visible and infrared of a frame, as a model's `predict` takes them, and where each camera reaches
@@ -129,30 +134,42 @@ def open_source(
         raise InputError(f"--fps: {fps}; expected 0.1 to 1000 frames a second")
     rate = None if fps is None else Fraction(fps).limit_denominator(1001)
     if given[0].is_dir():
-        entries = sorted(pair_entries(visible, infrared), key=lambda entry: _natural(entry.id))
-        if not entries:
-            raise InputError(f"{given[0]}: holds no image; expected the frames of a film")
-        aligner = align(partial(fit, entries))
-        heats = [entry.infrared for entry in entries if entry.infrared is not None]
-        reading, told = frames_reading(heats, reading)
-        samples = (read_sample(entry, align=aligner, reading=reading) for entry in entries)
-        listed = ((s.id, s.size, s.visible, s.infrared, s.covered) for s in samples)
-        return Source(listed, len(entries), rate or FILM_RATE, heat=told, facts={"pairing": {"by": "name"}})
+        return _open_folders(visible, infrared, rate, align, reading)
+    return _open_films(visible, infrared, rate, align, reading)
+
+
+def _open_folders(
+    visible: Path | None, infrared: Path | None, rate: Fraction | None, align: Align, reading: InfraredOptions
+) -> Source:
+    entries = sorted(pair_entries(visible, infrared), key=lambda entry: _natural(entry.id))
+    if not entries:
+        raise InputError(f"{visible or infrared}: holds no image; expected the frames of a film")
+    aligner = align(partial(fit, entries))
+    heats = [entry.infrared for entry in entries if entry.infrared is not None]
+    reading, told = frames_reading(heats, reading)
+    samples = (read_sample(entry, align=aligner, reading=reading) for entry in entries)
+    listed = ((s.id, s.size, s.visible, s.infrared, s.covered) for s in samples)
+    return Source(listed, len(entries), rate or FILM_RATE, heat=told, facts={"pairing": {"by": "name"}})
+
+
+def _open_films(
+    visible: Path | None, infrared: Path | None, rate: Fraction | None, align: Align, reading: InfraredOptions
+) -> Source:
     films = [None if path is None else Film(path) for path in (visible, infrared)]
     known = [film for film in films if film is not None]
     sizes = [f"{film.width}x{film.height}" for film in known]
     pairing = None
-    if visible is not None and infrared is not None:
+    if len(known) == 2:
         pairing = pair_frames(*known)
         if not pairing.frames:
-            raise InputError(f"{given[0]} and {given[1]}: no frame of one is near in time to one of the other")
+            raise InputError(f"{visible} and {infrared}: no frame of one is near in time to one of the other")
     ready = one_reading(films[0], films[1], reading)
     aligner = (
         None if pairing is None else align(lambda: fit_frames(_tensors(f) for f in _paired(films, pairing, ready)))
     )
     if len(set(sizes)) > 1 and aligner is None:
         raise InputError(
-            f"{given[0]} is {sizes[0]}, {given[1]} {sizes[1]} pixels; give an aligned pair of films, or --align auto"
+            f"{visible} is {sizes[0]}, {infrared} {sizes[1]} pixels; give an aligned pair of films, or --align auto"
         )
     frames = _paired(films, pairing, ready)
     count = known[0].count if pairing is None else len(pairing.frames)
@@ -279,8 +296,8 @@ def _until_damage(source: Source) -> Frames:
         source.alone.append(f"{error}; the {done} frames before it are kept")
 
 
-def _stream(av: Any, container: Any, rate: Fraction, shape: tuple[int, ...]) -> Any:
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+def _stream(av: ModuleType, container: OutputContainer, rate: Fraction, shape: tuple[int, ...]) -> VideoStream:
+    codec: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     stream = container.add_stream(codec, rate=rate)
     stream.height, stream.width, stream.pix_fmt = shape[0], shape[1], "yuv420p"
     # thin contours and small text suffer first
@@ -317,8 +334,10 @@ def run(options: PredictOptions) -> tuple[int, float, Path, int]:
         raise InputError(f"{source.alone[0]}; cut the films to the same frames, or leave out --stop-on-error")
     clicks = prompts_file(options.prompts)
 
-    def prompts(name: str, size: tuple[int, int]) -> Any:
-        return options.prompts if clicks is None else read_prompts(clicks, name, size, model.config.classes)
+    def prompts(name: str, size: tuple[int, int]) -> Prompts | Mode | None:
+        if clicks is None:
+            return prompt_mode(options.prompts)
+        return read_prompts(clicks, name, size, model.config.classes)
 
     inputs = [path for path in (options.visible, options.infrared) if path is not None]
     out = options.folder() / f"{inputs[0].resolve().name if inputs[0].is_dir() else inputs[0].stem}_overlay.mp4"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -78,17 +77,9 @@ class CodeUsage:
         return {"codebook_usage": round(self.usage, 3), "perplexity": round(self.perplexity, 3)}
 
 
-def codebook_size(tokenizer: Tokenizer) -> int | None:
-    """Entries of each codebook; None where nothing is quantised."""
-    if tokenizer.config.tokens != "quantized":
-        return None
-    quantizer: Any = tokenizer.quantizers[0]
-    return int(quantizer.size)
-
-
 def bits_per_pixel(tokenizer: Tokenizer) -> float | None:
     """Bits a code index needs, times the codebooks, over the 16 pixels it stands for; None for continuous latents."""
-    size = codebook_size(tokenizer)
+    size = tokenizer.codebook_size
     if size is None:
         return None
     books = tokenizer.config.codebooks if tokenizer.config.quantizer == "vq" else 1

@@ -6,9 +6,9 @@ lie in [0, 1] and are NaN where undefined; only the mIoU of a named protocol is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -268,7 +268,7 @@ class ImageMatrices:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ImageMatrices:
+    def from_dict(cls, values: JsonObject) -> ImageMatrices:
         """The inverse of `as_dict`; InputError if the values do not have its form."""
         try:
             result = cls(int(values["num_classes"]))

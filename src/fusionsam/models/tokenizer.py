@@ -169,9 +169,12 @@ class Tokenizer(nn.Module):
             shape = (config.width, config.dim, config.blocks)
             self.encoders = nn.ModuleList(Encoder(c, *shape) for c in self.CHANNELS)
             self.decoders = nn.ModuleList(Decoder(c, *shape) for c in self.CHANNELS)
+        self.codebook_size: int | None = None
+        """Entries of each codebook; None where nothing is quantised."""
         if config.tokens == "quantized":
-            kind = {"vq": Quantizer, "fsq": ScalarQuantizer}[config.quantizer]
+            kind: type[Quantizer | ScalarQuantizer] = Quantizer if config.quantizer == "vq" else ScalarQuantizer
             first = kind(config)
+            self.codebook_size = first.size
             self.quantizers = nn.ModuleList([first, first if config.shared_codebook else kind(config)])
         # what stands for a modality that is not there
         self.missing = nn.Parameter(torch.zeros(2, config.dim))

@@ -82,7 +82,7 @@ def serve(
     align: Path | None = None,
 ) -> None:
     """Serve `weights` at the address until told to stop, and say how many requests were answered; every pair is of the
-    two cameras of the rig `align`. Raises InputError as its parts do, for a wrong name before the port is taken."""
+    two cameras of the rig `align`. Raises InputError as its parts do."""
     module = _app_module()
     token = read_token(token_file)
     aligner = read_aligner(align, RIG)

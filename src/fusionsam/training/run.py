@@ -25,7 +25,6 @@ from fusionsam.metrics.perceptual import EncoderLevels, load_vgg16
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.callbacks import LAST, BestWeights, SameOnAllDevices, WholeFiles, step_bar
 from fusionsam.training.data import PairData, open_data, open_unlabelled, pairs_digest, refuse_seen
-from fusionsam.training.perceptual import EncoderLevels, load_vgg16
 from fusionsam.training.segmentation_task import SegmentationTask, schedule_factor
 from fusionsam.training.steering_data import SteeringData
 from fusionsam.training.steering_task import STEERING, SteeringTask, require_steering, steered_network

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fusionsam.config.schema import Config, TrainConfig
 from fusionsam.errors import InputError
@@ -179,19 +178,13 @@ class SegmentationTask(Task[FusionSAMNetwork]):
             self.network.tokenizer.eval()
 
     def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Every part's gradients by their own norm: on a dark or flat pair that of the fused picture's loss is up to a
         hundred times the encoder's, and one norm over all would leave the other parts no step to learn from it."""
         if gradient_clip_val:
             for part in self.network.children():
                 nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The moving average follows here, not in on_train_batch_end: checkpoints are written before that hook."""
-        super().optimizer_step(*args, **kwargs)
-        if self.average is not None:
-            self.average.update_parameters(self.network)
 
     def on_validation_epoch_start(self) -> None:
         """A fresh confusion matrix and no code seen."""
@@ -210,8 +203,8 @@ class SegmentationTask(Task[FusionSAMNetwork]):
 
     def count_codes(self, name: str, codes: Tensor) -> None:
         """Add codes int64 (B,h,w,codebooks) of modality `name`; -1 stands for an absent image."""
-        quantizer: Any = self.network.tokenizer.quantizers[0]
-        size = int(quantizer.size)
+        size = self.network.tokenizer.codebook_size
+        assert size is not None
         books = codes.flatten(0, 2).T.cpu()
         counts = torch.stack([torch.bincount(book[book >= 0], minlength=size) for book in books])
         self.used[name] = self.used.get(name, 0) + counts

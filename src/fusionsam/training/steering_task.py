@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -96,12 +95,6 @@ class SteeringTask(Task[FusionSAMNetwork]):
         self.log_dict({f"loss/{name}": value.detach() for name, value in mean.items()}, batch_size=len(batch.asked))
         self.log("loss/total", total.detach(), prog_bar=True, batch_size=len(batch.asked))
         return total
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The moving average follows."""
-        super().optimizer_step(*args, **kwargs)
-        if self.average is not None:
-            self.average.update_parameters(self.network)
 
     def on_validation_epoch_start(self) -> None:
         """No object seen."""

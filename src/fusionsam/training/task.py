@@ -3,12 +3,13 @@ move by their own method. Lightning runs a task; a task knows no file and no com
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 from fusionsam.config.schema import Config, TrainConfig
 from fusionsam.errors import InputError
@@ -17,10 +18,10 @@ from fusionsam.types import Batch
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
-def moving_average(decay: float) -> Any:
+def moving_average(decay: float) -> Callable[[PARAM_LIST, PARAM_LIST, Tensor | int], None]:
     """The update of an AveragedModel: averaged <- decay * averaged + (1 - decay) * current."""
 
-    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+    def average(averaged: PARAM_LIST, current: PARAM_LIST, count: Tensor | int) -> None:
         # early on a young average follows quickly, or the first weights would haunt short runs
         weight = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
         torch._foreach_lerp_(averaged, current, weight)
@@ -63,6 +64,13 @@ class Task(L.LightningModule, Generic[NetworkT]):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Every step has a random state of its own, so that a resumed run draws what an unbroken one would have."""
         torch.manual_seed(self.settings.train.seed * 1_000_003 + self.global_step)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The moving average follows here, not in on_train_batch_end: checkpoints are written before that hook. (A task
+        that steps its optimisers itself never comes here.)"""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Batches move by their own method."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from fusionsam.config.schema import Config, ModelConfig
 from fusionsam.errors import InputError
+from fusionsam.metrics.perceptual import perceptual_distance
 from fusionsam.metrics.reconstruction import (
     MODALITIES,
-from fusionsam.metrics.perceptual import perceptual_distance
     CodeUsage,
-    codebook_size,
     psnr,
     rebuild,
     require_decoder,
@@ -23,7 +24,6 @@ from fusionsam.metrics.perceptual import perceptual_distance
 from fusionsam.models.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.losses import reconstruction_loss
-from fusionsam.training.perceptual import perceptual_distance
 from fusionsam.training.task import Task, require_finite
 from fusionsam.types import Batch
 
@@ -146,7 +146,7 @@ class TokenizerTask(Task[TokenizerNetwork]):
             losses += [value.detach() for term, value in terms.items() if term != "adversarial_weight"]
             name = MODALITIES[index]
             self.log_dict({f"loss/{name}_{k}": v.detach() for k, v in terms.items()}, batch_size=len(image))
-            if codebook_size(self.tokenizer) is not None:
+            if self.tokenizer.codebook_size is not None:
                 self.log(f"train/{name}_perplexity", self.train_codes[index].perplexity, batch_size=len(image))
         if not pull:
             raise InputError("stage 1: a batch without any image; set data.modality_dropout to 0")
@@ -165,7 +165,7 @@ class TokenizerTask(Task[TokenizerNetwork]):
         if adversarial:
             self._judge(critic, judged, clip)
 
-    def _judge(self, critic: Any, judged: list[tuple[int, Tensor, Tensor]], clip: float) -> None:
+    def _judge(self, critic: LightningOptimizer, judged: list[tuple[int, Tensor, Tensor]], clip: float) -> None:
         self.discriminators.requires_grad_(True)
         total = torch.zeros((), device=self.device)
         for index, image, rebuilt in judged:
@@ -189,7 +189,7 @@ class TokenizerTask(Task[TokenizerNetwork]):
     # -- validation ------------------------------------------------------------------------------------------------
 
     def _clear(self) -> None:
-        size = codebook_size(self.tokenizer) or 1
+        size = self.tokenizer.codebook_size or 1
         self.scores: dict[str, list[float]] = {}
         self.val_codes = [CodeUsage(size) for _ in MODALITIES]
         self.train_codes = [CodeUsage(size) for _ in MODALITIES]
@@ -223,13 +223,13 @@ class TokenizerTask(Task[TokenizerNetwork]):
 
     # -- Lightning ---------------------------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Two: E, G and codebooks; the discriminators. Rates are set at each step from the schedule. No weight
         decay, as in VQ-GAN (arXiv 2012.09841): train.weight_decay is stage 2's alone."""
         config = self.settings.train
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        own: dict[str, Any] = {"lr": config.lr, "betas": BETAS, "weight_decay": 0.0}
-        return [kind(generator_parameters(self.tokenizer), **own), kind(self.discriminators.parameters(), **own)]
+        make = partial(kind, lr=config.lr, betas=BETAS, weight_decay=0.0)
+        return [make(generator_parameters(self.tokenizer)), make(self.discriminators.parameters())]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Batches move by their own method; Phi, which is no submodule, follows."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.weights.checkpoint import load_network, locate, read_checkpoint, save_checkpoint
@@ -41,11 +40,11 @@ def ship(source: str | Path, folder: str | Path, **facts: object) -> Path:
         for key in ("extra_pairs", "extra_labels"):
             if data.get(key):
                 kept["data"][key] = [Path(folder).name for folder in data[key]]
-    card = {**_without_folders(kept), "started_from": started_from, **facts}
+    card = {**{key: _without_folders(value) for key, value in kept.items()}, "started_from": started_from, **facts}
     return with_fingerprints(source, save_checkpoint(folder, network, card, half=True))
 
 
-def _without_folders(value: Any) -> Any:
+def _without_folders(value: object) -> object:
     """Absolute paths in a card's texts (commands) cut to their last part; addresses of the web are none."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}

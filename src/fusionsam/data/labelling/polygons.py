@@ -8,7 +8,7 @@ or of several parts, becomes several polygons that touch but do not overlap.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 _EIGHT = np.ones((3, 3), bool)
 
 
-def coco_masks() -> Any:
+def coco_masks() -> ModuleType:
     """pycocotools' functions on masks; InputError where it is not installed."""
     try:
         from pycocotools import mask

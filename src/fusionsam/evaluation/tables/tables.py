@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 from fusionsam.config.schema import Config, from_dict, to_dict
 from fusionsam.errors import InputError
@@ -31,7 +30,7 @@ def _cell(value: float | None, digits: int = 2) -> str:
     return NONE if value is None else f"{value:.{digits}f}"
 
 
-def _notes(row: Mapping[str, Any], dataset: str | None = None) -> tuple[str, ...]:
+def _notes(row: JsonObject, dataset: str | None = None) -> tuple[str, ...]:
     keys = [key for key in row.get("notes", ()) if not (key == "eight" and dataset == "mfnet")]
     return tuple(published()["notes"][key] for key in keys)
 
@@ -132,7 +131,7 @@ def _plain(one: Scored) -> bool:
     return bool(r.weights) and not any(marks)
 
 
-def _budget(config: Mapping[str, Any]) -> tuple[str, str, str]:
+def _budget(config: JsonObject) -> tuple[str, str, str]:
     """What all runs of one ablation share: a key, where their LSTG came from (of which (A) has none), and in words."""
     with suppress(InputError):  # settings that are newer than a run count as they were then
         config = to_dict(from_dict(Config, dict(config), "report"))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import BatchNormAct2d, LayerNorm2d
+from timm.models import FeatureInfo
 from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -22,7 +22,7 @@ LITE_MEAN = (127 / 255,) * 3  # EfficientNet-Lite was trained on (x - 127) / 128
 LITE_STD = (128 / 255,) * 3
 
 
-def _require_any_size(backbone: nn.Module, info: Any, picked: list[int], source: str) -> None:
+def _require_any_size(backbone: nn.Module, info: FeatureInfo, picked: list[int], source: str) -> None:
     """InputError for a timm model of one input size (swin), or whose features are not (B,C,H,W)."""
     height, width = 64, 96
     found: object
@@ -72,7 +72,8 @@ class TimmEncoder(ImageEncoder):
         known = timm.get_pretrained_cfg(config.source)
         mean, std = (tuple(known.mean), tuple(known.std)) if known else (IMAGENET_MEAN, IMAGENET_STD)
         super().__init__(*((LITE_MEAN, LITE_STD) if lite else (mean, std)))
-        info: Any = backbone.feature_info
+        info = backbone.feature_info
+        assert isinstance(info, FeatureInfo)
         strides = list(info.reduction())
         if not {4, 8, 16, 32} <= set(strides):
             raise InputError(
@@ -126,7 +127,8 @@ class TimmEncoder(ImageEncoder):
     def _joined(self, placed: Tensor, guidance: Tensor | None, injected: list[Tensor]) -> list[Tensor]:
         """timm's EfficientNetFeatures.forward with `guidance` (B,C,h,w) added after the first stage of stride 4 and
         `injected`, if there is any, after the last of each stride."""
-        backbone: Any = self.backbone
+        backbone = self.backbone
+        assert isinstance(backbone, EfficientNetFeatures)
         stages = [info["stage"] for info in backbone.feature_info.get_dicts()]
         wanted = [stages[i] for i in self.picked]
         x = backbone.bn1(backbone.conv_stem(placed))
