@@ -21,7 +21,7 @@ from fusionsam.weights import checkpoint
 from fusionsam.weights.build import build_network
 from fusionsam.weights.checkpoint import CARD, CONFIG, WEIGHTS, load_network, save_checkpoint
 from fusionsam.weights.interpolate import interpolate
-from fusionsam.weights.ship import ship
+from fusionsam.weights.ship import ship, with_steering
 
 
 @torch.no_grad()
@@ -466,3 +466,23 @@ def test_a_retired_setting_loads_where_it_did_nothing_and_is_explained_where_it_
     (folder / "config.yaml").write_text(stored.replace("encoder:\n", "encoder:\n  thermal_share: 1.0\n"))
     with pytest.raises(InputError, match=r"encoder\.thermal_share: 1\.0, but this setting is gone .*; remove it"):
         load_network(folder)
+
+
+def test_steering_moves_to_weights_of_the_same_network(make_debug, pair, tmp_path):
+    base, steered = make_debug(), make_debug(lambda config: setattr(config.steering, "width", 8))
+    other = make_debug(lambda config: setattr(config.head, "width", 24))
+    with torch.no_grad():
+        steered.steering.out.weight.normal_()
+    for name, network in (("base", base), ("steered", steered), ("other", other)):
+        save_checkpoint(tmp_path / name, network, {"step": len(name), "steering": {"seed": 3}})
+    both, card = load_network(with_steering(tmp_path / "base", tmp_path / "steered", tmp_path / "both"))
+    assert (card["step"], card["steering"]) == (4, {"seed": 3})
+    alone, _ = load_network(tmp_path / "base")
+    assert torch.equal(both(*pair).logits, alone(*pair).logits)
+    for name, tensor in steered.steering.state_dict().items():
+        assert torch.equal(both.steering.state_dict()[name], tensor)
+    for donor, told in (("base", "have no steering"), ("other", "have no steering")):
+        with pytest.raises(InputError, match=told):
+            with_steering(tmp_path / "base", tmp_path / donor, tmp_path / "none")
+    with pytest.raises(InputError, match="are of another network than"):
+        with_steering(tmp_path / "other", tmp_path / "steered", tmp_path / "none")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from fusionsam.data.fingerprints import Fingerprints
-from fusionsam.weights.checkpoint import load_network, locate, read_checkpoint, save_checkpoint
+from fusionsam.errors import InputError
+from fusionsam.weights.checkpoint import load_network, locate, read_card, read_checkpoint, save_checkpoint
 
 
 def with_fingerprints(source: str | Path, folder: Path) -> Path:
@@ -14,6 +16,25 @@ def with_fingerprints(source: str | Path, folder: Path) -> Path:
     if (seen := Fingerprints.read(locate(source))) is not None:
         seen.write(folder)
     return folder
+
+
+def with_steering(base: str | Path, steered: str | Path, folder: str | Path) -> Path:
+    """The checkpoint `base` with the steering that was trained behind `steered`, a checkpoint it is near to: of weights
+    that were trained on, say, or averaged. How well it steers there is to be measured (`fusionsam clicks --steer`). The
+    card is that of `base`, with what `steered` tells of its steering. InputError where `steered` has none, or another
+    network."""
+    network, _ = load_network(base, calibrated=False)
+    donor, _ = load_network(steered, calibrated=False)
+    if donor.steering is None:
+        raise InputError(f"weights {steered}: have no steering; train it with configs/steering.yaml")
+    if replace(donor.config, steering=network.config.steering) != network.config:
+        raise InputError(f"weights {steered}: are of another network than {base}; expected the same `model` settings")
+    network.config = donor.config
+    network.add_steering()
+    assert network.steering is not None
+    network.steering.load_state_dict(donor.steering.state_dict())
+    card = {**read_card(base)[1], "steering": read_card(steered)[1].get("steering", {})}
+    return with_fingerprints(base, save_checkpoint(folder, network, card))
 
 
 def ship(source: str | Path, folder: str | Path, **facts: object) -> Path:
