@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from fusionsam.errors import InputError
-from fusionsam.io import Made, OutputFolder, State, whole, whole_folder, write_json, write_text
+from fusionsam.io import (
+    Made,
+    OutputFolder,
+    State,
+    require_writable,
+    scratch,
+    whole,
+    whole_folder,
+    write_json,
+    write_text,
+)
 
 
 def write_half(path, error, **options):
@@ -37,6 +49,60 @@ def test_a_full_disk_by_any_name_is_one_line_that_says_what_to_do(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"file/x: cannot be written \(.+\); choose another --out"):
         write_text(tmp_path / "file" / "x", "")
+
+
+WRITER = """
+import sys
+from fusionsam.io import whole
+with whole(sys.argv[1]) as part:
+    part.write_text("half")
+    print("writing", flush=True)
+    sys.stdin.readline()
+    part.write_text("whole")
+"""
+
+
+def writer(path):
+    """A process in the middle of writing `path`, which it ends at a line of input."""
+    command = [sys.executable, "-c", WRITER, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks")
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    path, kept = tmp_path / "a", tmp_path / ".mine.fusionsam"
+    kept.write_text("no folder of ours")
+    dead, living = writer(path), writer(path)
+    assert len(list(tmp_path.iterdir())) == 3
+    dead.kill()
+    dead.wait()
+    assert len(list(tmp_path.iterdir())) == 3
+    require_writable(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    living.communicate("go on\n")
+    assert living.returncode == 0
+    assert path.read_text() == "whole"
+    again = writer(path)
+    again.kill()
+    again.wait()
+    living = writer(path)  # removes it, as does any process that writes there for the first time
+    with scratch(tmp_path) as ours:
+        require_writable(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 4
+        assert ours.is_dir()
+    living.communicate("go on\n")
+    assert sorted(tmp_path.iterdir()) == [kept, path]
+
+
+def test_a_file_is_written_under_its_own_name_with_the_rights_of_any_other(tmp_path):
+    name = "x" * 250 + ".png"  # a longer one would be no name any more
+    (tmp_path / "plain").touch()
+    with whole(tmp_path / name) as part:
+        assert part.name == name
+        part.touch()
+    assert (tmp_path / name).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_folder_is_of_one_moment_whenever_it_is_killed(tmp_path):

@@ -1,5 +1,5 @@
-"""Where results go, and how far they are. Files appear whole or not at all: each is written under a temporary name
-beside its own, then renamed."""
+"""Where results go, and how far they are. Files appear whole or not at all: each is written in a hidden folder beside
+its place, then moved there."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -23,8 +24,15 @@ from tqdm import tqdm
 from fusionsam.errors import InputError
 from fusionsam.types import JsonObject
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
 T = TypeVar("T")
 OTHER_OUT = "choose another --out"
+SCRATCH = ".fusionsam"
+"""How the names of hidden folders end in which files are written."""
 
 
 def given_path(text: str) -> Path:
@@ -46,9 +54,11 @@ def digest(path: Path) -> str:
 
 
 def require_writable(out: str | Path) -> None:
-    """Make the folder `out`; InputError where nothing can be written into it."""
+    """Make the folder `out`, and remove what killed processes left in it; InputError where nothing can be written into
+    it."""
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
+        remove_abandoned(out)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
@@ -152,22 +162,81 @@ class OutputFolder:
 
 
 @contextmanager
+def scratch(folder: str | Path) -> Iterator[Path]:
+    """A hidden folder in `folder` to write into, which goes when the block is left.
+
+    A killed process leaves it behind. It is locked while its process lives, and the first call in another process, or
+    `require_writable`, removes those that nobody holds. Where there are no locks (Windows, some network file systems)
+    they stay.
+    """
+    _remove_abandoned_once(os.path.realpath(folder))
+    while True:
+        place = Path(tempfile.mkdtemp(prefix=".", suffix=SCRATCH, dir=folder))
+        with _locked(place) as held:
+            if held is False:  # between its making and its lock somebody removed it as abandoned
+                continue
+            try:
+                yield place
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
+            return
+
+
+def remove_abandoned(folder: str | Path) -> None:
+    """Remove the `scratch` folders of processes that were killed; those of living ones stay."""
+    try:
+        with os.scandir(folder) as there:
+            found = [place.path for place in there if place.name.startswith(".") and place.name.endswith(SCRATCH)]
+    except OSError:
+        return
+    for place in found:
+        with _locked(place) as held:
+            if held:
+                shutil.rmtree(place, ignore_errors=True)
+
+
+_remove_abandoned_once = lru_cache(maxsize=1024)(remove_abandoned)
+
+
+@contextmanager
+def _locked(folder: str | Path) -> Iterator[bool | None]:
+    """Whether this process holds `folder` within the block: False if another does or if it is gone, None where it
+    cannot be locked. The system lets go of the locks of a killed process."""
+    if fcntl is None:
+        yield None
+        return
+    try:
+        place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        yield False if isinstance(error, FileNotFoundError) else None
+        return
+    try:
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held: bool | None = os.path.samestat(os.fstat(place), os.stat(folder))
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        except OSError:
+            held = None
+        yield held
+    finally:
+        os.close(place)
+
+
+@contextmanager
 def whole(path: str | Path, remedy: str = OTHER_OUT, also: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
-    """The temporary name to write to; it becomes `path` when the block ends, and goes when the block is left by an
-    exception, an interrupt included: what stood at `path` stays. Folders are made.
+    """The temporary path to write to, of the same name; it becomes `path` when the block ends, and goes when the block
+    is left by an exception, an interrupt included: what stood at `path` stays. Folders are made.
 
     InputError, which ends in `remedy`, for an OSError or one of `also`: what else a writer raises for a full disk.
     """
     path = Path(path)
-    # processes that share a folder must not write into each other's file
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, path)
-    except BaseException as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        with scratch(path.parent) as folder:
+            yield folder / path.name
+            os.replace(folder / path.name, path)
+    except Exception as error:
         if not isinstance(error, (OSError, *also)):
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:100]

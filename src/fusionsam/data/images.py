@@ -176,7 +176,7 @@ def read_rgbt(path: str | Path) -> tuple[Tensor, Tensor]:
 
 
 def write_png(path: str | Path, array: Tensor | NDArray[np.uint8]) -> None:
-    """Write uint8 as PNG under a temporary name in the same folder, then move it into place.
+    """Write uint8 as PNG, whole or not at all (`io.whole`).
 
     numpy arrays are (H,W), (H,W,3) or (H,W,4); tensors (H,W) or (C,H,W) with C 1, 3 or 4. Folders are made. Raises
     InputError if the folder cannot be written to."""

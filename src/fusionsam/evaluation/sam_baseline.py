@@ -11,7 +11,6 @@ Class 0 (unlabeled, background) is what no mask covers.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from fusionsam.inference.device import choose_device
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.segment_anything import PlainSam
-from fusionsam.io import Made, OutputFolder, progress_bar, require_writable, write_json
+from fusionsam.io import Made, OutputFolder, progress_bar, require_writable, scratch, write_json
 from fusionsam.models.prompts import oracle_prompts
 from fusionsam.types import JsonObject, LabelledSample
 from fusionsam.weights import checkpoint
@@ -211,11 +210,11 @@ def _evaluation(config: BaselineConfig, folder: Path) -> EvaluateConfig:
 def _score(config: BaselineConfig, plain: EvaluateConfig) -> Report:
     """The report of `fusionsam evaluate --predictions`, with what it cannot know: model, image and prompts."""
     used = _uses_network(config)
-    with tempfile.TemporaryDirectory(dir=config.out) as scratch:
-        report = evaluate(replace(plain, out=scratch))
+    with scratch(config.out) as folder:
+        report = evaluate(replace(plain, out=folder))
         mark = report_files.file_mark(report)
         report.per_image = f"per_image{mark}.json"
-        images = report_files.read_images(Path(scratch) / f"report{mark}.json", report)
+        images = report_files.read_images(folder / f"report{mark}.json", report)
     if config.prompts == "oracle":  # of our network the picture alone was used, which no offset changes
         report.fitted = dict.fromkeys(report.fitted, 0)
         report.notes = [note for note in report.notes if not note.endswith(FITTED["class_offsets"])]

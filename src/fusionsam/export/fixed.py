@@ -3,7 +3,6 @@ number, both images are there, and what depended on the size is computed beforeh
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from fusionsam.errors import InputError
 from fusionsam.export.graphs import scenes
 from fusionsam.export.onnx import LOGITS, PIXELS, difference
 from fusionsam.inference.onnx import WHOLE, metadata, open_session, run_session, runtime
-from fusionsam.io import whole
+from fusionsam.io import scratch, whole
 from fusionsam.types import SMALLEST
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ def write_fixed(folder: Path, size: Size) -> Path:
     if not all(SMALLEST <= side <= largest for side in size):
         raise InputError(f"--fixed-size {size[0]}x{size[1]}: expected {SMALLEST} to {largest} a side")
     target = folder / f"{Path(WHOLE).stem}_{size[0]}x{size[1]}.onnx"
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".fixed-") as place:
-        made = _fold(_with_sizes(folder / WHOLE, size), Path(place))
+    with scratch(folder) as place:
+        made = _fold(_with_sizes(folder / WHOLE, size), place)
     onnx.helper.set_model_props(made, dict(session.get_modelmeta().custom_metadata_map))
     with whole(target, "choose another --out") as part:
         onnx.save(made, str(part))

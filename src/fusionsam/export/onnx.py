@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -29,6 +28,7 @@ from fusionsam.inference.onnx import (
     run_session,
     runtime,
 )
+from fusionsam.io import scratch
 from fusionsam.models.geometry import fit
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.tokenizer import Quantizer
@@ -52,12 +52,12 @@ def write(network: FusionSAMNetwork, out: Path, facts: JsonObject | None = None)
     about = {"fusionsam": json.dumps(describe(network, facts or {}))}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
+        with scratch(out) as folder:
             for name, kind in ((WHOLE, Whole), (ENCODER, EncoderHalf), (DECODER, DecoderHalf)):
-                write_onnx(kind(network), about, Path(folder) / name)
-            found = compare(network, Path(folder))
+                write_onnx(kind(network), about, folder / name)
+            found = compare(network, folder)
             for name in (WHOLE, ENCODER, DECODER):
-                os.replace(Path(folder) / name, out / name)
+                os.replace(folder / name, out / name)
             _drop_stale(out / WHOLE_INT8, (facts or {}).get("weights", ""))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None

@@ -28,7 +28,7 @@ from fusionsam.inference.prompts import prompts_file
 from fusionsam.inference.results import RESULTS, Request, describe, open_model
 from fusionsam.inference.shards import TABLE, Done, Shard, Worker, open_shard, pairs_digest, shard_name
 from fusionsam.inference.views import require_one_as_it_is
-from fusionsam.io import progress_bar
+from fusionsam.io import progress_bar, require_writable
 from fusionsam.types import JsonObject
 
 RECORD = f"{TABLE}/_run.json"
@@ -129,6 +129,9 @@ def _request(options: PredictOptions, pairs: Sequence[Listed], folder: Folder) -
 def _open_table(folder: Folder, request: Request, pairs: list[Listed]) -> list[Shard]:
     """The shards that are still to be done. InputError where the table is of other pairs or settings."""
     options = request.options
+    if not folder.remote:
+        for place in (folder.address, folder / TABLE):
+            require_writable(place)
     record: JsonObject = {**request.settings, "batch_size": options.batch_size, "shard": options.shard}
     stored = folder.read(RECORD)
     if options.overwrite:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from os.path import realpath
@@ -14,7 +13,6 @@ from tqdm import tqdm
 
 from fusionsam.alignment.maker import MATRIX
 from fusionsam.data.dataset import read_sample
-from fusionsam.data.images import write_png
 from fusionsam.data.pairing import Paired
 from fusionsam.data.rigs import AUTO, fit, keep, open_aligner, summary
 from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
@@ -28,7 +26,7 @@ from fusionsam.inference.prompts import prompt_mode, prompts_file, read_prompts
 from fusionsam.inference.results import RESULTS, SOURCES, Request, describe, masked, open_model, pictures, sources_of
 from fusionsam.inference.selection import select
 from fusionsam.inference.views import require_one_as_it_is
-from fusionsam.io import Made, OutputFolder, State, progress_bar, require_writable
+from fusionsam.io import Made, OutputFolder, State, progress_bar, require_writable, scratch
 from fusionsam.types import JsonObject, Prompts, Sample
 
 UNFINISHED: JsonObject = {"run": None}
@@ -195,18 +193,18 @@ def _write(
     prediction, unknown = masked(prediction, min_confidence)
     head, drawn = {**head, **unknown}, pictures(prediction, with_confidence)
     try:
-        with tempfile.TemporaryDirectory(prefix=".predict-", dir=out) as scratch:
-            for ending, picture in drawn.items():
-                write_png(Path(scratch) / ending, picture)
-            part = Path(scratch) / "json"
+        with scratch(out) as folder:
+            for ending, data in drawn.items():
+                (folder / ending).write_bytes(data)
+            part = folder / "json"
             part.write_text(json.dumps({**head, **prediction.summary()}, indent=1) + "\n")
             # what an earlier run said must not stand beside these pictures, and a run that ends here goes on later
-            begun = Path(scratch) / "begun"
+            begun = folder / "begun"
             begun.write_text(json.dumps(UNFINISHED) + "\n")
             os.replace(begun, out / f"{name}.json")
             for ending in RESULTS:
                 if ending in drawn:
-                    os.replace(Path(scratch) / ending, out / f"{name}_{ending}")
+                    os.replace(folder / ending, out / f"{name}_{ending}")
                 else:
                     (out / f"{name}_{ending}").unlink(missing_ok=True)
             os.replace(part, out / f"{name}.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from fusionsam.alignment.apply import Aligner
 from fusionsam.data.infrared import InfraredOptions
@@ -137,12 +139,20 @@ def masked(prediction: Prediction, min_confidence: float) -> tuple[Prediction, J
     return replace(prediction, labels=labels), {"unknown_share": round(100 * float(unknown.mean()), 4)}
 
 
-def pictures(prediction: Prediction, with_confidence: bool) -> dict[str, NDArray[np.uint8]]:
-    """Ending of the file -> picture. A person's own clicks belong in the overlay; the model's own would only cover it
+def pictures(prediction: Prediction, with_confidence: bool) -> dict[str, bytes]:
+    """Ending of the file -> PNG. A person's own clicks belong in the overlay; the model's own would only cover it
     (they are in the JSON)."""
     found = {
         "fused.png": prediction.fused,
         "labels.png": prediction.labels,
         "overlay.png": np.asarray(prediction.overlay(show_prompts=prediction.prompts.source == "user")),
     }
-    return {**found, "confidence.png": confidence_map(prediction.confidence)} if with_confidence else found
+    if with_confidence:
+        found["confidence.png"] = confidence_map(prediction.confidence)
+    return {ending: _png(picture) for ending, picture in found.items()}
+
+
+def _png(picture: NDArray[np.uint8]) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(data, format="PNG")
+    return data.getvalue()

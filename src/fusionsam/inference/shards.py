@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 from fusionsam.alignment.maker import MATRIX
 from fusionsam.data.dataset import read_sample
@@ -221,7 +220,7 @@ class Worker:
         told.pop("seconds")  # results are the same bytes wherever and whenever they are made
         text = _by_address(json.dumps(told, indent=1), read) + "\n"
         drawn = pictures(prediction, options.confidence_map)
-        files = {f"{pair.id}_{ending}": _png(picture) for ending, picture in drawn.items()}
+        files = {f"{pair.id}_{ending}": data for ending, data in drawn.items()}
         files[f"{pair.id}.json"] = text.encode()
         if options.celsius and read.celsius is not None:
             files[f"{pair.id}_celsius.tif"] = celsius_tiff(read.celsius)
@@ -294,12 +293,6 @@ def _by_address(text: str, read: _Read) -> str:
         if is_remote(address := read.pair.files()[camera]):
             text = text.replace(str(path), address)
     return text
-
-
-def _png(picture: NDArray[np.uint8]) -> bytes:
-    data = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(data, format="PNG")
-    return data.getvalue()
 
 
 def read_rows(folder: Folder, index: int) -> list[Row]:

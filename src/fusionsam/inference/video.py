@@ -253,7 +253,6 @@ def overlay_video(
     """
     av = pyav()
     done, started = 0, time.perf_counter()
-    # the format is named, since the temporary name does not tell it
     with whole(out, also=(av.FFmpegError,)) as part, av.open(str(part), "w", format="mp4") as container:
         stream = None
         readable = _until_damage(source) if keep else source.frames

@@ -46,7 +46,7 @@ class Configured(Protocol):
 
 
 def save_checkpoint(folder: str | Path, network: Configured, card: Card, half: bool = False) -> Path:
-    """Write weights, configuration and `card` into `folder`, each under a temporary name first.
+    """Write weights, configuration and `card` into `folder`, each whole or not at all.
 
     `half` stores floats as float16. Raises InputError when the folder cannot be written.
     """
