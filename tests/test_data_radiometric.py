@@ -7,6 +7,9 @@ import json
 import shutil
 import struct
 import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,6 +37,7 @@ from fusionsam.inference.celsius import add_celsius
 from fusionsam.page.session import read_pair as read_for_page
 from fusionsam.weights.checkpoint import save_checkpoint
 
+FUZZ = Path(__file__).parents[1] / "benchmarks" / "radiometric_fuzz.py"
 H, W = 97, 131
 PLANCK = Planck(17837.5, 1450.4, 1.0, -1143.0, 0.0123328, emissivity=0.95)
 READ_BY_FLYR = ("FLIR", "FLIR_AX8", "FLIR_E40", "FLIR_B60")
@@ -242,25 +246,71 @@ def test_given_as_infrared_the_counts_are_read_not_the_coloured_preview(tmp_path
     np.testing.assert_allclose(fixed.pixels, expected, atol=1)
 
 
+def fuzzed(root, cases, tmp_path):
+    """The report of benchmarks/radiometric_fuzz.py on the files of a folder."""
+    report = tmp_path / "report.json"
+    words = [sys.executable, FUZZ, "--root", root, "--cases", cases, "--out", report]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+    assert report.exists(), done.stderr
+    found = json.loads(report.read_text())
+    assert found["faults"] == []
+    assert done.returncode == 0, done.stderr
+    assert found["read"] + found["refused_in_one_line"] == cases
+    return found
+
+
 def test_damaged_files_are_refused_in_one_line_or_read(tmp_path):
-    rng = np.random.default_rng(4)
-    visible = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
-    whole = [flir_file(tmp_path / "f.jpg", flir_counts(), visible=visible), dji_file(tmp_path / "d.jpg", flir_counts())]
-    whole = [path.read_bytes() for path in whole]
-    path, refusals = tmp_path / "x.jpg", []
-    for number in range(500):
-        data = bytearray(whole[number % 2])
-        for _ in range(rng.integers(1, 12)):
-            data[rng.integers(2, min(len(data), 3000))] = rng.integers(0, 256)
-        if number % 3 == 0:
-            data = data[: rng.integers(2, len(data))]
-        path.write_bytes(bytes(data))
-        try:
-            assert read_radiometric(path).counts.size <= 2 * 4096**2
-        except InputError as error:
-            refusals.append(str(error))
-    assert len(refusals) > 100
-    assert all(str(path) in line and "\n" not in line for line in refusals)
+    root = tmp_path / "whole"
+    root.mkdir()
+    visible = np.random.default_rng(4).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    flir_file(root / "packed.jpg", flir_counts(), visible=visible)
+    flir_file(root / "plain.jpg", flir_counts(), packed=False, order="<")
+    dji_file(root / "dji.jpg", flir_counts())
+    found = fuzzed(root, 105, tmp_path)
+    assert found["refused_in_one_line"] > 20
+    assert found["read"] > 20
+
+
+@pytest.mark.slow
+def test_five_hundred_damaged_real_files_are_refused_in_one_line_or_read(data_root, tmp_path):
+    found = fuzzed(_real(data_root, "FLIR").parent, 500, tmp_path)
+    assert len(found["files"]) == 7
+    assert found["rss_mb"]["peak"] < found["rss_mb"]["before"] + 1024
+    assert found["refused_in_one_line"] > 100
+
+
+@pytest.mark.parametrize("changed", [{"b": 1e38}, {"x": 0.0, "alpha2": 1e38}, {"alpha1": -1e38}, {"distance": 1e38}])
+def test_constants_that_are_no_cameras_give_no_temperature(changed):
+    assert PLANCK.usable()
+    assert not replace(PLANCK, **changed).usable()
+
+
+def test_counts_beyond_the_law_are_left_out_of_what_is_told(tmp_path):
+    counts = flir_counts()
+    counts[:50] = 0
+    told = read_radiometric(flir_file(tmp_path / "x.jpg", counts)).facts()
+    celsius = PLANCK.celsius(counts)
+    assert np.isnan(celsius).sum() == 50 * W
+    assert told["celsius"] == pytest.approx([np.nanmin(celsius), np.nanmax(celsius)], abs=0.01)
+    counts[:] = 0
+    assert "celsius" not in read_radiometric(flir_file(tmp_path / "x.jpg", counts)).facts()
+
+
+def test_a_file_of_many_empty_segments_is_not_walked_to_its_end(tmp_path):
+    path = flir_file(tmp_path / "x.jpg", flir_counts())
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + b"\xff\xe0\0\2" * 5000 + data[2:])
+    assert not is_radiometric(path)
+    with pytest.raises(InputError, match="holds no radiometric data"):
+        read_radiometric(path)
+
+
+def test_a_line_of_heat_asks_for_no_picture_beyond_what_the_network_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr("fusionsam.data.pairs.LARGEST", 200)
+    monkeypatch.setattr("fusionsam.data.pairs.SMALLEST", 190)
+    path = flir_file(tmp_path / "x.jpg", flir_counts())
+    with pytest.raises(InputError, match="holds 131x97 pixels of heat, 262x194 at a size that the network takes"):
+        read_sample(Entry("x", radiometric=path))
 
 
 def test_an_ordinary_jpeg_is_no_radiometric_file(tmp_path):

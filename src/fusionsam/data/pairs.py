@@ -78,6 +78,11 @@ def _radiometric_pair(path: Path, reading: InfraredOptions) -> ReadPair:
         visible = _part(file.visible, box, size)
     factor = max(1, math.ceil(SMALLEST / min(size)))
     size = (size[0] * factor, size[1] * factor)
+    if max(size) > LARGEST:
+        raise InputError(
+            f"{path}: holds {heat.pixels.shape[1]}x{heat.pixels.shape[0]} pixels of heat, {size[1]}x{size[0]} at a "
+            f"size that the network takes; expected at most {LARGEST} a side; give the file as the camera wrote it"
+        )
     visible = visible if visible is None or factor == 1 else _part(visible, (0, 0, *visible.shape[1::-1]), size)
     warm = np.asarray(Image.fromarray(heat.pixels).resize(size[::-1], Image.Resampling.BILINEAR))
     facts = {"infrared": {**heat.facts, "size": list(heat.pixels.shape)}}

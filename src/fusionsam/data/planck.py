@@ -40,20 +40,26 @@ class Planck:
         positive = (self.r1, self.b, self.r2, self.emissivity, self.window_transmission)
         kelvin = (self.reflected + ZERO, self.air + ZERO, self.window + ZERO)
         sane = all(math.isfinite(value) for value in astuple(self)) and self.distance >= 0 and self.emissivity <= 1
-        return sane and all(value > 0 for value in positive) and all(150 < value < 2000 for value in kelvin)
+        if not (sane and all(value > 0 for value in positive) and all(150 < value < 2000 for value in kelvin)):
+            return False
+        try:
+            self.celsius(np.array([[0, 65535]], np.uint16))
+        except (ArithmeticError, ValueError):  # each may be a number, and all together none of a camera
+            return False
+        return True
 
     def celsius(self, counts: NDArray[np.uint16]) -> NDArray[np.float32]:
         """(H,W) counts -> (H,W) degrees Celsius; NaN where the law has no answer."""
         air = self._transmission()
         e, glass = self.emissivity, self.window_transmission
-        received = counts.astype(np.float64) / (e * air * glass * air)
-        received -= (1 - e) / e * self._counts(self.reflected)
-        received -= (1 - air) / (e * air) * self._counts(self.air)
-        received -= (1 - glass) / (e * air * glass) * self._counts(self.window)
-        received -= (1 - air) / (e * air * glass * air) * self._counts(self.air)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
+            received = counts.astype(np.float64) / (e * air * glass * air)
+            received -= (1 - e) / e * self._counts(self.reflected)
+            received -= (1 - air) / (e * air) * self._counts(self.air)
+            received -= (1 - glass) / (e * air * glass) * self._counts(self.window)
+            received -= (1 - air) / (e * air * glass * air) * self._counts(self.air)
             kelvin = self.b / np.log(self.r1 / (self.r2 * (received + self.o)) + self.f)
-        return (kelvin - ZERO).astype(np.float32)
+            return (kelvin - ZERO).astype(np.float32)
 
     def _counts(self, celsius: float) -> float:
         """What a black body of that temperature would give."""

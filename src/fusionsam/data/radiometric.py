@@ -30,8 +30,12 @@ MAX_BYTES = 256 << 20
 SUFFIXES = (".jpg", ".jpeg")
 _RAW, _EMBEDDED, _CAMERA, _PALETTE, _PIP = 0x01, 0x0E, 0x20, 0x22, 0x2A  # types of FLIR's records
 _RECORDS = 256  # a file has some twenty
+_SEGMENTS = 4096  # counts of the largest picture are a thousand; empty ones could be millions
 _FLIR, _DJI = b"FLIR\0", 0xE3
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError, struct.error)
+_BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,9 @@ class Radiometric:
             "visible": None if self.visible is None else list(self.visible.shape[:2]),
             "alignment": None if self.alignment is None else self.alignment.to_dict(),
         }
-        if (celsius := self.celsius()) is not None:
-            found["celsius"] = [round(float(celsius.min()), 2), round(float(celsius.max()), 2)]
+        celsius = self.celsius()
+        if celsius is not None and (known := celsius[np.isfinite(celsius)]).size:
+            found["celsius"] = [round(float(known.min()), 2), round(float(known.max()), 2)]
         return found
 
 
@@ -129,10 +134,9 @@ def read_radiometric(path: str | Path, limit: int = MAX_PIXELS) -> Radiometric:
             raise InputError(f"{path}: {what}; expected a radiometric JPEG of FLIR or DJI")
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: has {path.stat().st_size} bytes, more than the limit of {MAX_BYTES}")
-        with path.open("rb") as file:
-            segments = _segments(file)
-        with warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            segments = _segments(file)
             if segments.flir:
                 return _from_flir(segments.flir, segments.exif, limit)
             if segments.counts:
@@ -162,7 +166,10 @@ def _walk(file: BinaryIO, most: int = 1 << 16) -> Iterator[tuple[int, int, bytes
     """Marker, length and (up to `most` bytes of) body of each segment before the picture; nothing for other files."""
     if file.read(2) != b"\xff\xd8":
         return
-    while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] not in (0xD9, 0xDA):
+    for _ in range(_SEGMENTS):
+        head = file.read(4)
+        if len(head) < 4 or head[0] != 0xFF or head[1] in (0xD9, 0xDA):
+            return
         length = struct.unpack(">H", head[2:])[0] - 2
         if length < 0:
             return
