@@ -85,6 +85,7 @@ def test_bad_input_is_one_line_and_code_2(
         ("- 1", "the file is list, expected a mapping"),
         ("train: {lr: fast}", "train.lr"),
         ("train: [", "is not YAML"),
+        ("# nothing yet", "bad.yaml is empty; expected settings"),
     ],
 )
 def test_bad_yaml_is_named_by_full_key(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -92,6 +93,11 @@ def _bad(kind: str, folder: Path) -> Path:
     elif kind == "five pages":
         path = folder / "x.tif"
         tifffile.imwrite(path, noise.transpose(2, 0, 1), photometric="minisblack")
+    elif kind == "complex":
+        path = folder / "x.tif"
+        tifffile.imwrite(path, noise[:, :, 0].astype(np.complex64))
+    elif kind == "pipe":
+        os.mkfifo(path)
     elif kind == "header only":
         path.write_bytes(b"\x89PNG\r\n\x1a\n")
     return path
@@ -117,6 +123,8 @@ def _bad(kind: str, folder: Path) -> Path:
         ("huge shallow tile", "tiles of 8192x8192"),
         ("five channels", "5 channels"),
         ("five pages", "5 channels or pages"),
+        ("complex", "complex numbers (complex64)"),
+        ("pipe", "a pipe or a device"),
         ("header only", "x.png"),
     ],
 )

@@ -650,6 +650,14 @@ def test_sixteen_bit_and_palette_images_work(pair, weights, tmp_path):
         (lambda f: ["--rgbt", f / "empty"], ["empty: holds no image (.png"]),
         (lambda f: ["--visible", f / "broken"], ["gone.png: cannot be read (No such file"]),
         (lambda f: ["--visible", f / "loop"], ["loop.png: cannot be read (Too many levels"]),
+        (lambda f: ["--visible", f / "pipe.png"], ["pipe.png: is a pipe or a device, expected an image file"]),
+        (lambda f: ["--infrared", f / "pipe.jpg"], ["pipe.jpg: is a pipe or a device, expected an image file"]),
+        (lambda f: ["--radiometric", f / "pipe.jpg"], ["pipe.jpg: is a pipe or a device, expected an image file"]),
+        (lambda f: ["--radiometric", f / "empty"], ["empty: holds no radiometric JPEG (.jpg, .jpeg)"]),
+        (lambda f: ["--visible", f / "film.mp4"], ["film.mp4: is not a readable image", "give --video for films"]),
+        (lambda f: ["--visible", f / "v.png", "--weights", f / "v.png"], ["v.png: a file; give a checkpoint folder"]),
+        (lambda f: ["--manifest", f / "film.mp4"], ["columns ['xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...']; expected visible"]),
+        (lambda f: ["--manifest", f / "bad.parquet"], ["bad.parquet: not readable as Parquet", "or give a CSV"]),
         (lambda f: ["--visible", f / "linked", "--out", f / "linked"], ["linked: is the folder of the inputs"]),
     ],
 )
@@ -663,6 +671,10 @@ def test_impossible_requests_get_one_line_and_exit_code_2(pair, weights, tmp_pat
     (tmp_path / "broken" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "loop").mkdir()
     (tmp_path / "loop" / "loop.png").symlink_to("loop.png")
+    for name in ("pipe.png", "pipe.jpg"):
+        os.mkfifo(tmp_path / name)  # nobody writes into it, so that opening it would wait for ever
+    for name in ("film.mp4", "bad.parquet"):
+        (tmp_path / name).write_bytes(b"x" * 10_000)
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "l.png").symlink_to(tmp_path / "a" / "lone.png")
     flags = arrange(tmp_path)

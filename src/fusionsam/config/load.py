@@ -114,7 +114,8 @@ def _read(path: Path) -> JsonObject:
         raise InputError(f"--config: {path} cannot be read ({reason}); give a YAML file") from None
     except yaml.YAMLError as error:
         raise InputError(f"--config: {path} is not YAML ({' '.join(str(error).split())}); mend it") from None
-    content = {} if content is None else content
+    if content is None:
+        raise InputError(f"--config: {path} is empty; expected settings (--print_config shows them)")
     _check_keys(content, to_dict(Config()), "", path)
     return content  # type: ignore[no-any-return]
 

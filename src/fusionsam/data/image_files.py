@@ -36,6 +36,7 @@ from fusionsam.types import Array
 HEIC = (".heic", ".heif")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *HEIC)
 """File names that count as images when folders are listed."""
+FILMS = (".mp4", ".mkv", ".avi", ".mov", ".m4v", ".webm")
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 _BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError, struct.error, zlib.error,
@@ -71,6 +72,8 @@ def _exists(path: Path) -> None:
         raise InputError(f"{path}: is a folder, expected an image file; name one file in it")
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")
+    if not path.is_file():  # a pipe without a writer would be waited for
+        raise InputError(f"{path}: is a pipe or a device, expected an image file; save it as one")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: is empty (0 bytes), expected an image; fetch the file again")
 
@@ -92,8 +95,8 @@ def _guarded(path: Path) -> Iterator[None]:
         ) from error
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{path}: is not a readable image, expected PNG, JPEG, TIFF, BMP, WebP or HEIC; convert it, or fetch it "
-            "again"
+            f"{path}: is not a readable image, expected PNG, JPEG, TIFF, BMP, WebP or HEIC; "
+            + ("give --video for films" if path.suffix.lower() in FILMS else "convert it, or fetch it again")
         ) from error
     except PermissionError as error:
         raise InputError(f"{path}: cannot be read ({_one_line(error)}); check its permissions") from error

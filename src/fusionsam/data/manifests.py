@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from fusionsam.data.image_files import SUFFIXES
 from fusionsam.data.layouts import one_name
 from fusionsam.data.storage import fetched, file_name, find, fixed_part, is_remote, join, local_path, parent
-from fusionsam.data.tables import read_table
+from fusionsam.data.tables import read_table, shown
 from fusionsam.errors import InputError
 
 CAMERAS = ("visible", "infrared", "radiometric")
@@ -63,7 +63,7 @@ def _rows(manifest: str) -> list[Listed]:
             raise InputError(str(error).replace(str(table), manifest)) from None
     if not {"visible", "infrared", "radiometric"} & columns:
         raise InputError(
-            f"{manifest}: columns {sorted(columns)}; expected visible, infrared (or radiometric) and perhaps id"
+            f"{manifest}: columns {shown(columns)}; expected visible, infrared (or radiometric) and perhaps id"
         )
     folder, found, seen = parent(manifest), list[Listed](), set[str]()
     for number, row in enumerate(rows):

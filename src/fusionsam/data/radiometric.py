@@ -107,7 +107,9 @@ class Radiometric:
 def is_radiometric(path: str | Path) -> bool:
     """Whether a file has the segments of FLIR or DJI; False for whatever cannot be read."""
     try:
-        if Path(path).suffix.lower() not in SUFFIXES or Path(path).stat().st_size > MAX_BYTES:
+        if Path(path).suffix.lower() not in SUFFIXES or not Path(path).is_file():
+            return False
+        if Path(path).stat().st_size > MAX_BYTES:
             return False
         with Path(path).open("rb") as file:
             return any(
@@ -129,8 +131,8 @@ def read_radiometric(path: str | Path, limit: int = MAX_PIXELS) -> Radiometric:
     """
     path = Path(path)
     try:
-        if path.is_dir() or not path.exists():
-            what = "is a folder" if path.is_dir() else "no such file"
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "is a pipe or a device" if path.exists() else "no such file"
             raise InputError(f"{path}: {what}; expected a radiometric JPEG of FLIR or DJI")
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: has {path.stat().st_size} bytes, more than the limit of {MAX_BYTES}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from fusionsam.config.datasets import CATALOG, DatasetRow, find
 from fusionsam.data.image_files import SUFFIXES
 from fusionsam.data.layouts import Tree, one_name, read_tree
-from fusionsam.data.tables import read_table
+from fusionsam.data.tables import read_table, shown
 from fusionsam.errors import InputError, NoSplit
 
 HELD_OUT = 10
@@ -260,7 +260,7 @@ def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> l
     columns, rows = read_table(path)
     if not {"visible", "infrared", "radiometric"} & columns:
         raise InputError(
-            f"{path}: columns {sorted(columns)}; expected visible, infrared (or radiometric), label (optional), split"
+            f"{path}: columns {shown(columns)}; expected visible, infrared (or radiometric), label (optional), split"
         )
     if "split" not in columns and split != "all":
         raise NoSplit(f"{path}: has no column split, but split {split!r} was asked for; add it, or ask for 'all'")

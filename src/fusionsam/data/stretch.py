@@ -91,7 +91,8 @@ def find_range(values: Array, nodata: float | None = None) -> Range:
     Raises:
         InputError: no finite value is left.
     """
-    valid = np.isfinite(values)
+    with np.errstate(over="ignore"):  # doubles that no float32 holds, as GDAL's usual nodata, are no heat
+        valid = np.isfinite(values.astype(np.float32))
     if nodata is not None and np.isfinite(nodata):
         valid &= values != np.asarray(nodata).astype(values.dtype)
     if not valid.any():
@@ -130,7 +131,8 @@ def stretch(values: Array, used: Range, hot_is_black: bool = False) -> NDArray[n
     other way round where `hot_is_black`.
 
     Nodata and NaN are 0 in any case, but saturated pixels that fill neither whole rows nor the border stay hot."""
-    numbers = values.astype(np.float32)
+    with np.errstate(over="ignore"):
+        numbers = values.astype(np.float32)
     scaled = (np.nan_to_num(numbers, nan=used.low, posinf=used.high, neginf=used.low) - used.low) / max(
         used.high - used.low, 1e-12
     )

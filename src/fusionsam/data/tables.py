@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 from fusionsam.errors import InputError, NoSplit
@@ -18,6 +19,8 @@ ALIASES = {
     **{name: name for name in COLUMNS},  # in capitals
 }
 """Other words for a column, in small letters."""
+SHOWN = 30
+"""Names, and letters of a name, in a message."""
 _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
@@ -33,6 +36,12 @@ def read_table(path: Path) -> tuple[set[str], list[dict[str, str]]]:
     columns, rows = _parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _csv(path)
     names = _named(path, columns)
     return set(names.values()), [{names[key]: value for key, value in row.items() if key in names} for row in rows]
+
+
+def shown(columns: Iterable[str]) -> str:
+    """Names of columns in a message: of a file that is no table the first line may be of any length."""
+    names = [name if len(name) <= SHOWN else f"{name[:SHOWN]}..." for name in sorted(columns)]
+    return f"{names[:SHOWN]}" if len(names) <= SHOWN else f"{names[:SHOWN]} and {len(names) - SHOWN} more"
 
 
 def _named(path: Path, columns: list[str]) -> dict[str, str]:
@@ -70,7 +79,8 @@ def _parquet(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not readable as Parquet ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not readable as Parquet ({reason}); write it anew, or give a CSV") from error
     known = {name for name in table.column_names if name.strip().lower() in ALIASES}
     foreign = (pyarrow.types.is_nested, pyarrow.types.is_binary, pyarrow.types.is_large_binary)
     for name in known:

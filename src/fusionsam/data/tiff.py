@@ -74,6 +74,8 @@ def tiff_header(path: Path) -> TiffHeader:
                 f"{path}: its header declares {page.imagewidth}x{page.imagelength} pixels in tiles of "
                 f"{page.tilewidth}x{page.tilelength}; save it without tiles"
             )
+        if page.dtype is not None and page.dtype.kind == "c":
+            raise InputError(f"{path}: holds complex numbers ({page.dtype}); expected a picture; save their magnitude")
         orientation, white_is_zero = page.tags.valueof(ORIENTATION, 1), page.tags.valueof(_PHOTOMETRIC) == 0
         nodata = _number(page.tags.valueof(_GDAL_NODATA))
         return TiffHeader(page.imagewidth, page.imagelength, page.dtype, orientation, white_is_zero, nodata)

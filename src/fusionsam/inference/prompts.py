@@ -40,12 +40,16 @@ def _ids(classes: Tensor | None, count: int) -> list[int | None]:
     return [None] * count if classes is None else [int(v) if v >= 0 else None for v in classes[0].tolist()]
 
 
+FORM = '{"points": [[x, y]], "labels": [1], "boxes": [[x0, y0, x1, y1]]}'
+"""Of prompts, in a message."""
+
+
 def prompts_file(prompts: str | None) -> Path | None:
     """The JSON file that --prompts names; None for self, none and nothing. InputError where there is no such file."""
     if prompts is None or prompts in ("self", "none"):
         return None
     if not Path(prompts).is_file():
-        raise InputError(f"prompts {prompts}: neither self nor none nor a JSON file; see the README for its form")
+        raise InputError(f"prompts {prompts}: neither self nor none nor a JSON file of the form {FORM}")
     return Path(prompts)
 
 
@@ -66,7 +70,7 @@ def read_prompts(path: Path, name: str, size: tuple[int, int], classes: Sequence
     except OSError as error:
         raise InputError(f"prompts {path}: cannot be read ({error.strerror}); give self, none or a JSON file") from None
     except (ValueError, RecursionError) as error:  # also numbers of too many digits, and brackets in brackets
-        raise InputError(f"prompts {path}: not JSON ({error}); see the README for the form") from None
+        raise InputError(f"prompts {path}: not JSON ({error}); expected the form {FORM}") from None
     known = set(KEYS)
     if isinstance(raw, dict) and not known & set(raw):
         if name not in raw:
@@ -84,7 +88,7 @@ def prompts_from(raw: object, where: str, owner: str, size: tuple[int, int], cla
 
     `where` and `owner` name the source and the pair in the InputError for anything else."""
     if not isinstance(raw, dict) or not set(raw) <= set(KEYS) or not (raw.get("points") or raw.get("boxes")):
-        raise InputError(f"{where}: expected points and labels, or boxes, for {owner}; see the README")
+        raise InputError(f"{where}: expected points and labels, or boxes, for {owner}, in the form {FORM}")
     height, width = size
     arrays: dict[str, Tensor | None] = {"points": None, "boxes": None}
     for key, columns in (("points", 2), ("boxes", 4)):

@@ -28,7 +28,8 @@ def select(options: PredictOptions) -> Paired:
         found = _two(options.visible, options.infrared, options.match)
     if not found.entries and not found.alone:
         place = next(path for path in _given(options) if path is not None)
-        raise InputError(f"{place}: holds no image ({', '.join(SUFFIXES)}); give a folder of pictures, or one file")
+        what, kinds = ("radiometric JPEG", RADIOMETRIC) if options.radiometric else ("image", SUFFIXES)
+        raise InputError(f"{place}: holds no {what} ({', '.join(kinds)}); give a folder of pictures, or one file")
     if found.alone and (options.stop_on_error or not found.entries):
         reason = next(iter(found.alone.values()))
         hint = "" if options.match else "; name both alike, or give their names by --match '{id}_rgb' '{id}_th'"

@@ -182,7 +182,7 @@ def locate(source: str | Path) -> Path:
         if _is_checkpoint(folder):
             return folder
         raise InputError(f"weights {source}: a repository without {WEIGHTS} and {HUB_CONFIG}; {remedy}")
-    found = "a folder without " + WEIGHTS if path.is_dir() else "no such folder"
+    found = f"a folder without {WEIGHTS}" if path.is_dir() else "a file" if path.exists() else "no such folder"
     raise InputError(f"weights {source}: {found}; {remedy}")
 
 
