@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fusionsam.config.schema import FusionConfig
 from fusionsam.models.color import chroma, from_luma_chroma, luma
-from fusionsam.models.fusion import BlendHead, DecodeHead, FusionMaskPrompting, Projections
+from fusionsam.models.fusion import BlendHead, DecodeHead, FusionMaskPrompting, pool
 from fusionsam.models.layers import attend, resize, sincos_positions
 
 
@@ -35,10 +35,10 @@ def test_attend_is_softmax_attention(heads):
 
 
 def test_keys_and_values_are_averaged_over_what_is_there():
-    pool = Projections(1, kv_stride=2).pool
     grid = torch.arange(15.0).reshape(1, 1, 3, 5)  # rows 0-4, 5-9, 10-14
-    torch.testing.assert_close(pool(grid)[0, 0], torch.tensor([[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]]))
-    assert Projections(1, kv_stride=1).pool(grid) is grid
+    torch.testing.assert_close(pool(grid, 2).small[0, 0], torch.tensor([[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]]))
+    assert pool(grid, 2).full is grid
+    assert pool(grid, 1).small is grid
 
 
 def test_positions_tell_cells_apart_and_treat_both_axes_alike():
@@ -64,12 +64,12 @@ def test_both_units_follow_the_equations(kv_stride):
     one, two = torch.randn(2, dim, 5, 7), torch.randn(2, dim, 5, 7)
     positions = sincos_positions(5, 7, dim, one)
 
-    def pool(grid):
+    def means(grid):
         return F.avg_pool2d(grid, kv_stride, ceil_mode=True, count_include_pad=False)
 
     def attention(asks, tells, projections_q, projections_kv):
-        key = pool(projections_kv.key(tells) + positions)
-        return explicit(projections_q.query(asks) + positions, key, pool(projections_kv.value(tells)), heads)
+        key = means(projections_kv.key(tells) + positions)
+        return explicit(projections_q.query(asks) + positions, key, means(projections_kv.value(tells)), heads)
 
     def ln_ffn(unit, grid):
         tokens = grid.flatten(2).transpose(1, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,36 +11,42 @@ from torch.nn import functional as F
 
 from fusionsam.config.schema import FusionConfig
 from fusionsam.models.color import chroma, from_luma_chroma, luma
-from fusionsam.models.layers import ResidualBlock, attend, group_norm, resize, sincos_positions
+from fusionsam.models.layers import ResidualBlock, attend, beside, group_norm, resize, sincos_positions
+
+
+class Pooled(NamedTuple):
+    """A grid at full size, for queries, and pooled, for keys and values: both units share it."""
+
+    full: Float[Tensor, "B d h w"]
+    small: Float[Tensor, "B d h_kv w_kv"]
+
+
+def pool(grid: Float[Tensor, "B d h w"], stride: int) -> Pooled:
+    """(B,d,h,w) and its means (B,d,ceil(h/r),ceil(w/r)) over cells of r = `stride`."""
+    if stride == 1:
+        return Pooled(grid, grid)
+    return Pooled(grid, F.avg_pool2d(grid, stride, ceil_mode=True, count_include_pad=False))
 
 
 class Projections(nn.Module):
-    """Q, K, V of one source (eq. 10, 12), with positions added to Q and K, and K, V pooled by `kv_stride`."""
+    """Q, K, V of one source (eq. 10, 12), with positions added to Q and K, and K, V of the pooled source."""
 
-    def __init__(self, dim: int, kv_stride: int) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.query = nn.Conv2d(dim, dim, 1)
         self.key = nn.Conv2d(dim, dim, 1)
         self.value = nn.Conv2d(dim, dim, 1)
-        self.kv_stride = kv_stride
-
-    def pool(self, grid: Float[Tensor, "B d h w"]) -> Float[Tensor, "B d h_kv w_kv"]:
-        """(B,d,h,w) -> (B,d,ceil(h/r),ceil(w/r))."""
-        if self.kv_stride == 1:
-            return grid
-        return F.avg_pool2d(grid, self.kv_stride, ceil_mode=True, count_include_pad=False)
 
     def q(self, tokens: Float[Tensor, "B d h w"]) -> Float[Tensor, "B d h w"]:
         """Content of Q (B,d,h,w), before positions: it is also the residual of eq. 11."""
         return self.query(tokens)
 
     def kv(
-        self, tokens: Float[Tensor, "B d h w"], positions: Float[Tensor, "1 d h w"]
+        self, pooled: Float[Tensor, "B d h_kv w_kv"], positions: Float[Tensor, "1 d h_kv w_kv"]
     ) -> tuple[Float[Tensor, "B d h_kv w_kv"], Float[Tensor, "B d h_kv w_kv"]]:
-        """K with positions and V, both pooled: before they are projected, which for means is the same and costs
-        1 / kv_stride^2 of it."""
-        pooled = self.pool(tokens)
-        return self.key(pooled) + self.pool(positions), self.value(pooled)
+        """K with positions and V of tokens and positions that were pooled before they are projected, which for means is
+        the same and costs 1 / kv_stride^2 of it."""
+        return self.key(pooled) + positions, self.value(pooled)
 
 
 class FeedForward(nn.Module):
@@ -63,21 +71,19 @@ class CrossDomainUnit(nn.Module):
     def __init__(self, dim: int, config: FusionConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.first = Projections(dim, config.kv_stride)
-        self.second = Projections(dim, config.kv_stride)
+        self.first = Projections(dim)
+        self.second = Projections(dim)
         self.feed_first = FeedForward(dim, config.ffn_ratio)
         self.feed_second = FeedForward(dim, config.ffn_ratio)
         self.merge = nn.Conv2d(2 * dim, dim, 3, padding=1)
 
-    def forward(
-        self, one: Float[Tensor, "B d h w"], two: Float[Tensor, "B d h w"], positions: Float[Tensor, "1 d h w"]
-    ) -> Float[Tensor, "B d h w"]:
+    def forward(self, one: Pooled, two: Pooled, positions: Pooled) -> Float[Tensor, "B d h w"]:
         """I_1^q, I_2^q (B,d,h,w) -> z_c (B,d,h,w)."""
-        q1, q2 = self.first.q(one), self.second.q(two)
-        k1, v1 = self.first.kv(one, positions)
-        k2, v2 = self.second.kv(two, positions)
-        z1 = self.feed_first(attend(q1 + positions, k2, v2, self.heads)) + q1
-        z2 = self.feed_second(attend(q2 + positions, k1, v1, self.heads)) + q2
+        q1, q2 = self.first.q(one.full), self.second.q(two.full)
+        k1, v1 = self.first.kv(one.small, positions.small)
+        k2, v2 = self.second.kv(two.small, positions.small)
+        z1 = self.feed_first(attend(q1 + positions.full, k2, v2, self.heads)) + q1
+        z2 = self.feed_second(attend(q2 + positions.full, k1, v1, self.heads)) + q2
         return self.merge(torch.cat([z1, z2], dim=1))
 
 
@@ -89,28 +95,24 @@ class ComplementaryUnit(nn.Module):
 
     def __init__(self, dim: int, config: FusionConfig) -> None:
         super().__init__()
-        self.heads = config.heads
-        self.first = Projections(dim, config.kv_stride)
-        self.second = Projections(dim, config.kv_stride)
+        self.heads, self.kv_stride = config.heads, config.kv_stride
+        self.first = Projections(dim)
+        self.second = Projections(dim)
         self.distinct = nn.Conv2d(2 * dim, dim, 1)
-        self.common = Projections(dim, config.kv_stride)  # Q from z_c, K and V from z_0
+        self.common = Projections(dim)  # Q from z_c, K and V from z_0
         self.feed = FeedForward(dim, config.ffn_ratio)
 
     def forward(
-        self,
-        one: Float[Tensor, "B d h w"],
-        two: Float[Tensor, "B d h w"],
-        z_c: Float[Tensor, "B d h w"],
-        positions: Float[Tensor, "1 d h w"],
+        self, one: Pooled, two: Pooled, z_c: Float[Tensor, "B d h w"], positions: Pooled
     ) -> Float[Tensor, "B d h w"]:
         """I_1^q, I_2^q and z_c (B,d,h,w) -> z_f (B,d,h,w)."""
-        k1, v1 = self.first.kv(one, positions)
-        k2, v2 = self.second.kv(two, positions)
-        shared_one = attend(self.first.q(one) + positions, k2, v2, self.heads)
-        shared_two = attend(self.second.q(two) + positions, k1, v1, self.heads)
-        z_0 = self.distinct(torch.cat([one - shared_one, two - shared_two], dim=1))
-        k0, v0 = self.common.kv(z_0, positions)
-        return self.feed(attend(self.common.q(z_c) + positions, k0, v0, self.heads)) + z_c
+        k1, v1 = self.first.kv(one.small, positions.small)
+        k2, v2 = self.second.kv(two.small, positions.small)
+        shared_one = attend(self.first.q(one.full) + positions.full, k2, v2, self.heads)
+        shared_two = attend(self.second.q(two.full) + positions.full, k1, v1, self.heads)
+        z_0 = self.distinct(torch.cat([one.full - shared_one, two.full - shared_two], dim=1))
+        k0, v0 = self.common.kv(pool(z_0, self.kv_stride).small, positions.small)
+        return self.feed(attend(self.common.q(z_c) + positions.full, k0, v0, self.heads)) + z_c
 
 
 class FusionMaskPrompting(nn.Module):
@@ -118,7 +120,7 @@ class FusionMaskPrompting(nn.Module):
 
     def __init__(self, dim: int, config: FusionConfig) -> None:
         super().__init__()
-        self.kind = config.kind
+        self.kind, self.kv_stride = config.kind, config.kv_stride
         if config.kind == "fmp":
             self.cross_domain = CrossDomainUnit(dim, config)
             self.complementary = ComplementaryUnit(dim, config)
@@ -134,8 +136,10 @@ class FusionMaskPrompting(nn.Module):
         """I_1^q, I_2^q (B,d,h,w) -> z_f (B,d,h,w), mask prompt logits (B,1,h,w)."""
         if self.kind == "fmp":
             positions = sincos_positions(one.shape[2], one.shape[3], one.shape[1], one)
-            z_c = self.cross_domain(one, two, positions)
-            z_f = self.complementary(one, two, z_c, positions)
+            sources = [pool(grid, self.kv_stride) for grid in (one, two)]
+            places = pool(positions, self.kv_stride)
+            z_c = self.cross_domain(*sources, places)
+            z_f = self.complementary(*sources, z_c, places)
         else:
             z_f = self.concat(torch.cat([one, two], dim=1))
         return z_f, self.mask_head(z_f)
@@ -155,7 +159,8 @@ class BlendHead(nn.Module):
         self.context: nn.Sequential | None = None
         if config.picture_dilations:
             convolutions = [nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in config.picture_dilations]
-            self.context = nn.Sequential(*(layer for conv in convolutions for layer in (nn.SiLU(), conv)))
+            layers = [(nn.SiLU(inplace=place > 0), conv) for place, conv in enumerate(convolutions)]
+            self.context = nn.Sequential(*(layer for pair in layers for layer in pair))
             nn.init.zeros_(convolutions[-1].weight)
             nn.init.zeros_(convolutions[-1].bias)  # type: ignore[arg-type]
         self.out = nn.Conv2d(width, 2, 3, padding=1)
@@ -169,11 +174,10 @@ class BlendHead(nn.Module):
         infrared: Float[Tensor, "B 1 4*h 4*w"],
     ) -> Float[Tensor, "B 2 4*h 4*w"]:
         """z_f (B,d,h,w) and the sources (B,3,4h,4w), (B,1,4h,4w) -> controls (B,2,4h,4w): m in (0,1) and r."""
-        x = torch.cat([self.expand(z_f), luma(visible), infrared], dim=1)
-        x = self.mix(x)
+        x = self.mix(beside([self.expand(z_f), luma(visible), infrared]))
         if self.context is not None:
-            x = x + self.context(x)
-        m, r = self.out(F.silu(x)).split(1, dim=1)
+            x = self.context(x).add_(x)  # in place: these are the largest maps of the whole network
+        m, r = self.out(F.silu(x, inplace=True)).split(1, dim=1)
         return torch.cat([m.sigmoid(), self.RESIDUAL * r.tanh()], dim=1)
 
     @staticmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch.nn import functional as F
 
 from fusionsam.config.schema import HeadConfig
 from fusionsam.errors import InputError
-from fusionsam.models.layers import group_norm, resize
+from fusionsam.models.layers import beside, group_norm, resize
 
 
 class Pyramid(FPNDecoder):
@@ -90,8 +89,8 @@ class ClassificationHead(nn.Module):
         """(B,E/8,h,w), (B,K,h,w), (B,d,h,w) and what `features` made of the levels -> logits (B,K,h,w)."""
         parts = [mask_features, fot_logits, z_f]
         if features is None:
-            return self.mlp(torch.cat(parts, dim=1))
-        logits: Tensor = self.mlp(torch.cat([*parts, features], dim=1))
+            return self.mlp(beside(parts))
+        logits: Tensor = self.mlp(beside([*parts, features]))
         return logits if self.pyramid is None else logits + self.direct(features)
 
     def features(self, levels: list[Tensor], size: tuple[int, int]) -> Float[Tensor, "B width h w"] | None:

@@ -46,9 +46,10 @@ def sincos_positions(height: int, width: int, dim: int, like: Tensor) -> Float[T
     rates = 1e4 ** (-torch.arange(quarter, device=like.device, dtype=torch.float32) / quarter)
     y = torch.arange(height, device=like.device, dtype=torch.float32)[:, None] * rates
     x = torch.arange(width, device=like.device, dtype=torch.float32)[:, None] * rates
-    y_part = torch.cat([y.sin(), y.cos()], dim=1).T[:, :, None].expand(-1, -1, width)
-    x_part = torch.cat([x.sin(), x.cos()], dim=1).T[:, None, :].expand(-1, height, -1)
-    return torch.cat([y_part, x_part])[None].to(like.dtype)
+    y_part = torch.cat([y.sin(), y.cos()], dim=1)[:, None].expand(-1, width, -1)
+    x_part = torch.cat([x.sin(), x.cos()], dim=1)[None].expand(height, -1, -1)
+    # channels_last, as what they are added to
+    return torch.cat([y_part, x_part], dim=-1).permute(2, 0, 1)[None].to(like.dtype)
 
 
 def attend(
@@ -69,6 +70,14 @@ def attend(
 
     out = F.scaled_dot_product_attention(split(query), split(key), split(value))
     return out.transpose(1, 2).reshape(batch, height, width, dim).permute(0, 3, 1, 2)
+
+
+def beside(maps: Sequence[Float[Tensor, "B _ H W"]]) -> Float[Tensor, "B C H W"]:
+    """Maps beside one another as channels, in channels_last memory: torch.cat falls back to the other layout as soon as
+    one map is in it, as those of one channel are, and the next convolution would turn the whole round."""
+    if torch.compiler.is_compiling():  # a graph has no layout to keep, only transposes to do
+        return torch.cat([*maps], dim=1)
+    return torch.cat([grid.permute(0, 2, 3, 1) for grid in maps], dim=-1).permute(0, 3, 1, 2)
 
 
 def same_size(one: Sequence[int], two: Sequence[int]) -> bool:
