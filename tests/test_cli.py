@@ -36,6 +36,34 @@ def test_help_imports_nothing_heavy() -> None:
     )
 
 
+def test_predicting_a_pair_imports_nothing_of_other_commands(tmp_path: Path) -> None:
+    for name, size in (("v.png", (64, 64, 3)), ("i.png", (64, 64))):
+        Image.fromarray(np.full(size, 99, np.uint8)).save(tmp_path / name)
+    argv = ["predict", "--visible", str(tmp_path / "v.png"), "--infrared", str(tmp_path / "i.png")]
+    others = ["lightning", "peft", "torchmetrics", "onnx", "onnxruntime", "openvino", "ray", "pyarrow", "pandas"]
+    others += [
+        "sklearn",
+        "matplotlib",
+        "gradio",
+        "fastapi",
+        "jsonargparse",
+        "av",
+    ]
+    code = (
+        "import sys; from fusionsam.cli.main import main\n"
+        f"assert main({[*argv, '--out', str(tmp_path / 'out')]}) == 0\n"
+        f"print('LOADED', sorted({{*{others}}} & set(sys.modules)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert answer.stdout.splitlines()[-1:] == ["LOADED []"], answer.stderr[-2000:]
+
+
+def test_memory_is_kept_where_the_library_can() -> None:
+    code = "from fusionsam.cli.memory import keep_memory; keep_memory(); print(len(bytes(10**8)))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert answer.stdout == "100000000\n", answer.stderr
+
+
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     text = capsys.readouterr().err
     assert text.startswith("fusionsam: error: ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fusionsam.cli.memory import keep_memory
 from fusionsam.evaluation.options import EvaluateConfig
 
 
@@ -21,5 +22,6 @@ def main(options: Options) -> int:
     """Evaluate and print the report."""
     from fusionsam.evaluation.run import evaluate
 
+    keep_memory()
     print(evaluate(options))
     return 0

@@ -6,6 +6,7 @@ import argparse
 import json
 from argparse import Namespace
 
+from fusionsam.cli.memory import keep_memory
 from fusionsam.config.datasets import typed_labels_map
 from fusionsam.errors import InputError
 
@@ -37,6 +38,7 @@ def main(args: Namespace) -> int:
     """Train, and say where the weights are."""
     from fusionsam.training.run import train
 
+    keep_memory()
     out = train(args.settings, args.resume, args.command)
     print(f"weights: {out / 'best'} (best validation), {out / 'final'}")
     return 0
