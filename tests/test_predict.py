@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from conftest import build_debug
 from fusionsam.cli.main import main
 from fusionsam.config.schema import preset
-from fusionsam.data.images import write_png
 from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
@@ -366,16 +366,16 @@ def test_an_interrupted_rerun_leaves_the_earlier_results_and_nothing_else(pair, 
     rest = ("--out", tmp_path / "o", "--weights", weights)
     assert predict(*both, *rest, "--confidence-map") == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()}
-    written = []
+    write, written = Path.write_bytes, []
 
-    def interrupted(path, array):
+    def interrupted(path, data):
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(path)
-        write_png(path, array)
+        return write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fusionsam.inference.files.write_png", interrupted)
+        patch.setattr(Path, "write_bytes", interrupted)
         assert predict(*both[:2], *rest) == 130
     assert {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()} == before
     assert predict(*both[:2], *rest) == 0
