@@ -7,7 +7,8 @@ to 18), kerbs (19), and 255 where neither is sure.
 
 --streets: deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite of github.com/google-coral/test_data (Apache-2.0);
 --kerbs: road-segmentation-adas-0001.xml of Open Model Zoo (Apache-2.0). Both learned from pictures taken by day, so
-give a list of such pairs. Each sees a picture and its mirror image; the first takes squares, and sees both ends.
+give a list of such pairs. A map that is there is kept. With --labels, MFNet's own label maps, the IoU of the kerbs in
+both is printed. Each sees a picture and its mirror image; the first takes squares, and sees both ends.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 KERB, UNSURE = 19, 255
+CURVE = 4  # what MFNet calls a kerb
 SURE, KERB_SURE = 0.7, 0.6  # smallest probabilities that are believed
 CURB = 2  # of background, road, curb, mark
 
@@ -82,16 +84,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("images", "ids", "streets", "kerbs", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--labels", type=Path)
     given = parser.parse_args()
     one, two = streets(given.streets), kerbs(given.kerbs)
     given.out.mkdir(parents=True, exist_ok=True)
-    for id in tqdm(given.ids.read_text().split()):
+    ids = given.ids.read_text().split()
+    for id in tqdm([id for id in ids if not (given.out / f"{id}.png").exists()]):
         image = np.ascontiguousarray(np.asarray(Image.open(given.images / f"{id}.png"))[:, :, :3])
         logits = with_mirror(one, image)
         power = np.exp(logits - logits.max(0))
         label = np.where((power / power.sum(0)).max(0) >= SURE, logits.argmax(0), UNSURE)
         label[with_mirror(two, image)[0] > KERB_SURE] = KERB
         Image.fromarray(label.astype(np.uint8)).save(given.out / f"{id}.png")
+    if given.labels:
+        both = either = 0
+        for id in ids:
+            ours = np.asarray(Image.open(given.labels / f"{id}.png")) == CURVE
+            theirs = np.asarray(Image.open(given.out / f"{id}.png")) == KERB
+            both, either = both + (ours & theirs).sum(), either + (ours | theirs).sum()
+        print(f"IoU of kerbs: {both / either:.3f}")
 
 
 if __name__ == "__main__":
