@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusionsam import progress
+from fusionsam import io as files
 from fusionsam.cli.main import main
 from fusionsam.training.callbacks import StepLines, step_bar
 
@@ -45,13 +45,13 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(files.time, "monotonic", lambda: now[0])
     return now
 
 
 def test_a_log_gets_a_line_a_minute_and_the_last(clock: list[float]) -> None:
     log = io.StringIO()
-    for _ in progress.progress_bar(range(90), desc="scoring", file=log, mininterval=0, miniters=1):
+    for _ in files.progress_bar(range(90), desc="scoring", file=log, mininterval=0, miniters=1):
         clock[0] += 3
     lines = log.getvalue().splitlines()
     assert "\r" not in log.getvalue()
@@ -62,7 +62,7 @@ def test_a_log_gets_a_line_a_minute_and_the_last(clock: list[float]) -> None:
 
 def test_a_terminal_gets_a_bar_that_is_redrawn() -> None:
     shown = Terminal()
-    for _ in progress.progress_bar(range(3), file=shown, mininterval=0):
+    for _ in files.progress_bar(range(3), file=shown, mininterval=0):
         pass
     assert "\r" in shown.getvalue()
 

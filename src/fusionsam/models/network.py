@@ -193,7 +193,9 @@ class FusionSAMNetwork(nn.Module):
         levels = [content_of(level, features.frame) for level in features.levels]
         masks = cut(mask_features, features.frame, latent_grid)
         level_features = self.head.features(levels, latent_grid)
-        return FirstPass(self.head(masks, fot, z_f, level_features), fot, masks, level_features, used)
+        # one layout with and without steering: resizing rounds each in its own way, and what no click named stays
+        logits = self.head(masks, fot, z_f, level_features).contiguous()
+        return FirstPass(logits, fot, masks, level_features, used)
 
     def steering_context(self, encoded: Encoded, first: FirstPass) -> Tensor:
         """(B,C,h,w): what steering sees of a pair, the fused picture at twice the latent grid among it."""
