@@ -51,7 +51,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_a_log_gets_a_line_a_minute_and_the_last(clock: list[float]) -> None:
     log = io.StringIO()
-    for _ in files.progress_bar(range(90), desc="scoring", file=log, mininterval=0, miniters=1):
+    for _ in files.LineProgress(range(90), desc="scoring", file=log, mininterval=0, miniters=1):
         clock[0] += 3
     lines = log.getvalue().splitlines()
     assert "\r" not in log.getvalue()
@@ -60,11 +60,13 @@ def test_a_log_gets_a_line_a_minute_and_the_last(clock: list[float]) -> None:
     assert "90/90" in lines[-1]
 
 
-def test_a_terminal_gets_a_bar_that_is_redrawn() -> None:
-    shown = Terminal()
-    for _ in files.progress_bar(range(3), file=shown, mininterval=0):
-        pass
-    assert "\r" in shown.getvalue()
+def test_a_terminal_gets_a_bar_that_is_redrawn_and_a_log_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    for shown, redrawn in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", shown)
+        for _ in files.progress_bar(range(3), desc="scoring"):
+            pass
+        assert ("\r" in shown.getvalue()) is redrawn
+        assert "3/3" in shown.getvalue()
 
 
 def test_a_training_tells_its_steps_on_lines(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
