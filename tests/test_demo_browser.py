@@ -27,7 +27,7 @@ from fusionsam.alignment.geometry import centre, similarity
 from fusionsam.alignment.points import rig_from_points
 from fusionsam.alignment.rig import Rig, read_rig
 from fusionsam.alignment.warp import Warp
-from fusionsam.config.schema import preset
+from fusionsam.config.schema import SteeringConfig, preset
 from fusionsam.data.images import read_infrared, read_visible, write_png
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.inference.predictor import FusionSAM
@@ -50,7 +50,9 @@ PATIENCE = 240  # seconds: the machine may be busy; a healthy page answers in a 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     torch.manual_seed(3)
-    return save_checkpoint(tmp_path_factory.mktemp("w") / "small", FusionSAMNetwork(preset("debug")).eval(), {})
+    config = preset("debug")
+    config.steering = SteeringConfig(width=8)  # so that the page lets a click name a class
+    return save_checkpoint(tmp_path_factory.mktemp("w") / "small", FusionSAMNetwork(config).eval(), {})
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +250,26 @@ def test_a_tap_means_what_the_tool_says(fresh):
     fresh.says("1 point and 0 boxes of yours")
     assert len(fresh.marks("circle.off", "cx")) == 1
     fresh.press("#tool label:nth-of-type(1) input")
+
+
+def test_a_click_that_names_a_class_gives_its_pixel_that_class(fresh, scene, model):
+    visible, infrared = scene / "street.png", scene / "heat.png"
+    first = model.predict(visible, infrared).labels
+    classes = preset("debug").classes
+    wanted = next(name for index, name in enumerate(classes) if index and index != first[40, 60])
+    box = fresh.all("#named input")[0]
+    box.click()
+    box.send_keys(Keys.CONTROL, "a")
+    box.send_keys(wanted, Keys.ENTER)
+    fresh.pointer((60, 40, "click"))
+    fresh.says("1 point")
+    prompts = {"points": [[60, 40]], "classes": [wanted]}
+    expected = model.predict(visible, infrared, prompts).labels
+    assert classes[expected[40, 60]] == wanted
+    fresh.downloaded("labels.png", expected)
+    box.click()
+    box.send_keys(Keys.CONTROL, "a")
+    box.send_keys("no class: pick a mask", Keys.ENTER)
 
 
 def test_classes_go_and_come_back(fresh, scene, model):
