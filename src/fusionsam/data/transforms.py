@@ -129,17 +129,16 @@ class TrainTransform:
         covered = None
         if sample.covered is not None:  # what lies outside of the source is black in both, as of pairs without a mask
             covered = moved(tv_tensors.Mask(sample.covered.to(torch.uint8)), nearest=True, outside=1)
-        label, taught = (
-            None if ids is None else tv_tensors.Mask(moved(tv_tensors.Mask(ids)[None], nearest=True, outside=IGNORE)[0])
-            for ids in (mask, sample.taught)
-        )
-        assert label is not None
+
+        def moved_ids(ids: Tensor) -> tv_tensors.Mask:
+            return tv_tensors.Mask(moved(tv_tensors.Mask(ids)[None], nearest=True, outside=IGNORE)[0])
+
         return Views(
             tv_tensors.Image(moved(tv_tensors.Image(visible), nearest=False)),
             tv_tensors.Image(moved(tv_tensors.Image(infrared), nearest=False)),
-            label,
+            moved_ids(mask),
             None if covered is None else covered.as_subclass(Tensor).bool(),
-            taught,
+            None if sample.taught is None else moved_ids(sample.taught),
         )
 
     def _corner(self, sample: Sample, size: list[int], generator: torch.Generator) -> tuple[int, int]:

@@ -80,15 +80,15 @@ def see(network: FusionSAMNetwork, data: PairDataset, config: Config) -> list[Se
     device = next(network.parameters()).device
     found = []
     for index in progress_bar(range(number), desc="frozen network", unit="pair"):
-        visible, infrared, label, present, name, covered, _ = stream[index]
-        if label is None:
-            raise InputError(f"data: {name} has no label, and steering learns from labels alone; leave it out")
-        there = None if bool(present.all()) else present[None].to(device)
-        reached = None if covered is None else covered[None].to(device)
-        encoded = network.encode(visible[None].to(device), infrared[None].to(device), there, reached)
+        item = stream[index]
+        if item.label is None:
+            raise InputError(f"data: {item.id} has no label, and steering learns from labels alone; leave it out")
+        there = None if bool(item.present.all()) else item.present[None].to(device)
+        reached = None if item.covered is None else item.covered[None].to(device)
+        encoded = network.encode(item.visible[None].to(device), item.infrared[None].to(device), there, reached)
         first = network.first_pass(encoded)
         context = network.steering_context(encoded, first)[0].half().cpu()
-        found.append(Seen(context, first.logits[0].half().cpu(), label.to(torch.uint8).numpy()))
+        found.append(Seen(context, first.logits[0].half().cpu(), item.label.to(torch.uint8).numpy()))
     return found
 
 
