@@ -192,6 +192,26 @@ def test_where_a_camera_reaches_moves_with_its_picture(seed, scale):
     assert torch.equal(eval_transform(sample).covered, covered)
 
 
+def test_partial_absence_blanks_one_camera_where_it_is_marked_as_absent_and_leaves_no_pixel_without_any():
+    """A pair that is white in both cameras: black is what the mask leaves out, of one camera at a time."""
+    white = Sample(
+        "x", torch.full((3, 97, 113), 255, dtype=torch.uint8), torch.full((1, 97, 113), 255, dtype=torch.uint8), None
+    )
+    transform = TrainTransform(replace(PLAIN, scale=(1.0, 1.0), partial_absence=1.0), [1])
+    items = [transform(white, _generator(seed)) for seed in range(200)]
+    for item in items:
+        assert item.covered.any(0).all()
+        assert torch.equal(item.visible > 0.5, item.covered[:1].expand(3, -1, -1))
+        assert torch.equal(item.infrared > 0.5, item.covered[1:])
+    shares = torch.stack([item.covered.float().mean((1, 2)) for item in items])
+    narrower = shares.argmin(1)[shares.amin(1) < 1]
+    assert 0.6 < narrower.float().mean() < 0.9  # mostly infrared
+    assert shares.amin(1).quantile(0.1) < 0.35
+    assert shares.amin(1).quantile(0.9) > 0.75
+    plain = TrainTransform(replace(PLAIN, scale=(1.0, 1.0)), [1])
+    assert all(plain(white, _generator(seed)).covered is None for seed in range(20))
+
+
 def test_shift_moves_infrared_by_no_more_than_asked():
     image = torch.zeros(61, 83, dtype=torch.uint8)
     image[30, 40] = 255

@@ -60,3 +60,17 @@ def night(image: Tensor, generator: torch.Generator) -> Tensor:
         return image
     gamma, gain, deviation = torch.rand(3, generator=generator).tolist()
     return noise(image.pow(1.5 + 1.5 * gamma) * (0.15 + 0.35 * gain), 0.005 + 0.035 * deviation, generator)
+
+
+def reach(size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """bool (H,W): where a camera of a narrower view still sees, as after an alignment. A rectangle with sides of 0.3 to
+    1.4 of the picture's, its centre anywhere in it, turned by up to 5 degrees; one draw in four is the reverse, a hole
+    (a lens cap's edge, a masked region)."""
+    height, width = size
+    y, x, tall, wide, turn, reverse = torch.rand(6, generator=generator).tolist()
+    angle = math.radians(10 * turn - 5)
+    down = (torch.arange(height)[:, None] + 0.5) / height - y
+    right = ((torch.arange(width)[None, :] + 0.5) / width - x) * (width / height)
+    along, across = right * math.cos(angle) + down * math.sin(angle), down * math.cos(angle) - right * math.sin(angle)
+    inside = (across.abs() <= 0.15 + 0.55 * tall) & (along.abs() <= (0.15 + 0.55 * wide) * width / height)
+    return ~inside if reverse < 0.25 else inside

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from fusionsam.config.schema import DataConfig
-from fusionsam.data.corruptions import harsh, night
+from fusionsam.data.corruptions import harsh, night, reach
 from fusionsam.data.dataset import IGNORE, Item
 from fusionsam.data.infrared_styles import draw_style
 from fusionsam.types import LUMA, Sample
@@ -87,6 +87,9 @@ class TrainTransform:
             draw = _uniform(generator)
             if draw < 2 * config.modality_dropout:
                 present[int(draw >= config.modality_dropout)] = False
+            elif config.partial_absence and _chance(generator, config.partial_absence):
+                covered = _narrowed(covered, (light.shape[1], light.shape[2]), generator)
+                light, heat = light * covered[0], heat * covered[1]
         # Zero after the photometric changes: an absent modality is exactly zero in training as in prediction.
         light = light if present[0] else torch.zeros_like(light)
         heat = heat if present[1] else torch.zeros_like(heat)
@@ -221,6 +224,15 @@ def _shifted(
     if covered is not None:
         covered = torch.stack([covered[0], moved(covered[1:].to(torch.uint8)).bool()[0]])
     return tv_tensors.Image(moved(image)), covered
+
+
+def _narrowed(covered: Tensor | None, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """`covered` with one camera reaching a part of the picture alone: infrared in three of four draws, as its view is
+    the narrower one in most rigs."""
+    covered = torch.ones(2, *size, dtype=torch.bool) if covered is None else covered.clone()
+    camera = int(_chance(generator, 0.75))
+    covered[camera] &= reach(size, generator) | ~covered[1 - camera]  # no pixel is left without any camera
+    return covered
 
 
 def _photometric(image: Tensor, generator: torch.Generator) -> Tensor:

@@ -120,7 +120,7 @@ def _require_crop_of_stage_1(config: Config) -> None:
 
 def _without_labels(config: Config) -> Config:
     """Nothing in stage 1 can aim at a class, and a dropped image would teach nothing."""
-    data = replace(config.data, rare_crop=0.0, rare_sampling=0.0, paste=0.0, modality_dropout=0.0)
+    data = replace(config.data, rare_crop=0.0, rare_sampling=0.0, paste=0.0, modality_dropout=0.0, partial_absence=0.0)
     return replace(config, data=data)
 
 
