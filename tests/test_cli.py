@@ -48,6 +48,7 @@ def test_predicting_a_pair_imports_nothing_of_other_commands(tmp_path: Path) -> 
         "fastapi",
         "jsonargparse",
         "av",
+        "transformers",
     ]
     code = (
         "import sys; from fusionsam.cli.main import main\n"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import SamConfig, SamModel
+from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
 
 from fusionsam.config.schema import DecoderConfig
+from fusionsam.models import sam as sam_parts
 from fusionsam.models.mask_decoder import FullFledgedMaskDecoder
 from fusionsam.models.prompts import PromptEncoder
 from fusionsam.types import Frame, Prompts
@@ -44,6 +48,43 @@ def inputs() -> tuple[torch.Tensor, ...]:
     """Embedding, positions, sparse, dense on a grid of 5 x 7, batch 2."""
     torch.manual_seed(1)
     return torch.randn(2, 32, 5, 7), torch.randn(1, 32, 5, 7), torch.randn(2, 1, 3, 32), torch.randn(2, 32, 5, 7)
+
+
+def test_prompt_encoder_and_decoder_have_transformers_tensors_and_begin_alike():
+    """Names, shapes and the random numbers drawn from one seed: checkpoints and runs of either fit the other."""
+    vision = {"hidden_size": 8, "num_hidden_layers": 0, "num_pos_feats": 16}
+    config = SamConfig(
+        vision_config=vision,
+        prompt_encoder_config={"hidden_size": 32},
+        mask_decoder_config={
+            "hidden_size": 32, "mlp_dim": 40, "num_attention_heads": 2, "num_multimask_outputs": 6,
+            "iou_head_hidden_dim": 32,
+        },
+    )  # fmt: skip
+    torch.manual_seed(3)
+    theirs = SamPromptEncoder(config), SamMaskDecoder(config.mask_decoder_config)
+    torch.manual_seed(3)
+    ours = sam_parts.SamPromptEncoder(32), sam_parts.SamMaskDecoder(32, 2, 40, 2, 7)
+    for one, two in zip(theirs, ours, strict=True):
+        expected, found = one.state_dict(), two.state_dict()
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@torch.no_grad()
+def test_prompts_are_transformers_to_the_last_bit(sam):
+    ours = sam_parts.SamPromptEncoder(32)
+    ours.load_state_dict(sam.prompt_encoder.state_dict())
+    theirs = copy.deepcopy(sam.prompt_encoder)
+    theirs.input_image_size = sam_parts.SIDE
+    points = torch.tensor([[[[3.0, 900.5], [700.25, 11.0], [0.0, 0.0]]]])
+    labels = torch.tensor([[[1, 0, -1]]])
+    for pad in (True, False):
+        assert torch.equal(ours.embed_points(points, labels, pad), theirs._embed_points(points, labels, pad))
+    boxes = torch.tensor([[[1.0, 2.0, 300.0, 400.0], [5.0, 6.0, 7.0, 8.0]]])
+    assert torch.equal(ours.embed_boxes(boxes), theirs._embed_boxes(boxes))
+    mask = torch.randn(2, 1, 20, 28)
+    assert torch.equal(ours.mask_embed(mask), theirs.mask_embed(mask))
 
 
 @torch.no_grad()

@@ -15,11 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Sam2Model, SamConfig, SamModel
 
 from fusionsam.errors import InputError
 from fusionsam.models.encoders.base import ImageEncoder
-from fusionsam.models.encoders.sam import square_side, vit_config
 from fusionsam.models.encoders.tinyvit import TinyViT
 from fusionsam.types import Frame
 from fusionsam.weights import pretrained as foreign
@@ -65,6 +63,10 @@ class PlainSam:
             raise InputError(f"--sam {source}: {path} is not a model's config.json ({error!r})") from None
         if kind != "sam" and not kind.startswith("sam2"):
             raise InputError(f"--sam {source}: is a {kind!r} model; give a SamModel or Sam2Model")
+        from transformers import Sam2Model, SamModel  # here, since it takes seconds to import
+
+        from fusionsam.models.encoders.sam import square_side
+
         model = _pretrained(SamModel if kind == "sam" else Sam2Model, source)
         if kind == "sam":
             side = square_side(str(source), model.config.vision_config.image_size)
@@ -162,6 +164,10 @@ def _pretrained(kind: Any, source: str | Path) -> Any:
 
 
 def _from_file(cls: type[PlainSam], source: str | Path, device: str) -> PlainSam:
+    from transformers import SamConfig, SamModel
+
+    from fusionsam.models.encoders.sam import square_side, vit_config
+
     parts = foreign.sam_parts(source)
     if parts.encoder_kind == "sam2":
         raise InputError(f"--sam {source}: a SAM2 file; give its transformers folder or hub name instead")

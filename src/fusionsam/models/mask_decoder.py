@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import SamMaskDecoderConfig
-from transformers.models.sam.modeling_sam import SamMaskDecoder
 
 from fusionsam.config.schema import DecoderConfig
 from fusionsam.models.layers import resize
+from fusionsam.models.sam import SamMaskDecoder
 
 
 class FullFledgedMaskDecoder(nn.Module):
-    """transformers' SamMaskDecoder whose mask tokens are K full-fledged output tokens.
+    """SAM's mask decoder whose mask tokens are K full-fledged output tokens.
 
     With K = 4, `logit_scale` 1 and no fine features it computes exactly SAM's masks (a test holds it to that).
     `level_channels` and `level_strides` tell which of the image encoder's maps there are for sharper edges.
@@ -22,16 +21,7 @@ class FullFledgedMaskDecoder(nn.Module):
         self, config: DecoderConfig, classes: int, level_channels: list[int], level_strides: list[int]
     ) -> None:
         super().__init__()
-        sam = SamMaskDecoderConfig(
-            hidden_size=config.hidden,
-            mlp_dim=config.mlp_dim,
-            num_attention_heads=config.heads,
-            num_hidden_layers=config.layers,
-            num_multimask_outputs=classes - 1,
-            iou_head_hidden_dim=config.hidden,
-        )
-        sam._attn_implementation = "sdpa"
-        self.sam = SamMaskDecoder(sam)
+        self.sam = SamMaskDecoder(config.hidden, config.heads, config.mlp_dim, config.layers, classes)
         self.sam.iou_prediction_head.requires_grad_(False)  # SAM's estimate of mask quality: no class needs it
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale))
         self.level_index: dict[str, int] = {}
@@ -63,20 +53,15 @@ class FullFledgedMaskDecoder(nn.Module):
         (B or 1,E,H_e,W_e) -> FOT logits (B,K,4H_e,4W_e), mask features (B,E/8,4H_e,4W_e)."""
         sam = self.sam
         batch, channels, height, width = embedding.shape
-        tokens = torch.cat([sam.iou_token.weight, sam.mask_tokens.weight])[None, None].expand(batch, 1, -1, -1)
+        tokens = torch.cat([sam.iou_token.weight, sam.mask_tokens.weight])[None].expand(batch, -1, -1)
         if sparse is not None:
-            tokens = torch.cat([tokens, sparse.expand(batch, -1, -1, -1)], dim=2)
-        queries, keys = sam.transformer(
-            point_embeddings=tokens,
-            image_embeddings=embedding + dense,
-            image_positional_embeddings=positions.expand(batch, -1, -1, -1),
-            attention_similarity=None,
-        )
-        image = keys.transpose(2, 3).reshape(batch, channels, height, width)
+            tokens = torch.cat([tokens, sparse.squeeze(1).expand(batch, -1, -1)], dim=1)
+        queries, keys = sam.transformer(tokens, embedding + dense, positions.expand(batch, -1, -1, -1))
+        image = keys.transpose(1, 2).reshape(batch, channels, height, width)
         x = self._skip(8, sam.upscale_conv1(image), levels)
         x = sam.activation(sam.upscale_layer_norm(x))
         features = sam.activation(self._skip(4, sam.upscale_conv2(x), levels))
-        outputs = queries[:, 0, 1 : 1 + sam.num_mask_tokens]
+        outputs = queries[:, 1 : 1 + sam.num_mask_tokens]
         hyper = torch.stack([mlp(outputs[:, i]) for i, mlp in enumerate(sam.output_hypernetworks_mlps)], dim=1)
         logits = (hyper @ features.flatten(2)).reshape(batch, -1, *features.shape[2:])
         return self.logit_scale * logits, features

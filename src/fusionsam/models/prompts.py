@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import SamConfig
-from transformers.models.sam.modeling_sam import SamPromptEncoder
 
 from fusionsam.config.schema import DecoderConfig, PromptConfig
 from fusionsam.models.layers import resize, rounded, same_size, size_tensor
+from fusionsam.models.sam import SIDE, SamPromptEncoder
 from fusionsam.types import ClassClicks, Frame, Prompts
 
 CELL = 4  # pixels a latent cell covers
@@ -93,19 +92,14 @@ def oracle_prompts(
 
 
 class PromptEncoder(nn.Module):
-    """transformers' SamPromptEncoder, fed with coordinates of a frame of any size and shape.
+    """SAM's prompt encoder, fed with coordinates of a frame of any size and shape.
 
     SAM divides coordinates by one square image size; they are rescaled here so that its own code sees that square.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        sam = SamConfig(
-            vision_config={"num_pos_feats": config.hidden // 2, "hidden_size": 8, "num_hidden_layers": 0},
-            prompt_encoder_config={"hidden_size": config.hidden},
-        )
-        self.sam = SamPromptEncoder(sam)
-        self.side = int(self.sam.input_image_size)
+        self.sam = SamPromptEncoder(config.hidden)
         self.sam.shared_embedding.requires_grad_(False)  # SAM's random Fourier table is fixed
         self.sam.point_embed[0].requires_grad_(False)  # points off the object: only a person gives them
 
@@ -122,7 +116,7 @@ class PromptEncoder(nn.Module):
         """Pixel centres (..., 2) of the image -> what SamPromptEncoder divides by its square size."""
         content = size_tensor(frame.content[::-1], xy) / size_tensor(image_size[::-1], xy)
         size = size_tensor(frame.size[::-1], xy)
-        return (xy + 0.5) * content / size * self.side - 0.5
+        return (xy + 0.5) * content / size * SIDE - 0.5
 
     def forward(
         self, prompts: Prompts, image_size: tuple[int, int], frame: Frame, grid: tuple[int, int], use_mask: bool
@@ -135,11 +129,11 @@ class PromptEncoder(nn.Module):
             if torch.compiler.is_exporting() and prompts.source == "user":
                 tokens.append(self._embed_sam_points(points, labels))
             else:
-                tokens.append(self.sam._embed_points(points, labels, pad=prompts.boxes is None))
+                tokens.append(self.sam.embed_points(points, labels, pad=prompts.boxes is None))
         if prompts.boxes is not None:
             corners = prompts.boxes.reshape(*prompts.boxes.shape[:2], 2, 2)
             corners = self.to_square(corners, image_size, frame).flatten(2)
-            tokens.append(self.sam._embed_boxes(corners).flatten(1, 2)[:, None])
+            tokens.append(self.sam.embed_boxes(corners).flatten(1, 2)[:, None])
         sparse = torch.cat(tokens, dim=2) if tokens else None
         if use_mask and prompts.mask is not None:
             placed = place(prompts.mask, frame, (4 * grid[0], 4 * grid[1]))
@@ -159,17 +153,17 @@ class PromptEncoder(nn.Module):
             points, point_classes = given.points, given.point_classes
             square = self.to_square(points, image_size, frame)[:, None]
             on = torch.ones_like(point_classes)[:, None]
-            tokens.append(self.sam._embed_points(square, on, pad=False)[:, 0])
+            tokens.append(self.sam.embed_points(square, on, pad=False)[:, 0])
         if given.boxes is not None and given.box_classes is not None and given.boxes.shape[1]:
             boxes, box_classes = given.boxes, given.box_classes
             corners = self.to_square(boxes.unflatten(2, (2, 2)), image_size, frame).flatten(2)
-            tokens.append(self.sam._embed_boxes(corners).unflatten(1, boxes.shape[1:2]).flatten(3).sum(2))
+            tokens.append(self.sam.embed_boxes(corners).unflatten(1, boxes.shape[1:2]).flatten(3).sum(2))
         cells = [(xy + 0.5) / CELL - 0.5 for xy in (points, boxes)]
         return ClassClicks(cells[0], point_classes, cells[1], box_classes, torch.cat(tokens, dim=1))
 
     def _embed_sam_points(self, points: Tensor, labels: Tensor) -> Tensor:
         """An exported decoder's prompts: labels 2 and 3 are a box's corners, padding is the caller's, as in SAM's."""
-        tokens = self.sam._embed_points(points, labels, pad=False)
+        tokens = self.sam.embed_points(points, labels, pad=False)
         for corner in (2, 3):
             moved = tokens + self.sam.point_embed[corner].weight  # type: ignore[operator]
             tokens = torch.where((labels == corner)[..., None], moved, tokens)

@@ -9,15 +9,28 @@ from torch import nn
 from fusionsam.config.schema import EncoderConfig
 from fusionsam.errors import InputError
 from fusionsam.models.encoders.base import ImageEncoder
-from fusionsam.models.encoders.sam import HieraVision, Sam2Encoder, SamEncoder, SamVisionEncoder
 from fusionsam.models.encoders.timm import TimmEncoder, fold_batch_norms
 from fusionsam.models.encoders.tinyvit import TinyVitEncoder
+
+
+# transformers is imported where it is needed: it takes four times as long as all else that a prediction imports
+def _sam(config: EncoderConfig, embed_dim: int, latent_dim: int) -> ImageEncoder:
+    from fusionsam.models.encoders.sam import SamEncoder
+
+    return SamEncoder(config, embed_dim, latent_dim)
+
+
+def _sam2(config: EncoderConfig, embed_dim: int, latent_dim: int) -> ImageEncoder:
+    from fusionsam.models.encoders.sam import Sam2Encoder
+
+    return Sam2Encoder(config, embed_dim, latent_dim)
+
 
 KINDS: dict[str, Callable[[EncoderConfig, int, int], ImageEncoder]] = {
     "timm": TimmEncoder,
     "tinyvit": TinyVitEncoder,
-    "sam": SamEncoder,
-    "sam2": Sam2Encoder,
+    "sam": _sam,
+    "sam2": _sam2,
 }
 
 
@@ -58,13 +71,15 @@ def set_training(encoder: ImageEncoder, config: EncoderConfig) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
         adapters = LoraConfig(
-            r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=_lora_targets(encoder.backbone)
+            r=config.lora_rank,
+            lora_alpha=2 * config.lora_rank,
+            target_modules=_lora_targets(encoder.backbone, config.kind),
         )
         inject_adapter_in_model(adapters, encoder.backbone)
     encoder.train(encoder.training)
 
 
-def _lora_targets(backbone: nn.Module) -> list[str]:
+def _lora_targets(backbone: nn.Module, kind: str) -> list[str]:
     attention = [
         name
         for name, module in backbone.named_modules()
@@ -76,4 +91,4 @@ def _lora_targets(backbone: nn.Module) -> list[str]:
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
     ]
     # A plain ViT's adapters belong to its attention alone; a mostly convolutional backbone needs the 1x1 layers too.
-    return attention if isinstance(backbone, (SamVisionEncoder, HieraVision)) else attention + pointwise
+    return attention if kind in ("sam", "sam2") else attention + pointwise
