@@ -130,6 +130,21 @@ def test_farther_and_coarser_cameras(images):
     assert 3 <= ((edge > 0.05) & (edge < 0.95)).sum() <= 8  # an edge of four pixels and its antialiasing
 
 
+def test_a_narrower_infrared_camera_is_blanked_where_the_model_is_told_so(scenes):
+    asked = []
+
+    def predict(visible, infrared, /, covered=None):
+        asked.append((infrared, covered))
+        return np.zeros(visible.shape[2:], int)
+
+    measure(predict, scenes, ["infrared in the middle"], bootstrap=0)
+    for (whole, nothing), (part, covered) in zip(asked[::2], asked[1::2], strict=True):
+        assert nothing is None
+        assert covered[0, 0].all()
+        assert torch.equal(part, whole * covered[:, 1:])
+        assert covered[0, 1].float().mean() == pytest.approx(0.36, abs=0.01)
+
+
 def test_class_maps_of_a_smaller_picture_are_scored_at_the_size_of_the_labels(tmp_path):
     synthesize(tmp_path, 12, seed=11, size=(128, 192), progress=False)
     first = open_split("mfnet", tmp_path, "val")

@@ -62,6 +62,8 @@ class Predict(Protocol):
 NAME = "robustness"
 NOISE, BLUR, EXPOSURE, FOG = 0.08, 2.5, (3.0, 0.2), 2.0
 """Deviation of the noise (of 1), of the blur (pixels), factors on the light, optical depth of the fog at the top."""
+MIDDLE = 0.6
+"""Share of the visible frame's sides that a narrower infrared camera covers."""
 
 
 class ConditionScore(TypedDict, total=False):
@@ -103,6 +105,7 @@ class Condition(NamedTuple):
 
     change: Change
     note: str
+    reach: float = 1.0  # share of both sides, round the middle, that infrared covers; the model is told where
 
 
 def shift(image: Tensor, down: int, right: int) -> Tensor:
@@ -132,6 +135,14 @@ def _realigned(pixels: int) -> Condition:
         return visible, shift(heat, round(found.y), round(found.x)) if found.believed else heat
 
     return Condition(change, "the same, then moved back as --align does where the edges agree better")
+
+
+def _middle(size: tuple[int, int], share: float) -> Tensor:
+    """bool (H,W): the middle of a picture, `share` of both sides."""
+    there = torch.zeros(size, dtype=torch.bool)
+    rows, columns = (slice(round(side * (1 - share) / 2), round(side * (1 + share) / 2)) for side in size)
+    there[rows, columns] = True
+    return there
 
 
 def _reduced(image: Tensor, part: float) -> Tensor:
@@ -169,6 +180,11 @@ CONDITIONS: dict[str, Condition] = {
         "infrared reduced to a quarter of its sides and enlarged again: 160x120 pixels of 640x480",
     ),
     "black-hot infrared": Condition(lambda v, i, g: (v, 1 - i), "infrared inverted, and nobody tells the model"),
+    "infrared in the middle": Condition(
+        lambda v, i, g: (v, i * _middle((i.shape[1], i.shape[2]), MIDDLE)),
+        f"infrared covers {MIDDLE:.0%} of both sides, as of a narrower lens, and the model is told where",
+        MIDDLE,
+    ),
 }
 """Name -> disturbance, in the order of the table; the first is the reference."""
 
@@ -277,7 +293,8 @@ def _count(predict: Predict, data: LabelledPairs, names: Sequence[str], seed: in
             for name in names:
                 seen = disturb(name, visible, infrared, sample.id, seed)
                 one, two = (None if image is None else image[None] for image in seen)
-                there = {} if sample.covered is None else {"covered": _covering(sample.covered, one, two)}
+                reached = _reached(name, sample.covered, sample.size)
+                there = {} if reached is None else {"covered": _covering(reached, one, two)}
                 small = any(image is not None and min(image.shape[1:]) < SMALLEST for image in seen)
                 ids = None if small else predict(one, two, **there)
                 if ids is None:
@@ -287,6 +304,14 @@ def _count(predict: Predict, data: LabelledPairs, names: Sequence[str], seed: in
                     found[name].add(sample.id, ConfusionMatrix(data.num_classes).update(ids, sample.label))
                 progress.update()
     return {name: None if name in impossible else images for name, images in found.items()}
+
+
+def _reached(name: str, covered: Tensor | None, size: tuple[int, int]) -> Tensor | None:
+    """bool (2,H,W): where the cameras reach under a condition; None where that is everywhere."""
+    if CONDITIONS[name].reach == 1:
+        return covered
+    middle = torch.stack([torch.ones(size, dtype=torch.bool), _middle(size, CONDITIONS[name].reach)])
+    return middle if covered is None else covered & middle
 
 
 def _covering(covered: Tensor, *images: Tensor | None) -> Tensor:
