@@ -42,8 +42,8 @@ from fusionsam.alignment.warp import Warp
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.splits import Entry, entries
 from fusionsam.data.synthetic.scenes import draw_scene
-from fusionsam.errors import InputError
 from fusionsam.io import write_json
+from fusionsam.types import InputError
 from fusionsam.weights.checkpoint import commit
 
 VISIBLE: Size = (480, 640)

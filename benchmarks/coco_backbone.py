@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fusionsam.data.dataset import open_split
 from fusionsam.data.transforms import to_unit
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 SOURCE = "mobilenetv2_100"
 PREFIX = "FeatureExtractor/MobilenetV2/"

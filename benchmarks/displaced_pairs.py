@@ -29,7 +29,7 @@ from fusionsam.alignment.rig import Rig
 from fusionsam.alignment.warp import Warp
 from fusionsam.data.dataset import open_split
 from fusionsam.data.images import write_png
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 SCALE, SHIFT, TURN = 0.8, 30.0, 3.0
 

@@ -26,8 +26,8 @@ from fusionsam.alignment.geometry import Size, apply, corners
 from fusionsam.alignment.refine import Level, refine
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.splits import Entry, entries
-from fusionsam.errors import InputError
 from fusionsam.io import write_json
+from fusionsam.types import InputError
 from fusionsam.weights.checkpoint import commit
 
 PAIRS, LOOKED, BLOCK, FEWEST = 8, 16, 100, 4

@@ -36,10 +36,10 @@ from fusionsam.data.images import read_heat
 from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.radiometric import is_radiometric, read_radiometric
 from fusionsam.data.splits import Entry
-from fusionsam.errors import InputError
 from fusionsam.inference.celsius import add_celsius
 from fusionsam.io import write_json
 from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.types import InputError
 from fusionsam.weights.checkpoint import commit, save_checkpoint
 
 PATIENCE = 30

@@ -46,7 +46,6 @@ from fusionsam.data.images import write_png
 from fusionsam.data.loader import class_shares, train_loader
 from fusionsam.data.sequences import recording_sequences
 from fusionsam.data.transforms import to_unit
-from fusionsam.errors import InputError
 from fusionsam.evaluation import report_files, robustness
 from fusionsam.evaluation.comparison import compare
 from fusionsam.evaluation.report import Report
@@ -66,7 +65,7 @@ from fusionsam.training.losses import segmentation_loss
 from fusionsam.training.run import FREE_ON_RESUME, open_trainer
 from fusionsam.training.segmentation_task import SegmentationTask
 from fusionsam.training.task import require_finite
-from fusionsam.types import Batch
+from fusionsam.types import Batch, InputError
 from fusionsam.weights.checkpoint import commit
 
 WEIGHTS, CARD, BUDGET = "model.safetensors", "peer.json", "budget.json"

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionsam.config.schema import EncoderConfig
-from fusionsam.errors import InputError
 from fusionsam.models.encoders.timm import TimmEncoder
+from fusionsam.types import InputError
 from fusionsam.weights.build import build_image_encoder
 
 PEERS = ("early", "two_stream", "two_stream_late", "visible", "infrared")

@@ -13,20 +13,19 @@ if TYPE_CHECKING:
     from fusionsam.alignment.rig import Rig
     from fusionsam.config.load import read_settings as load_config
     from fusionsam.config.schema import Config, ModelConfig, preset
-    from fusionsam.errors import InputError
     from fusionsam.evaluation.report import Report
     from fusionsam.evaluation.run import evaluate
     from fusionsam.inference.prediction import Prediction
     from fusionsam.inference.predictor import FusionSAM
     from fusionsam.inference.session import Session
     from fusionsam.training.run import train
-    from fusionsam.types import Prompts
+    from fusionsam.types import InputError, Prompts
 
 # Imported on first use, so that `fusionsam --help` answers before torch has been loaded.
 _HOMES = {
     "Config": "config.schema",
     "FusionSAM": "inference.predictor",
-    "InputError": "errors",
+    "InputError": "types",
     "ModelConfig": "config.schema",
     "Prediction": "inference.prediction",
     "Prompts": "types",

@@ -1,10 +1,7 @@
-"""What is raised for bad input."""
+"""What is raised for bad input, under the name that users of the package know: `fusionsam.errors.InputError`.
 
+The classes stand in `types`, with the other nouns that every part speaks of."""
 
-class InputError(ValueError):
-    """Bad input from outside: a file, a folder, a setting. The message is one line that names the input, what was
-    found, what was expected and what to do; the command line prints it and exits with code 2."""
+from fusionsam.types import InputError, NoSplit
 
-
-class NoSplit(InputError):
-    """What was asked for is not there at all, which some may live without, unlike what is there and flawed."""
+__all__ = ["InputError", "NoSplit"]

@@ -21,8 +21,7 @@ from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from fusionsam.errors import InputError
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 try:
     import fcntl

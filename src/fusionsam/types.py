@@ -1,4 +1,4 @@
-"""The nouns that travel between the parts. No part imports another to speak of these.
+"""The nouns that travel between the parts, and what is raised for bad input. No part imports another to speak of these.
 
 Legend of axis letters, used in every docstring:
 B batch, H W input height and width in pixels, s = 4 the latent stride, h = H/s, w = W/s,
@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
-
-from fusionsam.errors import InputError
 
 if TYPE_CHECKING:  # `--help` of a command needs the bounds below, and not torch
     import torch
@@ -48,6 +46,15 @@ JsonObject: TypeAlias = dict[str, Any]
 """A JSON object as read from a file, or on its way into one: its values are known by their keys alone."""
 
 PromptMode = Literal["self", "none", "user", "oracle"]
+
+
+class InputError(ValueError):
+    """Bad input from outside: a file, a folder, a setting. The message is one line that names the input, what was
+    found, what was expected and what to do; the command line prints it and exits with code 2."""
+
+
+class NoSplit(InputError):
+    """What was asked for is not there at all, which some may live without, unlike what is there and flawed."""
 
 
 @dataclass

@@ -14,8 +14,7 @@ from fusionsam.alignment.geometry import Size
 from fusionsam.alignment.residual import LEAST, residual
 from fusionsam.alignment.rig import Rig
 from fusionsam.alignment.warp import Warp, Warped
-from fusionsam.errors import InputError
-from fusionsam.types import LUMA, JsonObject
+from fusionsam.types import LUMA, InputError, JsonObject
 
 Frame = Literal["visible", "infrared"]
 LITTLE_COVERED = 0.25

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fusionsam.alignment.geometry import Size
 from fusionsam.alignment.lens import Lens
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 MOST_BYTES = 1 << 20
 EXPECTED = (

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionsam.alignment.geometry import Size, rescaling
-from fusionsam.errors import InputError
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 NAMES = ("fx", "fy", "cx", "cy")
 STEPS = 20

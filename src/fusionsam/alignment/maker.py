@@ -12,8 +12,7 @@ from fusionsam.alignment.geometry import Size, apply, corners, rescaling
 from fusionsam.alignment.refine import Level, refine
 from fusionsam.alignment.rig import Rig
 from fusionsam.alignment.warp import Warp
-from fusionsam.errors import InputError
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 MAKER, MATRIX = "maker", "infrared_to_visible"
 LEAST, RISE = 0.2, 0.05

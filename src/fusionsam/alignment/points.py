@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from fusionsam.alignment.geometry import Matrix, Size, apply, from_points
 from fusionsam.alignment.lens import Lens
 from fusionsam.alignment.rig import Rig, require_sound
-from fusionsam.errors import InputError
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 FEWEST = 4
 LARGE = 0.02

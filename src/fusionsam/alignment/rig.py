@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from fusionsam.alignment.geometry import Matrix, Size, apply, corners, rescaling
 from fusionsam.alignment.lens import Lens
-from fusionsam.errors import InputError
 from fusionsam.io import write_json
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 FORMAT, VERSION = "fusionsam rig", 1
 MOST_BYTES = 1 << 20

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusionsam.config.options import AnyPairOptions, CommandLine, OverwriteOption
-from fusionsam.errors import InputError
 from fusionsam.io import whole
-from fusionsam.types import VERSION
+from fusionsam.types import VERSION, InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fusionsam.config.options import CommandLine, WeightsOption
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

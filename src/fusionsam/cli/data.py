@@ -15,9 +15,8 @@ from fusionsam.cli.options import add_flags
 from fusionsam.cli.parser import Parser
 from fusionsam.config.datasets import CATALOG
 from fusionsam.config.options import LabelOptions, OutOption, OverwriteOption, PairOptions
-from fusionsam.errors import InputError
 from fusionsam.io import write_json
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 if TYPE_CHECKING:
     from fusionsam.data.labelling.data_set import Imported

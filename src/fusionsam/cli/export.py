@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fusionsam.config.options import OutOption, WeightsOption
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

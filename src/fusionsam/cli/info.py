@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from fusionsam.config.options import DEFAULT_WEIGHTS
 from fusionsam.config.schema import PRESETS, preset
-from fusionsam.errors import InputError
-from fusionsam.types import LARGEST, SMALLEST, JsonObject
+from fusionsam.types import LARGEST, SMALLEST, InputError, JsonObject
 
 if TYPE_CHECKING:
     from fusionsam.models.network import FusionSAMNetwork

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fusionsam.config.options import DeviceOption, OutOption, PairOptions, WeightsOption
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 if TYPE_CHECKING:
     from fusionsam.data.labelling.folder import LabelFolder

@@ -137,7 +137,7 @@ def _answer(argv: list[str] | None) -> int:
             raise
         return _say(f"error: {error.filename}: {error.strerror}; check the path and its permissions", 2)
     except ValueError as error:
-        from fusionsam.errors import InputError
+        from fusionsam.types import InputError
 
         if not isinstance(error, InputError):
             raise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fusionsam.config.datasets import CATALOG
 from fusionsam.config.options import DataOptions, OutOption
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusionsam.config.options import OutOption
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from argparse import Namespace
 
 from fusionsam.cli.memory import keep_memory
 from fusionsam.config.datasets import typed_labels_map
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 
 def parse(prog: str, argv: list[str], command: str = "") -> Namespace:

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fusionsam.errors import InputError
-from fusionsam.types import LARGEST, SMALLEST
+from fusionsam.types import LARGEST, SMALLEST, InputError
 
 
 def _numbers() -> dict[str, tuple[float, float]]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import yaml
 
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 Color = tuple[int, int, int]
 MAX_CLASSES = 255

@@ -17,8 +17,7 @@ import yaml
 
 from fusionsam.config.datasets import find
 from fusionsam.config.schema import Config, DataConfig, from_dict, preset, to_dict
-from fusionsam.errors import InputError
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 _EARLY = ("model.preset", "data.dataset", "data.class_file")  # they decide the defaults of other settings
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from fusionsam.config.bounds import Bounded
 from fusionsam.config.datasets import MFNET_CLASSES, MFNET_PALETTE, require_classes
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields, is_dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

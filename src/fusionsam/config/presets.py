@@ -12,7 +12,7 @@ from fusionsam.config.model import (
     ModelConfig,
     TokenizerConfig,
 )
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 
 def _debug() -> ModelConfig:

@@ -21,7 +21,7 @@ from fusionsam.config.model import (
 from fusionsam.config.plain import RETIRED, from_dict, to_dict
 from fusionsam.config.presets import PRESETS, preset
 from fusionsam.config.training import DataConfig, LossConfig, TrainConfig
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 __all__ = [
     "PRESETS",

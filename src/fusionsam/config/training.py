@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from fusionsam.config.bounds import Bounded
 from fusionsam.config.datasets import CATALOG
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 
 @dataclass

@@ -16,9 +16,8 @@ from fusionsam.data.image_files import image_size
 from fusionsam.data.label_faults import absent_classes, label_faults, lossy_labels, unread_folders
 from fusionsam.data.leaks import compare, weigh
 from fusionsam.data.splits import Entry, entries, layout_line
-from fusionsam.errors import InputError
 from fusionsam.io import progress_bar
-from fusionsam.types import JsonObject, Sample
+from fusionsam.types import InputError, JsonObject, Sample
 
 
 def check(

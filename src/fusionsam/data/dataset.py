@@ -18,8 +18,7 @@ from fusionsam.data.infrared import DEFAULT, InfraredOptions
 from fusionsam.data.label_files import read_label
 from fusionsam.data.pairs import read_pair
 from fusionsam.data.splits import Entry, entries
-from fusionsam.errors import InputError
-from fusionsam.types import IGNORE, Batch, LabelledSample, Sample
+from fusionsam.types import IGNORE, Batch, InputError, LabelledSample, Sample
 
 
 class Item(NamedTuple):

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from fusionsam.data.dataset import PairDataset, read_pictures
 from fusionsam.data.splits import FLIP, Entry
-from fusionsam.errors import InputError
 from fusionsam.io import progress_bar, write_text
-from fusionsam.types import Sample
+from fusionsam.types import InputError, Sample
 
 FILE = "training_fingerprints.json"
 """Beside the weights of a checkpoint."""

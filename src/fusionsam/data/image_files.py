@@ -30,8 +30,7 @@ from fusionsam.data.tiff import (
     tiff_header,
     turned,
 )  # fmt: skip
-from fusionsam.errors import InputError
-from fusionsam.types import Array
+from fusionsam.types import Array, InputError
 
 HEIC = (".heic", ".heif")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *HEIC)

@@ -17,9 +17,8 @@ from fusionsam.data.image_files import load, png_bits
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
 from fusionsam.data.radiometric import is_radiometric, read_radiometric
 from fusionsam.data.stretch import find_range, stretch
-from fusionsam.errors import InputError
 from fusionsam.io import whole
-from fusionsam.types import Array
+from fusionsam.types import Array, InputError
 
 
 def shallow_visible(array: Array) -> NDArray[np.uint8]:

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from fusionsam.data import palettes
 from fusionsam.data.polarity import DOUBTFUL, Polarity, white_hot_score
 from fusionsam.data.stretch import Array, Notice, Range, find_range, given_range, stretch
-from fusionsam.errors import InputError
-from fusionsam.types import LUMA, JsonObject
+from fusionsam.types import LUMA, InputError, JsonObject
 
 NARROW = 40
 """An 8-bit scene over fewer grey values than this gets a hint."""

@@ -12,8 +12,7 @@ from fusionsam.config.datasets import DatasetRow
 from fusionsam.data.dataset import PairDataset, counted_from_1
 from fusionsam.data.image_files import SUFFIXES
 from fusionsam.data.splits import Entry
-from fusionsam.errors import InputError
-from fusionsam.types import IGNORE
+from fusionsam.types import IGNORE, InputError
 
 LOSSY = (".jpg", ".jpeg", ".webp")
 """Endings of files whose ids may not be those that were drawn."""

@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fusionsam.data.image_files import load, png_bits
-from fusionsam.errors import InputError
-from fusionsam.types import Array
+from fusionsam.types import Array, InputError
 
 
 def read_label(path: str | Path, palette: Sequence[tuple[int, int, int]] | None = None) -> Tensor:

@@ -22,7 +22,7 @@ from pathlib import Path, PurePath
 
 from fusionsam.config.datasets import CATALOG
 from fusionsam.data.image_files import SUFFIXES
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 FLIR_MAP = "rgb_to_thermal_vid_map.json"

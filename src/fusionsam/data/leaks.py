@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fusionsam.data.fingerprints import Digests, Fingerprints, fingerprint
 from fusionsam.data.splits import Entry
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 Kind = Literal["id", "content", "mirrored", "perceptual", "partial"]
 _WEIGHED = ("perceptual", "partial")  # what stray frames of one recording may be too

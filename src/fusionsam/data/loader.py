@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from fusionsam.config.schema import DataConfig
 from fusionsam.data.dataset import Item, PairDataset, collate
 from fusionsam.data.transforms import TrainTransform, eval_transform
-from fusionsam.errors import InputError
 from fusionsam.io import progress_bar
-from fusionsam.types import Batch
+from fusionsam.types import Batch, InputError
 
 _PROGRESS_FROM = 300  # labels; fewer are read in a few seconds
 

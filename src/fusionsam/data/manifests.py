@@ -10,7 +10,7 @@ from fusionsam.data.image_files import SUFFIXES
 from fusionsam.data.layouts import one_name
 from fusionsam.data.storage import fetched, file_name, find, fixed_part, is_remote, join, local_path, parent
 from fusionsam.data.tables import read_table, shown
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 CAMERAS = ("visible", "infrared", "radiometric")
 

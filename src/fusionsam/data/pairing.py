@@ -11,7 +11,7 @@ from pathlib import Path
 from fusionsam.data.image_files import SUFFIXES
 from fusionsam.data.layouts import read_tree
 from fusionsam.data.splits import Entry, by_stem
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 
 @dataclass

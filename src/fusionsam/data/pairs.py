@@ -19,8 +19,7 @@ from fusionsam.data.infrared import DEFAULT, PHOTOGRAPH, Heat, InfraredOptions, 
 from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
 from fusionsam.data.stretch import Notice
-from fusionsam.errors import InputError
-from fusionsam.types import LARGEST, LUMA, SMALLEST, JsonObject
+from fusionsam.types import LARGEST, LUMA, SMALLEST, InputError, JsonObject
 
 
 @dataclass

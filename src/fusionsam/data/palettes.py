@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 _ANCHORS = {
     "ironbow_flir": "001e28 500a91 a0199b d23c64 eb7328 f3aa0a f0d73c e1f0eb",

@@ -14,8 +14,8 @@ from fusionsam.data.image_files import image_size
 from fusionsam.data.images import read_visible
 from fusionsam.data.label_files import read_label
 from fusionsam.data.splits import by_stem
-from fusionsam.errors import InputError
 from fusionsam.io import progress_bar
+from fusionsam.types import InputError
 
 Format = Literal["ids", "rgb", "bgr"]
 Color = tuple[int, int, int]

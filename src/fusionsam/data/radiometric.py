@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fusionsam.data.planck import Planck
-from fusionsam.errors import InputError
-from fusionsam.types import LARGEST
+from fusionsam.types import LARGEST, InputError
 
 MAX_PIXELS = 2 * LARGEST**2
 MAX_BYTES = 256 << 20

@@ -26,8 +26,7 @@ from fusionsam.alignment.rig import Rig, read_rig
 from fusionsam.alignment.warp import Warp, undistorted
 from fusionsam.data.dataset import read_pictures
 from fusionsam.data.splits import Entry
-from fusionsam.errors import InputError
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 AUTO = "auto"
 UNRELATED = 0.1

@@ -12,7 +12,7 @@ from fusionsam.config.datasets import CATALOG, DatasetRow, find
 from fusionsam.data.image_files import SUFFIXES
 from fusionsam.data.layouts import Tree, one_name, read_tree
 from fusionsam.data.tables import read_table, shown
-from fusionsam.errors import InputError, NoSplit
+from fusionsam.types import InputError, NoSplit
 
 HELD_OUT = 10
 """Where no official validation split exists, one id in this many is held out of train."""

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionsam.errors import InputError
 from fusionsam.io import OTHER_OUT, whole
+from fusionsam.types import InputError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fusionsam.errors import InputError
-from fusionsam.types import Array
+from fusionsam.types import Array, InputError
 
 TAILS = (0.5, 99.5)
 """Percentiles of the scene that become 0 and 255."""

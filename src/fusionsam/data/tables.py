@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from fusionsam.errors import InputError, NoSplit
+from fusionsam.types import InputError, NoSplit
 
 COLUMNS = ("visible", "infrared", "radiometric", "label", "split", "id", "sequence")
 ALIASES = {

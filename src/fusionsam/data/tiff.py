@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tifffile
 
-from fusionsam.errors import InputError
-from fusionsam.types import LARGEST, Array
+from fusionsam.types import LARGEST, Array, InputError
 
 MAX_PIXELS = 2 * LARGEST**2
 """Largest height * width that is decoded."""

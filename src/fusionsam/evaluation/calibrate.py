@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from fusionsam.data.dataset import LabelledPairs
 from fusionsam.data.image_files import image_size
 from fusionsam.data.transforms import to_unit
-from fusionsam.errors import InputError
 from fusionsam.evaluation import logit_adjustment as class_offsets
 from fusionsam.evaluation.logit_adjustment import blocks, but
 from fusionsam.evaluation.options import CalibrateOptions, EvaluateConfig
@@ -30,7 +29,7 @@ from fusionsam.evaluation.run import check_classes, leak_guard, open_labelled
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.io import progress_bar, write_json
 from fusionsam.metrics.segmentation import CalibrationError
-from fusionsam.types import IGNORE, JsonObject, Pixels
+from fusionsam.types import IGNORE, InputError, JsonObject, Pixels
 from fusionsam.weights import checkpoint
 
 COLDEST, HOTTEST = 0.05, 20.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fusionsam.config.options import BootstrapOptions, CommandLine, DataOptions, DeviceOption, OutOption, WeightsOption
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 Picture = Literal["visible", "infrared", "fused"]
 Choose = Literal["score", "best"]

@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from fusionsam.data.dataset import LabelledPairs
 from fusionsam.data.sequences import recording_sequences
-from fusionsam.errors import InputError
 from fusionsam.evaluation.click_options import Choose, ClicksOptions, settings
 from fusionsam.evaluation.click_report import AFTER, NAME, TARGETS, Measured, scores, table
 from fusionsam.evaluation.run import EvaluateConfig, leak_guard, open_labelled
@@ -31,7 +30,7 @@ from fusionsam.inference.interactive import locate as locate_sam
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.io import OTHER_OUT, digest, progress_bar, require_writable, write_json
 from fusionsam.metrics.interaction import Ask, Bools, Click, Object, iou, objects, simulate
-from fusionsam.types import IGNORE, Array, Sample
+from fusionsam.types import IGNORE, Array, InputError, Sample
 from fusionsam.weights import checkpoint
 
 CHOICES: dict[Choose, str] = {

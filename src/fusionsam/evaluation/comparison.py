@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionsam.errors import InputError
 from fusionsam.metrics.segmentation import PROTOCOLS, Difference, ImageMatrices, iou, paired_bootstrap, plain
+from fusionsam.types import InputError
 
 Counts = NDArray[np.int32]
 

@@ -26,14 +26,13 @@ from fusionsam.data.label_files import read_label
 from fusionsam.data.leaks import compare
 from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.splits import Entry, pair_entries
-from fusionsam.errors import InputError
 from fusionsam.evaluation import simple_fusions as fusion_baselines
 from fusionsam.evaluation.options import FusionMetricsOptions
 from fusionsam.evaluation.simple_fusions import FUSIONS
 from fusionsam.io import Made, OutputFolder, progress_bar, require_writable, whole, write_json
 from fusionsam.metrics.contrast import SMALLEST_OBJECT, Surrounded, contrast, surrounded
 from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, luma, prepare
-from fusionsam.types import IGNORE, JsonObject, Sample
+from fusionsam.types import IGNORE, InputError, JsonObject, Sample
 
 if TYPE_CHECKING:
     from fusionsam.inference.inputs import ImageLike

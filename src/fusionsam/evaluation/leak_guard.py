@@ -11,8 +11,8 @@ from pathlib import Path
 from fusionsam.data.fingerprints import Digests, Fingerprints, fingerprint
 from fusionsam.data.leaks import Leak, compare, weigh
 from fusionsam.data.splits import Entry, entries
-from fusionsam.errors import InputError, NoSplit
 from fusionsam.evaluation.report_parts import LeakFindings
+from fusionsam.types import InputError, NoSplit
 from fusionsam.weights import checkpoint
 from fusionsam.weights.checkpoint import Card
 

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusionsam.errors import InputError
 from fusionsam.metrics.segmentation import PROTOCOLS, ConfusionMatrix
-from fusionsam.types import JsonObject, Pixels
+from fusionsam.types import InputError, JsonObject, Pixels
 
 PRESENT = PROTOCOLS["present"]
 GRID = torch.linspace(-2, 2, 17)

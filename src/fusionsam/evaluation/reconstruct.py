@@ -15,7 +15,6 @@ from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
 from fusionsam.data.splits import Entry
 from fusionsam.data.transforms import to_unit
-from fusionsam.errors import InputError
 from fusionsam.evaluation.options import ReconstructOptions
 from fusionsam.inference.device import choose_device
 from fusionsam.inference.files import pairs_to_predict, require_apart
@@ -32,7 +31,7 @@ from fusionsam.metrics.reconstruction import (
     structural_similarity,
 )
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.types import LARGEST, JsonObject, Sample
+from fusionsam.types import LARGEST, InputError, JsonObject, Sample
 from fusionsam.weights import pretrained as foreign
 from fusionsam.weights.checkpoint import Card, load_network, read_checkpoint
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
-from fusionsam.errors import InputError
 from fusionsam.evaluation.comparison import Comparison
 from fusionsam.evaluation.report_form import build, plain_json, require_form
 from fusionsam.evaluation.report_parts import (
@@ -25,7 +24,7 @@ from fusionsam.evaluation.report_parts import (
     TimeScore,
     shared_mean,
 )
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 if TYPE_CHECKING:
     import pandas

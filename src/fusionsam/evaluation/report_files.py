@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fusionsam.errors import InputError
 from fusionsam.evaluation.report import Report
 from fusionsam.io import Made, OutputFolder, write_text
 from fusionsam.metrics.segmentation import ImageMatrices
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 
 def split_digest(ids: Sequence[str]) -> str:

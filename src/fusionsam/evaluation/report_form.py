@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 T = TypeVar("T")
 

@@ -24,7 +24,6 @@ from fusionsam.config.options import BootstrapOptions
 from fusionsam.data.corruptions import blur, fog, noise
 from fusionsam.data.dataset import LabelledPairs
 from fusionsam.data.transforms import to_unit
-from fusionsam.errors import InputError
 from fusionsam.evaluation.leak_guard import fitted_notes, fitted_on
 from fusionsam.evaluation.options import CONDITION_NAMES, EvaluateConfig, RobustnessOptions
 from fusionsam.evaluation.report_files import split_digest
@@ -42,7 +41,7 @@ from fusionsam.metrics.segmentation import (
     iou,
     plain,
 )
-from fusionsam.types import SMALLEST
+from fusionsam.types import SMALLEST, InputError
 from fusionsam.weights import checkpoint
 
 Pair = tuple[Tensor | None, Tensor | None]

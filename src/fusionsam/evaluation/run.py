@@ -17,7 +17,6 @@ from fusionsam.data.label_faults import require_lossless
 from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.sequences import recording_sequences
 from fusionsam.data.splits import Entry, layout_line
-from fusionsam.errors import InputError
 from fusionsam.evaluation import report_files, worst_pairs
 from fusionsam.evaluation.comparison import compare
 from fusionsam.evaluation.leak_guard import LeakCheck, check_leaks, fitted_notes, fitted_on, training_lists
@@ -31,7 +30,7 @@ from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.views import require_scales
 from fusionsam.io import digest, progress_bar, require_writable
 from fusionsam.metrics.segmentation import ImageMatrices
-from fusionsam.types import IGNORE, JsonObject
+from fusionsam.types import IGNORE, InputError, JsonObject
 from fusionsam.weights import checkpoint
 from fusionsam.weights.checkpoint import Card
 

@@ -24,7 +24,6 @@ from fusionsam.config.datasets import DatasetRow
 from fusionsam.data.dataset import LabelledPairs, open_labelled_split
 from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
-from fusionsam.errors import InputError
 from fusionsam.evaluation import report_files
 from fusionsam.evaluation.leak_guard import FITTED
 from fusionsam.evaluation.options import BaselineConfig, EvaluateConfig
@@ -37,7 +36,7 @@ from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.segment_anything import PlainSam
 from fusionsam.io import Made, OutputFolder, progress_bar, require_writable, scratch, write_json
 from fusionsam.models.prompts import oracle_prompts
-from fusionsam.types import JsonObject, LabelledSample
+from fusionsam.types import InputError, JsonObject, LabelledSample
 from fusionsam.weights import checkpoint
 
 SETTINGS = "settings.json"

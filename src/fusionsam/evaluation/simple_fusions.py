@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fusionsam.errors import InputError
 from fusionsam.metrics.fusion import luma
+from fusionsam.types import InputError
 
 Picture = NDArray[np.uint8]
 Grey = NDArray[np.float64]

@@ -22,10 +22,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fusionsam.errors import InputError
 from fusionsam.evaluation.speed_models import MODELS, OURS, Run, Setting, Size
 from fusionsam.io import progress_bar
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 STAGES = ("tokenizer", "fusion", "picture_head", "image_encoder", "prompt_encoder", "mask_decoder", "head")
 
@@ -170,7 +169,7 @@ def _in_a_process(name: str, of: Setting, runs: int) -> Row:
         [sys.executable, "-c", code, json.dumps(call)], capture_output=True, text=True, env=environment, check=False
     )
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("fusionsam.errors.InputError: ")
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("fusionsam.types.InputError: ")
         raise InputError(f"{name} at {of.size[0]}x{of.size[1]}: {reason[:200]}; leave it out (--models)")
     found = json.loads(done.stdout.splitlines()[-1])
     return Row(**{**found, "size": tuple(found["size"])})

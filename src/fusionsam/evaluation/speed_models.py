@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fusionsam.errors import InputError
 from fusionsam.inference.onnx import WHOLE, WHOLE_INT8, open_session, run_session
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 Size = tuple[int, int]
 Run = Callable[[], object]

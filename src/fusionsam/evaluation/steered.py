@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from fusionsam.data.dataset import LabelledPairs
 from fusionsam.data.sequences import recording_sequences
 from fusionsam.data.transforms import to_unit
-from fusionsam.errors import InputError
 from fusionsam.evaluation.click_options import ClicksOptions
 from fusionsam.evaluation.click_report import AFTER, FEW_OBJECTS, grouped_interval, selections
 from fusionsam.evaluation.clicks import drawn_pairs
@@ -29,7 +28,7 @@ from fusionsam.inference.device import choose_device
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.io import digest, progress_bar, require_writable, write_json
 from fusionsam.metrics.interaction import Corrected, correct, iou_after, objects
-from fusionsam.types import Prompts
+from fusionsam.types import InputError, Prompts
 from fusionsam.weights import checkpoint
 
 NAME = "steering"

@@ -11,11 +11,11 @@ from PIL import Image
 
 from fusionsam.data.dataset import LabelledPairs
 from fusionsam.data.images import write_png
-from fusionsam.errors import InputError
 from fusionsam.inference.label_maps import FolderPredictor, NetworkPredictor
 from fusionsam.inference.render import overlay, side_by_side
 from fusionsam.io import write_json
 from fusionsam.metrics.segmentation import PROTOCOLS, ImageMatrices
+from fusionsam.types import InputError
 
 FILE = "worst.json"
 

@@ -6,12 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionsam.errors import InputError
 from fusionsam.export.graphs import scenes
 from fusionsam.export.onnx import LOGITS, PIXELS, difference
 from fusionsam.inference.onnx import WHOLE, metadata, open_session, run_session, runtime
 from fusionsam.io import scratch, whole
-from fusionsam.types import SMALLEST
+from fusionsam.types import SMALLEST, InputError
 
 if TYPE_CHECKING:
     import onnx

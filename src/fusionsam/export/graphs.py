@@ -17,10 +17,9 @@ from torch.fx.experimental import _config as symbols
 from torch.nn import functional as F
 
 from fusionsam.data.synthetic.scenes import draw_scene
-from fusionsam.errors import InputError
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.types import SMALLEST, Encoded, Frame, ImageFeatures, Latents, Prompts
+from fusionsam.types import SMALLEST, Encoded, Frame, ImageFeatures, InputError, Latents, Prompts
 
 if TYPE_CHECKING:
     from onnx import ModelProto

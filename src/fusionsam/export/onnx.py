@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusionsam.errors import InputError
 from fusionsam.export.graphs import DecoderHalf, EncoderHalf, Whole, scenes, write_onnx
 from fusionsam.inference.onnx import (
     DECODER,
@@ -32,7 +31,7 @@ from fusionsam.io import scratch
 from fusionsam.models.geometry import fit
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.tokenizer import Quantizer
-from fusionsam.types import SMALLEST, VERSION, Array, JsonObject
+from fusionsam.types import SMALLEST, VERSION, Array, InputError, JsonObject
 from fusionsam.weights.checkpoint import WEIGHTS, calibrated_digest, load_network, locate
 
 LOGITS, PIXELS = 1e-3, 1e-3

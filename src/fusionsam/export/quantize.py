@@ -17,11 +17,10 @@ import numpy as np
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.splits import Entry, entries, pair_entries
 from fusionsam.data.transforms import eval_transform
-from fusionsam.errors import InputError
 from fusionsam.inference.onnx import WHOLE, WHOLE_INT8, metadata, open_session, run_session
 from fusionsam.io import whole
 from fusionsam.metrics.segmentation import PROTOCOLS, ConfusionMatrix
-from fusionsam.types import Array, JsonObject
+from fusionsam.types import Array, InputError, JsonObject
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionsam.errors import InputError
 from fusionsam.inference.onnx import WHOLE, metadata, open_session
 from fusionsam.io import whole, write_text
+from fusionsam.types import InputError
 
 if TYPE_CHECKING:
     from onnx import ModelProto

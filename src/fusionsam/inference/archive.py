@@ -20,7 +20,6 @@ from fusionsam.data.manifests import CAMERAS, Listed, read_manifest
 from fusionsam.data.rigs import AUTO, fit, open_aligner, summary
 from fusionsam.data.splits import Entry
 from fusionsam.data.storage import Folder, fixed_part, is_remote, local_path, parent
-from fusionsam.errors import InputError
 from fusionsam.inference.batch import SOME_FAILED, say
 from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.predictor import FusionSAM
@@ -29,7 +28,7 @@ from fusionsam.inference.results import RESULTS, Request, describe, open_model
 from fusionsam.inference.shards import TABLE, Done, Shard, Worker, open_shard, pairs_digest, shard_name
 from fusionsam.inference.views import require_one_as_it_is
 from fusionsam.io import progress_bar, require_writable
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 RECORD = f"{TABLE}/_run.json"
 """What the results were made with; tables are read past names that begin with _."""

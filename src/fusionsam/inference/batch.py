@@ -11,9 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fusionsam.errors import InputError
 from fusionsam.io import whole
-from fusionsam.types import Sample
+from fusionsam.types import InputError, Sample
 
 FAILURES = "failures.csv"
 SOME_FAILED = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 
 def choose_device(device: str) -> str:

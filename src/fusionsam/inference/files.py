@@ -16,7 +16,6 @@ from fusionsam.data.dataset import read_sample
 from fusionsam.data.pairing import Paired
 from fusionsam.data.rigs import AUTO, fit, keep, open_aligner, summary
 from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
-from fusionsam.errors import InputError
 from fusionsam.inference.batch import Failures, NoticeBook, say
 from fusionsam.inference.celsius import add_celsius
 from fusionsam.inference.options import PredictOptions
@@ -27,7 +26,7 @@ from fusionsam.inference.results import RESULTS, SOURCES, Request, describe, mas
 from fusionsam.inference.selection import select
 from fusionsam.inference.views import require_one_as_it_is
 from fusionsam.io import Made, OutputFolder, State, progress_bar, require_writable, scratch
-from fusionsam.types import JsonObject, Prompts, Sample
+from fusionsam.types import InputError, JsonObject, Prompts, Sample
 
 UNFINISHED: JsonObject = {"run": None}
 """What a NAME.json says while its pictures are put in their places."""

@@ -16,8 +16,7 @@ from fusionsam.data.image_files import MAX_PIXELS
 from fusionsam.data.images import read_heat, visible_bits
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
 from fusionsam.data.stretch import Range, find_range
-from fusionsam.errors import InputError
-from fusionsam.types import LARGEST, SMALLEST, Array
+from fusionsam.types import LARGEST, SMALLEST, Array, InputError
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -21,9 +21,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fusionsam.errors import InputError
 from fusionsam.inference.segment_anything import Encoded, PlainSam
-from fusionsam.types import Array
+from fusionsam.types import Array, InputError
 
 Picture = Literal["visible", "infrared", "fused"]
 PICTURES: tuple[Picture, ...] = ("visible", "infrared", "fused")

@@ -16,10 +16,9 @@ from fusionsam.data.dataset import LabelledPairs
 from fusionsam.data.image_files import image_size
 from fusionsam.data.predictions import Format, PredictionFolder
 from fusionsam.data.transforms import to_unit
-from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.models.prompts import oracle_prompts
-from fusionsam.types import JsonObject, PromptMode, Sample
+from fusionsam.types import InputError, JsonObject, PromptMode, Sample
 
 
 class Predicted(NamedTuple):

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fusionsam.config.schema import ModelConfig, from_dict
-from fusionsam.errors import InputError
 from fusionsam.models.geometry import pair_size, require_classes_known, require_mask, stand_in_where
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
@@ -23,6 +22,7 @@ from fusionsam.types import (
     FirstPass,
     Frame,
     ImageFeatures,
+    InputError,
     JsonObject,
     Latents,
     Output,

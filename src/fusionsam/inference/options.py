@@ -16,7 +16,7 @@ from fusionsam.config.options import (
     WeightsOption,
 )
 from fusionsam.data.storage import is_remote, local_path
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

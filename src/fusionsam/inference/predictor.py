@@ -15,7 +15,6 @@ from torch import Tensor
 from fusionsam.config.options import DEFAULT_WEIGHTS, DeviceOption
 from fusionsam.config.schema import ModelConfig
 from fusionsam.data.infrared import DEFAULT, InfraredOptions
-from fusionsam.errors import InputError
 from fusionsam.inference import onnx as backends
 from fusionsam.inference.device import choose_device
 from fusionsam.inference.inputs import ImageLike, listed_pairs, read_inputs
@@ -26,7 +25,7 @@ from fusionsam.models.encoders.create import prepare_for_inference
 from fusionsam.models.geometry import scale_prompts
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.types import PROMPT_TENSORS, Output, Prompts
+from fusionsam.types import PROMPT_TENSORS, InputError, Output, Prompts
 from fusionsam.weights.checkpoint import Card, load_network, locate
 from fusionsam.weights.hub import LICENSE, at_revision
 

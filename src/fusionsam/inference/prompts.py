@@ -10,8 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fusionsam.errors import InputError
-from fusionsam.types import JsonObject, Prompts
+from fusionsam.types import InputError, JsonObject, Prompts
 
 
 def prompts_to_json(prompts: Prompts) -> JsonObject:

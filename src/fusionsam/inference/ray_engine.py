@@ -8,9 +8,9 @@ import pickle
 import zlib
 from collections.abc import Generator, Iterator, Sequence
 
-from fusionsam.errors import InputError
 from fusionsam.inference.results import Request
 from fusionsam.inference.shards import Done, Shard, Worker
+from fusionsam.types import InputError
 
 MEMORY = 256 << 20
 """Bytes of Ray's object store on one machine: shards are lists of addresses, pictures never pass through it."""

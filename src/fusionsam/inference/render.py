@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from fusionsam.errors import InputError
-from fusionsam.types import Prompts
+from fusionsam.types import InputError, Prompts
 
 Rgb = NDArray[np.uint8]
 Color = tuple[int, int, int]

@@ -16,7 +16,6 @@ from PIL import Image
 from fusionsam.alignment.apply import Aligner
 from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.splits import Entry
-from fusionsam.errors import InputError
 from fusionsam.inference import onnx as backends
 from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.prediction import Mode, Prediction
@@ -24,7 +23,7 @@ from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import prompts_file, read_prompts
 from fusionsam.inference.render import confidence_map
 from fusionsam.inference.session import given_prompts
-from fusionsam.types import IGNORE, JsonObject, Prompts, Sample
+from fusionsam.types import IGNORE, InputError, JsonObject, Prompts, Sample
 from fusionsam.weights.checkpoint import WEIGHTS, calibrated_digest, config_file, locate
 
 RESULTS = ("fused.png", "labels.png", "overlay.png", "confidence.png")

@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusionsam.errors import InputError
 from fusionsam.models.encoders.base import ImageEncoder
 from fusionsam.models.encoders.tinyvit import TinyViT
-from fusionsam.types import Frame
+from fusionsam.types import Frame, InputError
 from fusionsam.weights import pretrained as foreign
 
 _CHUNK = 16  # prompts decoded at once: bounds memory for data sets of many classes

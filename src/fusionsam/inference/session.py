@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from fusionsam.errors import InputError
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Masks, Picture, shipped_sam
 from fusionsam.inference.prediction import Mode, Prediction
 from fusionsam.inference.prompts import prompts_from
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.types import PROMPT_TENSORS, Encoded, Latents, Output, Prompts
+from fusionsam.types import PROMPT_TENSORS, Encoded, InputError, Latents, Output, Prompts
 
 
 class Model(Protocol):

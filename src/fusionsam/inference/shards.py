@@ -23,7 +23,6 @@ from fusionsam.data.manifests import CAMERAS, Listed
 from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
 from fusionsam.data.storage import Folder, file_name, is_remote, local_path, read_bytes
-from fusionsam.errors import InputError
 from fusionsam.inference.celsius import celsius_tiff, class_temperatures
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
@@ -37,7 +36,7 @@ from fusionsam.inference.results import (
     pictures,
     predict_alike,
 )
-from fusionsam.types import JsonObject, Sample
+from fusionsam.types import InputError, JsonObject, Sample
 
 TABLE = "results"
 """Subfolder of the results table."""

@@ -17,9 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from fusionsam.data.radiometric import is_radiometric, read_radiometric
-from fusionsam.errors import InputError
 from fusionsam.io import write_text
-from fusionsam.types import IGNORE
+from fusionsam.types import IGNORE, InputError
 
 Celsius = NDArray[np.floating]
 MIN_PIXELS = 20

@@ -25,7 +25,6 @@ from fusionsam.data.dataset import read_sample
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions
 from fusionsam.data.rigs import Fit, fit, fit_frames, open_aligner
 from fusionsam.data.splits import pair_entries
-from fusionsam.errors import InputError
 from fusionsam.inference.batch import SOME_FAILED, say
 from fusionsam.inference.films import (
     FILM_RATE,
@@ -45,7 +44,7 @@ from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import prompt_mode, prompts_file, read_prompts
 from fusionsam.inference.render import Color, legend_strip, overlay
 from fusionsam.io import OutputFolder, progress_bar, whole, write_json
-from fusionsam.types import Prompts
+from fusionsam.types import InputError, Prompts
 
 if TYPE_CHECKING:
     from av.container import OutputContainer

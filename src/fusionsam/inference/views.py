@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from fusionsam.errors import InputError
-from fusionsam.types import SMALLEST
+from fusionsam.types import SMALLEST, InputError
 
 
 def size_of(pair: Sequence[Tensor | None]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 SMALLEST_OBJECT = 30
 """Pixels below which an object does not count: its border is most of it."""

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from fusionsam.errors import InputError
-from fusionsam.types import LUMA, Array
+from fusionsam.types import LUMA, Array, InputError
 
 Grey = NDArray[np.float64]
 

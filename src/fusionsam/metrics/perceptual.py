@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 PerceptualInput = Literal["auto", "imagenet", "caffe"]
 CONVENTIONS: dict[str, tuple[bool, float, tuple[float, ...], tuple[float, ...]]] = {

@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusionsam.errors import InputError
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.types import LUMA
+from fusionsam.types import LUMA, InputError
 
 MODALITIES = ("visible", "infrared")
 BEST_PSNR = 100.0

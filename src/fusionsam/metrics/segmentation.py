@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fusionsam.config.options import BootstrapOptions
-from fusionsam.errors import InputError
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 DRAWS, SEED = BootstrapOptions.bootstrap, BootstrapOptions.seed
 Counts = NDArray[np.int64]

@@ -13,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusionsam.errors import InputError
 from fusionsam.models.color import luma
 from fusionsam.models.layers import resize, rounded, same_size, size_tensor
-from fusionsam.types import LARGEST, SMALLEST, Encoded, Frame, Prompts
+from fusionsam.types import LARGEST, SMALLEST, Encoded, Frame, InputError, Prompts
 
 STRIDE = 4
 """Pixels a side that a latent cell covers."""

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionsam.config.schema import HeadConfig
-from fusionsam.errors import InputError
 from fusionsam.models.layers import beside, group_norm, resize
+from fusionsam.types import InputError
 
 
 class Pyramid(FPNDecoder):

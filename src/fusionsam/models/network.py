@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionsam.config.schema import ModelConfig
-from fusionsam.errors import InputError
 from fusionsam.models.encoders.create import create_image_encoder
 from fusionsam.models.fusion import PICTURE_HEADS, FusionMaskPrompting
 from fusionsam.models.geometry import (
@@ -39,7 +38,7 @@ from fusionsam.models.mask_decoder import FullFledgedMaskDecoder
 from fusionsam.models.prompts import PromptEncoder, cut, self_prompts
 from fusionsam.models.steering import Steering
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.types import ClassClicks, Encoded, FirstPass, Output, PromptMode, Prompts
+from fusionsam.types import ClassClicks, Encoded, FirstPass, InputError, Output, PromptMode, Prompts
 
 PICTURE = 12
 """Channels of the fused picture that steering sees: RGB of the 2 x 2 places of a latent cell."""

@@ -11,9 +11,8 @@ from torch.nn import functional as F
 from vector_quantize_pytorch import FSQ, VectorQuantize
 
 from fusionsam.config.schema import TokenizerConfig
-from fusionsam.errors import InputError
 from fusionsam.models.autoencoder import Decoder, Encoder, PixelPatches
-from fusionsam.types import Latents
+from fusionsam.types import InputError, Latents
 
 AT_ONCE = 1024
 """Tokens compared with a codebook at a time: their distances stay in a processor's cache, a third of the time."""

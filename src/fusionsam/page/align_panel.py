@@ -14,11 +14,10 @@ from gradio.components import Component
 from gradio.events import Dependency
 
 from fusionsam.alignment.apply import Aligner
-from fusionsam.errors import InputError
 from fusionsam.page.aligning import Aligning, Kind
 from fusionsam.page.session import read_uploads
 from fusionsam.page.views import complaint, numbered, shown, stage
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 RIG = "the rig of this page"
 HELP = (

@@ -19,7 +19,7 @@ from fusionsam.alignment.picture import SIDE, edges_over
 from fusionsam.alignment.points import FEWEST, few_points, rig_from_points
 from fusionsam.alignment.rig import Rig, require_sound
 from fusionsam.alignment.warp import Warp
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 Kind = Literal["visible", "infrared"]
 MOST = 40

@@ -18,10 +18,10 @@ import numpy as np
 from fusionsam.alignment.apply import Aligner
 from fusionsam.data.images import write_png
 from fusionsam.data.synthetic.scenes import draw_scene
-from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.page.session import PairSession, Use, read_pair
 from fusionsam.page.views import complaint, describe, marks, preview, shown, stage, waiting, write_files
+from fusionsam.types import InputError
 
 WAITING = 20
 """Questions that wait for the model at the same time."""

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from fusionsam.data.rigs import read_aligner
-from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
+from fusionsam.types import InputError
 
 
 def listen(host: str, port: int) -> socket.socket:

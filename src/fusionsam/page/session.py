@@ -19,10 +19,9 @@ from fusionsam.data.images import read_infrared, read_visible
 from fusionsam.data.pairs import read_pair as read_both
 from fusionsam.data.radiometric import is_radiometric
 from fusionsam.data.splits import Entry
-from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.render import overlay
-from fusionsam.types import JsonObject, Prompts
+from fusionsam.types import InputError, JsonObject, Prompts
 
 Use = Literal["both", "visible", "infrared"]
 MOST = 64

@@ -14,9 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from fusionsam.data.images import write_png
-from fusionsam.errors import InputError
 from fusionsam.page.session import PairSession
-from fusionsam.types import Prompts
+from fusionsam.types import InputError, Prompts
 
 PREVIEW = 1280
 """Longest side of a picture on the page; the files to download have every pixel."""

@@ -8,7 +8,6 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from fusionsam.alignment.apply import Aligner
-from fusionsam.errors import InputError
 from fusionsam.inference.celsius import class_temperatures
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
@@ -20,7 +19,7 @@ from fusionsam.server.middleware import Gate, error
 from fusionsam.server.queue import Busy
 from fusionsam.server.service import Service
 from fusionsam.server.uploads import IMAGES, MODES, decode_images, form_prompts, prompts_of, read_json
-from fusionsam.types import LARGEST, SMALLEST, VERSION, JsonObject
+from fusionsam.types import LARGEST, SMALLEST, VERSION, InputError, JsonObject
 
 
 def _told(pair: Images, prediction: Prediction) -> JsonObject:

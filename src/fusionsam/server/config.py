@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from torch import Tensor
 
-from fusionsam.errors import InputError
 from fusionsam.inference.prediction import Prediction
 from fusionsam.server.jobs import Images, Predict
 from fusionsam.server.middleware import error
 from fusionsam.server.service import Service
 from fusionsam.server.uploads import MAX_FIELD, check_sizes, parse_json, prompts_in, read_body
-from fusionsam.types import VERSION, JsonObject
+from fusionsam.types import VERSION, InputError, JsonObject
 
 HEADER = "inference-header-content-length"
 """Bytes of JSON at the head of a body whose tensors follow in binary."""

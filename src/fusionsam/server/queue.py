@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
 from fusionsam.data.rigs import read_aligner
-from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.server.config import ServeConfig
+from fusionsam.types import InputError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -17,10 +17,9 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fusionsam.data.fingerprints import Fingerprints
-from fusionsam.errors import InputError
 from fusionsam.io import LineProgress, whole, whole_folder, write_text
 from fusionsam.training.task import Task
-from fusionsam.types import Batch, JsonObject
+from fusionsam.types import Batch, InputError, JsonObject
 from fusionsam.weights.checkpoint import save_checkpoint
 
 LAST = "last.ckpt"

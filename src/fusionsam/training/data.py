@@ -26,8 +26,7 @@ from fusionsam.data.loader import train_loader, val_loader
 from fusionsam.data.predictions import PredictionFolder
 from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.splits import Entry, entries, layout_line
-from fusionsam.errors import InputError, NoSplit
-from fusionsam.types import SMALLEST, Batch
+from fusionsam.types import SMALLEST, Batch, InputError, NoSplit
 
 
 class PairData(L.LightningDataModule):

@@ -7,11 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusionsam.config.schema import LossConfig
-from fusionsam.errors import InputError
 from fusionsam.metrics.reconstruction import ssim
 from fusionsam.models.color import luma
 from fusionsam.models.geometry import stand_in, stand_in_where
-from fusionsam.types import IGNORE
+from fusionsam.types import IGNORE, InputError
 
 
 def class_weights(shares: Tensor, power: float) -> Tensor:

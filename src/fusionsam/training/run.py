@@ -19,7 +19,6 @@ from fusionsam.config.schema import Config, TrainConfig, to_dict
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.loader import class_shares
-from fusionsam.errors import InputError
 from fusionsam.io import write_text
 from fusionsam.metrics.perceptual import EncoderLevels, load_vgg16
 from fusionsam.models.tokenizer import Tokenizer
@@ -29,7 +28,7 @@ from fusionsam.training.segmentation_task import SegmentationTask, schedule_fact
 from fusionsam.training.steering_data import SteeringData
 from fusionsam.training.steering_task import STEERING, SteeringTask, require_steering, steered_network
 from fusionsam.training.tokenizer_task import TokenizerTask
-from fusionsam.types import SMALLEST
+from fusionsam.types import SMALLEST, InputError
 from fusionsam.weights import pretrained as foreign
 from fusionsam.weights.build import build_network
 from fusionsam.weights.checkpoint import Card, commit, locate

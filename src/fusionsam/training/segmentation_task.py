@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fusionsam.config.schema import Config, TrainConfig
-from fusionsam.errors import InputError
 from fusionsam.metrics.segmentation import PROTOCOLS, ConfusionMatrix, iou, plain
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.training.losses import (
@@ -21,7 +20,7 @@ from fusionsam.training.losses import (
     teacher_loss,
 )
 from fusionsam.training.task import Task, require_finite
-from fusionsam.types import Batch, Output, PromptMode
+from fusionsam.types import Batch, InputError, Output, PromptMode
 
 
 def schedule_factor(step: int, total: int, config: TrainConfig) -> float:

@@ -23,12 +23,11 @@ from fusionsam.config.schema import Config
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.loader import TrainStream, val_loader
 from fusionsam.data.transforms import TrainTransform
-from fusionsam.errors import InputError
 from fusionsam.io import progress_bar
 from fusionsam.metrics.interaction import Bools, box_of, objects
 from fusionsam.models.network import PICTURE, FusionSAMNetwork
 from fusionsam.models.prompts import CELL
-from fusionsam.types import Batch
+from fusionsam.types import Batch, InputError
 
 SMALLEST_OBJECT = 60
 """Pixels; smaller regions are not clicked at in training."""

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusionsam.config.schema import Config
-from fusionsam.errors import InputError
 from fusionsam.metrics.interaction import Click, correct, next_click, objects
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
@@ -20,7 +19,7 @@ from fusionsam.models.prompts import CELL
 from fusionsam.training.segmentation_task import scheduled_optimizer
 from fusionsam.training.steering_data import Examples
 from fusionsam.training.task import Task, require_finite
-from fusionsam.types import IGNORE, Batch, ClassClicks, Frame, Prompts
+from fusionsam.types import IGNORE, Batch, ClassClicks, Frame, InputError, Prompts
 from fusionsam.weights.checkpoint import Card, load_network, read_card
 
 CLICKS = 3

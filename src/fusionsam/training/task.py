@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 from fusionsam.config.schema import Config, TrainConfig
-from fusionsam.errors import InputError
-from fusionsam.types import Batch
+from fusionsam.types import Batch, InputError
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 

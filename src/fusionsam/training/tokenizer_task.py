@@ -11,7 +11,6 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from fusionsam.config.schema import Config, ModelConfig
-from fusionsam.errors import InputError
 from fusionsam.metrics.perceptual import perceptual_distance
 from fusionsam.metrics.reconstruction import (
     MODALITIES,
@@ -25,7 +24,7 @@ from fusionsam.models.discriminator import PatchDiscriminator, adaptive_weight, 
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.losses import reconstruction_loss
 from fusionsam.training.task import Task, require_finite
-from fusionsam.types import Batch
+from fusionsam.types import Batch, InputError
 
 BETAS = (0.5, 0.9)  # Adam's, as VQ-GAN has them: the opponent changes, so old gradients mislead
 

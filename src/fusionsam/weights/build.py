@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fusionsam.config.schema import EncoderConfig, ModelConfig
-from fusionsam.errors import InputError
 from fusionsam.models.encoders.base import ImageEncoder
 from fusionsam.models.encoders.create import create_image_encoder
 from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.types import InputError
 from fusionsam.weights import pretrained
 from fusionsam.weights.checkpoint import read_checkpoint, require_whole
 

@@ -19,10 +19,9 @@ from torch import Tensor
 
 from fusionsam.config.schema import ModelConfig, from_dict
 from fusionsam.data.fingerprints import FILE as FINGERPRINTS
-from fusionsam.errors import InputError
 from fusionsam.io import whole, write_json, write_text
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.types import VERSION, JsonObject
+from fusionsam.types import VERSION, InputError, JsonObject
 from fusionsam.weights import hub, pretrained
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "training.json"

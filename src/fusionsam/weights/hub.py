@@ -9,7 +9,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 LICENSE = "apache-2.0"
 """Of what is uploaded, unless another is given."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fusionsam.errors import InputError
 from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.types import InputError
 from fusionsam.weights.build import start_from
 from fusionsam.weights.checkpoint import load_network, read_checkpoint, save_checkpoint
 from fusionsam.weights.ship import with_fingerprints

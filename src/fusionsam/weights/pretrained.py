@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fusionsam.errors import InputError
 from fusionsam.io import fetch
+from fusionsam.types import InputError
 
 SamKind = Literal["tinyvit", "sam", "sam2"]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")

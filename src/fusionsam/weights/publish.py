@@ -13,8 +13,8 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from huggingface_hub.errors import HFValidationError, HTTPError
 
 from fusionsam.config.schema import ModelConfig
-from fusionsam.errors import InputError
 from fusionsam.io import digest, require_writable, write_json, write_text
+from fusionsam.types import InputError
 from fusionsam.weights.checkpoint import CONFIG, HUB_CONFIG, WEIGHTS, Card, locate, read_card
 from fusionsam.weights.hub import LICENSE, refused, split_name
 from fusionsam.weights.ship import ship

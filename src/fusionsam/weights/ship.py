@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fusionsam.data.fingerprints import Fingerprints
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 from fusionsam.weights.checkpoint import load_network, locate, read_card, read_checkpoint, save_checkpoint
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from fusionsam.data.labelling.exchange import Annotated, Color, Region, Size, SizeOf, require_size
 from fusionsam.data.labelling.polygons import coco_masks, from_polygons, to_polygons
-from fusionsam.errors import InputError
 from fusionsam.io import write_json
+from fusionsam.types import InputError
 
 LARGEST = 512 << 20
 """Bytes of a file that is read."""

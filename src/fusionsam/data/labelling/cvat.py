@@ -14,8 +14,8 @@ from fusionsam.data.labelling.coco import LARGEST
 from fusionsam.data.labelling.drawing import from_runs, to_runs
 from fusionsam.data.labelling.exchange import Annotated, Color, Region, Size, SizeOf, require_size
 from fusionsam.data.labelling.polygons import from_polygons
-from fusionsam.errors import InputError
 from fusionsam.io import write_text
+from fusionsam.types import InputError
 
 AREAS = ("mask", "polygon", "box")
 """Shapes that cover pixels. Tags and skeletons are left out; points, lines, ellipses and cuboids refused."""

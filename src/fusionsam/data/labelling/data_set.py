@@ -33,8 +33,8 @@ from fusionsam.data.labelling.labelme import Labelme
 from fusionsam.data.labelling.roboflow import BACKGROUND, CLASSES, RoboflowMasks, original_stems
 from fusionsam.data.layouts import SPLITS, one_name
 from fusionsam.data.splits import Entry, held_out
-from fusionsam.errors import InputError
 from fusionsam.io import Made, OutputFolder, State, digest, require_writable, write_json, write_text
+from fusionsam.types import InputError
 
 
 class Reader(Protocol):

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fusionsam.errors import InputError
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 MOST_OBJECTS = 65535
 """Objects of one pair: their numbers are stored in 16 bits."""

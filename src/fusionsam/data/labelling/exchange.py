@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fusionsam.data.labelling.drawing import Box, Drawing
 from fusionsam.data.labelling.folder import LabelFolder
 from fusionsam.data.splits import Entry, one_name
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 Color = tuple[int, int, int]
 Size = tuple[int, int]

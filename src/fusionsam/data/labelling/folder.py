@@ -34,8 +34,8 @@ from fusionsam.data.image_files import image_size
 from fusionsam.data.images import write_png
 from fusionsam.data.labelling.drawing import Drawing
 from fusionsam.data.splits import Entry, held_out
-from fusionsam.errors import InputError
 from fusionsam.io import require_writable, whole, write_text
+from fusionsam.types import InputError
 
 _KEY = "fusionsam"
 STEPS = 100

@@ -9,7 +9,7 @@ from fusionsam.data.labelling.cvat import Cvat
 from fusionsam.data.labelling.exchange import Format
 from fusionsam.data.labelling.label_studio import LabelStudio
 from fusionsam.data.labelling.labelme import Labelme
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 FORMATS: dict[str, Format] = {
     "coco": Coco(),

@@ -17,8 +17,8 @@ from fusionsam.data.labelling.coco import read_json
 from fusionsam.data.labelling.drawing import to_runs
 from fusionsam.data.labelling.exchange import Annotated, Color, Region, Size, SizeOf, require_size
 from fusionsam.data.labelling.polygons import from_polygons
-from fusionsam.errors import InputError
 from fusionsam.io import write_text
+from fusionsam.types import InputError
 
 _AREAS = {"brushlabels", "polygonlabels", "rectanglelabels"}
 _REFUSED = {"keypointlabels", "ellipselabels", "vectorlabels", "bitmasklabels", "videorectangle"}

@@ -18,8 +18,8 @@ from PIL import Image
 from fusionsam.data.labelling.coco import read_json
 from fusionsam.data.labelling.exchange import Annotated, Color, Region, Size, SizeOf, require_size
 from fusionsam.data.labelling.polygons import from_polygons
-from fusionsam.errors import InputError
 from fusionsam.io import write_json
+from fusionsam.types import InputError
 
 VERSION = "5.5.0"
 """Of labelme, whose files these are as; masks are known from 5.3 on."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 Polygon = list[float]
 """x0, y0, x1, y1 ... in pixels."""

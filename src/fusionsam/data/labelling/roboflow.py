@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 from fusionsam.data.label_files import read_label
 from fusionsam.data.labelling.exchange import Annotated, Region, SizeOf, require_size
-from fusionsam.errors import InputError
+from fusionsam.types import InputError
 
 CLASSES, ENDING = "_classes.csv", "_mask.png"
 BACKGROUND = "background"

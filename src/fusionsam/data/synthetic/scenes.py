@@ -16,9 +16,8 @@ from scipy.ndimage import gaussian_filter
 from fusionsam.data.images import write_png
 from fusionsam.data.synthetic import objects
 from fusionsam.data.synthetic.objects import Canvas, Rng
-from fusionsam.errors import InputError
 from fusionsam.io import progress_bar, write_json, write_text
-from fusionsam.types import LARGEST, Sample
+from fusionsam.types import LARGEST, InputError, Sample
 
 _CARD = "synthetic.json"
 _ROAD = 3.7  # metres from the middle to the kerb

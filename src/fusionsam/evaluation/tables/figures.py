@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fusionsam.errors import InputError
 from fusionsam.inference.render import IGNORED, colorize
 from fusionsam.io import whole
+from fusionsam.types import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

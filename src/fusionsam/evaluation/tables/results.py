@@ -10,13 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusionsam.errors import InputError
 from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.robustness import read_table
 from fusionsam.evaluation.tables.formats import Row, Table, to_markdown
 from fusionsam.evaluation.tables.sources import Scored, collect, collect_fusion
 from fusionsam.evaluation.tables.tables import fusion_quality
 from fusionsam.io import write_text
+from fusionsam.types import InputError
 
 NONE = "-"
 HEAD = """# Tables

@@ -14,13 +14,13 @@ from fusionsam.config.options import DataOptions
 from fusionsam.data.dataset import PairDataset, open_split, read_sample
 from fusionsam.data.images import read_visible
 from fusionsam.data.predictions import PredictionFolder
-from fusionsam.errors import InputError
 from fusionsam.evaluation.tables import figures as report_figures
 from fusionsam.evaluation.tables import tables as report_tables
 from fusionsam.evaluation.tables.figures import PanelRow
 from fusionsam.evaluation.tables.formats import to_markdown, write_table
 from fusionsam.evaluation.tables.sources import Scored, collect, collect_fusion
 from fusionsam.io import write_text
+from fusionsam.types import InputError
 
 DEFAULT_ROWS = 4
 """Pairs in the panels when no ids are named, spread evenly over the split."""

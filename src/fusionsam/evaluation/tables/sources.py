@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fusionsam.errors import InputError
 from fusionsam.evaluation.published import TEST_IMAGES
 from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.report_files import read
 from fusionsam.evaluation.report_form import optional_number
 from fusionsam.io import digest
 from fusionsam.metrics.fusion import METRICS
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 from fusionsam.weights import checkpoint
 
 VARIANTS = {

@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from fusionsam.config.schema import Config, from_dict, to_dict
-from fusionsam.errors import InputError
 from fusionsam.evaluation.published import SINCE, published
 from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.report_parts import shared_mean
 from fusionsam.evaluation.tables.formats import Row, Table, drop_empty
 from fusionsam.evaluation.tables.sources import VARIANTS, Scored
 from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 NONE = "-"
 PUBLISHED_GROUP = "published: as printed in the paper, official test split"

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from torch import nn
 
 from fusionsam.config.schema import EncoderConfig
-from fusionsam.errors import InputError
 from fusionsam.models.encoders.base import ImageEncoder
 from fusionsam.models.encoders.timm import TimmEncoder, fold_batch_norms
 from fusionsam.models.encoders.tinyvit import TinyVitEncoder
+from fusionsam.types import InputError
 
 
 # transformers is imported where it is needed: it takes four times as long as all else that a prediction imports

@@ -13,10 +13,9 @@ from transformers import Sam2VisionConfig, Sam2VisionModel, SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from fusionsam.config.schema import EncoderConfig
-from fusionsam.errors import InputError
 from fusionsam.io import fetch
 from fusionsam.models.encoders.base import ImageEncoder
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 ConfigT = TypeVar("ConfigT", SamVisionConfig, Sam2VisionConfig)
 

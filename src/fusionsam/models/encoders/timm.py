@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fusionsam.config.schema import EncoderConfig
-from fusionsam.errors import InputError
 from fusionsam.models.encoders.base import IMAGENET_MEAN, IMAGENET_STD, ImageEncoder
+from fusionsam.types import InputError
 
 LITE_MEAN = (127 / 255,) * 3  # EfficientNet-Lite was trained on (x - 127) / 128; timm lists 0.5 and 0.5
 LITE_STD = (128 / 255,) * 3

@@ -12,8 +12,8 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from fusionsam.config.schema import EncoderConfig
-from fusionsam.errors import InputError
 from fusionsam.models.encoders.base import ImageEncoder
+from fusionsam.types import InputError
 
 DIMS = (64, 128, 160, 320)
 DEPTHS = (2, 2, 6, 2)

@@ -18,8 +18,8 @@ from PIL import Image
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from fusionsam.errors import InputError
 from fusionsam.server.labelling.workspace import Workspace
+from fusionsam.types import InputError
 
 LOSSLESS = 2_000_000
 """Pixels up to which pictures are sent as PNG; larger ones as JPEG, which is a tenth of it."""

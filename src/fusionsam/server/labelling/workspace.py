@@ -23,12 +23,11 @@ from fusionsam.data.dataset import read_sample
 from fusionsam.data.labelling.drawing import Drawing, apply, cropped
 from fusionsam.data.labelling.folder import LabelFolder
 from fusionsam.data.splits import Entry
-from fusionsam.errors import InputError
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.temperatures import Reading, of_instances
 from fusionsam.io import progress_bar, write_json
-from fusionsam.types import JsonObject
+from fusionsam.types import InputError, JsonObject
 
 Order = Literal["name", "uncertainty"]
 ReadCelsius = Callable[[Path], NDArray[np.floating] | None]
