@@ -12,7 +12,7 @@ from fusionsam import FusionSAM
 from fusionsam.evaluation.reconstruct import error_map
 from fusionsam.evaluation.robustness import disturb
 from fusionsam.inference.render import side_by_side
-from fusionsam.metrics.reconstruction import psnr, rebuild
+from fusionsam.metrics.reconstruction import psnr
 
 
 def as_picture(image: Tensor) -> np.ndarray:
@@ -55,7 +55,7 @@ if __name__ == "__main__":
         for index, image in enumerate(images):
             assert image is not None
             with torch.no_grad():
-                rebuilt, _ = rebuild(model.network.tokenizer, index, image)
+                rebuilt, _ = model.network.tokenizer.rebuild(index, image)
             kind = ("visible", "infrared")[index]
             rebuilt_panels += [
                 (f"{kind}, {name}", as_picture(image)),

@@ -222,7 +222,7 @@ def test_paired_bootstrap_sees_what_the_unpaired_cannot():
     same = metrics.paired_bootstrap(a, a, "nan", draws=100)
     assert (same.difference, same.p) == (0, 1)
     with pytest.raises(InputError, match="same images"):
-        metrics.paired_bootstrap(a, b[:-1], "nan")
+        metrics.paired_bootstrap(a, b[:-1], "nan", draws=100)
 
 
 def test_matrices_of_a_full_split_stay_small():

@@ -19,7 +19,7 @@ from fusionsam.errors import InputError
 from fusionsam.evaluation import reconstruct
 from fusionsam.evaluation.options import ReconstructOptions
 from fusionsam.evaluation.reconstruct import ERROR_GAIN, codes_map, load_tokenizer
-from fusionsam.metrics.reconstruction import CodeUsage, bits_per_pixel, psnr
+from fusionsam.metrics.reconstruction import CodeUsage, psnr
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.tokenizer_task import TokenizerNetwork
 from fusionsam.weights.checkpoint import save_checkpoint
@@ -188,7 +188,7 @@ def test_psnr_by_hand_and_finite_for_equal_images() -> None:
 def test_every_kind_of_codebook(pairs: Path, changes: dict, bits: float | None, books: int) -> None:
     folder = stage_1(pairs / "weights", **changes)
     summary = run(pairs / "vi" / "a.png", pairs / "ir" / "a.png", pairs / "out", str(folder), "cpu")
-    assert bits_per_pixel(load_tokenizer(folder)[0]) == bits
+    assert load_tokenizer(folder)[0].bits_per_pixel == bits
     for modality in ("visible", "infrared"):
         assert summary[modality].get("bits_per_pixel") == bits
         picture = pairs / "out" / f"a_{modality}_codes.png"

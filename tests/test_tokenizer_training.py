@@ -26,7 +26,7 @@ from fusionsam.data.loader import class_pixels, class_shares, train_loader
 from fusionsam.data.synthetic.scenes import synthesize
 from fusionsam.errors import InputError
 from fusionsam.metrics.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
-from fusionsam.metrics.reconstruction import psnr, rebuild
+from fusionsam.metrics.reconstruction import psnr
 from fusionsam.models.discriminator import adaptive_weight, discriminator_loss, generator_loss
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.tokenizer import Tokenizer
@@ -521,7 +521,7 @@ def test_one_pair_is_learned_by_heart(tmp_path: Path) -> None:
     def quality() -> list[float]:
         with torch.no_grad():
             images = (pair.visible, pair.infrared)
-            return [psnr(image, rebuild(task.tokenizer.eval(), i, image)[0]) for i, image in enumerate(images)]
+            return [psnr(image, task.tokenizer.eval().rebuild(i, image)[0]) for i, image in enumerate(images)]
 
     before = quality()
     task.tokenizer.train()

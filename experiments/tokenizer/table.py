@@ -17,7 +17,6 @@ from typing import Any
 
 from fusionsam.evaluation.reconstruct import load_tokenizer
 from fusionsam.io import write_json, write_text
-from fusionsam.metrics.reconstruction import bits_per_pixel
 
 COLUMNS = ("psnr", "ssim", "codebook_usage", "perplexity")
 MODALITIES = ("visible", "infrared")
@@ -36,7 +35,7 @@ def read_row(run: Path) -> dict[str, Any]:
         values = json.loads(report.read_text())
         stage_2 = {key: values[key] for key in ("miou", "protocol", "interval", "command")}
         stage_2["step"] = json.loads((after / "final" / "training.json").read_text())["step"]
-    bits = bits_per_pixel(load_tokenizer(str(run / "final"))[0])
+    bits = load_tokenizer(str(run / "final"))[0].bits_per_pixel
     return {"row": run.name, "bits_per_pixel": bits, **scores, **kept, "stage_2": stage_2}
 
 

@@ -21,15 +21,7 @@ from fusionsam.inference.files import pairs_to_predict, require_apart
 from fusionsam.inference.render import codes_picture
 from fusionsam.io import Made, OutputFolder, progress_bar, write_json
 from fusionsam.metrics.perceptual import EncoderLevels, PerceptualInput, Vgg16, load_vgg16, perceptual_distance
-from fusionsam.metrics.reconstruction import (
-    MODALITIES,
-    CodeUsage,
-    bits_per_pixel,
-    psnr,
-    rebuild,
-    require_decoder,
-    structural_similarity,
-)
+from fusionsam.metrics.reconstruction import MODALITIES, CodeUsage, psnr, structural_similarity
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.types import LARGEST, InputError, JsonObject, Sample
 from fusionsam.weights import pretrained as foreign
@@ -54,7 +46,7 @@ def load_tokenizer(source: str | Path) -> tuple[Tokenizer, Card]:
     if config.tokenizer.shared_codebook:
         own |= {"quantizers.1." + n.removeprefix("quantizers.0."): t for n, t in own.items() if "quantizers.0." in n}
     tokenizer = Tokenizer(config.tokenizer)
-    require_decoder(tokenizer)
+    tokenizer.require_decoder()
     foreign.load_exactly(tokenizer, own, f"weights {source}")
     return tokenizer.eval(), card
 
@@ -129,7 +121,7 @@ class Rebuilder:
     def __init__(self, tokenizer: Tokenizer, device: str, phi: EncoderLevels | Vgg16 | None) -> None:
         self.tokenizer, self.device = tokenizer.to(device), device
         self.phi = None if phi is None else phi.to(device)
-        self.size, self.bits = tokenizer.codebook_size, bits_per_pixel(tokenizer)
+        self.size, self.bits = tokenizer.codebook_size, tokenizer.bits_per_pixel
         self.usage = {name: CodeUsage(self.size or 1) for name in MODALITIES}
 
     @classmethod
@@ -159,7 +151,7 @@ class Rebuilder:
 
     def _one(self, index: int, image: Tensor, stem: Path) -> Figures:
         """Write what one picture (1,C,H,W) in [0,1] was rebuilt to, its error and its codes; its figures."""
-        rebuilt, codes = rebuild(self.tokenizer, index, image)
+        rebuilt, codes = self.tokenizer.rebuild(index, image)
         figures = {"psnr": psnr(image, rebuilt), "ssim": structural_similarity(image, rebuilt)}
         if self.phi is not None:
             with torch.no_grad():

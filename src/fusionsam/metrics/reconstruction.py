@@ -1,4 +1,4 @@
-"""What LSTG keeps of an image: the rebuilt picture, PSNR, SSIM, and the health of the codebook."""
+"""What LSTG keeps of an image: PSNR and SSIM of the rebuilt picture, and the health of the codebook."""
 
 from __future__ import annotations
 
@@ -9,25 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.types import LUMA, InputError
+from fusionsam.types import LUMA
 
 MODALITIES = ("visible", "infrared")
 BEST_PSNR = 100.0
 """dB given to an image rebuilt without any error, so that means stay finite."""
-
-
-def rebuild(tokenizer: Tokenizer, index: int, image: Tensor) -> tuple[Tensor, Tensor | None]:
-    """G(Quant(E(I))) of modality `index` (0 visible, 1 infrared) at the image's own size, as 8 bits would hold it.
-
-    image (B,C_i,H,W) in [0,1] of any size -> rebuilt (B,C_i,H,W), multiples of 1/255 in [0,1], and codes
-    (B,h,w,codebooks) or None. Sizes that are no multiple of 4 are padded at right and bottom and cut again.
-    """
-    height, width = image.shape[-2:]
-    padded = F.pad(image, (0, -width % tokenizer.STRIDE, 0, -height % tokenizer.STRIDE), mode="replicate")
-    latents, codes, _ = tokenizer.encode(index, padded)
-    rebuilt = tokenizer.reconstruct(index, latents)[:, :, :height, :width]
-    return (rebuilt.clamp(0, 1) * 255).round() / 255, codes
 
 
 def psnr(image: Float[Tensor, "B C H W"], rebuilt: Float[Tensor, "B C H W"]) -> float:
@@ -74,21 +60,6 @@ class CodeUsage:
     def as_dict(self) -> dict[str, float]:
         """Usage in percent and perplexity, rounded."""
         return {"codebook_usage": round(self.usage, 3), "perplexity": round(self.perplexity, 3)}
-
-
-def bits_per_pixel(tokenizer: Tokenizer) -> float | None:
-    """Bits a code index needs, times the codebooks, over the 16 pixels it stands for; None for continuous latents."""
-    size = tokenizer.codebook_size
-    if size is None:
-        return None
-    books = tokenizer.config.codebooks if tokenizer.config.quantizer == "vq" else 1
-    return books * math.log2(size) / tokenizer.STRIDE**2
-
-
-def require_decoder(tokenizer: Tokenizer) -> None:
-    """InputError for pixel tokens, which nothing rebuilds images from."""
-    if tokenizer.config.tokens == "pixels":
-        raise InputError("model.tokenizer.tokens: 'pixels' has no decoder to reconstruct with; use quantized")
 
 
 def ssim(one: Float[Tensor, "B 1 H W"], two: Float[Tensor, "B 1 H W"], window: int = 7) -> Float[Tensor, ""]:

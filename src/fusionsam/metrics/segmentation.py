@@ -13,10 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fusionsam.config.options import BootstrapOptions
 from fusionsam.types import InputError, JsonObject
 
-DRAWS, SEED = BootstrapOptions.bootstrap, BootstrapOptions.seed
 Counts = NDArray[np.int64]
 Ids = NDArray[np.integer]
 """Class ids of any width."""
@@ -303,7 +301,7 @@ def _interval(scores: Ratios) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap_miou(matrices: ArrayLike, protocol: str, draws: int = DRAWS, seed: int = SEED) -> tuple[float, float]:
+def bootstrap_miou(matrices: ArrayLike, protocol: str, draws: int, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of the mIoU in percent, resampling images with replacement (Efron 1979).
 
     `matrices` is (n,K,K), one an image. A class that a resample happens not to contain is treated as the protocol
@@ -321,7 +319,7 @@ class Difference(NamedTuple):
 
 
 def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, protocol: str, draws: int = DRAWS, seed: int = SEED, paired: bool = True
+    a: ArrayLike, b: ArrayLike, protocol: str, draws: int, seed: int = 0, paired: bool = True
 ) -> Difference:
     """Is a better than b? Both (n,K,K) over the SAME images in the same order; every draw takes the same images of
     both, so that the difficulty of an image cancels. InputError if the shapes differ.

@@ -206,9 +206,33 @@ class Tokenizer(nn.Module):
 
     def reconstruct(self, index: int, latents: Float[Tensor, "B d h w"]) -> Float[Tensor, "B C 4*h 4*w"]:
         """G_i (eq. 4): latents (B,d,h,w) -> image (B,C_i,4h,4w); pixel tokens (ablation A) have no decoder."""
+        self.require_decoder()
+        return self.decoders[index](latents)
+
+    def require_decoder(self) -> None:
+        """InputError for pixel tokens, which nothing rebuilds images from."""
         if self.config.tokens == "pixels":
             raise InputError("model.tokenizer.tokens: 'pixels' has no decoder to reconstruct with; use quantized")
-        return self.decoders[index](latents)
+
+    def rebuild(self, index: int, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """G(Quant(E(I))) of modality `index` (0 visible, 1 infrared) at the image's own size, as 8 bits would hold it.
+
+        image (B,C_i,H,W) in [0,1] of any size -> rebuilt (B,C_i,H,W), multiples of 1/255 in [0,1], and codes
+        (B,h,w,codebooks) or None. Sizes that are no multiple of 4 are padded at right and bottom and cut again.
+        """
+        height, width = image.shape[-2:]
+        padded = F.pad(image, (0, -width % self.STRIDE, 0, -height % self.STRIDE), mode="replicate")
+        latents, codes, _ = self.encode(index, padded)
+        rebuilt = self.reconstruct(index, latents)[:, :, :height, :width]
+        return (rebuilt.clamp(0, 1) * 255).round() / 255, codes
+
+    @property
+    def bits_per_pixel(self) -> float | None:
+        """Bits a code index needs, times the codebooks, over the 16 pixels it stands for; None without a codebook."""
+        if self.codebook_size is None:
+            return None
+        books = self.config.codebooks if self.config.quantizer == "vq" else 1
+        return books * math.log2(self.codebook_size) / self.STRIDE**2
 
     def forward(
         self,

@@ -12,14 +12,7 @@ from torch import Tensor, nn
 
 from fusionsam.config.schema import Config, ModelConfig
 from fusionsam.metrics.perceptual import perceptual_distance
-from fusionsam.metrics.reconstruction import (
-    MODALITIES,
-    CodeUsage,
-    psnr,
-    rebuild,
-    require_decoder,
-    structural_similarity,
-)
+from fusionsam.metrics.reconstruction import MODALITIES, CodeUsage, psnr, structural_similarity
 from fusionsam.models.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.losses import reconstruction_loss
@@ -60,7 +53,7 @@ class TokenizerTask(Task[TokenizerNetwork]):
         schedule: Callable[[int], float],
         phi: Callable[[Tensor], list[Tensor]] | None = None,
     ) -> None:
-        require_decoder(tokenizer)
+        tokenizer.require_decoder()
         super().__init__(TokenizerNetwork(tokenizer, config.model), config)
         self.automatic_optimization = False
         train = config.train
@@ -202,7 +195,7 @@ class TokenizerTask(Task[TokenizerNetwork]):
         tokenizer = self.evaluated().eval().tokenizer
         for index, (name, images) in enumerate(zip(MODALITIES, (batch.visible, batch.infrared), strict=True)):
             for image in images[batch.present[:, index]]:
-                rebuilt, codes = rebuild(tokenizer, index, image[None])
+                rebuilt, codes = tokenizer.rebuild(index, image[None])
                 self.scores.setdefault(f"val/{name}_psnr", []).append(psnr(image[None], rebuilt))
                 self.scores.setdefault(f"val/{name}_ssim", []).append(structural_similarity(image[None], rebuilt))
                 if codes is not None:
