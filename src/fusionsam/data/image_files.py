@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,20 +16,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fusionsam.data.png16 import read_png16
 from fusionsam.data.radiometric import is_radiometric, read_radiometric
 from fusionsam.data.tiff import (
+    LOW_BYTES,
     MAX_PIXELS,
     ORIENTATION,
-    SAMPLES,
     TURNED,
-    TiffHeader,
-    inverted,
-    is_deep,
+    Loaded,
     is_tiff,
+    read_tiff,
     require_bounded,
-    tiff_array,
-    tiff_header,
+    tiff_size,
     turned,
-)  # fmt: skip
-from fusionsam.types import Array, InputError
+)
+from fusionsam.types import InputError
 
 HEIC = (".heic", ".heif")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *HEIC)
@@ -40,14 +37,6 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 _BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
-
-
-class Loaded(NamedTuple):
-    """A file's pixels, upright: a PIL image with 8 bits a channel, or the (H,W) or (H,W,C) array of a deeper one."""
-
-    image: Image.Image | Array
-    nodata: float | None = None
-    orientation: int = 1
 
 
 def _formats(path: Path) -> tuple[str, ...]:
@@ -114,14 +103,11 @@ def image_size(path: str | Path, limit: int = MAX_PIXELS, as_infrared: bool = Fa
         height, width = read_radiometric(path).counts.shape
         return height, width
     with _guarded(path):
-        tiff = tiff_header(path) if is_tiff(path) else None
-        if tiff is not None and is_deep(tiff.dtype):
-            width, height, orientation = tiff.width, tiff.height, tiff.orientation
-            require_bounded(path, width, height, limit)
+        if is_tiff(path):
+            width, height, orientation = tiff_size(path, limit)
         else:
             with Image.open(path, formats=_formats(path)) as image:
-                # a TIFF's size is turned by PIL already, any other's is not
-                width, height = (tiff.width, tiff.height) if tiff else image.size
+                width, height = image.size
                 require_bounded(path, width, height, limit)
                 orientation = image.getexif().get(ORIENTATION, 1)
     return (width, height) if orientation in TURNED else (height, width)
@@ -133,38 +119,18 @@ def load(path: Path, deep_colour: str = "") -> Loaded:
     PIL drops the low byte of 16-bit colour, except in TIFFs that `tiff_array` and PNGs that `read_png16` unpacks. With
     `deep_colour`, the end of the message (expected what, do what), such a file raises InputError."""
     with _guarded(path):
-        tiff = tiff_header(path) if is_tiff(path) else None
-        nodata = None if tiff is None else tiff.nodata
-        if tiff is not None:
-            require_bounded(path, tiff.width, tiff.height)
-            if is_deep(tiff.dtype) and (array := tiff_array(path, tiff)) is not None:
-                return Loaded(array, nodata, tiff.orientation)
-        # Not by its path, or PIL maps a TIFF's pixels into memory as rows of the turned width: a torn picture.
+        if is_tiff(path):
+            return read_tiff(path, deep_colour)
         with path.open("rb") as file, Image.open(file, formats=_formats(path)) as image:
             require_bounded(path, *image.size)
-            orientation = image.getexif().get(ORIENTATION, 1) if tiff is None else tiff.orientation
-            if image.format == "PNG" and (deep_png := read_png16(path, MAX_PIXELS)) is not None:
-                return Loaded(turned(deep_png[..., 0] if deep_png.shape[2] == 2 else deep_png, orientation))
+            orientation = image.getexif().get(ORIENTATION, 1)
+            if image.format == "PNG" and (stored := read_png16(path, MAX_PIXELS)) is not None:
+                return Loaded(turned(stored[..., 0] if stored.shape[2] == 2 else stored, orientation))
             deep = image.mode.startswith("I") or image.mode == "F"
-            if deep_colour and not deep and _has_low_bytes(path, tiff):
-                raise InputError(f"{path}: a 16-bit file with colour or alpha would lose its low bytes; {deep_colour}")
-            # PIL reads a TIFF whose fourth channel is of no declared meaning as RGB, without that channel.
-            unnamed = image.format == "TIFF" and image.mode == "RGB" and image.getexif().get(SAMPLES) == 4
-            if unnamed and tiff is not None and (array := tiff_array(path, tiff)) is not None:
-                return Loaded(Image.fromarray(array, "RGBA"))
+            if deep_colour and not deep and png_bits(path) == 16:
+                raise InputError(f"{path}: {LOW_BYTES}; {deep_colour}")
             upright = ImageOps.exif_transpose(image)
-        if not deep:
-            return Loaded(upright, nodata, orientation)
-        # PIL inverts MinIsWhite of 8 bits, but not of more
-        array = np.asarray(upright)
-        return Loaded(inverted(array) if tiff is not None and tiff.white_is_zero else array, nodata, orientation)
-
-
-def _has_low_bytes(path: Path, tiff: TiffHeader | None) -> bool:
-    """Whether a TIFF or PNG stores more than a byte a channel."""
-    if tiff is not None:
-        return tiff.dtype is not None and tiff.dtype.itemsize > 1
-    return png_bits(path) == 16
+        return Loaded(np.asarray(upright) if deep else upright, orientation=orientation)
 
 
 def png_bits(path: Path) -> int | None:

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from fusionsam.data.image_files import load, png_bits
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
 from fusionsam.data.radiometric import is_radiometric, read_radiometric
 from fusionsam.data.stretch import find_range, stretch
+from fusionsam.data.tiff import LOW_BYTES
 from fusionsam.io import whole
 from fusionsam.types import Array, InputError
 
@@ -140,16 +141,6 @@ def _naming(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {error}") from None
 
 
-def infrared_array(image: Image.Image | Array, options: InfraredOptions = DEFAULT) -> Heat:
-    """An infrared picture in memory, treated as a file is: PIL images of any mode, (H,W) or (H,W,3) of uint8, integers
-    (counts) or floats (degrees Celsius)."""
-    if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        deep = image.mode.startswith("I") or image.mode == "F"
-        image = np.asarray(image) if deep else image
-    return to_heat(_plain(image), options)
-
-
 def read_rgbt(path: str | Path) -> tuple[Tensor, Tensor]:
     """MFNet's 4-channel file: visible uint8 (3,H,W) and infrared uint8 (1,H,W).
 
@@ -161,7 +152,7 @@ def read_rgbt(path: str | Path) -> tuple[Tensor, Tensor]:
     )
     image, *_ = load(path, expected)
     if not isinstance(image, Image.Image) and png_bits(path) == 16 and image.dtype == np.uint16:
-        raise InputError(f"{path}: a 16-bit file with colour or alpha would lose its low bytes; {expected}")
+        raise InputError(f"{path}: {LOW_BYTES}; {expected}")
     if not isinstance(image, Image.Image) or image.mode != "RGBA":
         found = (
             f"{len(image.getbands())} channels" if isinstance(image, Image.Image) else f"{image.dtype} {image.shape}"

@@ -1,4 +1,4 @@
-"""TIFFs in particular: what the header says, judged before any pixel is decoded, and deep pixels as they are stored."""
+"""TIFFs: the header is judged before any pixel is decoded, and deep pixels are read as they are stored."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tifffile
+from PIL import Image, ImageOps
 
 from fusionsam.types import LARGEST, Array, InputError
 
@@ -17,11 +18,22 @@ _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION = 0x0112  # EXIF's and TIFF's tag: how the stored picture is to be turned or mirrored
 TURNED = (5, 6, 7, 8)  # its values that exchange height and width
 _PHOTOMETRIC = 262  # TIFF tag: 0 is MinIsWhite
-SAMPLES = 277  # TIFF tag: channels of a pixel
+_SAMPLES = 277  # TIFF tag: channels of a pixel
 _GDAL_NODATA = 42113  # TIFF tag: the value of pixels without data, as text
 _PLAIN, _DEFLATE = 1, (8, 32946)  # values of TIFF's tag for the compression
+_PIL = ("TIFF",)
 TILE = 1024 * 1024
 """Pixels of a TIFF's tile that are decoded however small the picture is."""
+LOW_BYTES = "a 16-bit file with colour or alpha would lose its low bytes"
+"""Begins a message."""
+
+
+class Loaded(NamedTuple):
+    """A file's pixels, upright: a PIL image with 8 bits a channel, or the (H,W) or (H,W,C) array of a deeper one."""
+
+    image: Image.Image | Array
+    nodata: float | None = None
+    orientation: int = 1
 
 
 def require_bounded(path: Path, width: int, height: int, limit: int = MAX_PIXELS) -> None:
@@ -51,6 +63,40 @@ class TiffHeader(NamedTuple):
     white_is_zero: bool
     nodata: float | None = None
     """The value of pixels without data, of GDAL's tag."""
+
+
+def tiff_size(path: Path, limit: int = MAX_PIXELS) -> tuple[int, int, int]:
+    """Width and height as stored, and the orientation. InputError for more than `limit` pixels."""
+    header = tiff_header(path)
+    require_bounded(path, header.width, header.height, limit)
+    if is_deep(header.dtype):
+        return header.width, header.height, header.orientation
+    with Image.open(path, formats=_PIL) as image:  # whose size is turned already
+        return header.width, header.height, image.getexif().get(ORIENTATION, 1)
+
+
+def read_tiff(path: Path, deep_colour: str = "") -> Loaded:
+    """`image_files.load` of a TIFF."""
+    header = tiff_header(path)
+    require_bounded(path, header.width, header.height)
+    if is_deep(header.dtype) and (stored := tiff_array(path, header)) is not None:
+        return Loaded(stored, header.nodata, header.orientation)
+    # Not by its path, or PIL maps the pixels into memory as rows of the turned width: a torn picture.
+    with path.open("rb") as file, Image.open(file, formats=_PIL) as image:
+        require_bounded(path, *image.size)
+        deep = image.mode.startswith("I") or image.mode == "F"
+        if deep_colour and not deep and header.dtype is not None and header.dtype.itemsize > 1:
+            raise InputError(f"{path}: {LOW_BYTES}; {deep_colour}")
+        # PIL reads a TIFF whose fourth channel is of no declared meaning as RGB, without that channel.
+        unnamed = image.mode == "RGB" and image.getexif().get(_SAMPLES) == 4
+        if unnamed and (stored := tiff_array(path, header)) is not None:
+            return Loaded(Image.fromarray(stored, "RGBA"))
+        upright = ImageOps.exif_transpose(image)
+    if not deep:
+        return Loaded(upright, header.nodata, header.orientation)
+    # PIL inverts MinIsWhite of 8 bits, but not of more
+    array = np.asarray(upright)
+    return Loaded(inverted(array) if header.white_is_zero else array, header.nodata, header.orientation)
 
 
 def tiff_header(path: Path) -> TiffHeader:

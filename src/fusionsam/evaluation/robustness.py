@@ -29,8 +29,8 @@ from fusionsam.evaluation.options import CONDITION_NAMES, EvaluateConfig, Robust
 from fusionsam.evaluation.report_files import split_digest
 from fusionsam.evaluation.run import check_classes, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import Row, Table, write_table
-from fusionsam.inference.prediction import Mode
 from fusionsam.inference.predictor import FusionSAM
+from fusionsam.inference.prompts import Mode
 from fusionsam.io import Made, OutputFolder, digest, progress_bar, require_writable, write_json
 from fusionsam.metrics.segmentation import (
     PROTOCOLS,

@@ -19,9 +19,9 @@ from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
 from fusionsam.inference.batch import Failures, NoticeBook, say
 from fusionsam.inference.celsius import add_celsius
 from fusionsam.inference.options import PredictOptions
-from fusionsam.inference.prediction import Mode, Prediction
+from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.inference.prompts import prompt_mode, prompts_file, read_prompts
+from fusionsam.inference.prompts import Mode, prompt_mode, prompts_file, read_prompts
 from fusionsam.inference.results import RESULTS, SOURCES, Request, describe, masked, open_model, pictures, sources_of
 from fusionsam.inference.selection import select
 from fusionsam.inference.views import require_one_as_it_is

@@ -66,12 +66,7 @@ def _heat(image: ImageLike, options: InfraredOptions) -> Heat | Tensor:
         with _as_file(content, "infrared") as path:
             return read_heat(path, options)
     if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        require_no_thermal("infrared", image)
-        deep = image.mode.startswith("I") or image.mode == "F"
-        grey = image.mode in ("L", "LA")
-        array = np.asarray(image if deep else image.getchannel(0) if grey else image.convert("RGB"))
-        return _named(array, options)
+        return _named(_upright(image, "infrared"), options)
     array = _array(image, "infrared")
     if array.dtype.kind == "f" and _is_unit(array):
         tensor = torch.from_numpy(array).permute(2, 0, 1)
@@ -98,10 +93,7 @@ def _visible(image: ImageLike | None) -> Tensor | None:
         with _as_file(content, "visible") as path:
             return read_visible(path).float()[None] / 255
     if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        require_no_thermal("visible", image)
-        deep = image.mode.startswith("I") or image.mode == "F"
-        image = np.asarray(image if deep else image.convert("RGB"))
+        image = _upright(image, "visible")
     array = _array(image, "visible")
     if array.dtype.kind != "f" or not _is_unit(array):
         if array.dtype.kind == "f" and not bool(((array >= 0) & (array <= 255)).all()):  # NaN fails too
@@ -112,6 +104,15 @@ def _visible(image: ImageLike | None) -> Tensor | None:
         array = array.astype(np.float32) / 255
     tensor = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
     return tensor.expand(3, -1, -1).float()[None]
+
+
+def _upright(image: Image.Image, name: Name) -> Array:
+    """(H,W) where it is grey or deep, else (H,W,3), as a file of it would be read."""
+    image = ImageOps.exif_transpose(image)
+    require_no_thermal(name, image)
+    deep = image.mode.startswith("I") or image.mode == "F"
+    grey = image.mode in ("L", "LA")
+    return np.asarray(image if deep else image.getchannel(0) if grey else image.convert("RGB"))
 
 
 def _content(image: object, name: Name) -> bytes | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +11,6 @@ from PIL import Image
 from fusionsam.inference.prompts import prompts_to_json
 from fusionsam.inference.render import overlay
 from fusionsam.types import Prompts
-
-Mode = Literal["self", "none"]
 
 
 @dataclass

@@ -18,8 +18,9 @@ from fusionsam.data.infrared import DEFAULT, InfraredOptions
 from fusionsam.inference import onnx as backends
 from fusionsam.inference.device import choose_device
 from fusionsam.inference.inputs import ImageLike, listed_pairs, read_inputs
-from fusionsam.inference.prediction import Mode, Prediction
-from fusionsam.inference.session import Session, given_prompts
+from fusionsam.inference.prediction import Prediction
+from fusionsam.inference.prompts import Mode, given_prompts
+from fusionsam.inference.session import Session
 from fusionsam.inference.views import require_one_as_it_is, require_scales, size_of, view
 from fusionsam.models.encoders.create import prepare_for_inference
 from fusionsam.models.geometry import scale_prompts

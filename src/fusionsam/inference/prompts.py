@@ -1,16 +1,20 @@
-"""Prompts as JSON: a person's points and boxes from a file or a request, and any prompts for a report."""
+"""Prompts as a person gives them, from Python, a file or a request, and any prompts as JSON for a report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fusionsam.types import InputError, JsonObject, Prompts
+from fusionsam.types import PROMPT_TENSORS, InputError, JsonObject, Prompts
+
+Mode = Literal["self", "none"]
+"""Prompts of the network's own, or none."""
 
 
 def prompts_to_json(prompts: Prompts) -> JsonObject:
@@ -52,7 +56,7 @@ def prompts_file(prompts: str | None) -> Path | None:
     return Path(prompts)
 
 
-def prompt_mode(prompts: str | None) -> Literal["self", "none"] | None:
+def prompt_mode(prompts: str | None) -> Mode | None:
     """What --prompts says where it names no file; None leaves it to the model's configuration."""
     return "self" if prompts == "self" else "none" if prompts == "none" else None
 
@@ -144,3 +148,35 @@ def _class_ids(
             )
         found.append(-1 if given is None else classes.index(given) if isinstance(given, str) else int(given))
     return torch.tensor(found)[None]
+
+
+def given_prompts(
+    prompts: Prompts | Mapping[str, object] | Mode | None, size: tuple[int, int], classes: Sequence[str]
+) -> tuple[Prompts | None, Mode | None]:
+    """What a caller gave, as prompts of tensors for one pair of `size` (H, W), or as a mode, or neither; `classes` are
+    the names of the network's.
+
+    Raises InputError for anything else, prompts of more than one image, and labels other than 1, 0 and -1."""
+    if prompts is None or isinstance(prompts, str):
+        return None, prompts
+    if isinstance(prompts, Mapping):
+        plain = {key: _plain(value) for key, value in prompts.items()}
+        return prompts_from(plain, "prompts", "this pair", size, classes), None
+    if not isinstance(prompts, Prompts):
+        raise InputError(f"prompts: found {type(prompts).__name__}; expected self, none, a Prompts or a dictionary")
+    found = prompts.as_tensors()
+    for name in PROMPT_TENSORS:
+        value = getattr(found, name)
+        if value is not None and len(value) != 1:
+            raise InputError(f"prompts.{name}: found {len(value)} rows of prompts for 1 image; give one (batch of 1)")
+    labels = [] if found.point_labels is None else found.point_labels.flatten().tolist()
+    if strange := [label for label in labels if label not in (-1, 0, 1)]:
+        raise InputError(f"prompts.point_labels: found {strange[0]}, expected 1 (on the object), 0 (off it) or -1")
+    return found, None
+
+
+def _plain(value: object) -> object:
+    """Arrays, tensors and tuples, and lists of them, as lists."""
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        return value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Masks, Picture, shipped_sam
-from fusionsam.inference.prediction import Mode, Prediction
-from fusionsam.inference.prompts import prompts_from
+from fusionsam.inference.prediction import Prediction
+from fusionsam.inference.prompts import Mode, given_prompts
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.types import PROMPT_TENSORS, Encoded, InputError, Latents, Output, Prompts
+from fusionsam.types import Encoded, Latents, Output, Prompts
 
 
 class Model(Protocol):
@@ -117,35 +116,3 @@ class Session:
         own = None if own is None else own.to(self.model.device)
         result = self.model.postprocess(self.model.network.decode(self.encoded, own, mode))
         return replace(result, seconds=time.perf_counter() - started)
-
-
-def given_prompts(
-    prompts: Prompts | Mapping[str, object] | Mode | None, size: tuple[int, int], classes: Sequence[str]
-) -> tuple[Prompts | None, Mode | None]:
-    """What a caller gave, as prompts of tensors for one pair of `size` (H, W), or as a mode, or neither; `classes` are
-    the names of the network's.
-
-    Raises InputError for anything else, prompts of more than one image, and labels other than 1, 0 and -1."""
-    if prompts is None or isinstance(prompts, str):
-        return None, prompts
-    if isinstance(prompts, Mapping):
-        plain = {key: _plain(value) for key, value in prompts.items()}
-        return prompts_from(plain, "prompts", "this pair", size, classes), None
-    if not isinstance(prompts, Prompts):
-        raise InputError(f"prompts: found {type(prompts).__name__}; expected self, none, a Prompts or a dictionary")
-    found = prompts.as_tensors()
-    for name in PROMPT_TENSORS:
-        value = getattr(found, name)
-        if value is not None and len(value) != 1:
-            raise InputError(f"prompts.{name}: found {len(value)} rows of prompts for 1 image; give one (batch of 1)")
-    labels = [] if found.point_labels is None else found.point_labels.flatten().tolist()
-    if strange := [label for label in labels if label not in (-1, 0, 1)]:
-        raise InputError(f"prompts.point_labels: found {strange[0]}, expected 1 (on the object), 0 (off it) or -1")
-    return found, None
-
-
-def _plain(value: object) -> object:
-    """Arrays, tensors and tuples, and lists of them, as lists."""
-    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
-        return value.tolist()
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

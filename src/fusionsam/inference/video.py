@@ -39,9 +39,8 @@ from fusionsam.inference.films import (
 )
 from fusionsam.inference.inputs import ImageLike
 from fusionsam.inference.options import PredictOptions
-from fusionsam.inference.prediction import Mode
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.inference.prompts import prompt_mode, prompts_file, read_prompts
+from fusionsam.inference.prompts import Mode, prompt_mode, prompts_file, read_prompts
 from fusionsam.inference.render import Color, legend_strip, overlay
 from fusionsam.io import OutputFolder, progress_bar, whole, write_json
 from fusionsam.types import InputError, Prompts

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusionsam.inference.prediction import Mode, Prediction
+from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
+from fusionsam.inference.prompts import Mode
 from fusionsam.inference.session import Session
 from fusionsam.types import PROMPT_TENSORS, JsonObject, Prompts
 

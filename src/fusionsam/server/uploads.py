@@ -24,8 +24,7 @@ from fusionsam.data.images import read_infrared, read_rgbt, read_visible
 from fusionsam.data.pairs import read_pair
 from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
-from fusionsam.inference.prediction import Mode
-from fusionsam.inference.prompts import prompts_from
+from fusionsam.inference.prompts import Mode, prompts_from
 from fusionsam.server.jobs import Images
 from fusionsam.types import LARGEST, SMALLEST, InputError, Prompts
 
