@@ -237,7 +237,7 @@ def test_robustness_takes_a_rig_and_tells_what_realigning_gives_back(cameras: Pa
 
 
 def test_a_realigned_shift_is_taken_off() -> None:
-    from fusionsam.evaluation.robustness import disturb
+    from fusionsam.evaluation.conditions import disturb
 
     scene = draw_scene(5, 6, (240, 320))
     assert scene.visible is not None

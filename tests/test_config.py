@@ -64,7 +64,9 @@ def test_what_does_not_fit_is_named_in_full(values, told):
     [
         ({"palette": [(0, 0, 0)]}, "model.palette: 1 colours for 9 model.classes"),
         ({"foreground": [1, 9, -1]}, r"model.foreground: ids \[9, -1\] are not among the 9"),
-        ({"decoder": DecoderConfig(heads=7)}, "model.decoder.heads: 7 does not divide model.decoder.hidden 256"),
+        ({"decoder": DecoderConfig(heads=7)}, "model.decoder.hidden: 256 with 7 model.decoder.heads"),
+        ({"decoder": DecoderConfig(hidden=24)}, "model.decoder.hidden: 24 with 8 model.decoder.heads"),
+        ({"decoder": DecoderConfig(hidden=4, heads=1)}, "model.decoder.hidden: 4 with 1 model.decoder.heads"),
         ({"classes": ["one"], "palette": [(0, 0, 0)], "foreground": []}, "model.classes: 1 class; expected at least 2"),
         ({"tokenizer": TokenizerConfig(dim=66)}, "model.fusion.heads: 4 does not divide model.tokenizer.dim 66"),
         ({"max_side": 63}, "model.max_side: 63; expected 64 to 4096"),

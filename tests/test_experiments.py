@@ -145,7 +145,9 @@ def weights_file() -> Path:
 
 def test_alone_an_image_is_neither_dropped_nor_shifted_nor_destroyed():
     configs = [str(ROOT / "configs/mfnet_tiny.yaml")]
-    both, single = (peers.settings_of(peer, configs, []) for peer in ("early", "infrared"))
+    flags = ["--data.partial_absence", "0.2"]
+    both, single = (peers.settings_of(peer, configs, flags) for peer in ("early", "infrared"))
+    assert (both.data.partial_absence, single.data.partial_absence) == (0.2, 0.0)
     assert (both.data.modality_dropout, both.data.shift, both.data.harsh) == (0.1, 4, 0.1)
     assert (single.data.modality_dropout, single.data.shift, single.data.harsh) == (0.0, 0, 0.0)
 

@@ -20,7 +20,7 @@ from fusionsam.cli.main import COMMANDS, main
 from fusionsam.cli.parser import UsageError
 from fusionsam.config.options import CommandLine, DataOptions
 from fusionsam.config.schema import Config, preset
-from fusionsam.evaluation import robustness, simple_fusions
+from fusionsam.evaluation import conditions, simple_fusions
 from fusionsam.evaluation.options import CONDITION_NAMES, FusionMetricsOptions
 
 
@@ -173,5 +173,5 @@ def test_no_help_loads_torch() -> None:
 
 
 def test_names_in_the_help_are_those_that_the_code_knows() -> None:
-    assert tuple(robustness.CONDITIONS) == CONDITION_NAMES
+    assert tuple(conditions.CONDITIONS) == CONDITION_NAMES
     assert field_texts(FusionMetricsOptions)["baselines"].endswith(", ".join(simple_fusions.FUSIONS))

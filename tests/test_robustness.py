@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 from fusionsam.cli.main import main
+from fusionsam.data.corruptions import fog
 from fusionsam.data.dataset import PairDataset, open_split
 from fusionsam.data.synthetic.scenes import synthesize
 from fusionsam.errors import InputError
-from fusionsam.evaluation.robustness import CONDITIONS, disturb, fog, measure, read_table, shift, table, write
+from fusionsam.evaluation.conditions import CONDITIONS, disturb, shift
+from fusionsam.evaluation.robustness import measure, read_table, table, write
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,8 @@ def settings_of(peer: str, files: list[str], flags: list[str]) -> Config:
     if not config.data.extra_labels:
         config.data.extra_pairs = []  # they make no fused picture, so pairs without a label teach them nothing
     if peer in ("visible", "infrared"):
-        config.data.modality_dropout, config.data.shift, config.data.harsh = 0.0, 0, 0.0
+        config.data.modality_dropout, config.data.partial_absence = 0.0, 0.0
+        config.data.shift, config.data.harsh = 0, 0.0
     return config
 
 

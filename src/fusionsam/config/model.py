@@ -222,9 +222,10 @@ class ModelConfig(Bounded):
             )
         if len(self.classes) == 1:
             raise InputError("model.classes: 1 class; expected at least 2, the background among them")
-        if self.decoder.hidden % self.decoder.heads:
+        if self.decoder.hidden % 8 or self.decoder.hidden % (2 * self.decoder.heads):
             raise InputError(
-                f"model.decoder.heads: {self.decoder.heads} does not divide model.decoder.hidden {self.decoder.hidden}"
+                f"model.decoder.hidden: {self.decoder.hidden} with {self.decoder.heads} model.decoder.heads; expected "
+                f"a multiple of 8 and of twice the heads (SAM has 256 and 8)"
             )
         if self.tokenizer.dim % 4:
             raise InputError(f"model.tokenizer.dim: {self.tokenizer.dim} must be a multiple of 4 (2-D positions)")

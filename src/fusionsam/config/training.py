@@ -99,8 +99,8 @@ class DataConfig(Bounded):
     modality_dropout: float = 0.1
     """Probability that visible is dropped, and the same again for infrared; never both."""
     partial_absence: float = 0.0
-    """Probability that one camera, mostly infrared, reaches a part of the picture alone, as with --align where its view
-    is narrower; the rest is marked as without it."""
+    """Of pairs that keep both cameras: probability that one, mostly infrared, reaches a part of the picture alone, as
+    with --align where its view is narrower; the rest is marked as without it."""
     shift: int = 0
     """Largest random misalignment of infrared against visible, pixels."""
     rare_crop: float = 0.5

@@ -1,5 +1,5 @@
-"""What happens to a camera: noise, blur, fog, exposure, a dead frame. Training draws them (`DataConfig.harsh`), the
-table of `fusionsam robustness` measures some of them at fixed strengths."""
+"""What happens to a camera: noise, blur, fog, exposure, a dead frame, night, a narrower view. Training draws them
+(`DataConfig`), the table of `fusionsam robustness` measures some of them at fixed strengths."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def night(image: Tensor, generator: torch.Generator) -> Tensor:
 def reach(size: tuple[int, int], generator: torch.Generator) -> Tensor:
     """bool (H,W): where a camera of a narrower view still sees, as after an alignment. A rectangle with sides of 0.3 to
     1.4 of the picture's, its centre anywhere in it, turned by up to 5 degrees; one draw in four is the reverse, a hole
-    (a lens cap's edge, a masked region)."""
+    (a lens cap's edge, a masked region). One draw in three hundred is everything or nothing."""
     height, width = size
     y, x, tall, wide, turn, reverse = torch.rand(6, generator=generator).tolist()
     angle = math.radians(10 * turn - 5)

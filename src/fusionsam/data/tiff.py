@@ -25,7 +25,7 @@ _PIL = ("TIFF",)
 TILE = 1024 * 1024
 """Pixels of a TIFF's tile that are decoded however small the picture is."""
 LOW_BYTES = "a 16-bit file with colour or alpha would lose its low bytes"
-"""Begins a message."""
+"""How a refusal begins; what to do follows."""
 
 
 class Loaded(NamedTuple):
@@ -71,7 +71,7 @@ def tiff_size(path: Path, limit: int = MAX_PIXELS) -> tuple[int, int, int]:
     require_bounded(path, header.width, header.height, limit)
     if is_deep(header.dtype):
         return header.width, header.height, header.orientation
-    with Image.open(path, formats=_PIL) as image:  # whose size is turned already
+    with Image.open(path, formats=_PIL) as image:  # PIL's size is turned already, so the header's is taken
         return header.width, header.height, image.getexif().get(ORIENTATION, 1)
 
 

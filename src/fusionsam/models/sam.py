@@ -1,9 +1,8 @@
 """The two parts of Segment Anything that are steered here: its prompt encoder and its two-way mask decoder.
 
 After Kirillov et al. 2023 (arXiv 2304.02643, appendix A). Parameters have the names of transformers' `SamPromptEncoder`
-and `SamMaskDecoder`, and a test holds both to these, bit for bit. They are ours because transformers offers them as
-inner parts of whole models alone, and importing it takes four times as long as all else that a prediction imports, and
-230 MB.
+and `SamMaskDecoder`, and tests compare the results. They are ours because transformers has them only as parts of whole
+models, with private methods, and importing it takes longer than the prediction of a pair (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class SamPromptEncoder(nn.Module):
         return tokens
 
     def embed_boxes(self, boxes: Tensor) -> Tensor:
-        """(B,M,4) as x0, y0, x1, y1 -> a token a corner, (B,M,2,E)."""
+        """(B,M,4) as x0, y0, x1, y1 -> a token a corner, (B,M,2,E), in float32 under autocast, too."""
         tokens = self.shared_embedding((boxes + 0.5).unflatten(2, (2, 2)) / SIDE)
         corners = torch.cat([self.point_embed[2].weight, self.point_embed[3].weight])  # type: ignore[list-item]
         return tokens + corners
@@ -131,7 +130,7 @@ class TwoWayBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, first: bool) -> None:
         super().__init__()
-        self.first = first  # its queries are the positions themselves
+        self.first = first  # there the tokens serve as their own positions
         self.self_attn = Attention(width, heads)
         self.layer_norm1 = nn.LayerNorm(width, eps=1e-6)
         self.cross_attn_token_to_image = Attention(width, heads, 2)

@@ -13,7 +13,7 @@ from fusionsam.models.encoders.tinyvit import TinyVitEncoder
 from fusionsam.types import InputError
 
 
-# transformers is imported where it is needed: it takes four times as long as all else that a prediction imports
+# transformers is imported where it is needed: that takes longer than the prediction of a pair
 def _sam(config: EncoderConfig, embed_dim: int, latent_dim: int) -> ImageEncoder:
     from fusionsam.models.encoders.sam import SamEncoder
 
