@@ -93,6 +93,24 @@ def test_official_sam_names_give_the_same_tensors(sam, tmp_path):
     parts_equal(foreign.sam_parts(tmp_path / "sam_vit_x.pth"), foreign.sam_parts(folder))
 
 
+def test_a_file_takes_another_decoder_and_keeps_its_names_and_all_else(sam, tmp_path):
+    state = {to_official(n, SAM): t for n, t in sam[0].state_dict().items() if not n.startswith("shared_image")}
+    torch.save(state, tmp_path / "sam.pth")
+    parts = foreign.sam_parts(tmp_path / "sam.pth")
+    other = {name: tensor + 1 for name, tensor in parts.mask_decoder.items()}
+    found = foreign.with_prompted_parts(tmp_path / "sam.pth", parts.prompt_encoder, other)
+    assert set(found) == set(state)
+    for name, tensor in state.items():
+        wanted = tensor + 1 if name.startswith("mask_decoder.") else tensor
+        torch.testing.assert_close(found[name], wanted.half(), rtol=0, atol=0, msg=name)
+    other.pop("iou_token.weight")
+    with pytest.raises(InputError, match=r"mask_decoder\.iou_token\.weight has no tensor"):
+        foreign.with_prompted_parts(tmp_path / "sam.pth", parts.prompt_encoder, other)
+    torch.save({"x": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="own format"):
+        foreign.with_prompted_parts(tmp_path / "other.pth", parts.prompt_encoder, other)
+
+
 def test_official_sam2_names_give_the_same_tensors(sam2, tmp_path):
     model, folder = sam2
     state = {to_official(n, SAM2): t for n, t in model.state_dict().items() if not n.startswith("shared_image")}

@@ -50,6 +50,19 @@ def test_points_box_and_fed_back_mask_reach_the_model_as_its_authors_send_them(r
         assert not torch.allclose(ours.mask(encoded, **asked).logits, second.logits, rtol=0, atol=1e-6)
 
 
+def test_an_answer_has_gradients_where_the_same_click_has_none(sam, picture):
+    ours = InteractiveSAM.from_pretrained(sam[1])
+    encoded = ours.encode(picture)
+    encoded.embeddings = [one.clone() for one in encoded.embeddings]  # tensors of inference know no gradients
+    spot, on = torch.tensor([[50.0, 40.0]]), torch.ones(1)
+    logits, scores = ours.sam.answer(encoded, spot, on)
+    (logits.sum() + scores.sum()).backward()
+    assert ours.sam.model.mask_decoder.iou_token.weight.grad.abs().sum() > 0
+    clicked = ours.mask(encoded, [[50, 40]])
+    assert not clicked.logits.requires_grad
+    torch.testing.assert_close(logits.detach(), clicked.logits, rtol=1e-5, atol=1e-5)
+
+
 def test_arrays_tensors_bytes_and_floats_are_the_same_picture(sam, picture):
     ours = InteractiveSAM.from_pretrained(sam[1])
     wanted = ours.mask(ours.encode(picture), [[50, 40]])

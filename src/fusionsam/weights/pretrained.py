@@ -224,6 +224,25 @@ def sam_parts(source: str | Path) -> SamParts:
     return SamParts(form.kind, parts["image"], parts["prompt"], parts["decoder"], extras)
 
 
+def with_prompted_parts(source: str | Path, prompt_encoder: Tensors, mask_decoder: Tensors) -> Tensors:
+    """The tensors of a SAM or MobileSAM file, by its own names and in float16, with another prompt encoder and mask
+    decoder (names of `SamParts`) in the place of its own. InputError for files of other formats, and for a tensor that
+    is missing or has another shape."""
+    tensors = read_tensors(source)
+    form = next((f for f in FORMATS if f.marker in tensors), None)
+    if form is None or form.single or form.kind == "sam2":
+        raise InputError(f"weights {source}: expected a file in MobileSAM's or SAM's own format")
+    for (prefix, rules), part in ((form.prompt, prompt_encoder), (form.decoder, mask_decoder)):
+        for name, tensor in tensors.items():
+            if not name.startswith(prefix) or any(re.match(pattern, name) for pattern in DROPPED):
+                continue
+            other = part.get(_renamed(name.removeprefix(prefix), rules))
+            if other is None or other.shape != tensor.shape:
+                raise InputError(f"weights {source}: {name} has no tensor of its shape to stand in its place")
+            tensors[name] = other.detach().cpu()
+    return {name: t.half().contiguous() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
 def read_ordered(path: str | Path, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> Tensors:
     """The tensors of a file whose names are unknown but whose order is that of `names`, each shape checked against
     `shapes`. BatchNorm's step counters (`num_batches_tracked`), which some writers leave out, are set to zero."""
