@@ -8,7 +8,8 @@
 `end.safetensors`: encoders stay as they are, most of the mask decoder learns. The clicks are those of `fusionsam
 clicks`, and each answer is scored at the picture's own size. `mix` measures weights between start and end on training
 pairs that were set aside (the last of the draw), objects of classes left out among them, and writes the best share as
-`model.safetensors`. It is measured by `fusionsam clicks --sam out/sam/model.safetensors`.
+`model.safetensors`. It is measured by `fusionsam clicks --sam out/sam/model.safetensors`, and
+`compare.py` sets that against the weights before.
 """
 
 from __future__ import annotations
@@ -301,7 +302,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["cache", "train", "mix"])
     parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True, help="folder of encoded pictures")
     parser.add_argument("--out", type=Path, help="of train and mix")
     parser.add_argument("--weights", default="tiny", help="fuse the pictures")
     parser.add_argument("--pairs", type=int, help="to encode; all unless given")

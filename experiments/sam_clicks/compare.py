@@ -1,0 +1,79 @@
+"""Paired differences between two folders of `fusionsam clicks`, of the objects that both measured.
+
+    python experiments/sam_clicks/compare.py --root ../shared/data/mfnet417 --before out/before --after out/after
+
+Writes `compared.json` into the folder of --after: for each picture and group of objects NoC@80, share not reached and
+IoU after clicks, before and after, with the difference and its 95 % interval over recordings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fusionsam.data.dataset import open_labelled_split
+from fusionsam.data.sequences import recording_sequences
+from fusionsam.evaluation.click_report import Measured, grouped_interval, selections
+from fusionsam.evaluation.clicks import LINES
+from fusionsam.metrics.interaction import clicks_needed, iou_after
+
+FIGURES = ("NoC@80", "not at 80, %", "IoU after 1", "IoU after 3", "IoU after 5")
+
+
+def figures(ious: Sequence[float]) -> list[float]:
+    clicks, reached = clicks_needed(ious, 0.80, 10)
+    return [float(clicks), 100.0 * (not reached), *(100 * iou_after(ious, number) for number in (1, 3, 5))]
+
+
+def measured(folder: Path) -> dict[str, list[Measured]]:
+    """The objects of each pair that `fusionsam clicks` measured."""
+    lines = [json.loads(line) for line in (folder / LINES).read_text().splitlines()[1:]]
+    return {line["id"]: [Measured(**one) for one in line["objects"]] for line in lines}
+
+
+def compare(given: argparse.Namespace) -> None:
+    """All, day, night, each class, classes left out of a training and the others."""
+    data = open_labelled_split("mfnet", given.root, "val")
+    sequences = recording_sequences(data.entries)
+    old, new = measured(given.before), measured(given.after)
+    pairs = [(one, two) for id in old if id in new for one, two in zip(old[id], new[id], strict=True)]
+    pictures = [on for on in pairs[0][0].ious if on in pairs[0][1].ious]
+    ids, class_ids = [one.id for one, _ in pairs], [one.class_id for one, _ in pairs]
+    groups = np.unique([sequences.get(id, id) for id in ids], return_inverse=True)[1]
+    chosen = selections(ids, class_ids, data.row.classes)
+    unseen = np.array([data.row.classes[one] in given.leave_out for one in class_ids])
+    chosen |= {name: there for name, there in (("left out", unseen), ("trained", ~unseen)) if there.any()}
+    rows: dict[str, dict[str, object]] = {}
+    for on in pictures:
+        both = [np.array([figures(side.ious[on]) for side in sides]) for sides in zip(*pairs, strict=True)]
+        for name, there in chosen.items():
+            row: dict[str, object] = {"objects": int(there.sum()), "recordings": len(np.unique(groups[there]))}
+            for column, title in enumerate(FIGURES):
+                before, after = (side[there, column] for side in both)
+                ends = grouped_interval(after - before, groups[there], 1000, given.seed)
+                row[title] = {
+                    "before": float(before.mean()), "after": float(after.mean()),
+                    "difference": float((after - before).mean()), "interval": ends,
+                }  # fmt: skip
+            rows[f"{on}, {name}"] = row
+            told = row["NoC@80"]
+            print(f"{on}, {name}: {row['objects']} objects, NoC@80 {told}")
+    (given.after / "compared.json").write_text(json.dumps({"pairs": len({*ids}), "rows": rows}, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--before", type=Path, required=True)
+    parser.add_argument("--after", type=Path, required=True)
+    parser.add_argument("--leave-out", nargs="*", default=[], help="classes left out of the training")
+    parser.add_argument("--seed", type=int, default=0)
+    compare(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
