@@ -8,8 +8,9 @@
 `end.safetensors`: encoders stay as they are, most of the mask decoder learns. The clicks are those of `fusionsam
 clicks`, and each answer is scored at the picture's own size. `mix` measures weights between start and end on training
 pairs that were set aside (the last of the draw), objects of classes left out among them, and writes the best share as
-`model.safetensors`. It is measured by `fusionsam clicks --sam out/sam/model.safetensors`, and
-`compare.py` sets that against the weights before.
+`model.safetensors`. The weights `sam` began as MobileSAM's (`--start`); `checkpoints/sam/training.json` tells how.
+What came out is measured by `fusionsam clicks --sam out/sam/model.safetensors`, and `compare.py` sets that against the
+weights before.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def cache(given: argparse.Namespace) -> None:
     """The fused picture of each pair, and by turns its visible or its infrared one; every second pair shows its
     infrared picture in a drawn style."""
     data = open_labelled_split("mfnet", given.root, "train")
-    model, sam = FusionSAM.from_pretrained(given.weights, "cpu"), InteractiveSAM.from_pretrained("sam")
+    model, sam = FusionSAM.from_pretrained(given.weights, "cpu"), InteractiveSAM.from_pretrained(given.start)
     given.cache.mkdir(parents=True, exist_ok=True)
     todo = drawn(data, given.min_pixels, given.seed)[: given.pairs]
     for place, index in enumerate(progress_bar(todo, desc="encode", unit="pair")):
@@ -191,9 +192,9 @@ def stay(
     ((torch.stack(shapes).mean() + changed.mean()) * share).backward()
 
 
-def opened() -> PlainSam:
-    """The weights `sam`."""
-    sam = PlainSam.open(locate("sam"))
+def opened(start: str) -> PlainSam:
+    """The weights to begin with."""
+    sam = PlainSam.open(locate(start))
     wide = sam.model.get_image_wide_positional_embeddings().detach()  # always the same
     sam.model.get_image_wide_positional_embeddings = lambda: wide
     return sam
@@ -208,9 +209,10 @@ def learning(sam: PlainSam) -> list[torch.nn.Parameter]:
     return [p.requires_grad_(True) for n, p in named if not n.startswith(stay)]
 
 
-def write(sam: PlainSam, path: Path) -> None:
+def write(sam: PlainSam, start: str, path: Path) -> None:
+    """A file like that of the start, with what was learned."""
     parts = (sam.model.prompt_encoder.state_dict(), sam.model.mask_decoder.state_dict())
-    save_file(with_prompted_parts(locate("sam"), *parts), path, metadata={"format": "pt"})
+    save_file(with_prompted_parts(locate(start), *parts), path, metadata={"format": "pt"})
 
 
 def train(given: argparse.Namespace) -> None:
@@ -219,7 +221,7 @@ def train(given: argparse.Namespace) -> None:
     started = time.perf_counter()
     chosen, _, classes = cases(given)
     chosen = [case for case in chosen if classes[case.class_id] not in given.leave_out]
-    sam, start = opened(), opened()
+    sam, start = opened(given.start), opened(given.start)
     weights = learning(sam)
     optimizer = torch.optim.AdamW(weights, given.lr, weight_decay=given.decay)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -245,12 +247,12 @@ def train(given: argparse.Namespace) -> None:
             lines.write(json.dumps({"step": step, "norm": norm, "objects": reached}) + "\n")
             lines.flush()
             if step % 25 == 24 or step + 1 == given.steps:
-                write(sam, given.out / "end.safetensors")
+                write(sam, given.start, given.out / "end.safetensors")
     facts = {
         "settings": {name: value for name, value in vars(given).items() if name not in ("root", "cache", "out")},
         "objects": len(chosen),
         "pairs": len({case.file for case in chosen}),
-        "sam_sha256": digest(Path(locate("sam"))),
+        "sam_sha256": digest(Path(locate(given.start))),
         "hours": (time.perf_counter() - started) / 3600,
         "commit": commit(),
     }
@@ -271,10 +273,11 @@ class Cached(InteractivePair):
 def mix(given: argparse.Namespace) -> None:
     """Weights between start and end, by the clicks they need on the pairs set aside."""
     _, aside, classes = cases(given)
+    aside = [case for case in aside if case.on in given.on]
     end = PlainSam.open(given.out / "end.safetensors").model
     rows = []
     for share in given.shares:
-        sam = opened()
+        sam = opened(given.start)
         for part in ("prompt_encoder", "mask_decoder"):
             theirs = getattr(end, part).state_dict()
             ours = getattr(sam.model, part)
@@ -283,15 +286,15 @@ def mix(given: argparse.Namespace) -> None:
         figures: dict[str, list[tuple[float, float, float]]] = {}
         for case in progress_bar(aside, desc=f"share {share:g}", unit="object"):
             ask = user(Cached(asked, embedded(sam, case)), case.on, case.mask, case.valid, "score")
-            ious = simulate(ask, case.mask, case.valid, 10, TARGET, 3)
+            ious = simulate(ask, case.mask, case.valid, given.most, TARGET, 3)
             seen = "left out" if classes[case.class_id] in given.leave_out else "trained"
-            row = (float(clicks_needed(ious, TARGET, 10)[0]), iou_after(ious, 1), iou_after(ious, 3))
+            row = (float(clicks_needed(ious, TARGET, given.most)[0]), iou_after(ious, 1), iou_after(ious, 3))
             for name in (seen, case.on, "all"):
                 figures.setdefault(name, []).append(row)
         found = {name: [len(values), *np.mean(values, 0).round(4).tolist()] for name, values in sorted(figures.items())}
         rows.append({"share": share, "objects, NoC@80, IoU after 1 and 3": found})
         print(json.dumps(rows[-1]))
-        write(sam, given.out / f"share_{share:g}.safetensors")
+        write(sam, given.start, given.out / f"share_{share:g}.safetensors")
     (given.out / "mix.json").write_text(json.dumps(rows, indent=1) + "\n")
     best = min(rows, key=lambda row: row["objects, NoC@80, IoU after 1 and 3"]["all"][1])["share"]
     (given.out / f"share_{best:g}.safetensors").replace(given.out / "model.safetensors")
@@ -305,6 +308,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder of encoded pictures")
     parser.add_argument("--out", type=Path, help="of train and mix")
     parser.add_argument("--weights", default="tiny", help="fuse the pictures")
+    parser.add_argument("--start", default="sam", help="weights to begin with, a SAM or MobileSAM file")
     parser.add_argument("--pairs", type=int, help="to encode; all unless given")
     parser.add_argument("--min-pixels", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
@@ -321,6 +325,8 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=0.0)
     parser.add_argument("--clip", type=float, default=1.0)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.5, 1.0])
+    parser.add_argument("--on", nargs="+", default=["visible", "infrared", "fused"], help="pictures that mix clicks on")
+    parser.add_argument("--most", type=int, default=10, help="clicks of mix on an object")
     given = parser.parse_args()
     {"cache": cache, "train": train, "mix": mix}[given.what](given)
 

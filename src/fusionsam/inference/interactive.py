@@ -1,4 +1,4 @@
-"""Masks of objects by clicks: an unmodified Segment Anything on the visible, the infrared or the fused picture.
+"""Masks of objects by clicks: a Segment Anything on the visible, the infrared or the fused picture.
 
 The image encoder runs once a picture, the mask decoder at every click. Of a first prompt the decoder gives three masks
 (part, object, group) with predicted IoUs; of later ones a single mask, to which the low-resolution logits of the
