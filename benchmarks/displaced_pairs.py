@@ -21,17 +21,35 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from torch import Tensor
 from tqdm import tqdm
 
 from fusionsam.alignment.geometry import Size, centre, similarity
 from fusionsam.alignment.orientation import resized
 from fusionsam.alignment.rig import Rig
 from fusionsam.alignment.warp import Warp
+from fusionsam.config.datasets import DatasetRow
 from fusionsam.data.dataset import open_split
 from fusionsam.data.images import write_png
-from fusionsam.types import InputError
+from fusionsam.types import InputError, Sample
 
 SCALE, SHIFT, TURN = 0.8, 30.0, 3.0
+
+
+def write_classes(out: Path, row: DatasetRow) -> None:
+    """out/classes.yaml, as --class-file takes it."""
+    classes = {"classes": list(row.classes), "palette": [list(color) for color in row.palette]}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "classes.yaml").write_text(yaml.safe_dump(classes))
+
+
+def write_pair(folder: Path, sample: Sample, heat: Tensor) -> None:
+    """A labelled pair with another infrared picture, as a folder of the data set `pairs`."""
+    assert sample.visible is not None
+    assert sample.label is not None
+    write_png(folder / "visible" / f"{sample.id}.png", sample.visible)
+    write_png(folder / "infrared" / f"{sample.id}.png", heat)
+    write_png(folder / "labels" / f"{sample.id}.png", sample.label.to(torch.uint8))
 
 
 def run(argv: list[str]) -> int:
@@ -43,14 +61,10 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     data = open_split(args.dataset, args.root, args.split)
     assert data.row is not None
-    classes = {"classes": list(data.row.classes), "palette": [list(color) for color in data.row.palette]}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "classes.yaml").write_text(yaml.safe_dump(classes))
+    write_classes(args.out, data.row)
     for index in tqdm(range(len(data))):
         sample = data[index]
-        assert sample.visible is not None
         assert sample.infrared is not None
-        assert sample.label is not None
         size = sample.size
         other: Size = (round(size[0] * SCALE), round(size[1] * SCALE))
         x, y = centre(other)
@@ -61,10 +75,7 @@ def run(argv: list[str]) -> int:
         moved = infrared(sample.infrared).image
         stretched = resized(moved.float(), size).round().clamp(0, 255).to(torch.uint8)
         for kind, heat in (("displaced", moved), ("stretched", stretched)):
-            folder = args.out / kind
-            write_png(folder / "visible" / f"{sample.id}.png", sample.visible)
-            write_png(folder / "infrared" / f"{sample.id}.png", heat)
-            write_png(folder / "labels" / f"{sample.id}.png", sample.label.to(torch.uint8))
+            write_pair(args.out / kind, sample, heat)
     print(f"{len(data)} pairs in {args.out}")
     return 0
 
