@@ -12,6 +12,9 @@ too, enlarged where the visible camera sees a part of the scene alone. `--own` t
 of the error no search can take off: `own` is what the same pictures give when it begins at the truth, `net` how far the
 result lies from there. Drawn scenes (no `--root`) have no error of their own.
 
+`--barrel 0.1` gives the infrared camera a lens that draws the corners in by 10 % of their distance from the middle, and
+lets the search fit two radial terms besides; `--barrel 0.1 --no-lens` fits the homography alone.
+
 `--with ecc` and `--with mutual_information` put OpenCV's findTransformECC and SimpleITK's Mattes mutual information
 beside it (pip install opencv-python-headless SimpleITK; one pair, from the frames laid over each other).
 """
@@ -26,7 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +37,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionsam.alignment.estimate import STIFFNESS, estimate, working
-from fusionsam.alignment.geometry import Matrix, Size, apply, centre, corners, moved_corners, rescaling, similarity
+from fusionsam.alignment.geometry import Matrix, Size, centre, corners, moved_corners, rescaling, similarity
 from fusionsam.alignment.judge import judge
+from fusionsam.alignment.lens import Lens
 from fusionsam.alignment.refine import Level, refine
 from fusionsam.alignment.rig import Rig
 from fusionsam.alignment.warp import Warp
@@ -58,7 +62,7 @@ Scenes = Callable[[int], tuple[Tensor, Tensor]]
 class Hidden:
     """One rig: the frames that its two cameras see of a scene."""
 
-    def __init__(self, rng: Rng) -> None:
+    def __init__(self, rng: Rng, barrel: float = 0.0) -> None:
         self.ratio = float(np.exp(rng.uniform(np.log(0.5), np.log(1.6))))
         self.size = INFRARED[rng.integers(len(INFRARED))]
         scale = self.size[1] / (VISIBLE[1] * self.ratio)
@@ -66,6 +70,9 @@ class Hidden:
         moves = torch.from_numpy(rng.uniform(-6, 6, (4, 2)))
         turned = similarity(scale, rng.uniform(-4, 4), centre(VISIBLE), (x, y))
         self.matrix: Matrix = turned @ moved_corners(VISIBLE, moves).numpy()
+        x, y = centre(self.size)
+        half = float(np.hypot(x, y))
+        self.lens = Lens(half, half, x, y, (-barrel, 0.0, 0.0, 0.0, 0.0)) if barrel else None
 
     def pictures(self, visible: Tensor, infrared: Tensor, jitter: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """What the cameras take of an aligned pair; `jitter` x, y in visible pixels."""
@@ -76,7 +83,7 @@ class Hidden:
         heat = scene @ moved @ np.linalg.inv(self.matrix)
         return (
             Warp(Rig(VISIBLE, source, np.linalg.inv(scene)))(visible).image,
-            Warp(Rig(self.size, source, np.linalg.inv(heat)))(infrared).image,
+            Warp(Rig(self.size, source, np.linalg.inv(heat), self.lens))(infrared).image,
         )
 
     def own(self, visible: list[Tensor], infrared: list[Tensor]) -> Matrix:
@@ -89,16 +96,22 @@ class Hidden:
         found = refine(Level(one, two, start, 256), size, start, 24, 8, 1.0, STIFFNESS)
         return np.linalg.inv(back) @ found.matrix @ way
 
-    def errors(self, matrix: Matrix, truth: Matrix | None = None) -> tuple[float, float]:
+    def errors(self, matrix: Matrix, lens: Lens | None = None, truth: Matrix | None = None) -> tuple[float, float]:
         """Mean distance in visible pixels at the corners, and over the overlap, from the `truth` (the rig itself)."""
-        off = np.linalg.inv(self.matrix if truth is None else truth) @ matrix
+        bent = self.lens if truth is None else lens
+        real = Rig(VISIBLE, self.size, np.linalg.inv(self.matrix if truth is None else truth), None, bent)
+        found = Rig(VISIBLE, self.size, np.linalg.inv(matrix), None, lens)
         y, x = np.mgrid[8 : VISIBLE[0] : 16, 8 : VISIBLE[1] : 16]
         grid = np.stack([x.ravel(), y.ravel()], 1).astype(float)
-        there = apply(self.matrix, grid)
+        there = real.visible_to_infrared(grid)
         grid = grid[((there >= 0) & (there <= np.array(self.size)[::-1] - 1)).all(1)]
-        return tuple(  # type: ignore[return-value]
-            float(np.linalg.norm(apply(off, points) - points, axis=1).mean()) for points in (corners(VISIBLE), grid)
-        )
+
+        def off(points: NDArray[np.float64]) -> float:
+            # where the pixels that are taken for those of `points` really lie
+            taken = real.infrared_to_visible_points(found.visible_to_infrared(points))
+            return float(np.linalg.norm(taken - points, axis=1).mean())
+
+        return off(corners(VISIBLE)), off(grid)
 
 
 def scenes(root: str | None, seed: int) -> tuple[Scenes, int]:
@@ -124,13 +137,23 @@ def _both(visible: Tensor | None, infrared: Tensor | None) -> tuple[Tensor, Tens
     return visible, infrared
 
 
-def by_orientation(visible: list[Tensor], infrared: list[Tensor], hidden: Hidden) -> tuple[Matrix, float, bool]:
-    """The package's own: matrix visible to infrared, score, and whether it is believed."""
-    found = estimate([working(v, True) for v in visible], [working(t, False) for t in infrared], VISIBLE, hidden.size)
-    return found.matrix, found.score, judge(found, VISIBLE, hidden.size).accepted
+class Answer(NamedTuple):
+    """Of one method."""
+
+    matrix: Matrix  # visible to infrared
+    score: float
+    accepted: bool
+    lens: Lens | None = None  # of the infrared camera
 
 
-def by_ecc(visible: list[Tensor], infrared: list[Tensor], hidden: Hidden) -> tuple[Matrix, float, bool]:
+def by_orientation(visible: list[Tensor], infrared: list[Tensor], hidden: Hidden, lens: bool) -> Answer:
+    """The package's own."""
+    ready = [working(v, True) for v in visible], [working(t, False) for t in infrared]
+    found = estimate(*ready, VISIBLE, hidden.size, lens)
+    return Answer(found.matrix, found.score, judge(found, VISIBLE, hidden.size).accepted, found.lens)
+
+
+def by_ecc(visible: list[Tensor], infrared: list[Tensor], hidden: Hidden, lens: bool) -> Answer:
     """OpenCV's findTransformECC on the gradients' strength, from the frames laid over each other."""
     import cv2
 
@@ -144,11 +167,11 @@ def by_ecc(visible: list[Tensor], infrared: list[Tensor], hidden: Hidden) -> tup
     try:
         score, matrix = cv2.findTransformECC(edges[0], edges[1], start, cv2.MOTION_HOMOGRAPHY, criteria, None, 5)
     except cv2.error:  # it did not converge
-        return factor, 0.0, False
-    return factor @ matrix.astype(np.float64), float(score), True
+        return Answer(factor, 0.0, False)
+    return Answer(factor @ matrix.astype(np.float64), float(score), True)
 
 
-def by_mutual_information(visible: list[Tensor], infrared: list[Tensor], hidden: Hidden) -> tuple[Matrix, float, bool]:
+def by_mutual_information(visible: list[Tensor], infrared: list[Tensor], hidden: Hidden, lens: bool) -> Answer:
     """SimpleITK's Mattes mutual information over three resolutions, affine, from the frames laid over each other."""
     import SimpleITK as sitk
 
@@ -173,7 +196,7 @@ def by_mutual_information(visible: list[Tensor], infrared: list[Tensor], hidden:
     matrix[:2, :2] = np.array(start.GetMatrix()).reshape(2, 2)
     middle, shift = np.array(start.GetCenter()), np.array(start.GetTranslation())
     matrix[:2, 2] = shift + middle - matrix[:2, :2] @ middle
-    return matrix, -method.GetMetricValue(), True
+    return Answer(matrix, -method.GetMetricValue(), True)
 
 
 METHODS = {"orientation": by_orientation, "ecc": by_ecc, "mutual_information": by_mutual_information}
@@ -185,7 +208,7 @@ def trials(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         raise InputError(f"--pairs {args.pairs}: {count} pairs are there; give fewer")
     for number in args.only or range(args.rigs):
         rng = np.random.default_rng([args.seed, number])
-        hidden = Hidden(rng)
+        hidden = Hidden(rng, args.barrel)
         ids = rng.choice(count, args.pairs * (1 + args.shuffled), replace=False)
         visible, infrared = [], []
         for first, second in zip(ids[: args.pairs], ids[-args.pairs :], strict=True):
@@ -194,17 +217,17 @@ def trials(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             visible.append(hidden.pictures(*one, jitter)[0])
             infrared.append(hidden.pictures(*two, jitter)[1])
         started = time.process_time()
-        matrix, score, accepted = METHODS[args.with_](visible, infrared, hidden)
+        found = METHODS[args.with_](visible, infrared, hidden, bool(args.barrel) and args.lens)
         seconds = time.process_time() - started
-        corner, overlap = hidden.errors(matrix)
+        corner, overlap = hidden.errors(found.matrix, found.lens)
         row = {
-            "rig": number, "ratio": round(hidden.ratio, 3), "size": list(hidden.size), "score": round(score, 4),
-            "accepted": accepted, "corner": round(corner, 2), "overlap": round(overlap, 2),
+            "rig": number, "ratio": round(hidden.ratio, 3), "size": list(hidden.size), "score": round(found.score, 4),
+            "accepted": found.accepted, "corner": round(corner, 2), "overlap": round(overlap, 2),
             "seconds": round(seconds, 2),
         }  # fmt: skip
         if args.own:
             own = hidden.own(visible, infrared)
-            row |= {"own": round(hidden.errors(own)[1], 2), "net": round(hidden.errors(matrix, own)[1], 2)}
+            row |= {"own": round(hidden.errors(own)[1], 2), "net": round(hidden.errors(found.matrix, truth=own)[1], 2)}
         yield row
 
 
@@ -246,6 +269,8 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--only", type=int, nargs="+", metavar="RIG", help="these rigs alone, by their numbers")
     parser.add_argument("--shuffled", action="store_true", help="infrared of other pairs: all should be refused")
     parser.add_argument("--own", action="store_true", help="measure the data set's own error, too")
+    parser.add_argument("--barrel", type=float, default=0.0, help="distortion at the corners, as a share of the radius")
+    parser.add_argument("--no-lens", dest="lens", action="store_false", help="with --barrel: fit no lens")
     parser.add_argument("--with", dest="with_", choices=list(METHODS), default="orientation", help="method")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="key in the results (default: made of the settings)")
@@ -261,7 +286,8 @@ def run(argv: list[str]) -> int:
     if args.out:
         known = json.loads(args.out.read_text()) if args.out.is_file() else {}
         source = "drawn" if args.root is None else Path(args.root).name
-        kind = "_shuffled" * args.shuffled + ("" if args.with_ == "orientation" else f"_{args.with_}")
+        kind = "_shuffled" * args.shuffled + (f"_barrel_{args.barrel:g}" if args.barrel else "")
+        kind += "_no_lens" * (not args.lens) + ("" if args.with_ == "orientation" else f"_{args.with_}")
         known[args.name or f"{source}_{args.pairs}{kind}"] = {
             "command": shlex.join(["python", "benchmarks/alignment.py", *argv]),
             "commit": commit(),
