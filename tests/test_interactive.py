@@ -55,7 +55,7 @@ def test_an_answer_has_gradients_where_the_same_click_has_none(sam, picture):
     encoded = ours.encode(picture)
     encoded.embeddings = [one.clone() for one in encoded.embeddings]  # tensors of inference know no gradients
     spot, on = torch.tensor([[50.0, 40.0]]), torch.ones(1)
-    logits, scores = ours.sam.answer(encoded, spot, on)
+    logits, scores = ours.sam.decode(encoded, spot, on)
     (logits.sum() + scores.sum()).backward()
     assert ours.sam.model.mask_decoder.iou_token.weight.grad.abs().sum() > 0
     clicked = ours.mask(encoded, [[50, 40]])

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +21,9 @@ from fusionsam.data.dataset import open_labelled_split
 from fusionsam.data.sequences import recording_sequences
 from fusionsam.evaluation.click_report import Measured, grouped_interval, selections
 from fusionsam.evaluation.clicks import LINES
+from fusionsam.io import write_json
 from fusionsam.metrics.interaction import clicks_needed, iou_after
+from fusionsam.weights.checkpoint import commit
 
 FIGURES = ("NoC@80", "not at 80, %", "IoU after 1", "IoU after 3", "IoU after 5")
 
@@ -60,9 +64,9 @@ def compare(given: argparse.Namespace) -> None:
                     "difference": float((after - before).mean()), "interval": ends,
                 }  # fmt: skip
             rows[f"{on}, {name}"] = row
-            told = row["NoC@80"]
-            print(f"{on}, {name}: {row['objects']} objects, NoC@80 {told}")
-    (given.after / "compared.json").write_text(json.dumps({"pairs": len({*ids}), "rows": rows}, indent=1) + "\n")
+            print(f"{on}, {name}: {row['objects']} objects, NoC@80 {row['NoC@80']}")
+    told = {"command": shlex.join(["python", *sys.argv]), "commit": commit(), "pairs": len({*ids}), "rows": rows}
+    write_json(given.after / "compared.json", told)
 
 
 def main() -> None:

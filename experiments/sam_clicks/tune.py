@@ -30,11 +30,12 @@ from torch import Tensor
 
 from fusionsam.data.dataset import LabelledPairs, open_labelled_split
 from fusionsam.data.infrared_styles import draw_style
+from fusionsam.data.transforms import to_unit
 from fusionsam.evaluation.clicks import user
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture, locate
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.segment_anything import Encoded, PlainSam
-from fusionsam.io import digest, progress_bar
+from fusionsam.io import digest, progress_bar, write_json
 from fusionsam.metrics.interaction import (
     Bools,
     Click,
@@ -71,10 +72,6 @@ def drawn(data: LabelledPairs, min_pixels: int, seed: int) -> list[int]:
     return [index for index in order if objects(data.label(index).numpy(), min_pixels)]
 
 
-def _float(picture: Tensor) -> Tensor:
-    return picture if picture.is_floating_point() else picture.float() / 255
-
-
 def cache(given: argparse.Namespace) -> None:
     """The fused picture of each pair, and by turns its visible or its infrared one; every second pair shows its
     infrared picture in a drawn style."""
@@ -91,7 +88,7 @@ def cache(given: argparse.Namespace) -> None:
         assert sample.infrared is not None
         infrared = sample.infrared
         if place % 2:
-            infrared = draw_style(_float(infrared), torch.Generator().manual_seed(given.seed * 100_003 + index))
+            infrared = draw_style(to_unit(infrared), torch.Generator().manual_seed(given.seed * 100_003 + index))
         second = "visible" if place // 2 % 2 else "infrared"
         pictures = {
             "fused": model.predict(sample.visible, infrared).fused,
@@ -165,7 +162,7 @@ def learn(sam: PlainSam, case: Case, rng: np.random.Generator, given: argparse.N
         points = torch.tensor([[c.x, c.y] for c in clicks]).float() if clicks else None
         labels = torch.tensor([int(c.on) for c in clicks]) if clicks else None
         with torch.autocast("cpu", torch.bfloat16, enabled=given.bfloat16):
-            logits, scores = sam.answer(encoded, points, labels, box, previous, previous is None)
+            logits, scores = sam.decode(encoded, points, labels, box, previous, previous is None)
         shapes, misjudged, masks = terms(sam, encoded, logits, scores, [case.mask] * len(logits), case.valid)
         # of three masks the best one learns its shape, all of them learn their score
         ((torch.stack(shapes).min() + torch.stack(misjudged).mean()) * share).backward()
@@ -183,10 +180,10 @@ def stay(
     height, width = encoded.size
     points, labels = torch.tensor([[rng.integers(width), rng.integers(height)]]).float(), torch.ones(1)
     with torch.no_grad():
-        old, wanted_scores = start.answer(encoded, points, labels)
+        old, wanted_scores = start.decode(encoded, points, labels)
         wanted = [one[0].numpy() > 0 for one in start.full(old[:, None], encoded)]
     with torch.autocast("cpu", torch.bfloat16, enabled=given.bfloat16):
-        logits, scores = sam.answer(encoded, points, labels)
+        logits, scores = sam.decode(encoded, points, labels)
     shapes, _, _ = terms(sam, encoded, logits, scores, wanted, np.ones_like(wanted[0]))
     changed = (scores.float() - wanted_scores) ** 2
     ((torch.stack(shapes).mean() + changed.mean()) * share).backward()
@@ -256,7 +253,7 @@ def train(given: argparse.Namespace) -> None:
         "hours": (time.perf_counter() - started) / 3600,
         "commit": commit(),
     }
-    (given.out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(given.out / "training.json", facts)
 
 
 class Cached(InteractivePair):
@@ -295,7 +292,7 @@ def mix(given: argparse.Namespace) -> None:
         rows.append({"share": share, "objects, NoC@80, IoU after 1 and 3": found})
         print(json.dumps(rows[-1]))
         write(sam, given.start, given.out / f"share_{share:g}.safetensors")
-    (given.out / "mix.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(given.out / "mix.json", rows)
     best = min(rows, key=lambda row: row["objects, NoC@80, IoU after 1 and 3"]["all"][1])["share"]
     (given.out / f"share_{best:g}.safetensors").replace(given.out / "model.safetensors")
     print(f"share {best:g}: {given.out / 'model.safetensors'}")

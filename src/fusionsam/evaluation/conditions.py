@@ -24,11 +24,12 @@ MIDDLE = 0.6
 
 
 class Condition(NamedTuple):
-    """A disturbance: visible (3,H,W), infrared (1,H,W) in [0,1] and a generator -> the pair as the model sees it."""
+    """A disturbance: visible (3,H,W), infrared (1,H,W) in [0,1] and a generator -> the pair as the model sees it. Where
+    infrared does not reach it is black, and models that take a mask are told."""
 
     change: Change
     note: str
-    reach: float = 1.0  # share of both sides, round the middle, that infrared covers; models that take a mask are told
+    reach: float = 1.0  # share of both sides, round the middle, that infrared covers
 
 
 def shift(image: Tensor, down: int, right: int) -> Tensor:
@@ -104,7 +105,7 @@ CONDITIONS: dict[str, Condition] = {
     ),
     "black-hot infrared": Condition(lambda v, i, g: (v, 1 - i), "infrared inverted, and nobody tells the model"),
     "infrared in the middle": Condition(
-        lambda v, i, g: (v, i * _middle((i.shape[1], i.shape[2]), MIDDLE)),
+        lambda v, i, g: (v, i),
         f"infrared covers {MIDDLE:.0%} of both sides, as of a narrower lens; models that take a mask are told",
         MIDDLE,
     ),
@@ -121,6 +122,8 @@ def disturb(name: str, visible: Tensor, infrared: Tensor, image_id: str, seed: i
     generator = torch.Generator().manual_seed(int.from_bytes(drawn[:8], "big") >> 1)
     changed = CONDITIONS[name].change(visible, infrared, generator)
     first, second = (None if image is None else (image * 255).round() / 255 for image in changed)
+    if second is not None and CONDITIONS[name].reach < 1:
+        second = second * _middle((second.shape[1], second.shape[2]), CONDITIONS[name].reach)
     return first, second
 
 

@@ -112,7 +112,6 @@ class PlainSam:
                 scores.append(score.float().cpu())
         return torch.cat(found), torch.cat(scores)
 
-    @torch.inference_mode()
     def decode(
         self,
         encoded: Encoded,
@@ -125,21 +124,9 @@ class PlainSam:
         """One object from all prompts together: low-resolution logits (N,h,w) and predicted IoU (N), on the CPU.
 
         `points` (P,2) and `box` (4) are pixels of the picture, `labels` int (P) is 1 on the object and 0 off it,
-        `mask` (h,w) the logits of an earlier answer. With `several` N is 3, otherwise 1.
+        `mask` (h,w) the logits of an earlier answer. With `several` N is 3, otherwise 1. There are gradients,
+        for training, unless the caller turns them off.
         """
-        logits, scores = self.answer(encoded, points, labels, box, mask, several)
-        return logits.float().cpu(), scores.float().cpu()
-
-    def answer(
-        self,
-        encoded: Encoded,
-        points: Tensor | None = None,
-        labels: Tensor | None = None,
-        box: Tensor | None = None,
-        mask: Tensor | None = None,
-        several: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """As `decode`, but with gradients, for training, and on the model's own device."""
         height, width = encoded.size
         x, y = encoded.frame.content[1] / width, encoded.frame.content[0] / height
         given: dict[str, object] = {}
@@ -152,7 +139,7 @@ class PlainSam:
             given["input_masks"] = mask.float()[None, None].to(self.device)
         embeddings = encoded.embeddings if self.stretch else encoded.embeddings[0]
         out = self.model(image_embeddings=embeddings, multimask_output=several, **given)
-        return out.pred_masks[0, 0], out.iou_scores[0, 0]
+        return out.pred_masks[0, 0].float().cpu(), out.iou_scores[0, 0].float().cpu()
 
     def full(self, logits: Tensor, encoded: Encoded) -> Tensor:
         """Low-resolution logits (N,1,h,w) at the picture's own size, (N,1,H,W)."""

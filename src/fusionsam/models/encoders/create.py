@@ -15,22 +15,16 @@ from fusionsam.types import InputError
 
 # transformers is imported where it is needed: that takes longer than the prediction of a pair
 def _sam(config: EncoderConfig, embed_dim: int, latent_dim: int) -> ImageEncoder:
-    from fusionsam.models.encoders.sam import SamEncoder
+    from fusionsam.models.encoders.sam import Sam2Encoder, SamEncoder
 
-    return SamEncoder(config, embed_dim, latent_dim)
-
-
-def _sam2(config: EncoderConfig, embed_dim: int, latent_dim: int) -> ImageEncoder:
-    from fusionsam.models.encoders.sam import Sam2Encoder
-
-    return Sam2Encoder(config, embed_dim, latent_dim)
+    return (SamEncoder if config.kind == "sam" else Sam2Encoder)(config, embed_dim, latent_dim)
 
 
 KINDS: dict[str, Callable[[EncoderConfig, int, int], ImageEncoder]] = {
     "timm": TimmEncoder,
     "tinyvit": TinyVitEncoder,
     "sam": _sam,
-    "sam2": _sam2,
+    "sam2": _sam,
 }
 
 
