@@ -46,6 +46,15 @@ def test_vit_h_counts_as_published():
 
 
 @torch.no_grad()
+def test_coarser_keys_need_no_wider_padding():
+    config = preset("debug")
+    config.fusion.kv_stride = 16  # of 20 x 28 latent cells
+    coarse = FusionSAMNetwork(config).eval()
+    assert coarse.multiple == network().multiple
+    assert coarse(*random_pair(1, 80, 112)).features.shape[2:] == (20, 28)
+
+
+@torch.no_grad()
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(height=st.integers(64, 200), width=st.integers(64, 200), batch=st.integers(1, 2), dark=st.booleans())
 def test_any_size_and_batch(height, width, batch, dark):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fusionsam.alignment.residual import residual
 from fusionsam.data.corruptions import blur, fog, noise
+from fusionsam.data.infrared_styles import remove_haze
 from fusionsam.types import InputError
 
 Pair = tuple[Tensor | None, Tensor | None]
@@ -108,6 +109,9 @@ CONDITIONS: dict[str, Condition] = {
         lambda v, i, g: (v, i),
         f"infrared covers {MIDDLE:.0%} of both sides, as of a narrower lens; models that take a mask are told",
         MIDDLE,
+    ),
+    "haze removed from infrared": Condition(
+        lambda v, i, g: (v, remove_haze(i)), "infrared with haze removed by the dark channel, as MSRS stores MFNet's"
     ),
 }
 """Name -> disturbance, in the order of the table; the first is the reference."""

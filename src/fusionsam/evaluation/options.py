@@ -25,6 +25,7 @@ CONDITION_NAMES = (
     "infrared shifted 16 px", "infrared shifted 8 px, realigned", "infrared shifted 16 px, realigned", "noise",
     "blur", "fog", "over-exposure", "under-exposure", "dead infrared frame", "objects half as large",
     "objects a third as large", "coarse infrared", "black-hot infrared", "infrared in the middle",
+    "haze removed from infrared",
 )  # fmt: skip
 """Names of the corruptions that `robustness` knows, in the order of its table; the first is the reference."""
 

@@ -22,7 +22,8 @@ class Pooled(NamedTuple):
 
 
 def pool(grid: Float[Tensor, "B d h w"], stride: int) -> Pooled:
-    """(B,d,h,w) and its means (B,d,ceil(h/r),ceil(w/r)) over cells of r = `stride`."""
+    """(B,d,h,w) and its means (B,d,ceil(h/r),ceil(w/r)) over cells of r = `stride`; those at the lower and right border
+    may be smaller."""
     if stride == 1:
         return Pooled(grid, grid)
     return Pooled(grid, F.avg_pool2d(grid, stride, ceil_mode=True, count_include_pad=False))

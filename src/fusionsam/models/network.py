@@ -78,7 +78,7 @@ class FusionSAMNetwork(nn.Module):
     @property
     def multiple(self) -> int:
         """Height and width are padded to a multiple of this inside."""
-        return math.lcm(self.image_encoder.stride, Tokenizer.STRIDE * self.config.fusion.kv_stride)
+        return math.lcm(self.image_encoder.stride, Tokenizer.STRIDE)
 
     def forward(
         self,
