@@ -60,10 +60,8 @@ def read_inputs(visible: ImageLike | None, infrared: ImageLike | None, options: 
 
 def _heat(image: ImageLike, options: InfraredOptions) -> Heat | Tensor:
     """As a file would be read; a float picture in [0,1], and a tensor of uint8 with one channel, are ready."""
-    if isinstance(image, str | Path):
-        return read_heat(image, options)
-    if (content := _content(image, "infrared")) is not None:
-        with _as_file(content, "infrared") as path:
+    with _file(image, "infrared") as path:
+        if path is not None:
             return read_heat(path, options)
     if isinstance(image, Image.Image):
         return _named(_upright(image, "infrared"), options)
@@ -87,10 +85,8 @@ def _named(array: Array, options: InfraredOptions) -> Heat:
 def _visible(image: ImageLike | None) -> Tensor | None:
     if image is None:
         return None
-    if isinstance(image, str | Path):
-        return read_visible(image).float()[None] / 255
-    if (content := _content(image, "visible")) is not None:
-        with _as_file(content, "visible") as path:
+    with _file(image, "visible") as path:
+        if path is not None:
             return read_visible(path).float()[None] / 255
     if isinstance(image, Image.Image):
         image = _upright(image, "visible")
@@ -135,8 +131,13 @@ def _content(image: object, name: Name) -> bytes | None:
 
 
 @contextmanager
-def _as_file(content: bytes, name: Name) -> Iterator[Path]:
-    """A file for the readers, which go by path; what they say of it names the picture instead."""
+def _file(image: object, name: Name) -> Iterator[str | Path | None]:
+    """The path for the readers: the one that was given, or of a copy of a file in memory, which what they say calls by
+    the picture's name; None for pictures."""
+    content = None if isinstance(image, str | Path) else _content(image, name)
+    if content is None:
+        yield image if isinstance(image, str | Path) else None
+        return
     # the two kinds that are known by the name's ending
     ending = ".heic" if content[4:8] == b"ftyp" else ".jpg" if content.startswith(b"\xff\xd8") else ""
     with tempfile.TemporaryDirectory(prefix="fusionsam-") as folder:
