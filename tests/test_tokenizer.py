@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fusionsam.config.schema import TokenizerConfig
 from fusionsam.errors import InputError
-from fusionsam.models.tokenizer import Quantizer, ScalarQuantizer, Tokenizer
+from fusionsam.models.tokenizer import Quantizer, ScalarQuantizer, Tokenizer, _nearest
 
 SMALL = {"dim": 12, "width": 8, "blocks": 1, "codebook_size": 19, "codebook_dim": 6}
 # plain = no projection: latents are compared as they are
@@ -53,6 +53,15 @@ def test_codes_are_the_nearest_entries(codebooks, width):
                 chosen.append(books[index][codes[b, y, x, index]])
             torch.testing.assert_close(grid[b, :, y, x], quantizer.vq.project_out(torch.cat(chosen)))
         torch.testing.assert_close(quantizer.embed(codes), grid)
+
+
+def test_of_two_entries_as_near_the_first_is_taken_and_nan_takes_one_that_exists():
+    tokens = torch.tensor([[0.5], [2.0], [float("nan")]])
+    assert _nearest(tokens, torch.tensor([[3.0], [1.0], [0.0], [1.0]])).tolist() == [1, 0, 0]
+    torch.manual_seed(0)
+    many = torch.randn(3000, 4)
+    book = torch.randn(300, 4)
+    assert torch.equal(_nearest(many, book), torch.cdist(many, book).argmin(-1))
 
 
 @pytest.mark.parametrize("quantizer", ["vq", "fsq"])

@@ -121,8 +121,15 @@ def _nearest(tokens: Float[Tensor, "N width"], book: Float[Tensor, "size width"]
 
     if torch.compiler.is_compiling():  # a graph has no loop over a number of tokens that it does not know
         return distances(tokens).argmin(-1)
-    # min, not argmin: the same place, and on a CPU found in a third of the time
-    return torch.cat([distances(part).min(-1).indices for part in tokens.split(AT_ONCE)])
+    places = torch.arange(len(book), dtype=torch.float32, device=tokens.device)
+    return torch.cat([_first_least(distances(part), places) for part in tokens.split(AT_ONCE)])
+
+
+def _first_least(rows: Float[Tensor, "N size"], places: Float[Tensor, " size"]) -> Int[Tensor, " N"]:
+    """`rows.argmin(-1)` by minima alone, in a third of the time on a CPU: whatever is more than the row's least
+    lies `size` places farther. A row with nan, of a training that went astray, gives 0. `rows` is overwritten."""
+    above = rows.sub_(rows.amin(-1, keepdim=True)).sign_()
+    return torch.add(places, above, alpha=len(places)).amin(-1).nan_to_num_(0).long()
 
 
 class ScalarQuantizer(nn.Module):
