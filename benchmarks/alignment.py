@@ -276,6 +276,8 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--name", help="key in the results (default: made of the settings)")
     parser.add_argument("--out", type=Path, help="JSON of results, to which this one is added")
     args = parser.parse_args(argv)
+    if args.own and args.barrel:
+        raise InputError("--own: is measured without a lens; leave out --barrel")
     torch.set_num_threads(1)
     rows = []
     for row in trials(args):

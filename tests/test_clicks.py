@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fusionsam.data.synthetic.scenes import synthesize
 from fusionsam.errors import InputError
 from fusionsam.evaluation.click_options import ClicksOptions
 from fusionsam.evaluation.click_report import Measured, grouped_interval, scores, table
-from fusionsam.evaluation.clicks import measure
+from fusionsam.evaluation.clicks import Lines, measure
 from fusionsam.metrics.interaction import (
     Click,
     clicks_needed,
@@ -150,9 +152,49 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same_figures(sam, street, t
     assert json.loads((tmp_path / "a/clicks.json").read_text())["groups"] == whole["groups"]
     with pytest.raises(InputError, match="measured with another choose, most"):
         measure(replace(config, most=6, choose="best"))
+    (tmp_path / "a/objects.jsonl").unlink()
+    with pytest.raises(InputError, match=r"clicks\.json: is there without objects\.jsonl, and would be lost"):
+        measure(config)
     best = measure(replace(config, out=tmp_path / "b", choose="best"))
     first = best["groups"]["all"]["pictures"]["visible"]["iou1"]
     assert first >= whole["groups"]["all"]["pictures"]["visible"]["iou1"]
+
+
+def test_a_run_does_not_go_on_with_other_pictures_of_the_same_names(sam, street, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(street, root)
+    config = ClicksOptions(
+        dataset="mfnet", root=root, out=tmp_path / "out", sam=str(sam[1]), images=("visible",), min_pixels=200, most=5,
+        bootstrap=0, device="cpu", pairs=1,
+    )  # fmt: skip
+    measure(config)
+    label = next((root / "labels").glob(f"{(root / 'val.txt').read_text().split()[0]}*"))
+    with Image.open(label) as stored:
+        Image.fromarray(np.zeros_like(np.asarray(stored))).save(label)
+    with pytest.raises(InputError, match="measured with another files_sha256"):
+        measure(config)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "no json\n", '{"settings": []}\n', '{"settings": null}\n', '{"settings": {}}\nno json\n', "\xff\n",
+        '{"settings": {}}\n{"id": "a"}\n', '{"settings": {}}\n{"id": "a", "objects": [{"other": 1}]}\n',
+    ],
+)  # fmt: skip
+def test_lines_in_another_form_are_one_line_and_stay(tmp_path, text):
+    path = tmp_path / "objects.jsonl"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match="is not ours to read"):
+        Lines(tmp_path, "clicks", path.name, {}, lambda row: Measured(**row))
+    assert path.read_bytes() == text.encode("latin-1")
+
+
+def test_what_steering_does_not_look_at_is_refused():
+    given = {"dataset": "mfnet", "root": "data", "out": "out", "steer": True}
+    ClicksOptions(**given, images=["visible", "infrared", "fused"])
+    with pytest.raises(InputError, match=r"--steer: .* leave out --images, --most"):
+        ClicksOptions(**given, images=["visible"], most=50)
 
 
 @pytest.mark.parametrize(

@@ -323,6 +323,18 @@ def test_the_command_exchanges_every_format_named_on_it(folder, tmp_path, capsys
         taken, there = (out / "labels/p0.png" for out in (tmp_path / f"from-{name}", folder.out))
         np.testing.assert_array_equal(np.asarray(Image.open(taken)), np.asarray(Image.open(there)))
     capsys.readouterr()
+    assert main(["label", *parts, str(folder.out), "--export", *files]) == 0  # as written: may be replaced
+    changed = next((tmp_path / "labelme").glob("*.json"))
+    changed.write_text("drawn by somebody")
+    (tmp_path / "coco").unlink()
+    assert main(["label", *parts, str(folder.out), "--export", *files]) == 2
+    assert "labelme: is there, and is not what" in capsys.readouterr().err
+    assert changed.read_text() == "drawn by somebody"
+    assert not (tmp_path / "coco").exists()
+    assert main(["label", *parts, str(folder.out), "--export", "coco:new", "coco:new"]) == 2
+    assert "was given twice" in capsys.readouterr().err
+    assert main(["label", *parts, str(folder.out), "--import", f"coco:{tmp_path / 'nosuch'}"]) == 2
+    assert "nosuch: no such file; check the path" in capsys.readouterr().err
     assert main(["label", *parts, str(folder.out), "--export", "yolo:here"]) == 2
     assert "expected FORMAT:FILE, FORMAT being one of coco, coco-polygons, cvat" in capsys.readouterr().err
     for text in ("coco", "coco:", ":x"):

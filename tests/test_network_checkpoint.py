@@ -31,6 +31,8 @@ def test_float32_is_identical_and_float16_nearly(make_debug, pair, tmp_path, sha
     network.to(memory_format=torch.channels_last)  # as a checkpoint is loaded; another layout rounds in another way
     before = network(*pair)
     save_checkpoint(tmp_path / "whole", network, {"miou": 41.0})
+    (tmp_path / "usual").touch()
+    assert {file.stat().st_mode for file in (tmp_path / "whole").iterdir()} == {(tmp_path / "usual").stat().st_mode}
     loaded, card = load_network(tmp_path / "whole")
     assert card["miou"] == 41.0
     assert card["name"] == "whole"

@@ -112,6 +112,9 @@ def test_a_file_in_memory_is_read_as_the_file(model, pair, tmp_path, name):
         ([], [], "an empty list"),
         (["a.png"], "b.png", "one is a list of pictures and one a picture"),
         ([np.zeros((97, 131, 3), np.uint8), "missing.png"], None, "pair 2 of 2: missing.png: no such file"),
+        ("v" * 5000 + ".png", None, "^v{200}: cannot be read .*check the path"),
+        (None, "i" * 5000 + ".jpg", "^i{200}: cannot be read .*check the path"),
+        (b"\0\0\0\x20ftypisom and a film", None, "visible: is not a readable image"),
     ],
 )
 def test_pictures_that_are_none_get_one_line(model, visible, infrared, said):
@@ -119,6 +122,15 @@ def test_pictures_that_are_none_get_one_line(model, visible, infrared, said):
         model.predict(visible, infrared)
     assert "\n" not in str(told.value)
     assert "fusionsam-" not in str(told.value)  # no name of a temporary file
+
+
+def test_a_picture_that_ends_early_is_named(model, pair):
+    stored = io.BytesIO()
+    Image.fromarray(pair[0]).save(stored, format="PNG")
+    for images, name in (((0, None), "visible"), ((None, 0), "infrared")):
+        half = Image.open(io.BytesIO(stored.getvalue()[: len(stored.getvalue()) // 2]))
+        with pytest.raises(InputError, match=f"{name}: damaged or truncated image"):
+            model.predict(*(half if image == 0 else None for image in images))
 
 
 def test_confidence_is_the_probability_of_the_chosen_class(model, pair):

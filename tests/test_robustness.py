@@ -189,7 +189,9 @@ def test_tables_stand_beside_one_another_only_for_the_same_pictures(scenes, tmp_
     beside = table(values, [{**values, "title": "rival"}])
     assert beside.columns[-1] == "rival"
     assert beside.rows[0].cells[1] == beside.rows[0].cells[-1]
-    with pytest.raises(InputError, match="--against rival: its seed is 1, here it is 0; measure it on this split"):
+    with pytest.raises(
+        InputError, match="--against, the table of rival: its seed is 1, here it is 0; measure it on this split"
+    ):
         table(values, [{**values, "title": "rival", "seed": 1}])
     for row in ("3", '{"miou": "abc"}', "{}"):
         (tmp_path / "robustness.json").write_text(f'{{"title": "t", "conditions": {{"full": {row}}}}}')
@@ -220,12 +222,13 @@ def test_the_full_row_is_what_evaluate_says(root, tmp_path, make_debug):
     [
         (["--seed", "-1"], "--seed -1, --bootstrap 0: expected at least 0"),
         (["--bootstrap", "-5"], "--seed 0, --bootstrap -5: expected at least 0"),
-        (["--against", "OTHER"], "--against rival: its split_ids_sha256 is x, here it is"),
+        (["--against", "OTHER"], "--against, the table of rival: is of"),
         (["--out", "FILE"], "file/x: cannot be written (Not a directory); choose another --out"),
         (
             ["--out", "ROWS", "--conditions", "fog"],
             "rows/robustness.json: tells of rows of visible only, which would be lost",
         ),
+        (["--out", "ROWS", "--conditions", "fogg"], "--conditions 'fogg': not known; choose from full"),
         (["--out", "OTHER"], "other/robustness.json: is of other pairs (rival), not of these"),
     ],
 )

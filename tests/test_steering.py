@@ -310,5 +310,11 @@ def test_clicks_steer_from_end_to_end(steered, plain, street, tmp_path):
     values = measure_steering(config)
     assert values["groups"]["all"]["obeyed"] == 100
     assert json.loads((tmp_path / "out/steering.json").read_text())["groups"] == values["groups"]
+    lines = (tmp_path / "out/steered.jsonl").read_text()
+    (tmp_path / "out/steered.jsonl").write_text(lines[:-9])  # killed amid the last line
+    assert measure_steering(config)["groups"] == values["groups"]
+    assert (tmp_path / "out/steered.jsonl").read_text() == lines
+    with pytest.raises(InputError, match="measured with another min_pixels"):
+        measure_steering(replace(config, min_pixels=101))
     with pytest.raises(InputError, match="have no steering"):
         measure_steering(replace(config, weights=str(tmp_path / "plain")))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,17 +26,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from compare import require_classes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fusionsam.data.dataset import LabelledPairs, open_labelled_split
 from fusionsam.data.infrared_styles import draw_style
 from fusionsam.data.transforms import to_unit
-from fusionsam.evaluation.clicks import user
+from fusionsam.evaluation.clicks import files_digest, user
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture, locate
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.segment_anything import Encoded, PlainSam
-from fusionsam.io import digest, progress_bar, write_json
+from fusionsam.io import Made, OutputFolder, digest, progress_bar, require_writable, whole, write_json
 from fusionsam.metrics.interaction import (
     Bools,
     Click,
@@ -48,12 +50,16 @@ from fusionsam.metrics.interaction import (
     simulate,
 )
 from fusionsam.training.losses import dice_loss, focal_loss
-from fusionsam.types import IGNORE
-from fusionsam.weights.checkpoint import commit
+from fusionsam.types import IGNORE, InputError
+from fusionsam.weights.checkpoint import WEIGHTS, commit
+from fusionsam.weights.checkpoint import locate as locate_weights
 from fusionsam.weights.pretrained import with_prompted_parts
 
 FOCAL = 20.0  # times the Dice term, as Kirillov et al. 2023 (arXiv 2304.02643, appendix A)
 TARGET = 0.80
+ON = ("visible", "infrared", "fused")
+CACHE = "cache.json"
+"""In the folder of encoded pictures: what they were made with."""
 
 
 class Case(NamedTuple):
@@ -77,7 +83,19 @@ def cache(given: argparse.Namespace) -> None:
     infrared picture in a drawn style."""
     data = open_labelled_split("mfnet", given.root, "train")
     model, sam = FusionSAM.from_pretrained(given.weights, "cpu"), InteractiveSAM.from_pretrained(given.start)
-    given.cache.mkdir(parents=True, exist_ok=True)
+    require_writable(given.cache)
+    made = OutputFolder(given.cache, "tune.py cache", "choose another --cache")
+    told = {
+        "weights_sha256": digest(locate_weights(given.weights) / WEIGHTS),
+        "start_sha256": digest(Path(locate(given.start))),
+        "seed": given.seed,
+        "min_pixels": given.min_pixels,
+        "bfloat16": given.bfloat16,
+        "files_sha256": files_digest(data),
+    }
+    stored = made.read(CACHE)
+    made.state(CACHE, None if stored is None else Made(stored), Made(told), [CACHE])
+    write_json(made / CACHE, told)
     todo = drawn(data, given.min_pixels, given.seed)[: given.pairs]
     for place, index in enumerate(progress_bar(todo, desc="encode", unit="pair")):
         file = given.cache / f"{data.entries[index].id}.safetensors"
@@ -96,14 +114,17 @@ def cache(given: argparse.Namespace) -> None:
         }
         with torch.autocast("cpu", torch.bfloat16, enabled=given.bfloat16):
             found = {on: sam.encode(picture).embeddings[0].half().contiguous() for on, picture in pictures.items()}
-        part = file.with_suffix(".part")
-        save_file(found, part)
-        part.rename(file)
+        with whole(file, "choose another --cache") as part:
+            save_file(found, part)
 
 
 def cases(given: argparse.Namespace) -> tuple[list[Case], list[Case], Sequence[str]]:
     """Objects to learn from and those set aside, on the pictures that the cache holds; the classes."""
     data = open_labelled_split("mfnet", given.root, "train")
+    require_classes(given.leave_out, data.row.classes)
+    told = OutputFolder(given.cache, "tune.py cache", "run tune.py cache first").read(CACHE)
+    if told is None or told["start_sha256"] != digest(Path(locate(given.start))):
+        raise InputError(f"{given.cache}: was not made by tune.py cache with --start {given.start}; make it first")
     files = [
         (index, given.cache / f"{data.entries[index].id}.safetensors")
         for index in drawn(data, given.min_pixels, given.seed)
@@ -116,6 +137,8 @@ def cases(given: argparse.Namespace) -> tuple[list[Case], list[Case], Sequence[s
         ones = objects(label, given.min_pixels)
         found.append([Case(file, on, one.class_id, one.mask, label != IGNORE) for on in pictures for one in ones])  # type: ignore[arg-type]
     aside = max(1, round(len(found) * given.aside))
+    if len(found) <= aside:
+        raise InputError(f"{given.cache}: holds {len(found)} pairs of the training split; cache more than {aside}")
     return (
         [case for pair in found[:-aside] for case in pair],
         [case for pair in found[-aside:] for case in pair],
@@ -206,10 +229,16 @@ def learning(sam: PlainSam) -> list[torch.nn.Parameter]:
     return [p.requires_grad_(True) for n, p in named if not n.startswith(stay)]
 
 
+def with_learned(sam: PlainSam, start: str) -> dict[str, Tensor]:
+    """The tensors of the start's file, with what was learned."""
+    parts = (sam.model.prompt_encoder.state_dict(), sam.model.mask_decoder.state_dict())
+    return with_prompted_parts(locate(start), *parts)
+
+
 def write(sam: PlainSam, start: str, path: Path) -> None:
     """A file like that of the start, with what was learned."""
-    parts = (sam.model.prompt_encoder.state_dict(), sam.model.mask_decoder.state_dict())
-    save_file(with_prompted_parts(locate(start), *parts), path, metadata={"format": "pt"})
+    with whole(path) as part:
+        save_file(with_learned(sam, start), part, metadata={"format": "pt"})
 
 
 def train(given: argparse.Namespace) -> None:
@@ -218,10 +247,15 @@ def train(given: argparse.Namespace) -> None:
     started = time.perf_counter()
     chosen, _, classes = cases(given)
     chosen = [case for case in chosen if classes[case.class_id] not in given.leave_out]
+    if not chosen:
+        raise InputError(f"--leave-out {' '.join(given.leave_out)}: leaves no object; leave out fewer classes")
+    if (given.out / "steps.jsonl").exists():
+        raise InputError(f"{given.out}: holds a training already; choose another --out, or remove it")
     sam, start = opened(given.start), opened(given.start)
+    with_learned(sam, given.start)  # a start in a form that cannot be written is told now
     weights = learning(sam)
     optimizer = torch.optim.AdamW(weights, given.lr, weight_decay=given.decay)
-    given.out.mkdir(parents=True, exist_ok=True)
+    require_writable(given.out)
     print(f"{len(chosen)} objects on pictures, {sum(p.numel() for p in weights):,} numbers learn")
     order: list[int] = []
     with (given.out / "steps.jsonl").open("w") as lines:
@@ -271,6 +305,10 @@ def mix(given: argparse.Namespace) -> None:
     """Weights between start and end, by the clicks they need on the pairs set aside."""
     _, aside, classes = cases(given)
     aside = [case for case in aside if case.on in given.on]
+    if not aside:
+        raise InputError(f"--on {' '.join(given.on)}: the pairs set aside have no such picture; expected {ON}")
+    if not (given.out / "end.safetensors").is_file():
+        raise InputError(f"{given.out}: has no end.safetensors; run tune.py train first")
     end = PlainSam.open(given.out / "end.safetensors").model
     rows = []
     for share in given.shares:
@@ -322,11 +360,16 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=0.0)
     parser.add_argument("--clip", type=float, default=1.0)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.5, 1.0])
-    parser.add_argument("--on", nargs="+", default=["visible", "infrared", "fused"], help="pictures that mix clicks on")
+    parser.add_argument("--on", nargs="+", choices=ON, default=ON, help="pictures that mix clicks on")
     parser.add_argument("--most", type=int, default=10, help="clicks of mix on an object")
     given = parser.parse_args()
+    if given.out is None and given.what != "cache":
+        raise InputError(f"{given.what}: needs --out, a folder")
     {"cache": cache, "train": train, "mix": mix}[given.what](given)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

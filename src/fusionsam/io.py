@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -234,12 +235,21 @@ def whole(path: str | Path, remedy: str = OTHER_OUT, also: tuple[type[Exception]
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch(path.parent) as folder:
             yield folder / path.name
+            _as_usual(folder / path.name)
             os.replace(folder / path.name, path)
     except Exception as error:
         if not isinstance(error, (OSError, *also)):
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:100]
         raise InputError(f"{path}: cannot be written ({reason}); {remedy}") from error
+
+
+def _as_usual(path: Path) -> None:
+    """The rights that a new file has here: safetensors gives its own to nobody but the owner."""
+    if stat.S_IMODE(path.stat().st_mode) == 0o600:
+        usual = path.with_name(".usual")
+        usual.touch()
+        path.chmod(stat.S_IMODE(usual.stat().st_mode))
 
 
 @contextmanager

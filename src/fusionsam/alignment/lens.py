@@ -69,7 +69,9 @@ class Lens:
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{name}: no camera matrix and distortion; {remedy}") from None
         if len(bent) > 5 or not np.isfinite([*four, *bent]).all() or min(four[:2]) <= 0:
-            raise InputError(f"{name}: focal lengths {four[:2]}, {len(bent)} coefficients; {remedy}, all finite")
+            raise InputError(
+                f"{name}: focal lengths {four[:2]}, {len(bent)} coefficients; {remedy}, all finite, fx and fy above 0"
+            )
         k1, k2, p1, p2, k3 = [*bent, 0.0, 0.0, 0.0, 0.0, 0.0][:5]
         fx, fy, cx, cy = four
         return cls(fx, fy, cx, cy, (k1, k2, p1, p2, k3))

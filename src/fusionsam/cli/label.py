@@ -70,7 +70,7 @@ def main(options: Options) -> int:
 
 def _exchange(options: Options, folder: LabelFolder) -> bool:
     """Read and write files as asked; whether anything was."""
-    from fusionsam.data.labelling.exchange import into_folder, of_folder
+    from fusionsam.data.labelling.exchange import export, into_folder
     from fusionsam.data.labelling.formats import FORMATS, named
 
     read = [named(text, "--import") for text in options.import_]
@@ -84,8 +84,7 @@ def _exchange(options: Options, folder: LabelFolder) -> bool:
             taken = into_folder(path, kind, folder)
         other = f"; {len(taken.others)} pictures of it are of no pair" if taken.others else ""
         print(f"{taken.objects} objects of {taken.pairs} pairs taken from {path}{other}")
-    for kind, path in written:
-        count = kind.write(path, of_folder(folder), folder.classes, folder.palette)
+    for count, path in export(written, folder):
         print(f"{count} objects in {path}")
     if options.export_temperatures:
         from fusionsam.inference.temperatures import read_celsius, write_csv

@@ -56,9 +56,13 @@ def _one_line(error: BaseException) -> str:
 
 
 def _exists(path: Path) -> None:
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that is too long, a loop of links
+        raise InputError(f"{str(path)[:200]}: cannot be read ({_one_line(error)[:100]}); check the path") from None
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected an image file; name one file in it")
-    if not path.exists():
+    if not there:
         raise InputError(f"{path}: no such file; check the path")
     if not path.is_file():  # a pipe without a writer would be waited for
         raise InputError(f"{path}: is a pipe or a device, expected an image file; save it as one")

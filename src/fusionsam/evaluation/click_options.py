@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +32,7 @@ class ClicksOptions(DataOptions, OutOption, WeightsOption, DeviceOption, Bootstr
     """smaller regions are left out"""
     steer: bool = False
     """measure instead what clicks that name a class do to the class map of --weights (IoU in the object's box, at most
-    5 clicks); writes steering.json, .md, .tex and .csv"""
+    5 clicks); writes steering.json, .md, .tex, .csv and steered.jsonl"""
     most: int = 10
     """clicks on one object"""
     pairs: int = field(default=0, metadata={"metavar": "N"})
@@ -45,6 +45,11 @@ class ClicksOptions(DataOptions, OutOption, WeightsOption, DeviceOption, Bootstr
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag}: found {getattr(self, name)}; expected at least {least}")
+        if self.steer:
+            plain = {one.name: one.default for one in fields(self)}
+            found = {"sam": self.sam, "images": tuple(self.images), "choose": self.choose, "most": self.most}
+            if given := [f"--{name}" for name, value in found.items() if value != plain[name]]:
+                raise InputError(f"--steer: clicks on the class map alone; leave out {', '.join(given)}")
         if not self.images:
             raise InputError("--images: found none; expected some of visible, infrared, fused")
 

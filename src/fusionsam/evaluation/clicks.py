@@ -7,11 +7,13 @@ network segments by itself.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -28,9 +30,9 @@ from fusionsam.inference.device import choose_device
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture
 from fusionsam.inference.interactive import locate as locate_sam
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.io import OTHER_OUT, digest, progress_bar, require_writable, write_json
+from fusionsam.io import OTHER_OUT, digest, progress_bar, require_writable, write_json, write_text
 from fusionsam.metrics.interaction import Ask, Bools, Click, Object, iou, objects, simulate
-from fusionsam.types import IGNORE, Array, InputError, Sample
+from fusionsam.types import IGNORE, Array, InputError, JsonObject, Sample
 from fusionsam.weights import checkpoint
 
 CHOICES: dict[Choose, str] = {
@@ -38,6 +40,7 @@ CHOICES: dict[Choose, str] = {
     "best": "of a first click's three masks the one nearest to the truth is taken, as a user would choose by eye",
 }
 LINES = "objects.jsonl"
+T = TypeVar("T")
 
 
 def measure(options: ClicksOptions) -> dict[str, object]:
@@ -51,13 +54,14 @@ def measure(options: ClicksOptions) -> dict[str, object]:
     )
     data = open_labelled(plain)
     require_writable(options.out)
-    done = _read_lines(Path(options.out) / LINES, _settings(options))
+    told = {**_settings(options), "classes": list(data.row.classes), "files_sha256": files_digest(data)}
+    lines = Lines(options.out, NAME, LINES, told, lambda row: Measured(**row))
     device = choose_device(options.device)
     model = FusionSAM.from_pretrained(options.weights, device) if "fused" in options.images else None
     guard = leak_guard(plain, data.entries, [model.card]) if model is not None else None
     drawn = drawn_pairs(data, options)
-    _run(options, data, drawn, done, model, device)
-    measured = [one for index in sorted(drawn) for one in done[data.entries[index].id]]
+    _run(options, data, drawn, lines, model, device)
+    measured = [one for index in sorted(drawn) for one in lines.done[data.entries[index].id]]
     if not measured:
         raise InputError(
             f"{options.root}: split {options.split!r} has no object of {options.min_pixels} pixels; lower --min-pixels"
@@ -94,27 +98,66 @@ def _settings(options: ClicksOptions) -> dict[str, object]:
     return found
 
 
-def _read_lines(path: Path, settings: dict[str, object]) -> dict[str, list[Measured]]:
-    """What was measured before, by id; a line cut short by a kill is left out. A new file is begun where none is."""
-    if not path.is_file():
-        path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+def files_digest(data: LabelledPairs) -> str:
+    """SHA-256 of the pictures and labels of all pairs: what was measured of other files is not what is asked."""
+    found = hashlib.sha256()
+    for entry in data.entries:
+        for path in (entry.rgbt, entry.radiometric, entry.visible, entry.infrared, entry.label):
+            if path is not None:
+                found.update(f"{entry.id} {digest(path)}\n".encode())
+    return found.hexdigest()
+
+
+def read_lines(path: Path, make: Callable[[JsonObject], T]) -> tuple[JsonObject, dict[str, list[T]], str]:
+    """The settings, the objects of each pair, and the text of a file of lines, less a line that a kill cut short.
+    InputError for a file in another form."""
     try:
-        stored = json.loads(lines[0])["settings"]
-    except (ValueError, KeyError, IndexError, TypeError):
+        text = path.read_text(encoding="utf-8")
+        kept = text[: text.rfind("\n") + 1]
+        first, *rows = map(json.loads, kept.rstrip("\n").split("\n"))
+        done = {str(row["id"]): [make(one) for one in row["objects"]] for row in rows}
+        return {**first["settings"]}, done, kept
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{path}: is not ours to read; {OTHER_OUT}, or remove it") from None
-    differing = sorted(name for name in {*stored, *settings} if stored.get(name) != settings.get(name))
-    if differing:
-        raise InputError(f"{path}: was measured with another {', '.join(differing)}; {OTHER_OUT}, or remove it")
-    found: dict[str, list[Measured]] = {}
-    whole = [line for line in lines if line.endswith("\n")]
-    for line in whole[1:]:
-        row = json.loads(line)
-        found[row["id"]] = [Measured(**one) for one in row["objects"]]
-    if len(whole) < len(lines):
-        path.write_text("".join(whole), encoding="utf-8")
-    return found
+
+
+class Lines(Generic[T]):
+    """What was measured of each pair, a line a pair in `out`, by which a stopped run goes on.
+
+    `settings` are all that a line depends on, `make` builds an object of a line again. InputError for a file of other
+    settings or in another form, and for a report of that `owner` without such a file, which would be lost."""
+
+    def __init__(
+        self, out: str | Path, owner: str, name: str, settings: dict[str, object], make: Callable[[JsonObject], T]
+    ) -> None:
+        self.path = Path(out) / name
+        self.done: dict[str, list[T]] = {}
+        if self.path.is_file():
+            stored, self.done, kept = read_lines(self.path, make)
+            differing = sorted(name for name in {*stored, *settings} if stored.get(name) != settings.get(name))
+            if differing:
+                other = ", ".join(differing)
+                raise InputError(f"{self.path}: was measured with another {other}; {OTHER_OUT}, or remove it")
+            if len(kept.encode()) < self.path.stat().st_size:
+                write_text(self.path, kept)
+            return
+        report = f"{owner}.json"
+        if (Path(out) / report).exists():
+            raise InputError(f"{Path(out) / report}: is there without {name}, and would be lost; {OTHER_OUT}")
+        write_text(self.path, json.dumps({"settings": settings}) + "\n")
+
+    def left(self, data: LabelledPairs, drawn: Sequence[int]) -> list[int]:
+        """The places of the pairs that are still to be measured; of others it is told that they are there."""
+        todo = [index for index in drawn if data.entries[index].id not in self.done]
+        if len(todo) < len(drawn):
+            tqdm.write(f"{len(drawn) - len(todo)} of {len(drawn)} pairs were already in {self.path.parent}")
+        return todo
+
+    def add(self, pair: str, objects: list[T]) -> None:
+        """Keep what was measured of a pair."""
+        self.done[pair] = objects
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"id": pair, "objects": [asdict(one) for one in objects]}) + "\n")  # type: ignore[call-overload]
 
 
 def drawn_pairs(data: LabelledPairs, options: ClicksOptions) -> list[int]:
@@ -127,26 +170,20 @@ def _run(
     options: ClicksOptions,
     data: LabelledPairs,
     drawn: Sequence[int],
-    done: dict[str, list[Measured]],
+    lines: Lines[Measured],
     model: FusionSAM | None,
     device: str,
 ) -> None:
-    """Measure what `done` lacks, into it and, a line a pair, into objects.jsonl."""
-    todo = [index for index in drawn if data.entries[index].id not in done]
-    if len(todo) < len(drawn):
-        tqdm.write(f"{len(drawn) - len(todo)} of {len(drawn)} pairs were already in {options.out}")
+    """Measure the pairs that `lines` lack."""
+    todo = lines.left(data, drawn)
     if not todo:
         return
     sam = InteractiveSAM.from_pretrained(options.sam, device)
-    with (Path(options.out) / LINES).open("a", encoding="utf-8") as lines:
-        for index in progress_bar(todo, desc="clicks", unit="pair"):
-            sample = data[index]
-            label = sample.label.numpy()
-            found = objects(label, options.min_pixels)
-            rows = _pair(options, sample, found, label != IGNORE, sam, model) if found else []
-            done[sample.id] = rows
-            lines.write(json.dumps({"id": sample.id, "objects": [asdict(row) for row in rows]}) + "\n")
-            lines.flush()
+    for index in progress_bar(todo, desc="clicks", unit="pair"):
+        sample = data[index]
+        label = sample.label.numpy()
+        found = objects(label, options.min_pixels)
+        lines.add(sample.id, _pair(options, sample, found, label != IGNORE, sam, model) if found else [])
 
 
 def _pair(

@@ -102,6 +102,7 @@ def require_usable(
     would be lost: of other images, or of conditions that are not among `conditions`."""
     if seed < 0 or bootstrap < 0:
         raise InputError(f"--seed {seed}, --bootstrap {bootstrap}: expected at least 0")
+    require_known(conditions)
     require_same(others, {**_images(data), "seed": seed})
     require_writable(out)
     folder, record = OutputFolder(out, NAME), f"{NAME}.json"
@@ -113,6 +114,12 @@ def require_usable(
     folder.require_none_lost(record, "rows of", there["conditions"], ["full", *conditions])
 
 
+def require_known(conditions: Sequence[str]) -> None:
+    """InputError for a condition that there is not."""
+    if unknown := [name for name in conditions if name not in CONDITIONS]:
+        raise InputError(f"--conditions {unknown[0]!r}: not known; choose from {', '.join(CONDITIONS)}")
+
+
 def require_same(others: Sequence[Measured], values: Measured) -> None:
     """InputError for a table of `others` that differs from `values` in what makes it comparable."""
     ours: Mapping[str, object] = values
@@ -120,9 +127,11 @@ def require_same(others: Sequence[Measured], values: Measured) -> None:
         theirs: Mapping[str, object] = other
         for key in ("dataset", "split_ids_sha256", "protocol", "seed"):
             if key in ours and theirs.get(key) != ours[key]:
+                unlike = f"its {key} is {theirs.get(key)}, here it is {ours[key]}"
+                if key == "split_ids_sha256":
+                    unlike = f"is of {other.get('n_images')} other pairs than the {ours.get('n_images')} here"
                 raise InputError(
-                    f"--against {other['title']}: its {key} is {theirs.get(key)}, here it is {ours[key]}; "
-                    "measure it on this split with this seed"
+                    f"--against, the table of {other['title']}: {unlike}; measure it on this split with this seed"
                 )
 
 
@@ -150,9 +159,7 @@ def measure(
             raise InputError(
                 f"{entry.id}: has no {absent[0]}, and robustness needs both images and a label; leave it off the list"
             )
-    unknown = [name for name in conditions if name not in CONDITIONS]
-    if unknown:
-        raise InputError(f"--conditions {unknown[0]!r}: not known; choose from {', '.join(CONDITIONS)}")
+    require_known(conditions)
     counted = _count(predict, data, list(dict.fromkeys(["full", *conditions])), seed)
     full = counted["full"]
     occurs = np.zeros(data.num_classes, bool) if full is None else full.dense().sum((0, 2), dtype=np.int64) > 0

@@ -21,17 +21,18 @@ from fusionsam.data.sequences import recording_sequences
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluation.click_options import ClicksOptions
 from fusionsam.evaluation.click_report import AFTER, FEW_OBJECTS, grouped_interval, selections
-from fusionsam.evaluation.clicks import drawn_pairs
+from fusionsam.evaluation.clicks import Lines, drawn_pairs, files_digest
 from fusionsam.evaluation.run import EvaluateConfig, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import Row, Table, write_table
 from fusionsam.inference.device import choose_device
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.io import digest, progress_bar, require_writable, write_json
 from fusionsam.metrics.interaction import Corrected, correct, iou_after, objects
-from fusionsam.types import InputError, Prompts
+from fusionsam.types import InputError, JsonObject, Prompts
 from fusionsam.weights import checkpoint
 
 NAME = "steering"
+LINES = "steered.jsonl"
 WEAK = 0.8
 """Objects whose box has less IoU before any click are told apart: only there is much to be gained."""
 Values = dict[str, object]
@@ -46,11 +47,18 @@ class Steered:
     pixels: int
     done: Corrected
 
+    @classmethod
+    def of(cls, row: JsonObject) -> Steered:
+        """From a line of objects."""
+        return cls(**{**row, "done": Corrected(**row["done"])})
+
 
 def measure_steering(options: ClicksOptions) -> Values:
-    """Click at the objects of a split and write steering.json, .md, .tex and .csv into `out`.
+    """Click at the objects of a split and write steering.json, .md, .tex, .csv and steered.jsonl into `out`; pairs that
+    are in the last one already are kept.
 
-    InputError for unusable options, data or weights, and for weights that no click that names a class steers."""
+    InputError for an `out` with pairs measured otherwise, for unusable options, data or weights, and for weights that
+    no click that names a class steers."""
     started = time.perf_counter()
     plain = EvaluateConfig(
         options.dataset, options.root, options.split, weights=[options.weights], class_file=options.class_file
@@ -62,9 +70,19 @@ def measure_steering(options: ClicksOptions) -> Values:
         raise InputError(f"weights {options.weights}: have no steering; train it with configs/steering.yaml")
     guard = leak_guard(plain, data.entries, [model.card])
     drawn = drawn_pairs(data, options)
-    measured: list[Steered] = []
-    for index in progress_bar(sorted(drawn), desc="clicks", unit="pair"):
-        measured += _pair(model, data, index, options.min_pixels)
+    settings = {
+        "dataset": options.dataset,
+        "split": options.split,
+        "weights": Path(options.weights).name,
+        "weights_sha256": digest(checkpoint.locate(options.weights) / checkpoint.WEIGHTS),
+        "min_pixels": options.min_pixels,
+        "seed": options.seed,
+    }
+    told = {**settings, "classes": list(data.row.classes), "files_sha256": files_digest(data)}
+    lines = Lines(options.out, NAME, LINES, told, Steered.of)
+    for index in progress_bar(lines.left(data, drawn), desc="clicks", unit="pair"):
+        lines.add(data.entries[index].id, _pair(model, data, index, options.min_pixels))
+    measured = [one for index in sorted(drawn) for one in lines.done[data.entries[index].id]]
     if not measured:
         raise InputError(
             f"{options.root}: split {options.split!r} has no object of {options.min_pixels} pixels with an error; "
@@ -76,12 +94,7 @@ def measure_steering(options: ClicksOptions) -> Values:
     values: Values = {
         "title": f"Clicks that name a class: {model.name} on {options.dataset}/{options.split}",
         "groups": scores(measured, data.row.classes, recording_sequences(data.entries), options),
-        "dataset": options.dataset,
-        "split": options.split,
-        "weights": Path(options.weights).name,
-        "weights_sha256": digest(checkpoint.locate(options.weights) / checkpoint.WEIGHTS),
-        "min_pixels": options.min_pixels,
-        "seed": options.seed,
+        **settings,
         "bootstrap": options.bootstrap,
         "n_images": len(drawn),
         "n_objects": len(measured),

@@ -24,6 +24,8 @@ from fusionsam.types import LUMA, Array, InputError
 ImageLike = str | Path | bytes | IO[bytes] | Image.Image | Array | Tensor
 """A path; the content of an image file, as bytes or as an open file (io.BytesIO); a picture in memory."""
 Name = Literal["visible", "infrared"]
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""By which a file of pictures begins that has the form of an MP4."""
 FORMS = "a path, bytes, an open file, a PIL image, an array or a tensor"
 
 
@@ -104,7 +106,11 @@ def _visible(image: ImageLike | None) -> Tensor | None:
 
 def _upright(image: Image.Image, name: Name) -> Array:
     """(H,W) where it is grey or deep, else (H,W,3), as a file of it would be read."""
-    image = ImageOps.exif_transpose(image)
+    try:
+        image = ImageOps.exif_transpose(image)
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:  # opened, but not decoded yet
+        raise InputError(f"{name}: damaged or truncated image ({error}); fetch the file again") from None
     require_no_thermal(name, image)
     deep = image.mode.startswith("I") or image.mode == "F"
     grey = image.mode in ("L", "LA")
@@ -139,7 +145,8 @@ def _file(image: object, name: Name) -> Iterator[str | Path | None]:
         yield image if isinstance(image, str | Path) else None
         return
     # the two kinds that are known by the name's ending
-    ending = ".heic" if content[4:8] == b"ftyp" else ".jpg" if content.startswith(b"\xff\xd8") else ""
+    heic = content[4:8] == b"ftyp" and content[8:12] in HEIC_BRANDS
+    ending = ".heic" if heic else ".jpg" if content.startswith(b"\xff\xd8") else ""
     with tempfile.TemporaryDirectory(prefix="fusionsam-") as folder:
         path = Path(folder) / f"{name}{ending}"
         path.write_bytes(content)

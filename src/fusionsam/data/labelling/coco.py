@@ -79,6 +79,8 @@ class Coco:
 
 def read_json(path: Path) -> object:
     """The content of a JSON file; InputError for one that is too large, or none."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file; check the path")
     try:
         if path.stat().st_size > LARGEST:
             raise InputError(f"{path}: is larger than {LARGEST >> 20} MiB; split it")

@@ -6,6 +6,7 @@ Objects are given as the later ones over the earlier ones, as a `Drawing` has th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,8 +18,11 @@ from numpy.typing import NDArray
 from fusionsam.data.labelling.drawing import Box, Drawing
 from fusionsam.data.labelling.folder import LabelFolder
 from fusionsam.data.splits import Entry, one_name
+from fusionsam.io import OutputFolder, digest, write_json
 from fusionsam.types import InputError
 
+EXPORTS = "exports.json"
+"""In the folder of drawings: what it wrote elsewhere, path and digest."""
 Color = tuple[int, int, int]
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -86,6 +90,37 @@ def of_folder(folder: LabelFolder) -> Iterator[Annotated]:
             mask = drawing.instances[y : y + height, x : x + width] == one["id"]
             regions.append(Region(folder.classes[one["class"]], (x, y, width, height), mask))
         yield Annotated(file.name, folder.size_of(entry), regions)
+
+
+def export(targets: Sequence[tuple[Format, Path]], folder: LabelFolder) -> Iterator[tuple[int, Path]]:
+    """The objects of the folder into each file, or folder of files; how many, and where.
+
+    InputError, before anything is written, for a path that is given twice, and for one at which stands what is not this
+    folder's last export: drawings of others, or one that was changed since."""
+    record = OutputFolder(folder.out, "label")
+    told = record.read(EXPORTS, damaged={}) or {}
+    paths = [path.resolve() for _, path in targets]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise InputError(f"--export {path}: was given twice; give each file once")
+        if _digest(path) not in ("", told.get(str(path))):
+            raise InputError(
+                f"{path}: is there, and is not what {folder.out} exported last; choose another file, or remove it"
+            )
+    for (format, given), path in zip(targets, paths, strict=True):
+        count = format.write(given, of_folder(folder), folder.classes, folder.palette)
+        told = {**told, str(path): _digest(path)}
+        write_json(record / EXPORTS, told)
+        yield count, given
+
+
+def _digest(path: Path) -> str:
+    """Of a file, or of a folder's files; one without a file is as good as none."""
+    if not path.is_dir():
+        return digest(path) if path.exists() else ""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = "".join(f"{file.relative_to(path)} {digest(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest() if files else ""
 
 
 @dataclass(frozen=True)
