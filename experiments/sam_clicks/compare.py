@@ -37,6 +37,8 @@ def figures(ious: Sequence[float], most: int) -> list[float]:
 
 def measured(folder: Path) -> tuple[JsonObject, dict[str, list[Measured]]]:
     """The settings of a folder of `fusionsam clicks`, and the objects of each pair."""
+    if not (folder / LINES).is_file():
+        raise InputError(f"{folder / LINES}: no such file; give a folder of fusionsam clicks")
     return read_lines(folder / LINES, lambda row: Measured(**row))[:2]
 
 
