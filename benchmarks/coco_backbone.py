@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from fusionsam.data.dataset import open_split
 from fusionsam.data.transforms import to_unit
+from fusionsam.io import whole
 from fusionsam.types import InputError
 
 SOURCE = "mobilenetv2_100"
@@ -148,11 +149,9 @@ def run(argv: list[str]) -> int:
     if not visible:
         raise InputError(f"--split {args.split}: has no visible image; give one that has")
     unfold(net, [((to_unit(image) - mean[:, None, None]) / std[:, None, None])[None] for image in visible])
-    partial = args.out.with_name(args.out.name + ".partial")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     kept = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("classifier.")}
-    save_file(kept, partial)
-    partial.replace(args.out)
+    with whole(args.out) as part:
+        save_file(kept, part)
     print(
         f"{args.out}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters, norms of {len(visible)} images"
     )

@@ -57,7 +57,7 @@ from fusionsam.evaluation.run import (
     open_labelled,
 )
 from fusionsam.evaluation.tables.formats import to_markdown
-from fusionsam.io import digest, whole_folder, write_json
+from fusionsam.io import digest, whole, whole_folder, write_json
 from fusionsam.metrics.segmentation import CalibrationError
 from fusionsam.training.callbacks import LAST, BestWeights
 from fusionsam.training.data import PairData, open_data, pairs_digest, refuse_seen
@@ -101,7 +101,8 @@ class PeerWeights(BestWeights):
         card = {**self.card, "step": trainer.global_step, "hours": round(hours, 3), **rate, "val": scores}
         with whole_folder(folder) as part:
             tensors = {name: value.contiguous() for name, value in task.evaluated().state_dict().items()}
-            save_file(tensors, part / WEIGHTS)
+            with whole(part / WEIGHTS) as file:
+                save_file(tensors, file)
             write_json(part / CARD, card)
             self.seen.write(part)
 
