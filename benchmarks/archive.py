@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import random
+import shlex
 import signal
 import socket
 import subprocess
@@ -179,7 +180,9 @@ def main() -> None:
             started = time.monotonic()
             ray = command(weights, "ray", options.shard, "--engine", "ray", "--workers", "2")
             told = killed_run(files, ray, options.kills, -(-count // options.shard), options.seed)
+            on_ray = time.monotonic() - started
             found = {
+                "command": shlex.join(["python", *sys.argv]),
                 "commit": commit(),
                 "machine": {"cpu": platform.processor() or platform.machine(), "cpus": os.cpu_count()},
                 "pairs_of_64x64": options.pairs,
@@ -189,7 +192,7 @@ def main() -> None:
                 **compare(files, count, damaged),
                 "bytes_equal_to_local": True,
                 "seconds_local": round(local, 1),
-                "seconds_ray_with_kills": round(time.monotonic() - started, 1),
+                "seconds_ray_with_kills": round(on_ray, 1),
                 "load_average": [round(value, 1) for value in os.getloadavg()],
             }
     finally:
