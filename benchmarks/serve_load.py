@@ -138,8 +138,8 @@ class Load:
                 return
             except (asyncio.IncompleteReadError, ConnectionError) as error:
                 partial = getattr(error, "partial", b"")
-                # while it obeyed Retry-After, the server closed what no request was running on
-                idle = self.stopping and rested and not partial
+                # while it obeyed Retry-After or kept its pace, the server closed what no request was running on
+                idle = self.stopping and (rested or self.pause > 0) and not partial
                 self.statuses[IDLE if idle else "lost"] += 1
                 rested = False
                 connection = None
