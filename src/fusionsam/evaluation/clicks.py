@@ -54,7 +54,8 @@ def measure(options: ClicksOptions) -> dict[str, object]:
     )
     data = open_labelled(plain)
     require_writable(options.out)
-    told = {**_settings(options), "classes": list(data.row.classes), "files_sha256": files_digest(data)}
+    rules = _settings(options)
+    told = {**rules, "classes": list(data.row.classes), "files_sha256": files_digest(data)}
     lines = Lines(options.out, NAME, LINES, told, lambda row: Measured(**row))
     device = choose_device(options.device)
     model = FusionSAM.from_pretrained(options.weights, device) if "fused" in options.images else None
@@ -74,7 +75,7 @@ def measure(options: ClicksOptions) -> dict[str, object]:
         "title": f"Clicks: {options.sam} on {options.dataset}/{options.split}",
         "most": options.most,
         **scores(measured, data.row.classes, options.most, sequences, options.bootstrap, options.seed),
-        **_settings(options),
+        **rules,
         "bootstrap": options.bootstrap,
         "n_images": len(drawn),
         "guard": None if guard is None else asdict(guard.findings),
