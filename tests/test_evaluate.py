@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from fusionsam.cli.main import main as cli
 from fusionsam.config.datasets import MFNET_CLASSES, MFNET_PALETTE, find
+from fusionsam.config.model import SteeringConfig
 from fusionsam.config.schema import preset
 from fusionsam.data.dataset import open_split
 from fusionsam.data.fingerprints import of_training
@@ -235,6 +236,23 @@ def test_oracle_reports_are_marked_and_never_compared(home, scored, tmp_path):
         run(home, against=renamed)
     with pytest.raises(InputError, match="oracle"):
         run(home, prompts="oracle", against=home / "scored" / "report.json")
+
+
+def test_points_of_the_truth_that_name_their_class_need_steering_and_are_marked_too(home, tmp_path):
+    with pytest.raises(InputError, match="have no steering"):
+        run(home, prompts="named")
+    taught = save(home / "taught", 1, steering=SteeringConfig(width=8))
+    plain, named = (
+        run(home, weights=[taught], prompts=prompts, out=tmp_path / str(prompts)) for prompts in (None, "named")
+    )
+    assert named.title.startswith("ORACLE PROMPTS (upper bound, ground truth was used)")
+    assert "prompts named" in named.title
+    assert named.from_truth
+    assert named.miou > plain.miou  # the cells of the points have their class, whatever steering learned
+    with pytest.raises(InputError, match="oracle"):
+        run(home, against=tmp_path / "named" / "report_oracle.json")
+    with pytest.raises(InputError, match="prompts named: the ground truth was used"):
+        run(home, weights=[taught], prompts="named", against=tmp_path / "None" / "report.json")
 
 
 def test_against_itself_nothing_is_real_and_against_the_truth_everything(home, scored, direct, tmp_path):

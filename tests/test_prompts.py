@@ -205,3 +205,7 @@ def test_oracle_points_lie_on_their_class_and_the_box_round_all():
     again = oracle_prompts(label, 5, [2, 4], 7, seed=3)
     assert torch.equal(found.points, again.points)
     assert not torch.equal(found.points, oracle_prompts(label, 5, [2, 4], 7, seed=4).points)
+    assert found.point_classes is None
+    named = oracle_prompts(label, 5, [2, 4], 7, seed=3, named=True)
+    assert torch.equal(named.points, found.points)
+    assert named.point_classes.tolist() == [[2] * 7 + [4] * 7, [-1] * 14]  # padding names nothing

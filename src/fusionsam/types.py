@@ -46,6 +46,8 @@ JsonObject: TypeAlias = dict[str, Any]
 """A JSON object as read from a file, or on its way into one: its values are known by their keys alone."""
 
 PromptMode = Literal["self", "none", "user", "oracle"]
+FROM_TRUTH = ("oracle", "named")
+"""What an evaluation calls prompts drawn from the ground truth: points and a box, or points that name their class."""
 
 
 class InputError(ValueError):

@@ -44,8 +44,9 @@ class EvaluateConfig(DataOptions, LabelOptions, AlignOptions, DeviceOption, Boot
     """instead of --weights: folder of ID.png or ID_labels.png: class ids, or palette colours, RGB or BGR"""
     out: Path | str | None = None
     """folder for report.json and per_image.json; from Python, None writes nothing"""
-    prompts: Literal["self", "none", "oracle"] | None = None
-    """as the weights were configured if left out; oracle: drawn from the ground truth"""
+    prompts: Literal["self", "none", "oracle", "named"] | None = None
+    """as the weights were configured if left out; oracle: drawn from the ground truth; named: the same, and each point
+    names its class (weights with steering)"""
     as_trained: bool = False
     """without the offsets and temperature that calibrate stored"""
     modality: Literal["both", "visible", "infrared"] = "both"

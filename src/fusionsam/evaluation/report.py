@@ -24,7 +24,7 @@ from fusionsam.evaluation.report_parts import (
     TimeScore,
     shared_mean,
 )
-from fusionsam.types import InputError, JsonObject
+from fusionsam.types import FROM_TRUTH, InputError, JsonObject
 
 if TYPE_CHECKING:
     import pandas
@@ -95,7 +95,8 @@ class Report(Scores):
     missing_ids: list[str] | None = None
     extra_files: list[str] | None = None
     prompts: str | None = None
-    """What steered SAM: self, none, oracle, mixed; None for label maps of others."""
+    """What steered SAM: self, none, oracle, named (oracle's points, each with its class), mixed; None for label maps of
+    others."""
     weights: str | list[str] | None = None
     weights_sha256: str | None = None
     fitted: dict[str, int] = field(default_factory=dict)
@@ -123,7 +124,7 @@ class Report(Scores):
     @property
     def oracle(self) -> bool:
         """Whether its prompts were drawn from the ground truth."""
-        return self.prompts == "oracle" or self.title.startswith("ORACLE")
+        return self.prompts in FROM_TRUTH or self.title.startswith("ORACLE")
 
     @property
     def counted(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fusionsam.types import JsonObject
+from fusionsam.types import FROM_TRUTH, JsonObject
 
 ORACLE = "ORACLE PROMPTS (upper bound, ground truth was used)"
 """How the title of a report begins whose prompts were drawn from the labels."""
@@ -92,7 +92,7 @@ class CheckpointScore:
     @property
     def oracle(self) -> bool:
         """Whether its prompts were drawn from the ground truth."""
-        return self.prompts == "oracle"
+        return self.prompts in FROM_TRUTH
 
 
 def shared_mean(parts: Sequence[tuple[Sequence[str], ByClass]]) -> tuple[list[str], list[float]] | None:

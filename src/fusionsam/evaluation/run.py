@@ -30,7 +30,7 @@ from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.views import require_scales
 from fusionsam.io import digest, progress_bar, require_writable
 from fusionsam.metrics.segmentation import ImageMatrices
-from fusionsam.types import IGNORE, InputError, JsonObject
+from fusionsam.types import FROM_TRUTH, IGNORE, InputError, JsonObject
 from fusionsam.weights import checkpoint
 from fusionsam.weights.checkpoint import Card
 
@@ -124,10 +124,14 @@ def _check(config: EvaluateConfig) -> None:
         raise InputError("predicted-by: says which weights made --predictions; leave it out without them")
     if config.predictions is not None and list(config.scales) != [1.0]:
         raise InputError("predictions: --scales needs --weights; leave it out")
-    if config.prompts == "oracle" and (config.flip or list(config.scales) != [1.0]):
-        raise InputError("prompts oracle: are drawn for one scale without flip; leave out --scales and --flip")
-    if config.prompts == "oracle" and config.against is not None:
-        raise InputError("prompts oracle: the ground truth was used, so no comparison is made; leave out --against")
+    if config.prompts in FROM_TRUTH and (config.flip or list(config.scales) != [1.0]):
+        raise InputError(
+            f"prompts {config.prompts}: are drawn for one scale without flip; leave out --scales and --flip"
+        )
+    if config.prompts in FROM_TRUTH and config.against is not None:
+        raise InputError(
+            f"prompts {config.prompts}: the ground truth was used, so no comparison is made; leave out --against"
+        )
     if config.against is not None and len(config.weights) > 1:
         raise InputError("against: compares single reports; give one of the --weights")
     if config.seeds and len(config.weights) < 2:
@@ -206,7 +210,7 @@ def _run(
         **_context(config, data, guard),
         **predictor.describe(),
         title="",
-        prompts=prompts,
+        prompts="named" if config.prompts == "named" else prompts,
         weights=None if weights is None else str(weights),
         weights_sha256=None if weights is None else digest(checkpoint.locate(weights) / checkpoint.WEIGHTS),
         fitted=fitted,
@@ -219,7 +223,7 @@ def _run(
         report.notes.append(f"label ids were read otherwise than stored: {mapped}")
     whole = len(todo) == len(data.entries)
     official = config.split == "test" and whole and TEST_IMAGES.get(config.dataset) == len(todo)
-    if official and prompts != "oracle" and not guard.leaks and not guard.off:
+    if official and not report.oracle and not guard.leaks and not guard.off:
         report.published = SINCE[config.dataset]
     name = str(weights if weights is not None else config.predictions)
     report.title = _title(config, name, report, None if whole else (len(todo), len(data.entries)))
@@ -277,7 +281,7 @@ def _context(config: EvaluateConfig, data: LabelledPairs, guard: LeakCheck) -> J
 def _title(config: EvaluateConfig, name: str, report: Report, partial: tuple[int, int] | None) -> str:
     """What was scored and all that a reader must know before comparing the figure."""
     guard = report.leak_guard
-    marks = [ORACLE] if report.prompts == "oracle" else []
+    marks = [ORACLE] if report.oracle else []
     marks += [f"TRAIN-TEST LEAK ({guard.leaks} pictures were trained on)"] if guard.leaks else []
     marks += ["LEAK GUARD OFF (the training split was not compared)"] if guard.off else []
     marks += [f"PARTIAL ({partial[0]} of {partial[1]} images)"] if partial else []

@@ -18,7 +18,7 @@ from fusionsam.data.predictions import Format, PredictionFolder
 from fusionsam.data.transforms import to_unit
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.models.prompts import oracle_prompts
-from fusionsam.types import InputError, JsonObject, PromptMode, Sample
+from fusionsam.types import FROM_TRUTH, InputError, JsonObject, PromptMode, Sample
 
 
 class Predicted(NamedTuple):
@@ -32,10 +32,10 @@ class Predicted(NamedTuple):
 
 @dataclass
 class NetworkPredictor:
-    """Predicts with a checkpoint. Labels enter by `prompts` oracle alone."""
+    """Predicts with a checkpoint. Labels enter by `prompts` oracle and named alone."""
 
     model: FusionSAM
-    prompts: Literal["self", "none", "oracle"] | None = None
+    prompts: Literal["self", "none", "oracle", "named"] | None = None
     """None = as the weights were configured."""
     modality: Literal["both", "visible", "infrared"] = "both"
     flip: bool = False
@@ -48,12 +48,13 @@ class NetworkPredictor:
         sample = data[index]
         images = self.images(sample)
         prompts = None
-        if self.prompts == "oracle":
+        if self.prompts in FROM_TRUTH:
             points, foreground = self.model.config.prompts.points or 10, list(data.row.foreground)
             prompts = oracle_prompts(
-                sample.label[None], data.row.num_classes, foreground, points, self.seed * 1_000_003 + index
-            )
-        mode = None if self.prompts == "oracle" else self.prompts
+                sample.label[None], data.row.num_classes, foreground, points, self.seed * 1_000_003 + index,
+                named=self.prompts == "named",
+            )  # fmt: skip
+        mode = self.prompts if self.prompts in ("self", "none") else None
         there = None if sample.covered is None else sample.covered[None]
         output = self.model.infer_views(images[0], images[1], prompts, mode, self.scales, self.flip, there)
         total = (output.logits.float() / self.model.temperature).softmax(1)

@@ -62,9 +62,15 @@ def self_prompts(mask_prompt: Float[Tensor, "B 1 h w"], config: PromptConfig) ->
 
 
 def oracle_prompts(
-    label: Int[Tensor, "B H W"], classes: int, foreground: list[int], points: int = 10, seed: int = 0
+    label: Int[Tensor, "B H W"],
+    classes: int,
+    foreground: list[int],
+    points: int = 10,
+    seed: int = 0,
+    named: bool = False,
 ) -> Prompts:
-    """Prompts drawn from the ground truth: `points` a foreground class that occurs, and one box around them all.
+    """Prompts drawn from the ground truth: `points` a foreground class that occurs, and one box around them all; with
+    `named` each point names its class, and the padding does not.
 
     An upper bound for evaluation, never for training or a headline figure. label int64 (B,H,W); drawn with `seed`.
     """
@@ -88,7 +94,9 @@ def oracle_prompts(
             every = torch.cat(found)
             (y0, x0), (y1, x1) = every.amin(0).tolist(), every.amax(0).tolist()
             boxes[row, 0] = torch.tensor([x0, y0, x1, y1], dtype=torch.float32)
-    return Prompts(points=xy, point_labels=on, boxes=boxes, mask=None, source="oracle")
+    ids = torch.tensor(foreground, dtype=torch.long).repeat_interleave(points).expand(batch, -1)
+    point_classes = torch.where(on == 1, ids, -1) if named else None
+    return Prompts(points=xy, point_labels=on, boxes=boxes, mask=None, source="oracle", point_classes=point_classes)
 
 
 class PromptEncoder(nn.Module):

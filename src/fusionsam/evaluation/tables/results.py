@@ -16,7 +16,7 @@ from fusionsam.evaluation.tables.formats import Row, Table, to_markdown
 from fusionsam.evaluation.tables.sources import Scored, collect, collect_fusion
 from fusionsam.evaluation.tables.tables import fusion_quality
 from fusionsam.io import write_text
-from fusionsam.types import InputError
+from fusionsam.types import FROM_TRUTH, InputError
 
 NONE = "-"
 HEAD = """# Tables
@@ -42,7 +42,7 @@ def _interval(ends: Sequence[float | None] | None, form: str = ".1f") -> str:
 def _conditions(report: Report) -> str:
     """What was different from one view of both images as trained: in words, or '-'."""
     found = [f"{report.modality} only"] if report.modality in ("visible", "infrared") else []
-    found += [f"prompts {report.prompts}"] if report.prompts in ("none", "oracle") else []
+    found += [f"prompts {report.prompts}"] if report.prompts in ("none", *FROM_TRUTH) else []
     found += ["flip"] if report.flip else []
     found += ["scales " + " ".join(f"{scale:g}" for scale in report.scales)] if report.scales != [1.0] else []
     found += ["class offsets fitted on these pairs"] if report.fitted.get("class_offsets") else []
