@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
+from fusionsam.config.load import read_settings
 from fusionsam.config.schema import preset
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.splits import pair_entries
-from fusionsam.data.synthetic.scenes import draw_scene
+from fusionsam.data.synthetic.scenes import draw_scene, synthesize
 from fusionsam.errors import InputError
 from fusionsam.evaluation import fusion as fusion_quality
 from fusionsam.evaluation.options import FusionMetricsOptions
@@ -22,7 +25,11 @@ from fusionsam.inference.options import PredictOptions
 from fusionsam.metrics.contrast import contrast, surrounded
 from fusionsam.metrics.fusion import METRICS, fusion_metrics, luma
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.weights.checkpoint import save_checkpoint
+from fusionsam.training.picture_task import PictureTask
+from fusionsam.training.run import train
+from fusionsam.weights.checkpoint import load_network, save_checkpoint
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def save(path, array):
@@ -251,3 +258,91 @@ def test_a_ring_leaves_out_other_objects_and_what_is_not_valid():
     grey[20:30, 34:44] = 10.0
     assert contrast(grey, [first, second]) == [50.0, 30.0]
     assert surrounded(np.zeros((9, 9), bool)) == []
+
+
+# -- training of the picture head -----------------------------------------------------------------------------------
+
+
+def redraw(street, weights, out, *more):
+    return read_settings(
+        CONFIGS / "picture.yaml", f"--model.start_from={weights}", f"--data.root={street}", "--data.crop=[64,96]",
+        "--train.batch_size=2", "--train.max_steps=4", "--train.validate_every=2", "--train.accelerator=cpu",
+        "--data.workers=0", f"--train.out={out}", *more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory):
+    """MFNet's layout, and a checkpoint."""
+    root = tmp_path_factory.mktemp("street")
+    synthesize(root / "data", 10, seed=3, size=(96, 128), progress=False)
+    torch.manual_seed(0)
+    save_checkpoint(root / "start", FusionSAMNetwork(preset("debug")), {"seed": 7, "val": {"miou": 1.0}})
+    return root
+
+
+def unlabelled(root):
+    """Six pairs in two folders, four to train and two to validate on."""
+    for index in range(6):
+        sample = draw_scene(8, index, (96, 128))
+        save(root / f"visible/p{index}.png", sample.visible.numpy().transpose(1, 2, 0))
+        save(root / f"infrared/p{index}.png", sample.infrared.numpy()[0])
+    for split, ids in (("train", "p0 p1 p2 p3"), ("val", "p4 p5")):
+        (root / f"{split}.txt").write_text(ids.replace(" ", "\n"))
+    return root
+
+
+def test_the_picture_head_alone_learns_without_a_label_and_resumes_to_the_same_bits(street, tmp_path, monkeypatch):
+    own, weights = unlabelled(tmp_path / "data"), street / "start"
+    before = load_network(street / "start")[0].state_dict()
+    out = train(redraw(own, weights, tmp_path / "run", "--data.dataset=pairs"), command="a test")
+    network, card = load_network(out / "final")
+    after = network.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith("picture_head.") for name in moved)
+    assert card["seed"] == 7  # of the network; the picture's own card lies in it
+    assert card["picture"]["step"] == 4
+    assert {"val/VIF", "val/Qabf", "val/SSIM", "val/SCD", "val/measures"} == set(card["picture"]["val"])
+
+    original = PictureTask.training_step
+
+    def killed(self, batch, index):
+        if self.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, batch, index)
+
+    more = ["--data.dataset=pairs", "--train.checkpoint_minutes=0"]
+    halves = redraw(own, weights, tmp_path / "halves", *more)
+    monkeypatch.setattr(PictureTask, "training_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(halves, command="a test")
+    monkeypatch.setattr(PictureTask, "training_step", original)
+    train(halves, resume=True, command="a test")
+    again = load_network(tmp_path / "halves" / "final")[0].state_dict()
+    assert all(torch.equal(after[name], again[name]) for name in after)
+
+
+def test_the_measures_rise_and_brightness_is_held_where_it_is_asked_for(street, tmp_path):
+    def after(name, *more):
+        fast = ["--train.max_steps=40", "--train.validate_every=20", "--train.lr=0.01", "--train.ema_decay=0"]
+        out = train(redraw(street / "data", street / "start", tmp_path / name, *fast, *more))
+        lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+        return load_network(out / "final")[0], lines
+
+    free, lines = after("free", "--loss.brightness_weight=0")
+    assert lines[-1]["val/measures"] > lines[0]["val/measures"]
+    held, _ = after("held", "--loss.brightness_weight=300")
+    pair = [torch.rand(1, channels, 96, 128) for channels in (3, 1)]
+    start = load_network(street / "start")[0]
+    was, loose, tight = (F.avg_pool2d(net.eval()(*pair).fused.detach(), 32) for net in (start, free, held))
+    assert (tight - was).abs().mean() < (loose - was).abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [("--model.start_from=null", "model.start_from: none"), ("--data.crop=[32,64]", "at least 41 a side")],
+)
+def test_settings_that_cannot_train_the_picture_are_one_line(street, tmp_path, flag, words):
+    with pytest.raises(InputError, match=words):
+        train(redraw(street / "data", street / "start", tmp_path / "run", flag))

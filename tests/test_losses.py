@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 from fusionsam.config.schema import Config, LossConfig, TrainConfig
 from fusionsam.errors import InputError
+from fusionsam.metrics.fusion import fusion_metrics
 from fusionsam.training.losses import (
     IGNORE,
     class_weights,
     dice_loss,
     focal_loss,
     fusion_loss,
+    fusion_measures,
     fusion_terms,
     gradient,
     longer_gradient,
@@ -358,3 +360,28 @@ def test_a_teacher_is_followed_where_it_is_sure():
     assert float(teacher_loss(logits.detach(), torch.full((1, 6, 6), IGNORE))) == 0
     with pytest.raises(InputError, match=r"^data\.teacher_labels: id 2, but data\.teacher_classes is 2; set it to"):
         teacher_loss(logits[:, :2], taught)
+
+
+def smooth(seed: int, size=(240, 320)) -> torch.Tensor:
+    """(1,1,H,W) in [0,1], edges in all directions."""
+    rough = torch.rand(1, 1, size[0] // 6, size[1] // 6, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(rough, size, mode="bilinear")
+
+
+def test_fusion_measures_are_those_of_numpy():
+    visible, infrared = smooth(1), smooth(2)
+    for fused in ((visible + infrared) / 2, torch.maximum(visible, infrared), visible):
+        found = fusion_measures(fused, visible, infrared)
+        wanted = fusion_metrics(*(255 * x[0, 0].double().numpy() for x in (visible, infrared, fused)))
+        assert list(found) == ["VIF", "Qabf", "SSIM", "SCD"]
+        for name, value in found.items():
+            assert value.shape == (1,)
+            assert value.item() == pytest.approx(wanted[name], abs=0.01), name
+
+
+def test_fusion_measures_have_a_gradient_on_flat_pictures_too():
+    flat = torch.full((2, 1, 48, 48), 0.5)
+    for visible, infrared in ((flat, flat), (smooth(3, (48, 48)).repeat(2, 1, 1, 1), flat)):
+        fused = ((visible + infrared) / 2).requires_grad_()
+        torch.stack([value.sum() for value in fusion_measures(fused, visible, infrared).values()]).sum().backward()
+        assert fused.grad.isfinite().all()

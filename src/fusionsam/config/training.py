@@ -34,6 +34,15 @@ class LossConfig(Bounded):
     """L1 of Cb, Cr to the visible image's."""
     ssim_weight: float = 1.0
     """1 - SSIM to both sources."""
+    vif_weight: float = 0.7
+    """Stage picture: VIF, summed over both sources."""
+    qabf_weight: float = 4.0
+    """Stage picture: Qabf."""
+    scd_weight: float = 0.3
+    """Stage picture: SCD."""
+    brightness_weight: float = 3.0
+    """Stage picture: L1 between the mean brightness of squares of 32 pixels before and after. Without it the picture
+    becomes a copy of one source, which these measures like best."""
     teacher_weight: float = 0.4
     """Cross-entropy of the auxiliary head to data.teacher_labels, where there are any."""
     reconstruction_weight: float = 1.0
@@ -145,9 +154,10 @@ class TrainConfig(Bounded):
 
     section: ClassVar[str] = "train"
 
-    stage: Literal["segmentation", "tokenizer", "steering"] = "segmentation"
-    """Joint training (stage 2), LSTG alone as a VQ-GAN (stage 1), or steering alone, by clicks that name a class, on
-    the frozen network of model.start_from (all other settings of `model` come from there)."""
+    stage: Literal["segmentation", "tokenizer", "steering", "picture"] = "segmentation"
+    """Joint training (stage 2), LSTG alone as a VQ-GAN (stage 1), or one part of the frozen network of model.start_from
+    (where all other settings of `model` come from): steering, by clicks that name a class, or the picture head, by the
+    measures of fused pictures, for which no label is needed."""
     steering_pairs: int = 500
     """Stage steering: varied training pairs whose features are kept in memory (2 MB each at data.crop 256x320)."""
     out: str = "runs/fusionsam"

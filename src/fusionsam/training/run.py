@@ -24,6 +24,7 @@ from fusionsam.metrics.perceptual import EncoderLevels, load_vgg16
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.callbacks import LAST, BestWeights, SameOnAllDevices, WholeFiles, step_bar
 from fusionsam.training.data import PairData, open_data, open_unlabelled, pairs_digest, refuse_seen
+from fusionsam.training.picture_task import PICTURE, PictureTask, network_to_redraw, require_picture
 from fusionsam.training.segmentation_task import SegmentationTask, schedule_factor
 from fusionsam.training.steering_data import SteeringData
 from fusionsam.training.steering_task import STEERING, SteeringTask, require_steering, steered_network
@@ -33,7 +34,9 @@ from fusionsam.weights import pretrained as foreign
 from fusionsam.weights.build import build_network
 from fusionsam.weights.checkpoint import Card, commit, locate
 
-Stage = SegmentationTask | TokenizerTask | SteeringTask
+Stage = SegmentationTask | TokenizerTask | SteeringTask | PictureTask
+UNLABELLED = ("tokenizer", PICTURE)
+"""Stages that look at no label."""
 
 SETTINGS = "settings.yaml"
 # where and how often, not what: these may differ when a run is resumed
@@ -118,7 +121,7 @@ def _require_crop_of_stage_1(config: Config) -> None:
 
 
 def _without_labels(config: Config) -> Config:
-    """Nothing in stage 1 can aim at a class, and a dropped image would teach nothing."""
+    """Nothing without labels can aim at a class, and a dropped image would teach nothing."""
     data = replace(config.data, rare_crop=0.0, rare_sampling=0.0, paste=0.0, modality_dropout=0.0, partial_absence=0.0)
     return replace(config, data=data)
 
@@ -198,8 +201,10 @@ def _require_place(config: Config, resume: bool) -> None:
 def _require_settings(config: Config) -> None:
     """InputError for settings that contradict one another, or the stage of the run."""
     stage, model = config.train.stage, config.model
-    if stage == "steering":
+    if stage == STEERING:
         require_steering(config)
+    elif stage == PICTURE:
+        require_picture(config)
     elif model.steering.width:
         raise InputError(
             f"model.steering.width: {model.steering.width}, but train.stage is {stage}; "
@@ -222,7 +227,7 @@ def _require_settings(config: Config) -> None:
 
 def _open_pairs(config: Config) -> tuple[PairDataset, PairDataset]:
     """The pairs to train and to validate on. InputError for pairs that could teach nothing."""
-    if config.train.stage == "tokenizer":
+    if config.train.stage in UNLABELLED:
         return open_unlabelled(config)
     train_set, val_set = open_data(config)
     alone = [entry.id for entry in train_set.entries if entry.label is None]
@@ -238,10 +243,14 @@ def _task(
     config: Config, train_set: PairDataset, val_set: PairDataset, steps: int, resume: bool, card: Card
 ) -> tuple[Stage, PairData | SteeringData, Card]:
     """What the stage of the run learns, from which data, and the card of its checkpoints."""
-    if config.train.stage == "steering":
+    if config.train.stage == STEERING:
         network, base = steered_network(config)
         data = SteeringData(config, network, train_set, val_set, steps)
         return SteeringTask(network, config, steps), data, {**base, STEERING: card}
+    if config.train.stage == PICTURE:
+        network, base = network_to_redraw(config)
+        pairs = PairData(_without_labels(config), train_set, val_set, steps)
+        return PictureTask(network, config, steps), pairs, {**base, PICTURE: card}
     if config.train.stage == "tokenizer":
         pairs = PairData(_without_labels(config), train_set, val_set, steps)
         return tokenizer_task(config, steps), pairs, card
@@ -272,19 +281,19 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     _require_place(config, resume)
     _require_settings(config)
     out = Path(config.train.out)
-    stage_1 = config.train.stage == "tokenizer"
+    stage_1, unlabelled = config.train.stage == "tokenizer", config.train.stage in UNLABELLED
     train_set, val_set = _open_pairs(config)
     earlier = [locate(source) for source in (config.model.start_from, config.model.tokenizer_weights) if source]
     refuse_seen(config, val_set.entries, earlier)
     _keep_settings(out, config, resume)
-    learnt = [entry for entry in train_set.entries if stage_1 or (entry.label is not None and not entry.extra)]
+    learnt = [entry for entry in train_set.entries if unlabelled or (entry.label is not None and not entry.extra)]
     steps = total_steps(config, len(learnt))  # extra pairs of stage 2 are a share of the steps, they make none
     L.seed_everything(config.train.seed, verbose=False)
     card: Card = {"command": command, "commit": commit(), "seed": config.train.seed, "config": to_dict(config)}
     task, data, card = _task(config, train_set, val_set, steps, resume, card)
     seen = of_training(train_set, earlier)
     pairs = pairs_digest(seen, train_set, val_set)
-    inside = STEERING if config.train.stage == "steering" else ""
+    inside = config.train.stage if config.train.stage in (STEERING, PICTURE) else ""
     best = BestWeights(out, card, seen, pairs, config.train.checkpoint_minutes, inside)
     rates = [] if stage_1 else [LearningRateMonitor("step")]
     trainer = open_trainer(

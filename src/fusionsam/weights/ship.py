@@ -61,8 +61,8 @@ def ship(source: str | Path, folder: str | Path, **facts: object) -> Path:
         for key in ("extra_pairs", "extra_labels"):
             if data.get(key):
                 kept["data"][key] = [Path(folder).name for folder in data[key]]
-    if "steering" in kept:  # its settings are the command's, and the network's are beside it
-        kept["steering"] = {key: value for key, value in kept["steering"].items() if key != "config"}
+    for part in kept.keys() & {"steering", "picture"}:  # their settings are the command's, the network's are beside it
+        kept[part] = {key: value for key, value in kept[part].items() if key != "config"}
     card = {**{key: _without_folders(value) for key, value in kept.items()}, "started_from": started_from, **facts}
     return with_fingerprints(source, save_checkpoint(folder, network, card, half=True))
 
