@@ -25,7 +25,7 @@ from fusionsam.inference.options import PredictOptions
 from fusionsam.metrics.contrast import contrast, surrounded
 from fusionsam.metrics.fusion import METRICS, fusion_metrics, luma
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.training.picture_task import PictureTask
+from fusionsam.training.picture_task import PictureTask, swapped
 from fusionsam.training.run import train
 from fusionsam.weights.checkpoint import load_network, save_checkpoint
 
@@ -321,6 +321,15 @@ def test_the_picture_head_alone_learns_without_a_label_and_resumes_to_the_same_b
     train(halves, resume=True, command="a test")
     again = load_network(tmp_path / "halves" / "final")[0].state_dict()
     assert all(torch.equal(after[name], again[name]) for name in after)
+
+
+def test_cameras_change_places_where_asked():
+    visible, infrared = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8)
+    one, two = swapped(visible, infrared, torch.tensor([False, True]))
+    assert torch.equal(one[0], visible[0])
+    assert torch.equal(two[0], infrared[0])
+    assert torch.equal(one[1], infrared[1].expand(3, -1, -1))
+    assert np.allclose(two[1, 0].numpy(), luma(visible[1].numpy()), atol=1e-6)
 
 
 def test_the_measures_rise_and_brightness_is_held_where_it_is_asked_for(street, tmp_path):

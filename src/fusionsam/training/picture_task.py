@@ -44,6 +44,18 @@ def network_to_redraw(config: Config) -> tuple[FusionSAMNetwork, Card]:
     return network, read_card(config.model.start_from)[1]
 
 
+SWAPPED = 0.2
+"""Share of the training pairs whose cameras change places: what to keep should hang on the picture, not on the camera,
+or it is learned for the cameras of the training pairs alone."""
+
+
+def swapped(visible: Tensor, infrared: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,3,H,W) and (B,1,H,W), of which the `rows` (bool (B)) show infrared as grey visible light, and luma as
+    infrared."""
+    places = rows[:, None, None, None]
+    return torch.where(places, infrared, visible), torch.where(places, luma(visible), infrared)
+
+
 class PictureTask(Task[FusionSAMNetwork]):
     """Only `network.picture_head` learns, by VIF, Qabf, SSIM and SCD of the picture. Labels are not looked at.
 
@@ -61,10 +73,15 @@ class PictureTask(Task[FusionSAMNetwork]):
         self.total_steps = total_steps
         self.found: list[dict[str, Tensor]] = []
 
-    def terms(self, network: FusionSAMNetwork, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Weighted losses by name, and the four measures (B) of the picture that `network` draws."""
+    def terms(
+        self, network: FusionSAMNetwork, batch: Batch, rows: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weighted losses by name, and the four measures (B) of the picture that `network` draws; of the pairs `rows`
+        (bool (B)) the cameras change places first."""
         with torch.no_grad():
             visible, infrared = stand_in(batch.visible, batch.infrared, batch.present)
+            if rows is not None:
+                visible, infrared = swapped(visible, infrared, rows & batch.present.all(1))
             size = (visible.shape[2], visible.shape[3])
             shown, heat = (fit(x, size, network.multiple) for x in (visible, infrared))
             latents = network.tokenizer(shown, heat, batch.present, None)
@@ -84,7 +101,7 @@ class PictureTask(Task[FusionSAMNetwork]):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One picture of each pair and its losses."""
-        terms, _ = self.terms(self.network, batch)
+        terms, _ = self.terms(self.network, batch, torch.rand(len(batch.ids), device=self.device) < SWAPPED)
         total = torch.stack(list(terms.values())).sum()
         require_finite(total, self.global_step, self.settings.train)
         self.log_dict({f"loss/{k}": v.detach() for k, v in terms.items()}, batch_size=len(batch.ids))
