@@ -40,7 +40,7 @@ class LossConfig(Bounded):
     """Stage picture: Qabf."""
     scd_weight: float = 0.3
     """Stage picture: SCD."""
-    brightness_weight: float = 3.0
+    brightness_weight: float = 15.0
     """Stage picture: L1 between the mean brightness of squares of 32 pixels before and after. Without it the picture
     becomes a copy of one source, which these measures like best."""
     teacher_weight: float = 0.4
