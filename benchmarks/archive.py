@@ -2,8 +2,10 @@
 machine, killed at random moments, compared byte by byte with `--engine local`.
 
     python benchmarks/archive.py --pairs 10000 --large 200 --kills 5 --out results/archive.json
+    python benchmarks/archive.py --disk --pairs 0 --large 300 --kills 0 --weights tiny --out out/archive_speed.json
 
-needs the extras ray, s3 and dev. Of every hundred pairs one is damaged. With RAY_ADDRESS that cluster is used.
+The second command is about speed: on the disk, since the stand-in of S3 would take a core of its own. Needs the extras
+ray, s3 and dev. Of every hundred pairs one is damaged. With RAY_ADDRESS that cluster is used.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
-import s3fs
 import torch
 from PIL import Image
 
@@ -39,6 +42,15 @@ from fusionsam.weights.checkpoint import commit, save_checkpoint
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 WORKER = "ray::MapWorker(Map(RayWorker))"
 BUCKET = "archive"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where pictures and results lie: a file system, a folder in it, and the folder's address for the command."""
+
+    files: fsspec.AbstractFileSystem
+    root: str
+    address: str
 
 
 def start_s3() -> subprocess.Popen[bytes]:
@@ -65,12 +77,12 @@ def png(generator: np.random.Generator, height: int, width: int, *channels: int)
     return data.getvalue()
 
 
-def upload(files: s3fs.S3FileSystem, pairs: int, large: int) -> int:
-    """Pictures and manifest into the bucket; the number of pairs that are damaged."""
+def upload(place: Place, pairs: int, large: int) -> int:
+    """Pictures and manifest into the place; the number of pairs that are damaged."""
     generator = np.random.default_rng(0)
     sizes = [(64, 64)] * pairs + [(480, 640)] * large
     order = generator.permutation(len(sizes))
-    files.mkdir(BUCKET)
+    place.files.makedirs(f"{place.root}/in", exist_ok=True)
     damaged, table = 0, io.StringIO()
     rows = csv.writer(table)
     rows.writerow(("id", "visible", "infrared"))
@@ -79,15 +91,19 @@ def upload(files: s3fs.S3FileSystem, pairs: int, large: int) -> int:
         broken = number % 100 == 50
         damaged += broken
         warm = b"damaged" if broken else png(generator, height, width)
-        files.pipe({f"{BUCKET}/in/{number}_v.png": png(generator, height, width, 3),
-                    f"{BUCKET}/in/{number}_t.png": warm})  # fmt: skip
+        place.files.pipe({f"{place.root}/in/{number}_v.png": png(generator, height, width, 3),
+                          f"{place.root}/in/{number}_t.png": warm})  # fmt: skip
         rows.writerow((f"pair{number}", f"{number}_v.png", f"{number}_t.png"))
-    files.pipe_file(f"{BUCKET}/in/pairs.csv", table.getvalue().encode())
+    place.files.pipe_file(f"{place.root}/in/pairs.csv", table.getvalue().encode())
     return damaged
 
 
-def command(weights: Path, out: str, shard: int, *more: str) -> list[str]:
-    given = {"--manifest": f"s3://{BUCKET}/in/pairs.csv", "--out": f"s3://{BUCKET}/{out}", "--weights": str(weights)}
+def command(place: Place, weights: str | Path, out: str, shard: int, *more: str) -> list[str]:
+    given = {
+        "--manifest": f"{place.address}/in/pairs.csv",
+        "--out": f"{place.address}/{out}",
+        "--weights": str(weights),
+    }
     flags = [part for flag in given.items() for part in flag]
     return [sys.executable, "-m", "fusionsam", "predict", *flags, "--device", "cpu", "--shard", str(shard), *more]
 
@@ -104,15 +120,15 @@ def workers() -> list[int]:
     return found
 
 
-def shards_done(files: s3fs.S3FileSystem) -> int:
-    files.invalidate_cache()
+def shards_done(place: Place) -> int:
+    place.files.invalidate_cache()
     try:
-        return len(files.ls(f"{BUCKET}/ray/results", detail=False))
+        return len(place.files.ls(f"{place.root}/ray/results", detail=False))
     except FileNotFoundError:
         return 0
 
 
-def killed_run(files: s3fs.S3FileSystem, given: list[str], kills: int, shards: int, seed: int) -> list[str]:
+def killed_run(place: Place, given: list[str], kills: int, shards: int, seed: int) -> list[str]:
     """Run on Ray to the end, with a kill whenever a random share of what is left has been done; who was killed."""
     draw, told = random.Random(seed), list[str]()
     # kills come after these numbers of finished shards, so that there is always something left to do
@@ -121,7 +137,7 @@ def killed_run(files: s3fs.S3FileSystem, given: list[str], kills: int, shards: i
     while (code := driver.poll()) is None or (code < 0):
         if code is not None:
             driver = subprocess.Popen(given)
-        if marks and shards_done(files) >= marks[0]:
+        if marks and shards_done(place) >= marks[0]:
             time.sleep(draw.uniform(0, 2))  # somewhere within a shard
             alive = workers()
             victim = "driver" if draw.random() < 0.5 or not alive else "worker"
@@ -134,17 +150,16 @@ def killed_run(files: s3fs.S3FileSystem, given: list[str], kills: int, shards: i
     return told
 
 
-def compare(files: s3fs.S3FileSystem, count: int, damaged: int) -> dict[str, int]:
+def compare(place: Place, count: int, damaged: int) -> dict[str, int]:
     """Files of both engines, and how often each id is in the table. Ends where they differ."""
-    names = [
-        {name.removeprefix(f"{BUCKET}/{out}/") for name in files.find(f"{BUCKET}/{out}")} for out in ("local", "ray")
-    ]
+    files, root = place.files, place.root
+    names = [{name.removeprefix(f"{root}/{out}/") for name in files.find(f"{root}/{out}")} for out in ("local", "ray")]
     if names[0] != names[1]:
         raise SystemExit(f"other files: {sorted(names[0] ^ names[1])[:5]}")
     for name in names[0]:
-        if files.cat_file(f"{BUCKET}/local/{name}") != files.cat_file(f"{BUCKET}/ray/{name}"):
+        if files.cat_file(f"{root}/local/{name}") != files.cat_file(f"{root}/ray/{name}"):
             raise SystemExit(f"{name}: other bytes")
-    rows = pq.read_table(f"{BUCKET}/ray/results", filesystem=files).to_pylist()
+    rows = pq.read_table(f"{root}/ray/results", filesystem=files).to_pylist()
     often = Counter(row["id"] for row in rows)
     if sorted(often) != sorted(f"pair{number}" for number in range(count)) or set(often.values()) != {1}:
         raise SystemExit("an id is missing, or there more than once")
@@ -161,25 +176,31 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--shard", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--disk", action="store_true", help="on this machine's disk, without a stand-in of S3")
+    parser.add_argument("--weights", help="(left out: a tiny network, random)")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    server = start_s3()
+    server = None if options.disk else start_s3()
     try:
         with tempfile.TemporaryDirectory() as folder:
             torch.manual_seed(0)
-            weights = save_checkpoint(Path(folder) / "weights", FusionSAMNetwork(preset("debug")), {})
-            files = s3fs.S3FileSystem(use_listings_cache=False)
+            weights = options.weights or save_checkpoint(
+                Path(folder) / "weights", FusionSAMNetwork(preset("debug")), {}
+            )
+            place = Place(fsspec.filesystem("file"), f"{folder}/{BUCKET}", f"{folder}/{BUCKET}")
+            if server is not None:
+                place = Place(fsspec.filesystem("s3", use_listings_cache=False), BUCKET, f"s3://{BUCKET}")
             count = options.pairs + options.large
-            damaged = upload(files, options.pairs, options.large)
+            damaged = upload(place, options.pairs, options.large)
             started = time.monotonic()
-            code = subprocess.run(command(weights, "local", options.shard), check=False).returncode
+            code = subprocess.run(command(place, weights, "local", options.shard), check=False).returncode
             if code != 3:
                 raise SystemExit(f"the local run ended with exit code {code}, not 3 (some pairs failed)")
             local = time.monotonic() - started
             started = time.monotonic()
-            ray = command(weights, "ray", options.shard, "--engine", "ray", "--workers", "2")
-            told = killed_run(files, ray, options.kills, -(-count // options.shard), options.seed)
+            ray = command(place, weights, "ray", options.shard, "--engine", "ray", "--workers", "2")
+            told = killed_run(place, ray, options.kills, -(-count // options.shard), options.seed)
             on_ray = time.monotonic() - started
             found = {
                 "command": shlex.join(["python", *sys.argv]),
@@ -189,14 +210,16 @@ def main() -> None:
                 "pairs_of_480x640": options.large,
                 "shard": options.shard,
                 "killed": told,
-                **compare(files, count, damaged),
+                **compare(place, count, damaged),
                 "bytes_equal_to_local": True,
                 "seconds_local": round(local, 1),
                 "seconds_ray_with_kills": round(on_ray, 1),
+                "speed_of_local": round(local / on_ray, 2),
                 "load_average": [round(value, 1) for value in os.getloadavg()],
             }
     finally:
-        server.kill()
+        if server is not None:
+            server.kill()
     print(json.dumps(found, indent=1))
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
