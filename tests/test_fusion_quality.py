@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from fusionsam.config.load import read_settings
-from fusionsam.config.schema import preset
+from fusionsam.config.schema import Config, preset
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.splits import pair_entries
@@ -24,9 +25,12 @@ from fusionsam.inference import files as predict_files
 from fusionsam.inference.options import PredictOptions
 from fusionsam.metrics.contrast import contrast, surrounded
 from fusionsam.metrics.fusion import METRICS, fusion_metrics, luma
+from fusionsam.models.color import luma as torch_luma
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.training.picture_task import PictureTask, swapped
+from fusionsam.training.losses import fusion_measures
+from fusionsam.training.picture_task import PictureTask, network_to_redraw, swapped
 from fusionsam.training.run import train
+from fusionsam.types import Batch
 from fusionsam.weights.checkpoint import load_network, save_checkpoint
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -323,6 +327,44 @@ def test_the_picture_head_alone_learns_without_a_label_and_resumes_to_the_same_b
     assert all(torch.equal(after[name], again[name]) for name in after)
 
 
+def test_pairs_that_cannot_teach_a_picture_are_told_before_the_first_step(street, tmp_path):
+    own = unlabelled(tmp_path / "data")
+    more = ["--data.dataset=pairs"]
+    one = unlabelled(tmp_path / "one")
+    shutil.rmtree(one / "infrared")
+    with pytest.raises(InputError, match=r"data.train_split.*4 pairs have one picture \(first: p0\)"):
+        train(redraw(one, street / "start", tmp_path / "run", *more))
+    for part in ("visible", "infrared"):
+        path = own / part / "p4.png"
+        Image.open(path).crop((0, 0, 70, 50)).save(path)
+    with pytest.raises(InputError, match="p4 has 50x70 pixels"):
+        train(redraw(own, street / "start", tmp_path / "run", *more))
+
+
+def test_a_redrawn_checkpoint_has_no_scores_of_the_picture_before(street):
+    start = load_network(street / "start")[0]
+    save_checkpoint(street / "scored", start, {"seed": 7, "val": {"miou": 1.0}, "calibration": {"temperature": 2.0}})
+    config = redraw(street / "data", street / "scored", street / "none")
+    assert network_to_redraw(config)[1].keys() & {"val", "calibration", "seed"} == {"seed"}
+
+
+def test_the_measures_are_of_the_picture_that_the_network_draws(street):
+    network = load_network(street / "start")[0].eval()
+    network.config.max_side = 64
+    task = PictureTask(network, Config(), 1)
+    visible, infrared = torch.rand(1, 3, 96, 128), torch.rand(1, 1, 96, 128)
+    covered = torch.ones(1, 2, 96, 128, dtype=torch.bool)
+    covered[:, 1, :, :40] = False
+    batch = Batch(visible, infrared, None, torch.ones(1, 2, dtype=torch.bool), ["a"], covered)
+    with torch.no_grad():
+        _, found = task.terms(network, batch)
+        fused = network(visible, infrared, covered=covered).fused
+    filled = torch.where(covered[:, 1:], infrared, torch_luma(visible))
+    wanted = fusion_measures(torch_luma(fused), torch_luma(visible), filled)
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value, atol=1e-5), name
+
+
 def test_cameras_change_places_where_asked():
     visible, infrared = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8)
     one, two = swapped(visible, infrared, torch.tensor([False, True]))
@@ -350,7 +392,11 @@ def test_the_measures_rise_and_brightness_is_held_where_it_is_asked_for(street, 
 
 @pytest.mark.parametrize(
     ("flag", "words"),
-    [("--model.start_from=null", "model.start_from: none"), ("--data.crop=[32,64]", "at least 41 a side")],
+    [
+        ("--model.start_from=null", "model.start_from: none"),
+        ("--data.crop=[32,64]", "at least 64 a side"),
+        ("--model.steering.width=8", "keeps the steering"),
+    ],
 )
 def test_settings_that_cannot_train_the_picture_are_one_line(street, tmp_path, flag, words):
     with pytest.raises(InputError, match=words):

@@ -45,8 +45,8 @@ class EvaluateConfig(DataOptions, LabelOptions, AlignOptions, DeviceOption, Boot
     out: Path | str | None = None
     """folder for report.json and per_image.json; from Python, None writes nothing"""
     prompts: Literal["self", "none", "oracle", "named"] | None = None
-    """as the weights were configured if left out; oracle: drawn from the ground truth; named: the same, and each point
-    names its class (weights with steering)"""
+    """as the weights were configured if left out; oracle: drawn from the ground truth; named: the same
+    points, each of which names its class to steering (weights that have it), which paints the cells of the points"""
     as_trained: bool = False
     """without the offsets and temperature that calibrate stored"""
     modality: Literal["both", "visible", "infrared"] = "both"

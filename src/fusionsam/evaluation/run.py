@@ -59,6 +59,11 @@ def evaluate(config: EvaluateConfig) -> Report:
     for source in config.weights:  # all are judged before hours are spent on the first
         model_config, card = checkpoint.read_card(source)
         check_classes(model_config.classes, source, data.row)
+        if config.prompts == "named" and not model_config.steering.width:
+            raise InputError(
+                f"prompts named: weights {source} have no steering, so no point can name a class; train it with "
+                "configs/steering.yaml, or take --prompts oracle"
+            )
         cards.append(card)
     _check_seeds(config, cards)
     guard = leak_guard(config, data.entries, cards)

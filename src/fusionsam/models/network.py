@@ -38,7 +38,7 @@ from fusionsam.models.mask_decoder import FullFledgedMaskDecoder
 from fusionsam.models.prompts import PromptEncoder, cut, self_prompts
 from fusionsam.models.steering import Steering
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.types import ClassClicks, Encoded, FirstPass, InputError, Output, PromptMode, Prompts
+from fusionsam.types import ClassClicks, Encoded, FirstPass, InputError, Latents, Output, PromptMode, Prompts
 
 PICTURE = 12
 """Channels of the fused picture that steering sees: RGB of the 2 x 2 places of a latent cell."""
@@ -46,6 +46,20 @@ UNTAUGHT = (
     "these weights have no steering, so a click cannot name a class; leave the classes out, or train it with "
     "configs/steering.yaml"
 )
+
+
+class Sources(NamedTuple):
+    """A pair as it was given and as the network sees it, and what LSTG and FMP made of it."""
+
+    visible: Tensor  # (B,3,H,W), what is absent or not reached taken from the other camera
+    infrared: Tensor  # (B,1,H,W)
+    shown: Tensor  # (B,3,H',W'), reduced to max_side and padded
+    heat: Tensor  # (B,1,H',W')
+    latents: Latents
+    z_f: Tensor  # (B,d,H'/4,W'/4)
+    mask_prompt: Tensor  # (B,1,H'/4,W'/4)
+    size: tuple[int, int]
+    small: tuple[int, int]
 
 
 class FusionSAMNetwork(nn.Module):
@@ -111,6 +125,27 @@ class FusionSAMNetwork(nn.Module):
 
         Arguments and InputError as in `forward`. One Encoded serves any number of calls of `decode`.
         """
+        seen = self.sources(visible, infrared, present, covered)
+        picture, fused = self.draw(seen)
+        return Encoded(
+            features=self.image_encoder(picture, seen.z_f, seen.heat),
+            fused=fused,
+            latents=seen.latents,
+            z_f=seen.z_f,
+            mask_prompt=seen.mask_prompt,
+            size=seen.size,
+            small=seen.small,
+            padded=(picture.shape[2], picture.shape[3]),
+        )
+
+    def sources(
+        self,
+        visible: Tensor | None,
+        infrared: Tensor | None,
+        present: Tensor | None = None,
+        covered: Tensor | None = None,
+    ) -> Sources:
+        """The pair through LSTG and FMP: what the picture is drawn from. Arguments and InputError as in `forward`."""
         size = pair_size(visible, infrared)
         full_visible, full_infrared = stand_in(visible, infrared, present)
         small = reduced_size(size, self.config.max_side)
@@ -130,23 +165,19 @@ class FusionSAMNetwork(nn.Module):
         there = None if covered is None else covered_cells(covered, small, self.multiple)
         latents = self.tokenizer(images[0], images[1], present, there)
         z_f, mask_prompt = self.fusion(latents.visible, latents.infrared)
-        controls = self.picture_head(z_f, shown, heat)
-        picture = self.picture_head.compose(controls, shown, heat)
+        return Sources(full_visible, full_infrared, shown, heat, latents, z_f, mask_prompt, size, small)
+
+    def draw(self, seen: Sources, head: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """The picture (B,3,H',W') that the image encoder sees, and the fused picture (B,3,H,W); by `head` in the place
+        of the network's own."""
+        head = head or self.picture_head
+        controls = head(seen.z_f, seen.shown, seen.heat)
+        picture = head.compose(controls, seen.shown, seen.heat)  # type: ignore[operator]
+        size, small = seen.size, seen.small
         if small == size:
-            fused = picture[:, :, : size[0], : size[1]]
-        else:
-            scale_back = resize(controls[:, :, : small[0], : small[1]], size)
-            fused = self.picture_head.compose(scale_back, full_visible, full_infrared)
-        return Encoded(
-            features=self.image_encoder(picture, z_f, heat),
-            fused=fused,
-            latents=latents,
-            z_f=z_f,
-            mask_prompt=mask_prompt,
-            size=size,
-            small=small,
-            padded=(picture.shape[2], picture.shape[3]),
-        )
+            return picture, picture[:, :, : size[0], : size[1]]
+        scale_back = resize(controls[:, :, : small[0], : small[1]], size)
+        return picture, head.compose(scale_back, seen.visible, seen.infrared)  # type: ignore[operator]
 
     def decode(
         self,

@@ -177,14 +177,19 @@ def open_data(config: Config) -> tuple[PairDataset, PairDataset]:
         raise InputError(
             f"data.val_split: {unlabelled} of {data.val_split!r} has no label; add it, or take the pair off the list"
         )
-    for index, entry in enumerate(opened[1].entries):  # not after hours, at the first validation
-        height, width = opened[1][index].size
+    require_sizes(opened[1])
+    return opened
+
+
+def require_sizes(val: PairDataset) -> None:
+    """InputError for a validation pair that is too small: not after hours, at the first validation."""
+    for index, entry in enumerate(val.entries):
+        height, width = val[index].size
         if min(height, width) < SMALLEST:
             raise InputError(
-                f"data.val_split: {entry.id} has {height}x{width} pixels, expected at least {SMALLEST} a side; resize "
-                "the pair, or take it off the list"
+                f"data.val_split: {entry.id} has {height}x{width} pixels, expected at least {SMALLEST} a side; "
+                "resize the pair, or take it off the list"
             )
-    return opened
 
 
 def open_unlabelled(config: Config) -> tuple[PairDataset, PairDataset]:

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusionsam.config.schema import Config, LossConfig
-from fusionsam.metrics.fusion import SMALLEST_SIDE
+from fusionsam.data.dataset import PairDataset
 from fusionsam.models.color import luma
-from fusionsam.models.geometry import fit, stand_in
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.training.losses import fusion_measures
 from fusionsam.training.segmentation_task import scheduled_optimizer
@@ -26,22 +25,42 @@ SQUARE = 32
 """Pixels a side of the squares whose mean brightness stays what it was."""
 
 
+MEASURED = ("val", "as_trained_val", "calibration", "class_offsets")
+"""Keys of a card that were measured with the picture of before."""
+
+
 def require_picture(config: Config) -> None:
     """InputError for settings that no training of the picture head can have."""
     if not config.model.start_from:
         raise InputError("model.start_from: none, but train.stage is picture; give the checkpoint whose picture learns")
-    if min(config.data.crop) < SMALLEST_SIDE:
+    if config.model.steering.width:
         raise InputError(
-            f"data.crop: {tuple(config.data.crop)}, expected at least {SMALLEST_SIDE} a side in stage picture: VIF has "
-            "no fourth scale below"
+            f"model.steering.width: {config.model.steering.width}, but train.stage is picture, which keeps the "
+            "steering that there is; leave it out"
+        )
+
+
+def require_both_cameras(pairs: PairDataset, setting: str) -> None:
+    """InputError for a pair that lacks a picture: it is its own best fusion, and would pass for a good one."""
+    alone = [
+        one.id
+        for one in pairs.entries
+        if (one.visible is None or one.infrared is None) and one.rgbt is None and one.radiometric is None
+    ]
+    if alone:
+        raise InputError(
+            f"{setting}: {len(alone)} pairs have one picture (first: {alone[0]}), expected two in stage picture; take "
+            "them off the list"
         )
 
 
 def network_to_redraw(config: Config) -> tuple[FusionSAMNetwork, Card]:
-    """The network of model.start_from, all of it as it is stored, and its card."""
+    """The network of model.start_from, all of it as it is stored, and of its card what is still true with another
+    picture: how its other parts were trained. Scores and calibration are not."""
     assert config.model.start_from
     network, _ = load_network(config.model.start_from, calibrated=False)
-    return network, read_card(config.model.start_from)[1]
+    card = read_card(config.model.start_from)[1]
+    return network, {key: value for key, value in card.items() if key not in MEASURED}
 
 
 SWAPPED = 0.2
@@ -79,17 +98,15 @@ class PictureTask(Task[FusionSAMNetwork]):
         """Weighted losses by name, and the four measures (B) of the picture that `network` draws; of the pairs `rows`
         (bool (B)) the cameras change places first."""
         with torch.no_grad():
-            visible, infrared = stand_in(batch.visible, batch.infrared, batch.present)
+            visible, infrared, covered = batch.visible, batch.infrared, batch.covered
             if rows is not None:
-                visible, infrared = swapped(visible, infrared, rows & batch.present.all(1))
-            size = (visible.shape[2], visible.shape[3])
-            shown, heat = (fit(x, size, network.multiple) for x in (visible, infrared))
-            latents = network.tokenizer(shown, heat, batch.present, None)
-            z_f, _ = network.fusion(latents.visible, latents.infrared)
-            was = luma(self.before.compose(self.before(z_f, shown, heat), shown, heat))
-        head = network.picture_head
-        now = luma(head.compose(head(z_f, shown, heat), shown, heat))
-        measures = fusion_measures(now[:, :, : size[0], : size[1]], luma(visible), infrared)
+                visible, infrared = swapped(visible, infrared, rows)
+                if covered is not None:
+                    covered = torch.where(rows[:, None, None, None], covered.flip(1), covered)
+            seen = network.sources(visible, infrared, batch.present, covered)
+            was = luma(network.draw(seen, self.before)[1])
+        now = luma(network.draw(seen)[1])
+        measures = fusion_measures(now, luma(seen.visible), seen.infrared)
         return self._losses(measures, now - was), measures
 
     def _losses(self, measures: dict[str, Tensor], change: Tensor) -> dict[str, Tensor]:

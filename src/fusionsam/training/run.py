@@ -23,8 +23,14 @@ from fusionsam.io import write_text
 from fusionsam.metrics.perceptual import EncoderLevels, load_vgg16
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.callbacks import LAST, BestWeights, SameOnAllDevices, WholeFiles, step_bar
-from fusionsam.training.data import PairData, open_data, open_unlabelled, pairs_digest, refuse_seen
-from fusionsam.training.picture_task import PICTURE, PictureTask, network_to_redraw, require_picture
+from fusionsam.training.data import PairData, open_data, open_unlabelled, pairs_digest, refuse_seen, require_sizes
+from fusionsam.training.picture_task import (
+    PICTURE,
+    PictureTask,
+    network_to_redraw,
+    require_both_cameras,
+    require_picture,
+)
 from fusionsam.training.segmentation_task import SegmentationTask, schedule_factor
 from fusionsam.training.steering_data import SteeringData
 from fusionsam.training.steering_task import STEERING, SteeringTask, require_steering, steered_network
@@ -215,9 +221,7 @@ def _require_settings(config: Config) -> None:
     if stage == "tokenizer":
         _require_crop_of_stage_1(config)
     elif min(config.data.crop) < SMALLEST:
-        raise InputError(
-            f"data.crop: {tuple(config.data.crop)}, expected at least {SMALLEST} a side in stage 2; enlarge it"
-        )
+        raise InputError(f"data.crop: {tuple(config.data.crop)}, expected at least {SMALLEST} a side; enlarge it")
     if config.train.freeze_tokenizer and not (model.tokenizer_weights or model.start_from):
         raise InputError(
             "train.freeze_tokenizer: true, but LSTG would stay random; give model.tokenizer_weights (a checkpoint of "
@@ -228,7 +232,12 @@ def _require_settings(config: Config) -> None:
 def _open_pairs(config: Config) -> tuple[PairDataset, PairDataset]:
     """The pairs to train and to validate on. InputError for pairs that could teach nothing."""
     if config.train.stage in UNLABELLED:
-        return open_unlabelled(config)
+        train_set, val_set = open_unlabelled(config)
+        if config.train.stage == PICTURE:
+            require_both_cameras(train_set, "data.train_split, data.extra_pairs")
+            require_both_cameras(val_set, "data.val_split")
+            require_sizes(val_set)
+        return train_set, val_set
     train_set, val_set = open_data(config)
     alone = [entry.id for entry in train_set.entries if entry.label is None]
     if alone and not config.loss.fusion_weight:
