@@ -31,6 +31,7 @@ from fusionsam.evaluation.tables.formats import latex_escape, to_csv, to_latex, 
 from fusionsam.evaluation.tables.sources import collect, collect_fusion
 from fusionsam.evaluation.tables.tables import build
 from fusionsam.evaluation.tally import Tally, scores
+from fusionsam.metrics.fusion import METRICS
 from fusionsam.weights.checkpoint import CARD, CONFIG, WEIGHTS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -375,6 +376,12 @@ class TestCommand:
         with pytest.raises(InputError, match="'ours' lacks some of EN, MI"):
             report.run([tmp_path], tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+    def test_fusion_metrics_with_the_contrast_of_objects_are_read(self, tmp_path):
+        scores = dict.fromkeys(METRICS, 1.0) | {"images": 2}
+        contrast = {"object_contrast": {"objects": 3.0, "fused": 1.0, "infrared": 2.0, "ratio": 0.5}}
+        (tmp_path / "fusion_metrics.json").write_text(json.dumps({"ours": scores | contrast}))
+        assert collect_fusion([tmp_path]) == {tmp_path.name: {"ours": scores}}
 
     def test_without_matplotlib_the_extra_is_named_and_tables_need_none(self, tmp_path, monkeypatch):
         write_report(tmp_path / "in")

@@ -146,14 +146,15 @@ def collect_fusion(folders: Sequence[str | Path]) -> dict[str, dict[str, dict[st
             if (
                 not isinstance(scores, dict)
                 or not set(METRICS) <= set(scores)
-                or not all(map(optional_number, scores.values()))
+                or not all(optional_number(value) for key, value in scores.items() if key != "object_contrast")
             ):
                 raise InputError(
                     f"{path}: {method!r} lacks some of {', '.join(METRICS)}, or holds other than numbers; expected a "
                     "fusion_metrics.json of fusionsam fusion-metrics"
                 )
         name = path.parent.name or str(path.parent)
-        found[name if name not in found else str(path.parent)] = values
+        measured = {method: {k: v for k, v in row.items() if k != "object_contrast"} for method, row in values.items()}
+        found[name if name not in found else str(path.parent)] = measured
     return found
 
 
