@@ -15,7 +15,7 @@ from fusionsam.models.color import luma
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.training.losses import fusion_measures
 from fusionsam.training.segmentation_task import scheduled_optimizer
-from fusionsam.training.task import Task, require_finite
+from fusionsam.training.task import Task
 from fusionsam.types import Batch, InputError
 from fusionsam.weights.checkpoint import Card, load_network, read_card
 
@@ -23,8 +23,6 @@ PICTURE = "picture"
 """What a checkpoint's card calls the training of its picture head."""
 SQUARE = 32
 """Pixels a side of the squares whose mean brightness stays what it was."""
-
-
 MEASURED = ("val", "as_trained_val", "calibration", "class_offsets")
 """Keys of a card that were measured with the picture of before."""
 
@@ -119,11 +117,7 @@ class PictureTask(Task[FusionSAMNetwork]):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One picture of each pair and its losses."""
         terms, _ = self.terms(self.network, batch, torch.rand(len(batch.ids), device=self.device) < SWAPPED)
-        total = torch.stack(list(terms.values())).sum()
-        require_finite(total, self.global_step, self.settings.train)
-        self.log_dict({f"loss/{k}": v.detach() for k, v in terms.items()}, batch_size=len(batch.ids))
-        self.log("loss/total", total.detach(), prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
-        return total
+        return self.total(terms, len(batch.ids))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """A random state of the step's own; what does not learn is in eval mode."""

@@ -19,7 +19,7 @@ from fusionsam.training.losses import (
     segmentation_loss,
     teacher_loss,
 )
-from fusionsam.training.task import Task, require_finite
+from fusionsam.training.task import Task
 from fusionsam.types import Batch, InputError, Output, PromptMode
 
 
@@ -163,12 +163,7 @@ class SegmentationTask(Task[FusionSAMNetwork]):
             assert first.features is not None
             lesson = teacher_loss(self.teacher_head(first.features), batch.taught)
             terms["teacher"] = self.settings.loss.teacher_weight * lesson
-        total = torch.stack(list(terms.values())).sum()
-        require_finite(total, self.global_step, self.settings.train)
-        self.log_dict({f"loss/{k}": v.detach() for k, v in terms.items()}, batch_size=len(batch.ids))
-        # the mean over the devices; of the terms each may have others, and would wait for ever
-        self.log("loss/total", total.detach(), prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
-        return total
+        return self.total(terms, len(batch.ids))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """A random state of the step's own; a frozen LSTG is in eval mode whatever a validation did to the modes."""

@@ -60,6 +60,15 @@ class Task(L.LightningModule, Generic[NetworkT]):
         """The network that is validated and shipped: the moving average where there is one."""
         return self.network if self.average is None else self.average.module  # type: ignore[return-value]
 
+    def total(self, terms: dict[str, Tensor], pairs: int) -> Tensor:
+        """The sum of a step's named losses over `pairs`, logged with each of them; InputError where it is no number."""
+        total = torch.stack(list(terms.values())).sum()
+        require_finite(total, self.global_step, self.settings.train)
+        self.log_dict({f"loss/{k}": v.detach() for k, v in terms.items()}, batch_size=pairs)
+        # the mean over the devices; of the terms each may have others, and would wait for ever
+        self.log("loss/total", total.detach(), prog_bar=True, batch_size=pairs, sync_dist=True)
+        return total
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Every step has a random state of its own, so that a resumed run draws what an unbroken one would have."""
         torch.manual_seed(self.settings.train.seed * 1_000_003 + self.global_step)
