@@ -28,7 +28,8 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 
 def build_debug(change: Callable[[ModelConfig], object] | None = None, seed: int = 0) -> FusionSAMNetwork:
-    """The debug preset, after `change`, with codebooks that k-means has filled, in eval mode."""
+    """The debug preset, after `change`, with codebooks that k-means has filled and FMP's attention at work, in eval
+    mode."""
     config = preset("debug")
     if change is not None:
         change(config)
@@ -36,6 +37,8 @@ def build_debug(change: Callable[[ModelConfig], object] | None = None, seed: int
     network = FusionSAMNetwork(config)
     with torch.no_grad():  # a codebook before its first batch is all zeros and would hide the input
         network.tokenizer.train()(torch.rand(2, 3, 64, 64), torch.rand(2, 1, 64, 64))
+    for norm in (part for part in network.fusion.modules() if isinstance(part, torch.nn.LayerNorm)):
+        torch.nn.init.ones_(norm.weight)  # zero at first: attention would add nothing
     return network.eval()
 
 

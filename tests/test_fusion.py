@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionsam.config.schema import FusionConfig
@@ -56,11 +56,19 @@ def test_positions_tell_cells_apart_and_treat_both_axes_alike():
     torch.testing.assert_close(y_part[[0, 3], 5, 0], torch.tensor([math.sin(5), math.cos(5)]))
 
 
+def set_gains(fmp: nn.Module, gain: float) -> None:
+    """Of the norms after attention, which begin at zero."""
+    for norm in (part for part in fmp.modules() if isinstance(part, nn.LayerNorm)):
+        assert not norm.weight.any()
+        nn.init.constant_(norm.weight, gain)
+
+
 @pytest.mark.parametrize("kv_stride", [1, 2])
 def test_both_units_follow_the_equations(kv_stride):
     torch.manual_seed(1)
     dim, heads = 8, 2
     fmp = FusionMaskPrompting(dim, FusionConfig(heads=heads, kv_stride=kv_stride)).eval()
+    set_gains(fmp, 0.7)
     one, two = torch.randn(2, dim, 5, 7), torch.randn(2, dim, 5, 7)
     positions = sincos_positions(5, 7, dim, one)
 
@@ -92,9 +100,11 @@ def test_both_units_follow_the_equations(kv_stride):
 
 
 def test_attention_reaches_the_whole_picture_and_concatenation_three_cells():
-    for kind, reach in (("fmp", True), ("concat", False)):
+    # attention adds nothing before the gains of its norms, zero at first, have learned
+    for kind, gain, reach in (("fmp", 0.1, True), ("fmp", 0.0, False), ("concat", 0.0, False)):
         torch.manual_seed(2)
         fmp = FusionMaskPrompting(8, FusionConfig(kind=kind, heads=2)).eval()
+        set_gains(fmp, gain)
         one, two = torch.randn(1, 8, 11, 13), torch.randn(1, 8, 11, 13)
         changed = two.clone()
         changed[..., -1, -1] += 5

@@ -51,7 +51,12 @@ class Projections(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """LN(FFN(.)) of eq. 11 and 13, per token of (B,d,h,w)."""
+    """LN(FFN(.)) of eq. 11 and 13, per token of (B,d,h,w).
+
+    LN's gain begins at zero: z_f begins as convolutions of both latents, as in ablation (B), and attention comes in as
+    it is learned. At a gain of one a random FFN of an attention that is still nearly the same everywhere drowns the
+    tokens it is added to (docs/log/ablations.md has both).
+    """
 
     def __init__(self, dim: int, ratio: float) -> None:
         super().__init__()
@@ -59,6 +64,7 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(dim, hidden)
         self.down = nn.Linear(hidden, dim)
         self.norm = nn.LayerNorm(dim)
+        nn.init.zeros_(self.norm.weight)
 
     def forward(self, grid: Float[Tensor, "B d h w"]) -> Float[Tensor, "B d h w"]:
         """(B,d,h,w) -> (B,d,h,w)."""
