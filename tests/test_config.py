@@ -69,6 +69,10 @@ def test_what_does_not_fit_is_named_in_full(values, told):
         ({"decoder": DecoderConfig(hidden=4, heads=1)}, "model.decoder.hidden: 4 with 1 model.decoder.heads"),
         ({"classes": ["one"], "palette": [(0, 0, 0)], "foreground": []}, "model.classes: 1 class; expected at least 2"),
         ({"tokenizer": TokenizerConfig(dim=66)}, "model.fusion.heads: 4 does not divide model.tokenizer.dim 66"),
+        (
+            {"fusion": FusionConfig(kv_stride=6, query_stride=4)},
+            "model.fusion.query_stride: 4 does not divide model.fusion.kv_stride 6",
+        ),
         ({"max_side": 63}, "model.max_side: 63; expected 64 to 4096"),
     ],
 )

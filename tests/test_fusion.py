@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fusionsam.config.schema import FusionConfig
 from fusionsam.models.color import chroma, from_luma_chroma, luma
-from fusionsam.models.fusion import BlendHead, DecodeHead, FusionMaskPrompting, pool
+from fusionsam.models.fusion import BlendHead, DecodeHead, FusionMaskPrompting, Scales, pool
 from fusionsam.models.layers import attend, resize, sincos_positions
 
 
@@ -36,9 +36,11 @@ def test_attend_is_softmax_attention(heads):
 
 def test_keys_and_values_are_averaged_over_what_is_there():
     grid = torch.arange(15.0).reshape(1, 1, 3, 5)  # rows 0-4, 5-9, 10-14
-    torch.testing.assert_close(pool(grid, 2).small[0, 0], torch.tensor([[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]]))
-    assert pool(grid, 2).full is grid
-    assert pool(grid, 1).small is grid
+    torch.testing.assert_close(pool(grid, 2)[0, 0], torch.tensor([[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]]))
+    assert pool(grid, 1) is grid
+    scales = Scales.of(torch.arange(64.0).reshape(1, 1, 8, 8), FusionConfig(kv_stride=4, query_stride=2))
+    assert [part.shape[-1] for part in scales] == [8, 4, 2]
+    torch.testing.assert_close(scales.small, pool(scales.full, 4))
 
 
 def test_positions_tell_cells_apart_and_treat_both_axes_alike():
@@ -63,21 +65,29 @@ def set_gains(fmp: nn.Module, gain: float) -> None:
         nn.init.constant_(norm.weight, gain)
 
 
-@pytest.mark.parametrize("kv_stride", [1, 2])
-def test_both_units_follow_the_equations(kv_stride):
+@pytest.mark.parametrize(("kv_stride", "query_stride"), [(1, 1), (2, 1), (2, 2), (4, 2)])
+def test_both_units_follow_the_equations(kv_stride, query_stride):
     torch.manual_seed(1)
-    dim, heads = 8, 2
-    fmp = FusionMaskPrompting(dim, FusionConfig(heads=heads, kv_stride=kv_stride)).eval()
+    dim, heads, size = 8, 2, (6, 10)
+    config = FusionConfig(heads=heads, kv_stride=kv_stride, query_stride=query_stride)
+    fmp = FusionMaskPrompting(dim, config).eval()
     set_gains(fmp, 0.7)
-    one, two = torch.randn(2, dim, 5, 7), torch.randn(2, dim, 5, 7)
-    positions = sincos_positions(5, 7, dim, one)
+    one, two = torch.randn(2, dim, *size), torch.randn(2, dim, *size)
+    positions = sincos_positions(*size, dim, one)
 
-    def means(grid):
-        return F.avg_pool2d(grid, kv_stride, ceil_mode=True, count_include_pad=False)
+    def means(grid, stride):
+        return F.avg_pool2d(grid, stride, ceil_mode=True, count_include_pad=False)
 
-    def attention(asks, tells, projections_q, projections_kv):
-        key = means(projections_kv.key(tells) + positions)
-        return explicit(projections_q.query(asks) + positions, key, means(projections_kv.value(tells)), heads)
+    def attention(asks, key, value, projections_q):
+        """At the size of the pooled queries; `key` and `value` are given at full size."""
+        query = means(projections_q.query(asks) + positions, query_stride)
+        return explicit(query, means(key, kv_stride), means(value, kv_stride), heads)
+
+    def of(source, projections):
+        return projections.key(source) + positions, projections.value(source)
+
+    def large(grid):
+        return F.interpolate(grid, size, mode="bilinear") if query_stride > 1 else grid
 
     def ln_ffn(unit, grid):
         tokens = grid.flatten(2).transpose(1, 2)
@@ -87,13 +97,17 @@ def test_both_units_follow_the_equations(kv_stride):
         return (out * unit.norm.weight + unit.norm.bias).transpose(1, 2).reshape(grid.shape)
 
     cross, comp = fmp.cross_domain, fmp.complementary
-    z1 = ln_ffn(cross.feed_first, attention(one, two, cross.first, cross.second)) + cross.first.query(one)
-    z2 = ln_ffn(cross.feed_second, attention(two, one, cross.second, cross.first)) + cross.second.query(two)
+    from_two, from_one = (attention(a, *of(b, p), q) for a, b, p, q in (
+        (one, two, cross.second, cross.first), (two, one, cross.first, cross.second)
+    ))  # fmt: skip
+    z1 = large(ln_ffn(cross.feed_first, from_two)) + cross.first.query(one)
+    z2 = large(ln_ffn(cross.feed_second, from_one)) + cross.second.query(two)
     z_c = cross.merge(torch.cat([z1, z2], 1))
-    distinct_one = one - attention(one, two, comp.first, comp.second)
-    distinct_two = two - attention(two, one, comp.second, comp.first)
-    z_0 = comp.distinct(torch.cat([distinct_one, distinct_two], 1))
-    expected = ln_ffn(comp.feed, attention(z_c, z_0, comp.common, comp.common)) + z_c
+    shared = [attention(one, *of(two, comp.second), comp.first), attention(two, *of(one, comp.first), comp.second)]
+    # each answer stands for its whole cell: the mean of what is left is the same
+    cells = [F.interpolate(grid, scale_factor=query_stride)[..., : size[0], : size[1]] for grid in shared]
+    z_0 = comp.distinct(torch.cat([one - cells[0], two - cells[1]], 1))
+    expected = large(ln_ffn(comp.feed, attention(z_c, *of(z_0, comp.common), comp.common))) + z_c
     z_f, mask = fmp(one, two)
     torch.testing.assert_close(z_f, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(mask, fmp.mask_head(expected), rtol=1e-4, atol=1e-5)

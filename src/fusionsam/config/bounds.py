@@ -34,7 +34,7 @@ def _numbers() -> dict[str, tuple[float, float]]:
             "train": "max_steps batch_size steering_pairs validate_every num_nodes discriminator_width "
             "discriminator_stages",
         },
-        (1, 64): {"model.fusion": "kv_stride"},
+        (1, 64): {"model.fusion": "kv_stride query_stride"},
         (1, 255): {"data": "teacher_classes"},
         (2, math.inf): {"model.tokenizer": "width", "model.fusion": "picture_width"},
         (0, 1): {

@@ -63,6 +63,9 @@ class FusionConfig(Bounded):
     """Hidden width of the feed-forward network over dim."""
     kv_stride: int = 1
     """Keys and values are average-pooled by this factor; 1 = the paper's."""
+    query_stride: int = 1
+    """Queries are average-pooled by this factor, which divides `kv_stride`, and what they are answered is enlarged
+    again; the residuals stay at full size. 1 = the paper's."""
     picture_head: Literal["blend", "decode"] = "blend"
     """How I_f is made: per-pixel blending of luma and infrared plus a residual, or convolutions on z_f alone."""
     picture_width: int = 16
@@ -219,6 +222,11 @@ class ModelConfig(Bounded):
         if self.tokenizer.dim % self.fusion.heads:
             raise InputError(
                 f"model.fusion.heads: {self.fusion.heads} does not divide model.tokenizer.dim {self.tokenizer.dim}"
+            )
+        if self.fusion.kv_stride % self.fusion.query_stride:
+            raise InputError(
+                f"model.fusion.query_stride: {self.fusion.query_stride} does not divide model.fusion.kv_stride "
+                f"{self.fusion.kv_stride}; give a factor of it, 1 for queries at full size"
             )
         if len(self.classes) == 1:
             raise InputError("model.classes: 1 class; expected at least 2, the background among them")

@@ -19,7 +19,7 @@ def _debug() -> ModelConfig:
     return ModelConfig(
         preset="debug",
         tokenizer=TokenizerConfig(dim=16, width=8, blocks=1, codebook_size=32, codebook_dim=8),
-        fusion=FusionConfig(heads=2, kv_stride=4, picture_width=4),
+        fusion=FusionConfig(heads=2, kv_stride=4, query_stride=2, picture_width=4),
         encoder=EncoderConfig(kind="tinyvit", source="mobilesam", dims=(8, 16, 16, 32), depths=(1, 1, 1, 1)),
         decoder=DecoderConfig(hidden=32, mlp_dim=32, heads=2),
         head=HeadConfig(width=16),
@@ -31,7 +31,7 @@ def _tiny() -> ModelConfig:
     return ModelConfig(
         preset="tiny",
         tokenizer=TokenizerConfig(blocks=1, codebook_size=256, codebook_dim=32, codebooks=4),
-        fusion=FusionConfig(heads=2, kv_stride=16, picture_dilations=(2, 4)),
+        fusion=FusionConfig(heads=2, kv_stride=16, query_stride=4, picture_dilations=(2, 4)),
         # a detector's backbone, which has seen cars, people and bicycles: 2 points ahead of ImageNet's Lite0
         encoder=EncoderConfig(source="mobilenetv2_100", guided=True, thermal=True, thermal_input="standardized"),
         head=HeadConfig(pyramid=128),

@@ -14,19 +14,29 @@ from fusionsam.models.color import chroma, from_luma_chroma, luma
 from fusionsam.models.layers import ResidualBlock, attend, beside, group_norm, resize, sincos_positions
 
 
-class Pooled(NamedTuple):
-    """A grid at full size, for queries, and pooled, for keys and values: both units share it."""
+def pool(grid: Float[Tensor, "B d h w"], stride: int) -> Float[Tensor, "B d h_r w_r"]:
+    """(B,d,h,w) -> its means (B,d,ceil(h/r),ceil(w/r)) over cells of r = `stride`; those at the lower and right border
+    may be smaller."""
+    return grid if stride == 1 else F.avg_pool2d(grid, stride, ceil_mode=True, count_include_pad=False)
+
+
+class Scales(NamedTuple):
+    """A grid at full size, pooled for queries, and pooled further for keys and values: both units share it."""
 
     full: Float[Tensor, "B d h w"]
+    query: Float[Tensor, "B d h_q w_q"]
     small: Float[Tensor, "B d h_kv w_kv"]
 
+    @classmethod
+    def of(cls, grid: Float[Tensor, "B d h w"], config: FusionConfig) -> Scales:
+        """(B,d,h,w) at the scales of `config`."""
+        query = pool(grid, config.query_stride)
+        return cls(grid, query, pool(query, config.kv_stride // config.query_stride))
 
-def pool(grid: Float[Tensor, "B d h w"], stride: int) -> Pooled:
-    """(B,d,h,w) and its means (B,d,ceil(h/r),ceil(w/r)) over cells of r = `stride`; those at the lower and right border
-    may be smaller."""
-    if stride == 1:
-        return Pooled(grid, grid)
-    return Pooled(grid, F.avg_pool2d(grid, stride, ceil_mode=True, count_include_pad=False))
+
+def enlarge(grid: Float[Tensor, "B d h_q w_q"], like: Float[Tensor, "B d h w"]) -> Float[Tensor, "B d h w"]:
+    """What pooled queries were answered, at the size of `like`."""
+    return resize(grid, (like.shape[2], like.shape[3]))
 
 
 class Projections(nn.Module):
@@ -84,25 +94,39 @@ class CrossDomainUnit(nn.Module):
         self.feed_second = FeedForward(dim, config.ffn_ratio)
         self.merge = nn.Conv2d(2 * dim, dim, 3, padding=1)
 
-    def forward(self, one: Pooled, two: Pooled, positions: Pooled) -> Float[Tensor, "B d h w"]:
+    def forward(self, one: Scales, two: Scales, positions: Scales) -> Float[Tensor, "B d h w"]:
         """I_1^q, I_2^q (B,d,h,w) -> z_c (B,d,h,w)."""
-        q1, q2 = self.first.q(one.full), self.second.q(two.full)
         k1, v1 = self.first.kv(one.small, positions.small)
         k2, v2 = self.second.kv(two.small, positions.small)
-        z1 = self.feed_first(attend(q1 + positions.full, k2, v2, self.heads)) + q1
-        z2 = self.feed_second(attend(q2 + positions.full, k1, v1, self.heads)) + q2
+        z1 = self._ask(one, self.first, self.feed_first, positions.query, k2, v2)
+        z2 = self._ask(two, self.second, self.feed_second, positions.query, k1, v1)
         return self.merge(torch.cat([z1, z2], dim=1))
+
+    def _ask(
+        self,
+        own: Scales,
+        own_projections: Projections,
+        feed: FeedForward,
+        positions: Tensor,
+        key: Tensor,
+        value: Tensor,
+    ) -> Float[Tensor, "B d h w"]:
+        q = own_projections.q(own.full)
+        pooled = q if own.query is own.full else own_projections.q(own.query)
+        return enlarge(feed(attend(pooled + positions, key, value, self.heads)), q) + q
 
 
 class ComplementaryUnit(nn.Module):
     """Eq. 12-13. z_0 keeps what is distinct in each modality: its tokens less what the other one can tell of them.
 
-    The paper leaves z_0 at "a cross-attention"; the subtraction is how distinct parts survive it.
+    The paper leaves z_0 at "a cross-attention"; the subtraction is how distinct parts survive it. z_0 gives keys and
+    values alone, so it is made where these are, pooled: means and the projections between are linear.
     """
 
     def __init__(self, dim: int, config: FusionConfig) -> None:
         super().__init__()
-        self.heads, self.kv_stride = config.heads, config.kv_stride
+        self.heads, self.stride = config.heads, config.query_stride
+        self.further = config.kv_stride // config.query_stride
         self.first = Projections(dim)
         self.second = Projections(dim)
         self.distinct = nn.Conv2d(2 * dim, dim, 1)
@@ -110,16 +134,17 @@ class ComplementaryUnit(nn.Module):
         self.feed = FeedForward(dim, config.ffn_ratio)
 
     def forward(
-        self, one: Pooled, two: Pooled, z_c: Float[Tensor, "B d h w"], positions: Pooled
+        self, one: Scales, two: Scales, z_c: Float[Tensor, "B d h w"], positions: Scales
     ) -> Float[Tensor, "B d h w"]:
         """I_1^q, I_2^q and z_c (B,d,h,w) -> z_f (B,d,h,w)."""
         k1, v1 = self.first.kv(one.small, positions.small)
         k2, v2 = self.second.kv(two.small, positions.small)
-        shared_one = attend(self.first.q(one.full) + positions.full, k2, v2, self.heads)
-        shared_two = attend(self.second.q(two.full) + positions.full, k1, v1, self.heads)
-        z_0 = self.distinct(torch.cat([one.full - shared_one, two.full - shared_two], dim=1))
-        k0, v0 = self.common.kv(pool(z_0, self.kv_stride).small, positions.small)
-        return self.feed(attend(self.common.q(z_c) + positions.full, k0, v0, self.heads)) + z_c
+        shared_one = attend(self.first.q(one.query) + positions.query, k2, v2, self.heads)
+        shared_two = attend(self.second.q(two.query) + positions.query, k1, v1, self.heads)
+        distinct = [one.small - pool(shared_one, self.further), two.small - pool(shared_two, self.further)]
+        k0, v0 = self.common.kv(self.distinct(torch.cat(distinct, dim=1)), positions.small)
+        asked = self.common.q(pool(z_c, self.stride)) + positions.query
+        return enlarge(self.feed(attend(asked, k0, v0, self.heads)), z_c) + z_c
 
 
 class FusionMaskPrompting(nn.Module):
@@ -127,7 +152,7 @@ class FusionMaskPrompting(nn.Module):
 
     def __init__(self, dim: int, config: FusionConfig) -> None:
         super().__init__()
-        self.kind, self.kv_stride = config.kind, config.kv_stride
+        self.config = config
         if config.kind == "fmp":
             self.cross_domain = CrossDomainUnit(dim, config)
             self.complementary = ComplementaryUnit(dim, config)
@@ -141,12 +166,11 @@ class FusionMaskPrompting(nn.Module):
         self, one: Float[Tensor, "B d h w"], two: Float[Tensor, "B d h w"]
     ) -> tuple[Float[Tensor, "B d h w"], Float[Tensor, "B 1 h w"]]:
         """I_1^q, I_2^q (B,d,h,w) -> z_f (B,d,h,w), mask prompt logits (B,1,h,w)."""
-        if self.kind == "fmp":
+        if self.config.kind == "fmp":
             positions = sincos_positions(one.shape[2], one.shape[3], one.shape[1], one)
-            sources = [pool(grid, self.kv_stride) for grid in (one, two)]
-            places = pool(positions, self.kv_stride)
-            z_c = self.cross_domain(*sources, places)
-            z_f = self.complementary(*sources, z_c, places)
+            first, second, places = (Scales.of(grid, self.config) for grid in (one, two, positions))
+            z_c = self.cross_domain(first, second, places)
+            z_f = self.complementary(first, second, z_c, places)
         else:
             z_f = self.concat(torch.cat([one, two], dim=1))
         return z_f, self.mask_head(z_f)
