@@ -147,10 +147,10 @@ def scene():
     return torch.randn(2, 8, 5, 7), 0.4 + 0.2 * torch.rand(2, 3, 20, 28), 0.4 + 0.2 * torch.rand(2, 1, 20, 28)
 
 
-@pytest.mark.parametrize("dilations", [(), (2, 4)])
-def test_blending_begins_as_the_plain_average(scene, dilations):
+@pytest.mark.parametrize(("dilations", "stride"), [((), 1), ((2, 4), 1), ((2,), 2), ((), 4)])
+def test_blending_begins_as_the_plain_average(scene, dilations, stride):
     z_f, visible, infrared = scene
-    head = BlendHead(8, FusionConfig(picture_width=6, picture_dilations=dilations))
+    head = BlendHead(8, FusionConfig(picture_width=6, picture_dilations=dilations, picture_stride=stride))
     fused = head.compose(head(z_f, visible, infrared), visible, infrared)
     torch.testing.assert_close(luma(fused), (luma(visible) + infrared) / 2, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(chroma(fused), chroma(visible), rtol=1e-5, atol=1e-5)
@@ -179,18 +179,36 @@ def test_blend_controls_stay_in_their_ranges(scene):
     assert -0.25 <= r.min() < -0.24 < 0.24 < r.max() <= 0.25
 
 
-@pytest.mark.parametrize(("dilations", "reach"), [((), 2), ((2, 4), 8)])
-def test_dilations_widen_what_a_pixel_of_the_picture_sees(dilations, reach):
-    """1 + 1 pixels each way by the two plain convolutions, d more by each dilated one."""
+@pytest.mark.parametrize(
+    ("dilations", "stride", "seen"),
+    [((), 1, (10, 14)), ((2, 4), 1, (4, 20)), ((), 2, (8, 17)), ((2,), 2, (4, 21)), ((), 4, (4, 23))],
+)
+def test_dilations_widen_what_a_pixel_of_the_picture_sees(dilations, stride, seen):
+    """1 + 1 cells each way by the two plain convolutions, d more by each dilated one; first and last row."""
     torch.manual_seed(6)
-    head = BlendHead(8, FusionConfig(picture_width=6, picture_dilations=dilations))
+    head = BlendHead(8, FusionConfig(picture_width=6, picture_dilations=dilations, picture_stride=stride))
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     z_f, visible, infrared = torch.zeros(1, 8, 6, 6), torch.rand(1, 3, 24, 24), torch.rand(1, 1, 24, 24)
     infrared.requires_grad_()
     head(z_f, visible, infrared)[0, :, 12, 12].sum().backward()
     rows = infrared.grad[0, 0].abs().sum(1).nonzero().flatten()
-    assert (rows.min().item(), rows.max().item()) == (12 - reach, 12 + reach)
+    assert (rows.min().item(), rows.max().item()) == seen
+
+
+def test_at_a_stride_every_pixel_keeps_a_mask_of_its_own():
+    """A 1x1 head that hands each pixel of infrared through as the mask."""
+    head = BlendHead(8, FusionConfig(picture_width=8, picture_stride=2))
+    for parameter in head.parameters():
+        torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        for place in range(4):  # of a cell of 2 x 2 pixels: z_f has 4 channels of the mix, luma and infrared 4 each
+            head.mix.weight[place, 8 + place, 1, 1] = 1
+            head.out.weight[place, place, 1, 1] = 1
+    infrared = torch.rand(1, 1, 8, 12)
+    m, r = head(torch.zeros(1, 8, 2, 3), torch.zeros(1, 3, 8, 12), infrared).split(1, dim=1)
+    torch.testing.assert_close(m, F.silu(infrared).sigmoid())
+    assert not r.any()
 
 
 def test_decoding_sees_the_latents_alone(scene):

@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from fusionsam.metrics.fusion import METRICS, fusion_metrics, luma
 from fusionsam.models.color import luma as torch_luma
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.training.losses import fusion_measures
-from fusionsam.training.picture_task import PictureTask, network_to_redraw, swapped
+from fusionsam.training.picture_task import PictureTask, picture_task, swapped
 from fusionsam.training.run import train
 from fusionsam.types import Batch
 from fusionsam.weights.checkpoint import load_network, save_checkpoint
@@ -345,13 +347,34 @@ def test_a_redrawn_checkpoint_has_no_scores_of_the_picture_before(street):
     start = load_network(street / "start")[0]
     save_checkpoint(street / "scored", start, {"seed": 7, "val": {"miou": 1.0}, "calibration": {"temperature": 2.0}})
     config = redraw(street / "data", street / "scored", street / "none")
-    assert network_to_redraw(config)[1].keys() & {"val", "calibration", "seed"} == {"seed"}
+    assert picture_task(config, 1)[1].keys() & {"val", "calibration", "seed"} == {"seed"}
+
+
+def test_a_new_picture_head_takes_the_place_of_the_stored_one_and_the_card_tells_of_both(street, tmp_path):
+    first = train(redraw(street / "data", street / "start", tmp_path / "first"), command="one")
+    config = redraw(
+        street / "data", first / "final", tmp_path / "second", "--train.new_picture_head=true",
+        "--model.fusion.picture_stride=2", "--model.fusion.picture_width=6", "--model.fusion.heads=4",
+    )  # fmt: skip
+    network, card = load_network(train(config, command="two") / "final")
+    start = load_network(street / "start")[0]
+    assert (network.picture_head.stride, network.picture_head.mix.out_channels) == (2, 6)
+    shape = {"picture_stride": 2, "picture_width": 6, "picture_dilations": config.model.fusion.picture_dilations}
+    wanted = replace(start.config.fusion, **shape)
+    assert network.config.fusion == wanted  # all else is the stored network's
+    told = card["picture"]
+    assert (told["command"], told["earlier"]["command"]) == ("two", "one")
+    assert told["config"]["model"]["fusion"]["heads"] == start.config.fusion.heads
+    assert told["config"]["model"]["start_from"] == str(first / "final")
+    pair = torch.rand(1, 3, 70, 83), torch.rand(1, 1, 70, 83)
+    with torch.no_grad():
+        assert network.eval()(*pair).fused.shape == (1, 3, 70, 83)
 
 
 def test_the_measures_are_of_the_picture_that_the_network_draws(street):
     network = load_network(street / "start")[0].eval()
     network.config.max_side = 64
-    task = PictureTask(network, Config(), 1)
+    task = PictureTask(network, deepcopy(network.picture_head), Config(), 1)
     visible, infrared = torch.rand(1, 3, 96, 128), torch.rand(1, 1, 96, 128)
     covered = torch.ones(1, 2, 96, 128, dtype=torch.bool)
     covered[:, 1, :, :40] = False

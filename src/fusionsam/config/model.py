@@ -69,10 +69,13 @@ class FusionConfig(Bounded):
     picture_head: Literal["blend", "decode"] = "blend"
     """How I_f is made: per-pixel blending of luma and infrared plus a residual, or convolutions on z_f alone."""
     picture_width: int = 16
-    """Channels of the picture head at full resolution."""
+    """Channels of the picture head."""
+    picture_stride: Literal[1, 2, 4] = 1
+    """blend only: the head's convolutions run on cells of this many pixels a side, whose pixels are channels. The mask
+    and the residual keep the full resolution."""
     picture_dilations: tuple[int, ...] = ()
-    """blend only: dilations of further 3x3 convolutions at full resolution. Which camera's detail to keep is told from
-    more than the 5x5 pixels that the head sees without them."""
+    """blend only: dilations of further 3x3 convolutions, in cells of `picture_stride`. Which camera's detail to keep is
+    told from more than the 5x5 cells that the head sees without them."""
 
 
 @dataclass

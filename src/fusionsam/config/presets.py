@@ -19,7 +19,7 @@ def _debug() -> ModelConfig:
     return ModelConfig(
         preset="debug",
         tokenizer=TokenizerConfig(dim=16, width=8, blocks=1, codebook_size=32, codebook_dim=8),
-        fusion=FusionConfig(heads=2, kv_stride=4, query_stride=2, picture_width=4),
+        fusion=FusionConfig(heads=2, kv_stride=4, query_stride=2, picture_width=4, picture_stride=2),
         encoder=EncoderConfig(kind="tinyvit", source="mobilesam", dims=(8, 16, 16, 32), depths=(1, 1, 1, 1)),
         decoder=DecoderConfig(hidden=32, mlp_dim=32, heads=2),
         head=HeadConfig(width=16),

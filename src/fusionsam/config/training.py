@@ -158,6 +158,8 @@ class TrainConfig(Bounded):
     """Joint training (stage 2), LSTG alone as a VQ-GAN (stage 1), or one part of the frozen network of model.start_from
     (where all other settings of `model` come from): steering, by clicks that name a class, or the picture head, by the
     measures of fused pictures, for which no label is needed."""
+    new_picture_head: bool = False
+    """Stage picture: a random head with the picture_ settings of model.fusion learns in the place of the stored one."""
     steering_pairs: int = 500
     """Stage steering: varied training pairs whose features are kept in memory (2 MB each at data.crop 256x320)."""
     out: str = "runs/fusionsam"

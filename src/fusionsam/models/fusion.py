@@ -178,15 +178,20 @@ class FusionMaskPrompting(nn.Module):
 
 class BlendHead(nn.Module):
     """The picture: luma = m Y1 + (1 - m) I2 + r with a mask m and a residual r predicted per pixel from z_f and both
-    sources; chroma is the visible image's. Sharp where convolutions on 4x-downsampled codes alone would blur."""
+    sources; chroma is the visible image's. Sharp where convolutions on 4x-downsampled codes alone would blur.
+
+    At `picture_stride` s its convolutions see s x s pixels of the sources as channels of one cell (sub-pixel
+    convolutions, arXiv 1609.05158) and give m and r for each of them: a fraction of the work, with a mask as sharp.
+    """
 
     RESIDUAL = 0.25  # largest |r|: enough to lift contrast, too little to paint
 
     def __init__(self, dim: int, config: FusionConfig) -> None:
         super().__init__()
-        width = config.picture_width
-        self.expand = nn.Sequential(nn.Conv2d(dim, 16 * (width // 2), 1), nn.PixelShuffle(4))
-        self.mix = nn.Conv2d(width // 2 + 2, width, 3, padding=1)
+        width, self.stride = config.picture_width, config.picture_stride
+        finer, pixels = 4 // self.stride, self.stride**2
+        self.expand = nn.Sequential(nn.Conv2d(dim, finer**2 * (width // 2), 1), nn.PixelShuffle(finer))
+        self.mix = nn.Conv2d(width // 2 + 2 * pixels, width, 3, padding=1)
         self.context: nn.Sequential | None = None
         if config.picture_dilations:
             convolutions = [nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in config.picture_dilations]
@@ -194,7 +199,7 @@ class BlendHead(nn.Module):
             self.context = nn.Sequential(*(layer for pair in layers for layer in pair))
             nn.init.zeros_(convolutions[-1].weight)
             nn.init.zeros_(convolutions[-1].bias)  # type: ignore[arg-type]
-        self.out = nn.Conv2d(width, 2, 3, padding=1)
+        self.out = nn.Conv2d(width, 2 * pixels, 3, padding=1)
         nn.init.zeros_(self.out.weight)  # begins as the plain average, a picture SAM's encoder already understands
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
@@ -205,10 +210,11 @@ class BlendHead(nn.Module):
         infrared: Float[Tensor, "B 1 4*h 4*w"],
     ) -> Float[Tensor, "B 2 4*h 4*w"]:
         """z_f (B,d,h,w) and the sources (B,3,4h,4w), (B,1,4h,4w) -> controls (B,2,4h,4w): m in (0,1) and r."""
-        x = self.mix(beside([self.expand(z_f), luma(visible), infrared]))
+        sources = [F.pixel_unshuffle(image, self.stride) for image in (luma(visible), infrared)]
+        x = self.mix(beside([self.expand(z_f), *sources]))
         if self.context is not None:
             x = self.context(x).add_(x)  # in place: these are the largest maps of the whole network
-        m, r = self.out(F.silu(x, inplace=True)).split(1, dim=1)
+        m, r = F.pixel_shuffle(self.out(F.silu(x, inplace=True)), self.stride).split(1, dim=1)
         return torch.cat([m.sigmoid(), self.RESIDUAL * r.tanh()], dim=1)
 
     @staticmethod

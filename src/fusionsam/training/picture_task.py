@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionsam.config.schema import Config, LossConfig
 from fusionsam.data.dataset import PairDataset
 from fusionsam.models.color import luma
+from fusionsam.models.fusion import PICTURE_HEADS
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.training.losses import fusion_measures
 from fusionsam.training.segmentation_task import scheduled_optimizer
@@ -23,6 +25,8 @@ PICTURE = "picture"
 """What a checkpoint's card calls the training of its picture head."""
 SQUARE = 32
 """Pixels a side of the squares whose mean brightness stays what it was."""
+SHAPE = ("picture_head", "picture_width", "picture_stride", "picture_dilations")
+"""Settings of model.fusion that a new picture head takes."""
 MEASURED = ("val", "as_trained_val", "calibration", "class_offsets")
 """Keys of a card that were measured with the picture of before."""
 
@@ -52,13 +56,19 @@ def require_both_cameras(pairs: PairDataset, setting: str) -> None:
         )
 
 
-def network_to_redraw(config: Config) -> tuple[FusionSAMNetwork, Card]:
-    """The network of model.start_from, all of it as it is stored, and of its card what is still true with another
-    picture: how its other parts were trained. Scores and calibration are not."""
+def picture_task(config: Config, total_steps: int) -> tuple[PictureTask, Card]:
+    """The training of the picture head of model.start_from, whose other parts are as they are stored, and of its card
+    what is still true with another picture: how its other parts were trained. Scores and calibration are not."""
     assert config.model.start_from
     network, _ = load_network(config.model.start_from, calibrated=False)
+    before = deepcopy(network.picture_head).requires_grad_(False)
+    if config.train.new_picture_head:
+        shape = {name: getattr(config.model.fusion, name) for name in SHAPE}
+        fusion = network.config.fusion = replace(network.config.fusion, **shape)
+        network.picture_head = PICTURE_HEADS[fusion.picture_head](network.config.tokenizer.dim, fusion)
     card = read_card(config.model.start_from)[1]
-    return network, {key: value for key, value in card.items() if key not in MEASURED}
+    kept = {key: value for key, value in card.items() if key not in MEASURED}
+    return PictureTask(network, before, config, total_steps), kept
 
 
 SWAPPED = 0.2
@@ -82,10 +92,10 @@ class PictureTask(Task[FusionSAMNetwork]):
 
     monitor = "val/measures"
 
-    def __init__(self, network: FusionSAMNetwork, config: Config, total_steps: int) -> None:
+    def __init__(self, network: FusionSAMNetwork, before: nn.Module, config: Config, total_steps: int) -> None:
         network.requires_grad_(False)
         super().__init__(network, config)
-        self.before = deepcopy(network.picture_head)
+        self.before = before
         network.picture_head.requires_grad_(True)
         self.total_steps = total_steps
         self.found: list[dict[str, Tensor]] = []

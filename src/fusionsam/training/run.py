@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fusionsam.config.load import as_yaml, differences, read_settings
-from fusionsam.config.schema import Config, TrainConfig, to_dict
+from fusionsam.config.schema import Config, ModelConfig, TrainConfig, to_dict
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.loader import class_shares
@@ -27,7 +27,7 @@ from fusionsam.training.data import PairData, open_data, open_unlabelled, pairs_
 from fusionsam.training.picture_task import (
     PICTURE,
     PictureTask,
-    network_to_redraw,
+    picture_task,
     require_both_cameras,
     require_picture,
 )
@@ -255,17 +255,25 @@ def _task(
     if config.train.stage == STEERING:
         network, base = steered_network(config)
         data = SteeringData(config, network, train_set, val_set, steps)
-        return SteeringTask(network, config, steps), data, {**base, STEERING: card}
+        return SteeringTask(network, config, steps), data, _with_part(base, STEERING, card, network.config)
     if config.train.stage == PICTURE:
-        network, base = network_to_redraw(config)
+        picture, base = picture_task(config, steps)
         pairs = PairData(_without_labels(config), train_set, val_set, steps)
-        return PictureTask(network, config, steps), pairs, {**base, PICTURE: card}
+        return picture, pairs, _with_part(base, PICTURE, card, picture.network.config)
     if config.train.stage == "tokenizer":
         pairs = PairData(_without_labels(config), train_set, val_set, steps)
         return tokenizer_task(config, steps), pairs, card
     network = build_network(config.model, to_train=not resume)
     task = SegmentationTask(network, config, steps, class_shares(train_set))
     return task, PairData(config, train_set, val_set, steps), card
+
+
+def _with_part(base: Card, part: str, card: Card, model: ModelConfig) -> Card:
+    """The card `base` of a network, a part of which is trained: under its name what a card says, with the settings of
+    that network, which are not those of the run, and what was said of earlier trainings of the part."""
+    stored = {**to_dict(model), "start_from": card["config"]["model"]["start_from"]}
+    entry: Card = {**card, "config": {**card["config"], "model": stored}}
+    return {**base, part: {**entry, "earlier": base[part]} if part in base else entry}
 
 
 def _fit(trainer: L.Trainer, task: Stage, data: PairData | SteeringData, best: BestWeights, last: Path | None) -> None:

@@ -54,7 +54,8 @@ def ship(source: str | Path, folder: str | Path, **facts: object) -> Path:
         "tokenizer_weights": config.tokenizer_weights,
         "data": data.get("root"),
     }
-    started_from = {key: Path(value).name for key, value in origin.items() if value}
+    # a part that was trained alone leaves what the card of a shipped checkpoint says of the rest
+    started_from = card.get("started_from", {}) | {key: Path(value).name for key, value in origin.items() if value}
     kept = {key: value for key, value in (card | calibrated).items() if key not in ("config", "name")}
     if data:
         kept["data"] = {key: data[key] for key in ("dataset", "train_split") if key in data}
