@@ -250,7 +250,7 @@ def test_points_of_the_truth_that_name_their_class_need_steering_and_are_marked_
     assert named.from_truth
     assert named.miou > plain.miou  # the cells of the points have their class, whatever steering learned
     with pytest.raises(InputError, match="oracle"):
-        run(home, against=tmp_path / "named" / "report_oracle.json")
+        run(home, against=tmp_path / "named" / "report_named.json")
     with pytest.raises(InputError, match="prompts named: the ground truth was used"):
         run(home, weights=[taught], prompts="named", against=tmp_path / "None" / "report.json")
 

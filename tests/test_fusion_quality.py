@@ -343,6 +343,12 @@ def test_pairs_that_cannot_teach_a_picture_are_told_before_the_first_step(street
         train(redraw(own, street / "start", tmp_path / "run", *more))
 
 
+def test_measures_without_any_weight_are_refused(street, tmp_path):
+    none = [f"--loss.{name}_weight=0" for name in ("vif", "qabf", "ssim", "scd")]
+    with pytest.raises(InputError, match=r"loss\.scd_weight: all 0, so nothing would be learned"):
+        train(redraw(street / "data", street / "start", tmp_path / "run", *none))
+
+
 def test_a_redrawn_checkpoint_has_no_scores_of_the_picture_before(street):
     start = load_network(street / "start")[0]
     save_checkpoint(street / "scored", start, {"seed": 7, "val": {"miou": 1.0}, "calibration": {"temperature": 2.0}})

@@ -15,6 +15,9 @@ from fusionsam.io import Made, OutputFolder, write_text
 from fusionsam.metrics.segmentation import ImageMatrices
 from fusionsam.types import InputError, JsonObject
 
+REPORTS = ("report.json", "report_oracle.json", "report_named.json")
+"""Names that a report has, by what prompted."""
+
 
 def split_digest(ids: Sequence[str]) -> str:
     """SHA-256 of the sorted ids, one a line: two reports are of one split if it is equal."""
@@ -22,12 +25,13 @@ def split_digest(ids: Sequence[str]) -> str:
 
 
 def file_mark(report: Report) -> str:
-    """What the names of a report's files end in: `_oracle` where the ground truth prompted."""
-    return "_oracle" if report.oracle else ""
+    """What the names of a report's files end in: `_oracle` where the ground truth prompted, `_named` where its points
+    named their class."""
+    return ("_named" if report.prompts == "named" else "_oracle") if report.oracle else ""
 
 
 def write(out: Path, report: Report, images: ImageMatrices | None) -> Path:
-    """Write report.json (report_oracle.json where the ground truth prompted) and the per-image matrices beside it; each
+    """Write report.json (with the `file_mark` of its prompts) and the per-image matrices beside it; each
     appears whole or not at all. Returns the report's path; InputError if the folder cannot be written."""
     mark = file_mark(report)
     report = replace(report, per_image=None if images is None else f"per_image{mark}.json")
@@ -46,7 +50,7 @@ def require_split(out: Path, dataset: str, split: str) -> None:
     """InputError if `out` holds a report of another data set or split (its `split_digest`), or none of ours: it would
     be lost."""
     folder = OutputFolder(out, "evaluate")
-    for name in ("report.json", "report_oracle.json"):
+    for name in REPORTS:
         stored = folder.read(name)
         if stored is None:
             continue

@@ -35,6 +35,12 @@ def require_picture(config: Config) -> None:
     """InputError for settings that no training of the picture head can have."""
     if not config.model.start_from:
         raise InputError("model.start_from: none, but train.stage is picture; give the checkpoint whose picture learns")
+    loss = config.loss
+    if not any((loss.vif_weight, loss.qabf_weight, loss.ssim_weight, loss.scd_weight)):
+        raise InputError(
+            "loss.vif_weight, loss.qabf_weight, loss.ssim_weight, loss.scd_weight: all 0, so nothing would be learned; "
+            "give one of them a weight"
+        )
     if config.model.steering.width:
         raise InputError(
             f"model.steering.width: {config.model.steering.width}, but train.stage is picture, which keeps the "

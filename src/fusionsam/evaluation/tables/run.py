@@ -154,7 +154,7 @@ def run(
     found, fusion = collect(folders), collect_fusion(folders)
     if not found and not fusion and panels is None:
         raise InputError(
-            f"--reports {' '.join(map(str, folders))}: found no report.json, report_oracle.json or "
+            f"--reports {' '.join(map(str, folders))}: found no report.json, report_oracle.json, report_named.json or "
             "fusion_metrics.json; give folders that fusionsam evaluate or fusion-metrics wrote"
         )
     tables = report_tables.build(found, fusion)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fusionsam.evaluation.published import TEST_IMAGES
 from fusionsam.evaluation.report import Report
-from fusionsam.evaluation.report_files import read
+from fusionsam.evaluation.report_files import REPORTS, read
 from fusionsam.evaluation.report_form import optional_number
 from fusionsam.io import digest
 from fusionsam.metrics.fusion import METRICS
@@ -120,13 +120,13 @@ def _name(source: object) -> str:
 
 
 def collect(folders: Sequence[str | Path]) -> list[Scored]:
-    """Every report.json and report_oracle.json in the folders, at any depth, in order of path.
+    """Every report.json, report_oracle.json and report_named.json in the folders, at any depth, in order of path.
 
     Of a summary over checkpoints its single reports are left out. InputError for a missing folder or a file that is no
     report; an empty list where there is none."""
     found: dict[Path, Scored] = {}
     for folder in _folders(folders):
-        for path in sorted([*folder.rglob("report.json"), *folder.rglob("report_oracle.json")]):
+        for path in sorted(path for name in REPORTS for path in folder.rglob(name)):
             found.setdefault(path.resolve(), Scored(path, read(path)))
     summaries = {path.parent for path, one in found.items() if one.report.checkpoints}
     return [
