@@ -466,6 +466,16 @@ def test_one_modality_is_all_the_network_sees(home, tmp_path, scored):
     assert one["confusion_matrix"] == two["confusion_matrix"] != scored["confusion_matrix"]
 
 
+def test_the_report_tells_the_precision(home, scored):
+    report = run(home, precision="bf16")
+    assert report.precision == "bf16"
+    assert ", bf16" in report.title
+    assert scored["precision"] == "fp32"
+    assert abs(report.miou - scored["miou"]) < 5
+    with pytest.raises(InputError, match="--precision need --weights"):
+        run(home, predictions=home, precision="bf16")
+
+
 def test_several_checkpoints_give_mean_and_sample_deviation(home, scored, tmp_path):
     report = run(home, weights=[home / "a", home / "b"], seeds=True, out=tmp_path)
     other = run(home, weights=[home / "b"]).to_dict()

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import fusionsam.inference.device
 from conftest import build_debug
 from fusionsam.cli.main import main
 from fusionsam.config.schema import preset
@@ -541,6 +542,39 @@ def test_prompts_as_a_dictionary_are_those_of_a_file(model, pair):
 def test_prompts_that_are_none_are_refused(model, pair, given, said):
     with pytest.raises(InputError, match=said):
         model.predict(*pair, prompts=given)
+
+
+def test_bfloat16_gives_nearly_the_same_and_is_recorded(pair, weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fusionsam.inference.device, "knows_bfloat16", lambda device: False)
+    files = ["--visible", tmp_path / "v.png", "--infrared", tmp_path / "i.png"]
+    common = [*files, "--weights", weights, "--device", "cpu", "--out", tmp_path / "o"]
+    assert predict(*common) == 0
+    run = json.loads((tmp_path / "o" / "v.json").read_text())["run"]
+    assert "precision" not in run
+    assert "bfloat16" not in capsys.readouterr().err
+    assert predict(*common, "--precision", "bf16") == 0  # other settings: it is not taken for finished
+    assert "this cpu has no instructions for bfloat16; fp32 takes less time" in capsys.readouterr().err
+    assert json.loads((tmp_path / "o" / "v.json").read_text())["run"] == {**run, "precision": "bf16"}
+    one, two = (FusionSAM.from_pretrained(weights, device="cpu", precision=p) for p in ("fp32", "bf16"))
+    exact, near = (model.predict(tmp_path / "v.png", tmp_path / "i.png") for model in (one, two))
+    assert near.confidence.dtype == np.float32
+    assert (exact.labels == near.labels).mean() > 0.97
+    assert 0 < np.abs(exact.confidence - near.confidence).max() < 0.1
+    session = two.encode(tmp_path / "v.png", tmp_path / "i.png")
+    np.testing.assert_array_equal(session.predict().labels, near.labels)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"precision": "fp16"}, "precision fp16: CPUs have no kernels for it; take bf16"),
+        ({"precision": "int4"}, "precision 'int4': expected fp32, bf16, fp16"),
+        ({"precision": "bf16", "backend": "onnx"}, "precision bf16: is torch's"),
+    ],
+)
+def test_precisions_that_are_none_are_refused(weights, more, said):
+    with pytest.raises(InputError, match=said):
+        FusionSAM.from_pretrained(weights, device="cpu", **more)
 
 
 def test_a_misspelt_backend_is_not_pytorch(weights):

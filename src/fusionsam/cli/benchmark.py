@@ -20,7 +20,7 @@ class Options(WeightsOption, CommandLine):
     out: Path = field(default=Path("benchmark.json"), metadata={"metavar": "FILE"})
     """JSON with every run's seconds, the machine and the commit; the table is FILE.md"""
     models: tuple[str, ...] = ("fusionsam", "two_streams", "segformer_b2", "two_mit_b2", "sam2_tiny", "sam_vit_b")
-    """which, by name; compiled, onnx, int8 and openvino are more"""
+    """which, by name; bf16, two_streams_bf16, compiled, onnx, int8 and openvino are more"""
     onnx: Path | None = field(default=None, metadata={"metavar": "DIR"})
     """folder of fusionsam export, for onnx, int8 and openvino; it adds those of them that are there"""
     plot: Path | None = field(default=None, metadata={"metavar": "FILE"})

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from fusionsam.config.options import DeviceOption, WeightsOption
+from fusionsam.config.options import PrecisionOption, WeightsOption
 from fusionsam.server.config import ServeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(WeightsOption, DeviceOption, ServeConfig):
+class Options(WeightsOption, PrecisionOption, ServeConfig):
     """Answer pairs over HTTP, on this machine alone unless told otherwise."""
 
     host: str = "127.0.0.1"
@@ -37,6 +37,7 @@ def main(options: Options) -> int:
     serve(
         options.weights,
         options.device,
+        options.precision,
         options.host,
         options.port,
         options.token_file,

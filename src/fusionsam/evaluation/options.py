@@ -17,6 +17,7 @@ from fusionsam.config.options import (
     LabelOptions,
     OutOption,
     PairOptions,
+    PrecisionOption,
     WeightsOption,
 )
 
@@ -31,7 +32,7 @@ CONDITION_NAMES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(DataOptions, LabelOptions, AlignOptions, DeviceOption, BootstrapOptions, CommandLine):
+class EvaluateConfig(DataOptions, LabelOptions, AlignOptions, PrecisionOption, BootstrapOptions, CommandLine):
     """What is evaluated, and how.
 
     >>> EvaluateConfig("mfnet", "data/mfnet", "val", weights=["tiny"]).bootstrap

@@ -80,6 +80,7 @@ class Report(Scores):
     modality: str | None = None
     flip: bool = False
     scales: list[float] = field(default_factory=lambda: [1.0])
+    precision: str = "fp32"
     multi_scale: bool = False
     leak_guard: LeakFindings = field(default_factory=LeakFindings)
     notes: list[str] = field(default_factory=list)

@@ -121,6 +121,7 @@ _WHERE_THERE: dict[str, Rule] = {
     "baseline": ("sam and image", lambda v: isinstance(v, dict) and {"sam", "image"} <= set(v)),
     "checkpoints": ("reports of checkpoints", _objects),
     "scales": ("numbers", _numbers),
+    "precision": ("text", _text),
     "notes": ("a list of sentences", _texts),
     "per_class_accuracy": ("class -> percent", _score_map),
     "per_class_f1": ("class -> percent", _score_map),

@@ -25,6 +25,7 @@ from fusionsam.evaluation.published import SINCE, TEST_IMAGES
 from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.report_parts import ORACLE
 from fusionsam.evaluation.tally import Tally, scores, summarise
+from fusionsam.inference.device import slower
 from fusionsam.inference.label_maps import FolderPredictor, NetworkPredictor
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.views import require_scales
@@ -73,7 +74,11 @@ def evaluate(config: EvaluateConfig) -> Report:
         if len(config.weights) > 1:
             out = None if out is None else out / f"checkpoint_{number}"
         # one at a time: five of the largest would not fit
-        model = FusionSAM.from_pretrained(source, config.device, calibrated=not config.as_trained)
+        model = FusionSAM.from_pretrained(
+            source, config.device, calibrated=not config.as_trained, precision=config.precision
+        )
+        if line := slower(model.precision, model.device):
+            tqdm.write(line, file=sys.stderr)
         options = (config.prompts, config.modality, config.flip, tuple(config.scales), config.seed)
         found.append(_run(config, data, NetworkPredictor(model, *options), guard, out, other, source, model.card))
     if len(found) == 1:
@@ -118,8 +123,10 @@ def _check(config: EvaluateConfig) -> None:
     if bool(config.weights) == (config.predictions is not None):
         raise InputError("evaluate: give either --weights or --predictions, one of them")
     needing = config.prompts or config.flip or config.as_trained or config.modality != "both"
-    if config.predictions is not None and needing:
-        raise InputError("predictions: --prompts, --modality, --as-trained and --flip need --weights; leave them out")
+    if config.predictions is not None and (needing or config.precision != "fp32"):
+        raise InputError(
+            "predictions: --prompts, --modality, --as-trained, --flip and --precision need --weights; leave them out"
+        )
     if not all(map(math.isfinite, config.scales)) or config.seed < 0:
         raise InputError(
             f"scales {list(config.scales)}, seed {config.seed}: expected finite factors and a seed of at least 0"
@@ -274,6 +281,7 @@ def _context(config: EvaluateConfig, data: LabelledPairs, guard: LeakCheck) -> J
         "modality": config.modality,
         "flip": config.flip,
         "scales": list(config.scales),
+        "precision": config.precision,
         "multi_scale": len(config.scales) > 1,
         "align": data.align and {"rig": data.align.rig.digest, "by": config.align, "refine": not config.no_refine},
         "leak_guard": guard.findings,
@@ -295,6 +303,7 @@ def _title(config: EvaluateConfig, name: str, report: Report, partial: tuple[int
     how += [f"scales {', '.join(f'{s:g}' for s in config.scales)}"] if list(config.scales) != [1.0] else []
     how += [f"aligned by {config.align}"] if config.align else []
     how += ["flip"] if config.flip else []
+    how += [config.precision] if config.precision != "fp32" else []
     how += [f"{guard.look_alikes} pictures look like training pictures"] if guard.look_alikes else []
     how += ["class offsets fitted on these pairs"] if report.fitted["class_offsets"] else []
     how += ["as trained"] if config.as_trained else []

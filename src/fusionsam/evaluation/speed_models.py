@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fusionsam.inference.device import knows_bfloat16
 from fusionsam.inference.onnx import WHOLE, WHOLE_INT8, open_session, run_session
 from fusionsam.types import InputError, JsonObject
 
@@ -46,6 +47,23 @@ def _ours(of: Setting) -> Built:
     model = FusionSAM.from_pretrained(of.weights, device="cpu")
     visible, infrared = _pair(of.size)
     return model.network, lambda: model.infer(visible, infrared)
+
+
+def _in_bfloat16(build: Callable[[Setting], Built]) -> Callable[[Setting], Built]:
+    """The same network in bfloat16, on CPUs with instructions for it."""
+
+    def built(of: Setting) -> Built:
+        if not knows_bfloat16(torch.device("cpu")):
+            raise InputError("this CPU has no instructions for bfloat16")
+        network, run = build(of)
+
+        def lower() -> object:
+            with torch.autocast("cpu", torch.bfloat16):
+                return run()
+
+        return network, lower
+
+    return built
 
 
 def _compiled(of: Setting) -> Built:
@@ -176,11 +194,13 @@ def _openvino(of: Setting) -> Built:
 
 MODELS: dict[str, tuple[str, Callable[[Setting], Built]]] = {
     OURS: ("FusionSAM", _ours),
+    "bf16": ("FusionSAM, bfloat16", _in_bfloat16(_ours)),
     "compiled": ("FusionSAM, torch.compile", _compiled),
     "onnx": ("FusionSAM, ONNX Runtime", _onnx),
     "int8": ("FusionSAM, ONNX Runtime, int8", _int8),
     "openvino": ("FusionSAM, OpenVINO", _openvino),
     "two_streams": ("two-stream FPN of the same backbones", _two_streams),
+    "two_streams_bf16": ("two-stream FPN, bfloat16", _in_bfloat16(_two_streams)),
     "segformer_b2": ("SegFormer-B2 on the visible image (random weights)", _segformer_b2),
     "two_mit_b2": ("two MiT-B2, summed (CMX-like, random weights)", _two_mit_b2),
     "sam2_tiny": ("SAM2 tiny at 1024x1024 (random weights)", _sam2_tiny),

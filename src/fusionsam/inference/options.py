@@ -10,9 +10,9 @@ from fusionsam.config.options import (
     Address,
     AlignOptions,
     AnyPairOptions,
-    DeviceOption,
     OutOption,
     OverwriteOption,
+    PrecisionOption,
     WeightsOption,
 )
 from fusionsam.data.storage import is_remote, local_path
@@ -20,7 +20,7 @@ from fusionsam.types import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(AnyPairOptions, OutOption, AlignOptions, WeightsOption, DeviceOption, OverwriteOption):
+class PredictOptions(AnyPairOptions, OutOption, AlignOptions, WeightsOption, PrecisionOption, OverwriteOption):
     """Fuse pairs and label every pixel. For each pair NAME_fused.png, NAME_labels.png (class ids), NAME_overlay.png and
     NAME.json are written into --out; pairs that are finished there are skipped."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, overload
@@ -12,11 +13,11 @@ from typing import TypeVar, overload
 import torch
 from torch import Tensor
 
-from fusionsam.config.options import DEFAULT_WEIGHTS, DeviceOption
+from fusionsam.config.options import DEFAULT_WEIGHTS, DeviceOption, PrecisionOption
 from fusionsam.config.schema import ModelConfig
 from fusionsam.data.infrared import DEFAULT, InfraredOptions
 from fusionsam.inference import onnx as backends
-from fusionsam.inference.device import choose_device
+from fusionsam.inference.device import choose_device, computing, require_precision
 from fusionsam.inference.inputs import ImageLike, listed_pairs, read_inputs
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.prompts import Mode, given_prompts
@@ -41,10 +42,14 @@ class FusionSAM:
     >>> out = model.predict("visible.png", "infrared.png")  # doctest: +SKIP
     """
 
-    def __init__(self, network: FusionSAMNetwork, name: str, card: Card, device: str = "cpu") -> None:
+    def __init__(
+        self, network: FusionSAMNetwork, name: str, card: Card, device: str = "cpu", precision: str = "fp32"
+    ) -> None:
         self.network = network.eval().to(device)
         self.config: ModelConfig = network.config
         self.name, self.card, self.device = name, card, torch.device(device)
+        require_precision(precision, self.device)
+        self.precision = precision
         self.folder: Path | None = None  # of the checkpoint; what is in memory was made ready to predict only
         # of `fusionsam calibrate`; confidences alone depend on it, the largest logit stays the largest
         self.temperature = float((card.get("calibration") or {}).get("temperature", 1.0))
@@ -57,6 +62,7 @@ class FusionSAM:
         backend: str = "torch",
         calibrated: bool = True,
         revision: str | None = None,
+        precision: str = PrecisionOption.precision,
     ) -> FusionSAM:
         """A checkpoint, ready to predict.
 
@@ -68,6 +74,8 @@ class FusionSAM:
             calibrated: Without it, class offsets and temperature of `fusionsam calibrate` are left out (not of an
                 export).
             revision: Branch, tag or commit of a hub's repository.
+            precision: What the network computes with: fp32, bf16 (less time where the device has instructions for it,
+                `inference.device.knows_bfloat16`), or fp16 (GPUs alone). With `backend` onnx fp32.
 
         Raises:
             InputError: it cannot be used.
@@ -79,10 +87,12 @@ class FusionSAM:
         if revision is not None:
             source = at_revision(source, revision)
         if backend == "onnx":
+            if precision != "fp32":
+                raise InputError(f"precision {precision}: is torch's; an export computes with what it was exported in")
             return cls(*backends.load(source, device))
         network, card = load_network(source, calibrated)
         prepare_for_inference(network.image_encoder)
-        model = cls(network, str(card["name"]), card, choose_device(device))
+        model = cls(network, str(card["name"]), card, choose_device(device), precision)
         model.folder = locate(source)
         return model
 
@@ -171,7 +181,12 @@ class FusionSAM:
         images = [None if image is None else image.to(self.device) for image in (visible, infrared)]
         there = None if covered is None else covered.to(self.device)
         given = None if prompts is None else prompts.to(self.device)
-        return self.network(images[0], images[1], given, mode=mode, covered=there)
+        with self.computing():
+            return self.network(images[0], images[1], given, mode=mode, covered=there)
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Within it the network computes in the model's precision."""
+        return computing(self.precision, self.device)
 
     def infer_views(
         self,
@@ -224,7 +239,7 @@ class FusionSAM:
 
     def postprocess(self, output: Output, seconds: float = 0.0, row: int = 0) -> Prediction:
         """One image of an Output as plain arrays."""
-        logits = output.logits[row]
+        logits = output.logits[row].float()
         labels = logits.argmax(0)
         # exp(top - logsumexp) spares the K x H x W array of probabilities
         scaled = logits / self.temperature
@@ -246,7 +261,8 @@ class FusionSAM:
         decoder alone. Images and `covered` as in `predict`. Raises InputError for images that do not fit."""
         images = [None if image is None else image.to(self.device) for image in self.preprocess(visible, infrared)]
         there = None if covered is None else covered[None].to(self.device)
-        return Session(self, self.network.encode(images[0], images[1], covered=there), *images)
+        with self.computing():
+            return Session(self, self.network.encode(images[0], images[1], covered=there), *images)
 
     @overload  # of None and None, which is refused, the first holds
     def predict(  # type: ignore[overload-overlap]

@@ -17,6 +17,8 @@ from fusionsam.alignment.apply import Aligner
 from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.splits import Entry
 from fusionsam.inference import onnx as backends
+from fusionsam.inference.batch import say
+from fusionsam.inference.device import slower
 from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
@@ -53,9 +55,16 @@ class Request:
 
 def open_model(options: PredictOptions) -> FusionSAM:
     """The model that the options name."""
-    return FusionSAM.from_pretrained(
-        options.weights, options.device, options.backend, calibrated=not options.as_trained
+    model = FusionSAM.from_pretrained(
+        options.weights,
+        options.device,
+        options.backend,
+        calibrated=not options.as_trained,
+        precision=options.precision,
     )
+    if line := slower(model.precision, model.device):
+        say(line)
+    return model
 
 
 def describe(options: PredictOptions, model: FusionSAM, aligner: Aligner | None) -> Request:
@@ -69,6 +78,7 @@ def describe(options: PredictOptions, model: FusionSAM, aligner: Aligner | None)
         "weights": fingerprint(options.weights, options.backend),
         "calibrated": calibrated_digest(model.card),
         "prompts": steered + "+confidence" * options.confidence_map,
+        **({"precision": options.precision} if options.precision != "fp32" else {}),
         **({"min_confidence": options.min_confidence} if options.min_confidence else {}),
         **({"align": [aligner.rig.digest, options.frame, not options.no_refine]} if aligner else {}),
         **({"scales": list(scales), "flip": flip} if flip or len(scales) > 1 else {}),

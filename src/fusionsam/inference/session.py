@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Protocol
 
@@ -22,6 +23,9 @@ class Model(Protocol):
 
     network: FusionSAMNetwork
     device: torch.device
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Within it the network computes in the model's precision."""
 
     def postprocess(self, output: Output, seconds: float = 0.0, row: int = 0) -> Prediction:
         """One image of an Output as plain arrays."""
@@ -114,5 +118,7 @@ class Session:
         started = time.perf_counter()
         own, mode = given_prompts(prompts, self.size, self.model.network.config.classes)
         own = None if own is None else own.to(self.model.device)
-        result = self.model.postprocess(self.model.network.decode(self.encoded, own, mode))
+        with self.model.computing():
+            output = self.model.network.decode(self.encoded, own, mode)
+        result = self.model.postprocess(output)
         return replace(result, seconds=time.perf_counter() - started)

@@ -39,9 +39,9 @@ from fusionsam.inference.films import (
 )
 from fusionsam.inference.inputs import ImageLike
 from fusionsam.inference.options import PredictOptions
-from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import Mode, prompt_mode, prompts_file, read_prompts
 from fusionsam.inference.render import Color, legend_strip, overlay
+from fusionsam.inference.results import open_model
 from fusionsam.io import OutputFolder, progress_bar, whole, write_json
 from fusionsam.types import InputError, Prompts
 
@@ -350,9 +350,7 @@ def run(options: PredictOptions) -> tuple[int, float, Path, int]:
         options.folder().mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{options.out}: cannot be written ({error.strerror}); choose another --out") from None
-    model = FusionSAM.from_pretrained(
-        options.weights, options.device, options.backend, calibrated=not options.as_trained
-    )
+    model = open_model(options)
     if source.heat is not None:
         if used := source.heat.facts.get("range"):
             say(f"{options.infrared}: range {used['low']:g} to {used['high']:g}, {used['grey_levels']} grey levels")

@@ -12,6 +12,7 @@ from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
 from fusionsam.data.rigs import read_aligner
+from fusionsam.inference.device import slower
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.server.config import ServeConfig
 from fusionsam.types import InputError
@@ -74,6 +75,7 @@ def bind(host: str, port: int) -> socket.socket:
 def serve(
     weights: str,
     device: str,
+    precision: str,
     host: str,
     port: int,
     token_file: Path | None,
@@ -88,10 +90,12 @@ def serve(
     aligner = read_aligner(align, RIG)
     bound = bind(host, port)  # before the model is read: a port in use is told at once
     try:
-        model = FusionSAM.from_pretrained(weights, device)
+        model = FusionSAM.from_pretrained(weights, device, precision=precision)
     except InputError:
         bound.close()
         raise
+    if line := slower(model.precision, model.device):
+        print(f"fusionsam serve: {line}", file=sys.stderr)
     app = module.create_app(model, config, token, aligner)
     host, port = bound.getsockname()[:2]
     if token is None and not ipaddress.ip_address(host).is_loopback:
