@@ -348,6 +348,30 @@ def test_a_frozen_tokenizer_stays_and_its_losses_are_left_out(make_debug):
     assert names[0] - names[1] == {"commitment", "reconstruction"}
 
 
+def test_a_frozen_picture_stays_and_everything_behind_it_learns(make_debug, pair):
+    network = make_debug()
+    train = TrainConfig(freeze_tokenizer=True, freeze_picture=True, lr=0.01, warmup_steps=0)
+    task = SegmentationTask(network, Config(model=network.config, train=train), 10, torch.full((9,), 1 / 9))
+    batch = Batch(*pair, torch.randint(9, (2, *pair[0].shape[2:])), torch.ones(2, 2) > 0)
+    with torch.no_grad():
+        before = network(*pair)
+    optimizer = task.configure_optimizers()["optimizer"]
+    network.train()
+    task.on_train_batch_start(batch, 0)
+    terms = task.losses(network(*pair), batch)
+    assert set(terms) == {"segmentation", "fot"}
+    torch.stack(list(terms.values())).sum().backward()
+    optimizer.step()
+    for name, part in network.parts().items():
+        held = name in ("tokenizer", "fusion", "picture_head")
+        assert any(p.requires_grad for p in part.parameters()) is not held, name
+    with torch.no_grad():
+        after = network.eval()(*pair)
+    assert torch.equal(before.fused, after.fused)
+    assert torch.equal(before.mask_prompt, after.mask_prompt)
+    assert not torch.allclose(before.logits, after.logits, atol=1e-3)
+
+
 def test_a_teacher_is_followed_where_it_is_sure():
     """Logits on a grid of 2 x 2 cells of 3 x 3 pixels: the id of a cell is that of its middle pixel."""
     taught = torch.full((1, 6, 6), IGNORE)

@@ -247,6 +247,36 @@ def test_lstg_that_would_stay_random_is_refused(scenes: Path, unbroken: Path, tm
     assert (run(scenes, tmp_path / "given", *once) / "final").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--train.stage=tokenizer"], "train.stage tokenizer; expected segmentation"),
+        ([], "no model.start_from; expected the checkpoint whose picture stays"),
+        (
+            ["--model.start_from=START"],
+            "train.freeze_tokenizer false; expected true: the picture is made of its tokens",
+        ),
+    ],
+)
+def test_a_picture_that_cannot_be_kept_is_told(more: list[str], told: str, unbroken: Path, tmp_path: Path) -> None:
+    settings = [word.replace("START", str(unbroken / "final")) for word in more]
+    with pytest.raises(InputError, match=rf"^train\.freeze_picture: true with {told}"):
+        run(unbroken, tmp_path / "none", "--train.freeze_picture=true", *settings)
+
+
+def test_unlabelled_pairs_teach_nothing_beside_a_frozen_picture(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
+    frozen = [
+        "--train.freeze_picture=true",
+        "--train.freeze_tokenizer=true",
+        f"--model.start_from={unbroken / 'final'}",
+    ]
+    for part in ("visible", "infrared"):
+        (tmp_path / "more" / part).mkdir(parents=True)
+        Image.new("RGB" if part == "visible" else "L", (96, 96)).save(tmp_path / "more" / part / "a.png")
+    with pytest.raises(InputError, match=r"1 pairs without a label map .* and train\.freeze_picture is true"):
+        run(scenes, tmp_path / "none", *frozen, f"--data.extra_pairs=[{tmp_path / 'more'}]")
+
+
 def test_crops_that_the_network_does_not_take_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^data\.crop: \(32, 64\), expected at least 64 a side"):
         run(tmp_path / "nowhere", tmp_path / "out", "--data.crop=[32, 64]")

@@ -224,3 +224,5 @@ class TrainConfig(Bounded):
     freeze_tokenizer: bool = False
     """Stage 2: LSTG and its codebooks stay as they are (the tokens for a missing modality still learn), and its two
     losses, which would teach nothing, are left out."""
+    freeze_picture: bool = False
+    """Joint training: LSTG, FMP and the picture head stay as model.start_from has them, and with them the picture."""

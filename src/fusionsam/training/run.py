@@ -218,6 +218,8 @@ def _require_settings(config: Config) -> None:
         )
     if config.train.freeze_tokenizer and stage == "tokenizer":
         raise InputError("train.freeze_tokenizer: there is nothing else to train in stage tokenizer; set it to false")
+    if config.train.freeze_picture:
+        _require_picture_to_keep(config)
     if stage == "tokenizer":
         _require_crop_of_stage_1(config)
     elif min(config.data.crop) < SMALLEST:
@@ -227,6 +229,17 @@ def _require_settings(config: Config) -> None:
             "train.freeze_tokenizer: true, but LSTG would stay random; give model.tokenizer_weights (a checkpoint of "
             "stage 1, or tiny) or model.start_from, or set it to false"
         )
+
+
+def _require_picture_to_keep(config: Config) -> None:
+    """InputError where train.freeze_picture has no picture to keep, or would keep a part of what makes it alone."""
+    for wrong, found, expected in (
+        (config.train.stage != "segmentation", f"train.stage {config.train.stage}", "segmentation"),
+        (not config.model.start_from, "no model.start_from", "the checkpoint whose picture stays"),
+        (not config.train.freeze_tokenizer, "train.freeze_tokenizer false", "true: the picture is made of its tokens"),
+    ):
+        if wrong:
+            raise InputError(f"train.freeze_picture: true with {found}; expected {expected}")
 
 
 def _open_pairs(config: Config) -> tuple[PairDataset, PairDataset]:
@@ -240,10 +253,12 @@ def _open_pairs(config: Config) -> tuple[PairDataset, PairDataset]:
         return train_set, val_set
     train_set, val_set = open_data(config)
     alone = [entry.id for entry in train_set.entries if entry.label is None]
-    if alone and not config.loss.fusion_weight:
+    fused = config.loss.fusion_weight and not config.train.freeze_picture
+    if alone and not fused:
+        why = "train.freeze_picture is true" if config.train.freeze_picture else "loss.fusion_weight is 0"
         raise InputError(
             f"data.train_split, data.extra_pairs: {len(alone)} pairs without a label map (first: {alone[0]}) teach "
-            "fusion alone in stage 2, and loss.fusion_weight is 0; take them away, or give labels (data.extra_labels)"
+            f"fusion alone in stage 2, and {why}; take them away, or give labels (data.extra_labels)"
         )
     return train_set, val_set
 

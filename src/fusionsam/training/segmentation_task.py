@@ -98,11 +98,15 @@ class SegmentationTask(Task[FusionSAMNetwork]):
         super().__init__(network, config)
         self.total_steps = total_steps
         # an alternative trained by this task (experiments/) has no LSTG
+        frozen_picture = config.train.freeze_picture
         self.frozen_tokenizer = config.train.freeze_tokenizer and isinstance(network, FusionSAMNetwork)
         if self.frozen_tokenizer:
             # before the optimiser picks its parameters
             network.tokenizer.requires_grad_(False)
-            network.tokenizer.missing.requires_grad_(True)  # stage 1 never taught these
+            network.tokenizer.missing.requires_grad_(not frozen_picture)  # stage 1 never taught these
+        if frozen_picture:
+            network.fusion.requires_grad_(False)
+            network.picture_head.requires_grad_(False)
         self.teacher_head: nn.Conv2d | None = None
         if config.data.teacher_labels is not None:
             self.teacher_head = nn.Conv2d(_seen_by_teacher_head(network), config.data.teacher_classes, 1)
@@ -121,6 +125,9 @@ class SegmentationTask(Task[FusionSAMNetwork]):
         if batch.label is not None:
             terms["segmentation"] = segmentation_loss(output.logits, batch.label, loss, self.weights)
             terms["fot"] = loss.fot_weight * segmentation_loss(output.fot_logits, batch.label, loss, self.weights)
+        if self.settings.train.freeze_picture:
+            return terms  # what FMP is taught by
+        if batch.label is not None:
             terms["prompt"] = loss.prompt_weight * prompt_loss(output.mask_prompt, batch.label, model.foreground)
         if loss.fusion_weight:
             parts = fusion_terms(output.fused, batch.visible, batch.infrared, batch.present, batch.covered)
