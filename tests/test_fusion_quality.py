@@ -33,7 +33,8 @@ from fusionsam.training.losses import fusion_measures
 from fusionsam.training.picture_task import PictureTask, picture_task, swapped
 from fusionsam.training.run import train
 from fusionsam.types import Batch
-from fusionsam.weights.checkpoint import load_network, save_checkpoint
+from fusionsam.weights.checkpoint import load_network, read_card, save_checkpoint
+from fusionsam.weights.ship import ship
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -356,7 +357,7 @@ def test_a_redrawn_checkpoint_has_no_scores_of_the_picture_before(street):
     assert picture_task(config, 1)[1].keys() & {"val", "calibration", "seed"} == {"seed"}
 
 
-def test_a_new_picture_head_takes_the_place_of_the_stored_one_and_the_card_tells_of_both(street, tmp_path):
+def test_a_new_picture_head_takes_the_place_of_the_stored_one_and_the_card_tells_of_both(street, tmp_path, capsys):
     first = train(redraw(street / "data", street / "start", tmp_path / "first"), command="one")
     config = redraw(
         street / "data", first / "final", tmp_path / "second", "--train.new_picture_head=true",
@@ -368,6 +369,13 @@ def test_a_new_picture_head_takes_the_place_of_the_stored_one_and_the_card_tells
     shape = {"picture_stride": 2, "picture_width": 6, "picture_dilations": config.model.fusion.picture_dilations}
     wanted = replace(start.config.fusion, **shape)
     assert network.config.fusion == wanted  # all else is the stored network's
+    capsys.readouterr()
+    train(redraw(street / "data", first / "final", tmp_path / "kept", "--model.fusion.picture_stride=4"))
+    assert "the picture head stays as" in (line := capsys.readouterr().err)
+    assert "picture_stride 2" in line
+    shipped = read_card(ship(tmp_path / "second" / "final", tmp_path / "shipped"))[1]["picture"]
+    assert (shipped["started_from"], shipped["earlier"]["started_from"]) == ("final", "start")
+    assert "config" not in shipped.keys() | shipped["earlier"].keys()
     told = card["picture"]
     assert (told["command"], told["earlier"]["command"]) == ("two", "one")
     assert told["config"]["model"]["fusion"]["heads"] == start.config.fusion.heads

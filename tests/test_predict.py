@@ -558,6 +558,7 @@ def test_bfloat16_gives_nearly_the_same_and_is_recorded(pair, weights, tmp_path,
     one, two = (FusionSAM.from_pretrained(weights, device="cpu", precision=p) for p in ("fp32", "bf16"))
     exact, near = (model.predict(tmp_path / "v.png", tmp_path / "i.png") for model in (one, two))
     assert near.confidence.dtype == np.float32
+    assert near.prompts.mask.dtype == torch.float32
     assert (exact.labels == near.labels).mean() > 0.97
     assert 0 < np.abs(exact.confidence - near.confidence).max() < 0.1
     session = two.encode(tmp_path / "v.png", tmp_path / "i.png")
@@ -567,7 +568,7 @@ def test_bfloat16_gives_nearly_the_same_and_is_recorded(pair, weights, tmp_path,
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"precision": "fp16"}, "precision fp16: CPUs have no kernels for it; take bf16"),
+        ({"precision": "fp16"}, "precision fp16: is for GPUs; on a CPU take bf16 or fp32"),
         ({"precision": "int4"}, "precision 'int4': expected fp32, bf16, fp16"),
         ({"precision": "bf16", "backend": "onnx"}, "precision bf16: is torch's"),
     ],

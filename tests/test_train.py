@@ -247,11 +247,35 @@ def test_lstg_that_would_stay_random_is_refused(scenes: Path, unbroken: Path, tm
     assert (run(scenes, tmp_path / "given", *once) / "final").is_dir()
 
 
+def test_settings_of_an_earlier_version_are_told_what_they_lack(unbroken: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(unbroken, tmp_path / "old")
+    settings = yaml.safe_load((old / "settings.yaml").read_text())
+    del settings["model"]["fusion"]["query_stride"]
+    (old / "settings.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(InputError, match=r"settings\.yaml: .* lacks model\.fusion\.query_stride; write 1 there"):
+        train(read_settings(old / "settings.yaml", f"--train.out={old}"), resume=True)
+
+
+def test_a_start_with_another_picture_head_is_told_by_its_setting(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
+    start = f"--model.start_from={unbroken / 'final'}"
+    with pytest.raises(InputError, match=r"^model\.fusion\.picture_stride: 1, but .* has 2; make them agree"):
+        run(scenes, tmp_path / "none", start, "--model.fusion.picture_stride=1")
+    with pytest.raises(InputError, match=r"^train\.new_picture_head: true, but train\.stage is segmentation"):
+        run(scenes, tmp_path / "none", start, "--train.new_picture_head=true")
+    frozen = [start, "--train.freeze_picture=true", "--train.freeze_tokenizer=true"]
+    with pytest.raises(InputError, match=r"^train\.freeze_picture: true with model\.fusion\.kv_stride 2; expected 4"):
+        run(scenes, tmp_path / "none", *frozen, "--model.fusion.kv_stride=2")
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
         (["--train.stage=tokenizer"], "train.stage tokenizer; expected segmentation"),
         ([], "no model.start_from; expected the checkpoint whose picture stays"),
+        (
+            ["--model.start_from=START", "--train.freeze_tokenizer=true", "--model.tokenizer_weights=START"],
+            "model.tokenizer_weights; expected LSTG of model.start_from: leave it out",
+        ),
         (
             ["--model.start_from=START"],
             "train.freeze_tokenizer false; expected true: the picture is made of its tokens",

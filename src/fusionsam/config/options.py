@@ -99,8 +99,8 @@ class PrecisionOption(DeviceOption):
     """Where networks run, and in which numbers."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """numbers the network computes with; bf16: less time on GPUs and on CPUs that know bfloat16, at one pixel in a
-    thousand of another class; fp16: GPUs alone"""
+    """numbers the network computes with; bf16: less time on GPUs and on CPUs that know bfloat16, and a few pixels of
+    another class; fp16: GPUs alone"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,11 +28,11 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def require_precision(precision: str, device: torch.device) -> None:
-    """InputError for a precision that is not known, or that `device` has no kernels for."""
+    """InputError for a precision that is not known, or that is not for `device`."""
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r}: expected {', '.join(PRECISIONS)}")
     if precision == "fp16" and device.type == "cpu":
-        raise InputError("precision fp16: CPUs have no kernels for it; take bf16, or --device cuda")
+        raise InputError("precision fp16: is for GPUs; on a CPU take bf16 or fp32")
 
 
 def knows_bfloat16(device: torch.device) -> bool:

@@ -244,7 +244,7 @@ class FusionSAM:
         # exp(top - logsumexp) spares the K x H x W array of probabilities
         scaled = logits / self.temperature
         confidence = torch.exp(scaled.gather(0, labels[None])[0] - scaled.logsumexp(0))
-        fused = (output.fused[row] * 255).round().to(torch.uint8).permute(1, 2, 0)
+        fused = (output.fused[row].float() * 255).round().to(torch.uint8).permute(1, 2, 0)
         return Prediction(
             fused=fused.cpu().numpy(),
             labels=labels.to(torch.uint8).cpu().numpy(),
@@ -357,4 +357,6 @@ class FusionSAM:
 def _row(prompts: Prompts, row: int) -> Prompts:
     found = {name: getattr(prompts, name) for name in PROMPT_TENSORS}
     rows = {name: value[row : row + 1].detach().cpu() for name, value in found.items() if value is not None}
+    if rows["mask"].is_floating_point():
+        rows["mask"] = rows["mask"].float()  # NumPy has no bfloat16
     return replace(prompts, **rows)

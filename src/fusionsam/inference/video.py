@@ -358,6 +358,8 @@ def run(options: PredictOptions) -> tuple[int, float, Path, int]:
             say(f"{options.infrared}: {notice.text}")
     count, rate = overlay_video(model, source, out, prompts, keep=not options.stop_on_error)
     made = {"film": out.name, "frames": count, "weights": model.name, "commit": model.card.get("commit", "")}
+    if options.precision != "fp32":
+        made["precision"] = options.precision
     write_json(beside / record, {**made, "step": model.card.get("step"), **source.told()})
     for line in source.alone:
         say(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from copy import deepcopy
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from fusionsam.config.schema import Config, LossConfig
 from fusionsam.data.dataset import PairDataset
@@ -68,13 +70,21 @@ def picture_task(config: Config, total_steps: int) -> tuple[PictureTask, Card]:
     assert config.model.start_from
     network, _ = load_network(config.model.start_from, calibrated=False)
     before = deepcopy(network.picture_head).requires_grad_(False)
+    shape = {name: getattr(config.model.fusion, name) for name in SHAPE}
+    stored = {name: getattr(network.config.fusion, name) for name in SHAPE}
+    if not config.train.new_picture_head and shape != stored:
+        kept = ", ".join(f"{name} {value}" for name, value in stored.items())
+        tqdm.write(
+            f"the picture head stays as {config.model.start_from} has it: {kept}; --train.new_picture_head true builds "
+            "one by the settings of model.fusion",
+            file=sys.stderr,
+        )
     if config.train.new_picture_head:
-        shape = {name: getattr(config.model.fusion, name) for name in SHAPE}
         fusion = network.config.fusion = replace(network.config.fusion, **shape)
         network.picture_head = PICTURE_HEADS[fusion.picture_head](network.config.tokenizer.dim, fusion)
     card = read_card(config.model.start_from)[1]
-    kept = {key: value for key, value in card.items() if key not in MEASURED}
-    return PictureTask(network, before, config, total_steps), kept
+    true = {key: value for key, value in card.items() if key not in MEASURED}
+    return PictureTask(network, before, config, total_steps), true
 
 
 SWAPPED = 0.2

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -38,7 +39,7 @@ from fusionsam.training.tokenizer_task import TokenizerTask
 from fusionsam.types import SMALLEST, InputError
 from fusionsam.weights import pretrained as foreign
 from fusionsam.weights.build import build_network
-from fusionsam.weights.checkpoint import Card, commit, locate
+from fusionsam.weights.checkpoint import Card, commit, locate, read_checkpoint
 
 Stage = SegmentationTask | TokenizerTask | SteeringTask | PictureTask
 UNLABELLED = ("tokenizer", PICTURE)
@@ -132,10 +133,28 @@ def _without_labels(config: Config) -> Config:
     return replace(config, data=data)
 
 
+def _require_whole_network(file: Path) -> None:
+    """InputError for the settings of a run of an earlier version that lack one of the network's: the preset would fill
+    it, with what the run did not have."""
+    begun = yaml.safe_load(file.read_text(encoding="utf-8"))
+    written = begun.get("model") if isinstance(begun, dict) else None
+    for section, fields in to_dict(ModelConfig()).items():
+        there = written.get(section) if isinstance(written, dict) else None
+        if not (isinstance(fields, dict) and isinstance(there, dict)):
+            continue
+        for name, before in fields.items():
+            if name not in there:
+                raise InputError(
+                    f"{file}: was written by an earlier version and lacks model.{section}.{name}; write "
+                    f"{before!r} there, which it was then, and start again"
+                )
+
+
 def _keep_settings(out: Path, config: Config, resume: bool) -> None:
     """Write the resolved settings into the run's folder, or hold a resumed run to the ones it began with."""
     file = out / SETTINGS
     if resume and file.exists():
+        _require_whole_network(file)
         begun = read_settings(file)
         changed = set(differences(to_dict(begun), to_dict(config))) - FREE_ON_RESUME
         if _world(begun.train) != _world(config.train):
@@ -220,6 +239,11 @@ def _require_settings(config: Config) -> None:
         raise InputError("train.freeze_tokenizer: there is nothing else to train in stage tokenizer; set it to false")
     if config.train.freeze_picture:
         _require_picture_to_keep(config)
+    if config.train.new_picture_head and stage != PICTURE:
+        raise InputError(
+            f"train.new_picture_head: true, but train.stage is {stage}; a new head is trained in stage picture "
+            "(configs/picture.yaml)"
+        )
     if stage == "tokenizer":
         _require_crop_of_stage_1(config)
     elif min(config.data.crop) < SMALLEST:
@@ -237,9 +261,18 @@ def _require_picture_to_keep(config: Config) -> None:
         (config.train.stage != "segmentation", f"train.stage {config.train.stage}", "segmentation"),
         (not config.model.start_from, "no model.start_from", "the checkpoint whose picture stays"),
         (not config.train.freeze_tokenizer, "train.freeze_tokenizer false", "true: the picture is made of its tokens"),
+        (bool(config.model.tokenizer_weights), "model.tokenizer_weights", "LSTG of model.start_from: leave it out"),
     ):
         if wrong:
             raise InputError(f"train.freeze_picture: true with {found}; expected {expected}")
+    assert config.model.start_from
+    stored = to_dict(read_checkpoint(config.model.start_from)[1].fusion)
+    for name, value in to_dict(config.model.fusion).items():
+        if stored[name] != value:
+            raise InputError(
+                f"train.freeze_picture: true with model.fusion.{name} {value}; expected {stored[name]}, as "
+                f"{config.model.start_from} of model.start_from has it"
+            )
 
 
 def _open_pairs(config: Config) -> tuple[PairDataset, PairDataset]:

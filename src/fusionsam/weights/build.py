@@ -166,6 +166,14 @@ def start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
         anew += ("image_encoder.inject.",)
         shared = {n: t for n, t in tensors.items() if n.startswith("image_encoder.backbone.")}
         tensors |= {n.replace(".backbone.", ".thermal.", 1): t for n, t in shared.items()}
+    for name in ("picture_head", "picture_width", "picture_stride", "picture_dilations", "heads"):
+        asked, there = (getattr(fusion, name) for fusion in (config.fusion, stored.fusion))
+        if asked != there and not (name == "picture_dilations" and not there):
+            another = "; stage picture builds another picture head" if name.startswith("picture") else ""
+            raise InputError(
+                f"model.fusion.{name}: {asked}, but {config.start_from} of model.start_from has {there}; make them "
+                f"agree{another}"
+            )
     if config.fusion.picture_dilations and not stored.fusion.picture_dilations:
         anew += ("picture_head.context.",)
     if stored.head != config.head:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.types import InputError
-from fusionsam.weights.checkpoint import load_network, locate, read_card, read_checkpoint, save_checkpoint
+from fusionsam.weights.checkpoint import Card, load_network, locate, read_card, read_checkpoint, save_checkpoint
 
 
 def with_fingerprints(source: str | Path, folder: Path) -> Path:
@@ -62,10 +62,19 @@ def ship(source: str | Path, folder: str | Path, **facts: object) -> Path:
         for key in ("extra_pairs", "extra_labels"):
             if data.get(key):
                 kept["data"][key] = [Path(folder).name for folder in data[key]]
-    for part in kept.keys() & {"steering", "picture"}:  # their settings are the command's, the network's are beside it
-        kept[part] = {key: value for key, value in kept[part].items() if key != "config"}
+    for part in kept.keys() & {"steering", "picture"}:
+        kept[part] = _of_part(kept[part])
     card = {**{key: _without_folders(value) for key, value in kept.items()}, "started_from": started_from, **facts}
     return with_fingerprints(source, save_checkpoint(folder, network, card, half=True))
+
+
+def _of_part(card: Card) -> Card:
+    """What the card of a part that was trained alone keeps, of its earlier trainings too: its settings are the
+    command's, the network's are beside it."""
+    kept = {key: value for key, value in card.items() if key not in ("config", "earlier")}
+    if start := card.get("config", {}).get("model", {}).get("start_from"):
+        kept["started_from"] = Path(start).name
+    return {**kept, "earlier": _of_part(card["earlier"])} if "earlier" in card else kept
 
 
 def _without_folders(value: object) -> object:

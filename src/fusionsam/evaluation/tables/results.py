@@ -45,6 +45,7 @@ def _conditions(report: Report) -> str:
     found += [f"prompts {report.prompts}"] if report.prompts in ("none", *FROM_TRUTH) else []
     found += ["flip"] if report.flip else []
     found += ["scales " + " ".join(f"{scale:g}" for scale in report.scales)] if report.scales != [1.0] else []
+    found += [report.precision] if report.precision != "fp32" else []
     found += ["class offsets fitted on these pairs"] if report.fitted.get("class_offsets") else []
     return ", ".join(found) or NONE
 
