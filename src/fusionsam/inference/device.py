@@ -50,7 +50,6 @@ def slower(precision: str, device: torch.device) -> str | None:
 
 
 def computing(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Within it networks compute in `precision` (torch.autocast): what needs more digits, as norms and the choice of
-    codes do, keeps float32."""
+    """Within it networks compute in `precision` (torch.autocast); LSTG chooses its codes in float32 all the same."""
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
