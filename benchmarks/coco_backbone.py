@@ -101,22 +101,22 @@ def load_folded(net: nn.Module, tensors: dict[str, Tensor], mean: Tensor, std: T
 
 
 @torch.no_grad()
-def unfold(net: nn.Module, batches: list[Tensor]) -> None:
-    """Give every norm the statistics of what it gets for `batches` (B,3,H,W), and scale each filter to unit variance
-    there; the function of `net` in eval mode stays what it was."""
-    sums = {name: [] for _, _, name in layers(net)}  # type: dict[str, list[tuple[Tensor, Tensor]]]
+def unfold(net: nn.Module, found: list[Layer], batches: list[Tensor]) -> None:
+    """Give the norm of each layer in `found` the statistics of what it gets for `batches` (B,3,H,W), and scale each
+    filter to unit variance there; the function of `net` in eval mode stays what it was."""
+    sums = {name: [] for _, _, name in found}  # type: dict[str, list[tuple[Tensor, Tensor]]]
 
     def note(name: str) -> Any:
         return lambda module, given, output: sums[name].append(
             (output.mean((0, 2, 3)), output.square().mean((0, 2, 3)))
         )
 
-    hooks = [conv.register_forward_hook(note(name)) for conv, _, name in layers(net)]
+    hooks = [conv.register_forward_hook(note(name)) for conv, _, name in found]
     for batch in batches:
         net.forward_features(batch)  # type: ignore[operator]
     for hook in hooks:
         hook.remove()
-    for conv, norm, name in layers(net):
+    for conv, norm, name in found:
         mean, square = (torch.stack(values).mean(0) for values in zip(*sums[name], strict=True))
         variance = (square - mean.square()).clamp(min=0)
         # a filter that never answers keeps its weights at unit length: its variance says nothing
@@ -148,7 +148,7 @@ def run(argv: list[str]) -> int:
     visible = [image for image in (data[number].visible for number in numbers) if image is not None]
     if not visible:
         raise InputError(f"--split {args.split}: has no visible image; give one that has")
-    unfold(net, [((to_unit(image) - mean[:, None, None]) / std[:, None, None])[None] for image in visible])
+    unfold(net, layers(net), [((to_unit(image) - mean[:, None, None]) / std[:, None, None])[None] for image in visible])
     kept = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("classifier.")}
     with whole(args.out) as part:
         save_file(kept, part)

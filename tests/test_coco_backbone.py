@@ -86,7 +86,7 @@ def test_norms_get_the_statistics_of_the_pictures_and_change_nothing(model):
     coco_backbone.load_folded(net, coco_backbone.read_graph_model(model), middle, middle)
     pictures = [torch.randn(1, 3, 64, 96) for _ in range(3)]
     before = net.forward_features(pictures[0])
-    coco_backbone.unfold(net, pictures)
+    coco_backbone.unfold(net, coco_backbone.layers(net), pictures)
     assert before.std() > 0.01
     assert torch.allclose(net.forward_features(pictures[0]), before, atol=1e-4)
     norm = net.blocks[3][0].bn1

@@ -25,6 +25,7 @@ from fusionsam.evaluation.tables.tables import against_sam
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments" / "two_stream"))
 import baselines as peers  # noqa: E402
+import cityscapes  # noqa: E402
 from networks import LITE0, PEERS, PeerNetwork, fourth_channel, one_channel  # noqa: E402
 
 STEPS = 4
@@ -61,6 +62,27 @@ def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def network(peer: str) -> PeerNetwork:
     torch.manual_seed(0)
     return PeerNetwork(peer, 5).eval()
+
+
+def test_folded_weights_in_eight_bits_fill_the_backbone_of_cityscapes(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = cityscapes.mobilenet_edgetpu_075()
+    shapes = [conv.weight.shape for conv, _, _ in cityscapes.layers(net)]
+    assert len(shapes) == 58
+    torch.manual_seed(1)
+    given = [(0.1 * torch.randn(shape), 0.1 * torch.randn(shape[0])) for shape in shapes]
+    monkeypatch.setattr(cityscapes, "convolutions", lambda file: [*given, (torch.ones(1), torch.ones(1))])
+    cityscapes.convert(Path("none.tflite"), str(scenes), tmp_path / "city.safetensors")
+    two = PeerNetwork("two_stream", 5, cityscapes.SOURCE, str(tmp_path / "city.safetensors")).eval()
+    with torch.no_grad():
+        picture = torch.rand(1, 3, 64, 96)
+        own = two.backbone.bn1(two.backbone.conv_stem((picture - two.mean) / two.std))
+        weight, offset = given[0]
+        wanted = torch.relu(torch.nn.functional.conv2d(2 * picture - 1, weight, offset, stride=2, padding=1))
+        # at the border ours is padded with the mean colour, the file's with grey
+        torch.testing.assert_close(own[..., 1:, 1:], wanted[..., 1:, 1:], rtol=1e-3, atol=1e-3)
+        assert two(picture, picture[:, :1]).shape == (1, 5, 64, 96)
 
 
 def test_new_stems_answer_grey_as_the_old_one_did():
