@@ -321,7 +321,7 @@ def test_label_maps_are_told_of_who_made_them(calibrated, tmp_path, capsys):
     maps = ["--predictions", str(tmp_path / "maps"), "--predicted-by", str(weights), "--allow-partial"]
     assert ["fitted on" in note for note in scored(tmp_path / "scored", *given[2:], *maps)["notes"]] == [True]
     assert main(["evaluate", *given[2:], *maps, "--as-trained", "--out", str(tmp_path / "scored")]) == 2
-    assert "--as-trained and --flip need --weights" in capsys.readouterr().err
+    assert "--flip and --precision need --weights" in capsys.readouterr().err
 
 
 def test_calibrating_again_measures_the_same(calibrated, tmp_path):
