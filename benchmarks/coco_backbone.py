@@ -74,6 +74,20 @@ def layers(net: Any) -> list[Layer]:
     return [*found, (net.conv_head, net.bn2, "Conv_1")]
 
 
+def renormalised(weight: Tensor, offset: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """A stem that takes images in [-1, 1], for images normalised by `mean` and `std`."""
+    return weight * 2 * std[:, None, None], offset + (weight * (2 * mean - 1)[:, None, None]).sum((1, 2, 3))
+
+
+def fill(conv: nn.Conv2d, norm: Any, weight: Tensor, offset: Tensor) -> None:
+    """A convolution with a norm folded into it: `norm` does nothing but add the offset. Call it without gradients."""
+    conv.weight.copy_(weight)
+    norm.bias.copy_(offset)
+    norm.weight.fill_(1)
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)
+
+
 @torch.no_grad()
 def load_folded(net: nn.Module, tensors: dict[str, Tensor], mean: Tensor, std: Tensor) -> None:
     """Fill `net` with the detector's backbone, its norms doing nothing but add the offset. The stem takes images
@@ -87,15 +101,10 @@ def load_folded(net: nn.Module, tensors: dict[str, Tensor], mean: Tensor, std: T
             else:
                 weight = tensors[f"{PREFIX}{name}/Conv2D/merged_input"].permute(3, 2, 0, 1)
             if name == "Conv":
-                offset = offset + (weight * (2 * mean - 1)[:, None, None]).sum((1, 2, 3))
-                weight = weight * 2 * std[:, None, None]
+                weight, offset = renormalised(weight, offset, mean, std)
             if weight.shape != conv.weight.shape or offset.shape != norm.bias.shape:
                 raise InputError(f"--model: {name} has the shape {tuple(weight.shape)}; give ssdlite_mobilenet_v2")
-            conv.weight.copy_(weight)
-            norm.bias.copy_(offset)
-            norm.weight.fill_(1)
-            norm.running_mean.zero_()
-            norm.running_var.fill_(1 - norm.eps)
+            fill(conv, norm, weight, offset)
     except KeyError as error:
         raise InputError(f"--model: has no tensor {error}; give the folder of ssdlite_mobilenet_v2") from None
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import baselines
-from coco_backbone import Layer, unfold
+from coco_backbone import Layer, fill, renormalised, unfold
 
 from fusionsam.data.dataset import open_split
 from fusionsam.data.transforms import to_unit
@@ -90,13 +90,8 @@ def convert(file: Path, root: str, out: Path) -> None:
     # what is left over is DeepLab's own
     for number, ((conv, norm, _), (weight, offset)) in enumerate(zip(found, convolutions(file), strict=False)):
         if number == 0:
-            offset = offset + (weight * (2 * MEAN - 1)[:, None, None]).sum((1, 2, 3))
-            weight = weight * 2 * STD[:, None, None]
-        conv.weight.copy_(weight)
-        norm.weight.fill_(1)
-        norm.bias.copy_(offset)
-        norm.running_mean.zero_()
-        norm.running_var.fill_(1 - norm.eps)
+            weight, offset = renormalised(weight, offset, MEAN, STD)
+        fill(conv, norm, weight, offset)
     data = open_split("mfnet", root, "train")
     pictures = [data[number].visible for number in range(0, len(data), -(-len(data) // PICTURES))]
     batches = [((to_unit(p) - MEAN[:, None, None]) / STD[:, None, None])[None] for p in pictures if p is not None]

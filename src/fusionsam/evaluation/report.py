@@ -128,6 +128,13 @@ class Report(Scores):
         return self.prompts in FROM_TRUTH or self.title.startswith("ORACLE")
 
     @property
+    def inference(self) -> list[str]:
+        """How the weights were run other than once at full size in float32, in words."""
+        told = ["flip"] if self.flip else []
+        told += ["scales " + " ".join(f"{scale:g}" for scale in self.scales)] if self.scales != [1.0] else []
+        return told + ([self.precision] if self.precision != "fp32" else [])
+
+    @property
     def counted(self) -> list[str]:
         """The classes in the headline mIoU; empty in reports that do not tell."""
         return self.protocols[self.protocol].classes if self.protocol in self.protocols else []

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fusionsam.inference.device import knows_bfloat16
+from fusionsam.inference.device import computing, knows_bfloat16
 from fusionsam.inference.onnx import WHOLE, WHOLE_INT8, open_session, run_session
 from fusionsam.types import InputError, JsonObject
 
@@ -53,12 +53,13 @@ def _in_bfloat16(build: Callable[[Setting], Built]) -> Callable[[Setting], Built
     """The same network in bfloat16, on CPUs with instructions for it."""
 
     def built(of: Setting) -> Built:
-        if not knows_bfloat16(torch.device("cpu")):
+        cpu = torch.device("cpu")
+        if not knows_bfloat16(cpu):
             raise InputError("this CPU has no instructions for bfloat16")
         network, run = build(of)
 
         def lower() -> object:
-            with torch.autocast("cpu", torch.bfloat16):
+            with computing("bf16", cpu):
                 return run()
 
         return network, lower

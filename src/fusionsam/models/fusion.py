@@ -259,3 +259,5 @@ class DecodeHead(nn.Module):
 
 
 PICTURE_HEADS: dict[str, type[BlendHead] | type[DecodeHead]] = {"blend": BlendHead, "decode": DecodeHead}
+PICTURE_SETTINGS = ("picture_head", "picture_width", "picture_stride", "picture_dilations")
+"""Settings of model.fusion that a picture head is built by."""

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from fusionsam.config.schema import Config, LossConfig
 from fusionsam.data.dataset import PairDataset
 from fusionsam.models.color import luma
-from fusionsam.models.fusion import PICTURE_HEADS
+from fusionsam.models.fusion import PICTURE_HEADS, PICTURE_SETTINGS
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.training.losses import fusion_measures
 from fusionsam.training.segmentation_task import scheduled_optimizer
@@ -27,8 +27,6 @@ PICTURE = "picture"
 """What a checkpoint's card calls the training of its picture head."""
 SQUARE = 32
 """Pixels a side of the squares whose mean brightness stays what it was."""
-SHAPE = ("picture_head", "picture_width", "picture_stride", "picture_dilations")
-"""Settings of model.fusion that a new picture head takes."""
 MEASURED = ("val", "as_trained_val", "calibration", "class_offsets")
 """Keys of a card that were measured with the picture of before."""
 
@@ -70,18 +68,20 @@ def picture_task(config: Config, total_steps: int) -> tuple[PictureTask, Card]:
     assert config.model.start_from
     network, _ = load_network(config.model.start_from, calibrated=False)
     before = deepcopy(network.picture_head).requires_grad_(False)
-    shape = {name: getattr(config.model.fusion, name) for name in SHAPE}
-    stored = {name: getattr(network.config.fusion, name) for name in SHAPE}
-    if not config.train.new_picture_head and shape != stored:
+    shape, stored = (
+        {name: getattr(fusion, name) for name in PICTURE_SETTINGS}
+        for fusion in (config.model.fusion, network.config.fusion)
+    )
+    if config.train.new_picture_head:
+        fusion = network.config.fusion = replace(network.config.fusion, **shape)
+        network.picture_head = PICTURE_HEADS[fusion.picture_head](network.config.tokenizer.dim, fusion)
+    elif shape != stored:
         kept = ", ".join(f"{name} {value}" for name, value in stored.items())
         tqdm.write(
             f"the picture head stays as {config.model.start_from} has it: {kept}; --train.new_picture_head true builds "
             "one by the settings of model.fusion",
             file=sys.stderr,
         )
-    if config.train.new_picture_head:
-        fusion = network.config.fusion = replace(network.config.fusion, **shape)
-        network.picture_head = PICTURE_HEADS[fusion.picture_head](network.config.tokenizer.dim, fusion)
     card = read_card(config.model.start_from)[1]
     true = {key: value for key, value in card.items() if key not in MEASURED}
     return PictureTask(network, before, config, total_steps), true

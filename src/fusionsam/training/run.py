@@ -39,7 +39,7 @@ from fusionsam.training.tokenizer_task import TokenizerTask
 from fusionsam.types import SMALLEST, InputError
 from fusionsam.weights import pretrained as foreign
 from fusionsam.weights.build import build_network
-from fusionsam.weights.checkpoint import Card, commit, locate, read_checkpoint
+from fusionsam.weights.checkpoint import Card, commit, locate, read_card
 
 Stage = SegmentationTask | TokenizerTask | SteeringTask | PictureTask
 UNLABELLED = ("tokenizer", PICTURE)
@@ -266,7 +266,7 @@ def _require_picture_to_keep(config: Config) -> None:
         if wrong:
             raise InputError(f"train.freeze_picture: true with {found}; expected {expected}")
     assert config.model.start_from
-    stored = to_dict(read_checkpoint(config.model.start_from)[1].fusion)
+    stored = to_dict(read_card(config.model.start_from)[0].fusion)
     for name, value in to_dict(config.model.fusion).items():
         if stored[name] != value:
             raise InputError(

@@ -97,8 +97,8 @@ class SegmentationTask(Task[FusionSAMNetwork]):
     def __init__(self, network: FusionSAMNetwork, config: Config, total_steps: int, shares: Tensor) -> None:
         super().__init__(network, config)
         self.total_steps = total_steps
-        # an alternative trained by this task (experiments/) has no LSTG
         frozen_picture = config.train.freeze_picture
+        # an alternative trained by this task (experiments/) has no LSTG
         self.frozen_tokenizer = config.train.freeze_tokenizer and isinstance(network, FusionSAMNetwork)
         if self.frozen_tokenizer:
             # before the optimiser picks its parameters

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fusionsam.config.schema import EncoderConfig, ModelConfig
 from fusionsam.models.encoders.base import ImageEncoder
 from fusionsam.models.encoders.create import create_image_encoder
+from fusionsam.models.fusion import PICTURE_SETTINGS
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.types import InputError
 from fusionsam.weights import pretrained
@@ -166,10 +167,10 @@ def start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
         anew += ("image_encoder.inject.",)
         shared = {n: t for n, t in tensors.items() if n.startswith("image_encoder.backbone.")}
         tensors |= {n.replace(".backbone.", ".thermal.", 1): t for n, t in shared.items()}
-    for name in ("picture_head", "picture_width", "picture_stride", "picture_dilations", "heads"):
+    for name in (*PICTURE_SETTINGS, "heads"):
         asked, there = (getattr(fusion, name) for fusion in (config.fusion, stored.fusion))
         if asked != there and not (name == "picture_dilations" and not there):
-            another = "; stage picture builds another picture head" if name.startswith("picture") else ""
+            another = "; stage picture builds another picture head" if name in PICTURE_SETTINGS else ""
             raise InputError(
                 f"model.fusion.{name}: {asked}, but {config.start_from} of model.start_from has {there}; make them "
                 f"agree{another}"

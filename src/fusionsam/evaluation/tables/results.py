@@ -43,9 +43,7 @@ def _conditions(report: Report) -> str:
     """What was different from one view of both images as trained: in words, or '-'."""
     found = [f"{report.modality} only"] if report.modality in ("visible", "infrared") else []
     found += [f"prompts {report.prompts}"] if report.prompts in ("none", *FROM_TRUTH) else []
-    found += ["flip"] if report.flip else []
-    found += ["scales " + " ".join(f"{scale:g}" for scale in report.scales)] if report.scales != [1.0] else []
-    found += [report.precision] if report.precision != "fp32" else []
+    found += report.inference
     found += ["class offsets fitted on these pairs"] if report.fitted.get("class_offsets") else []
     return ", ".join(found) or NONE
 

@@ -50,9 +50,7 @@ class Scored:
             name = f"{_name(report.weights[0])} and {len(report.weights) - 1} more"
         else:
             name = _name(report.weights or report.predictions or self.path.parent)
-        marks = ["flip"] if report.flip else []
-        marks += ["scales " + " ".join(f"{scale:g}" for scale in report.scales)] if report.scales != [1.0] else []
-        marks += [report.precision] if report.precision != "fp32" else []
+        marks = report.inference
         marks += ["as trained"] if report.as_trained else []
         marks += ["class offsets fitted on these pairs"] if report.fitted.get("class_offsets") else []
         return ", ".join([name, *marks])

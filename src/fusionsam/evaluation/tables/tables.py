@@ -126,7 +126,7 @@ def _mious(by_set: Mapping[str, float | None], sets: Sequence[str], digits: int)
 def _plain(one: Scored) -> bool:
     """One of our networks, seeing both images once at full size."""
     r = one.report
-    marks = (r.flip, r.baseline, r.peer, r.scales != [1.0], r.modality != "both", r.precision != "fp32")
+    marks = (r.inference, r.baseline, r.peer, r.modality != "both")
     return bool(r.weights) and not any(marks)
 
 
