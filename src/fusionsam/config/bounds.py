@@ -18,7 +18,7 @@ def _numbers() -> dict[str, tuple[float, float]]:
             "model.head": "pyramid",
             "model.steering": "width",
             "loss": "dice_weight fot_weight prompt_weight fusion_weight intensity_weight gradient_weight color_weight "
-            "ssim_weight vif_weight qabf_weight scd_weight brightness_weight teacher_weight "
+            "ssim_weight vif_weight qabf_weight scd_weight brightness_weight class_maps_weight teacher_weight "
             "reconstruction_weight commitment_weight perceptual_weight adversarial_weight "
             "class_weight_power",
             "data": "shift workers",

@@ -43,6 +43,9 @@ class LossConfig(Bounded):
     brightness_weight: float = 15.0
     """Stage picture: L1 between the mean brightness of squares of 32 pixels before and after. Without it the picture
     becomes a copy of one source, which these measures like best."""
+    class_maps_weight: float = 0.0
+    """Stage picture: Kullback-Leibler divergence, a pixel, of the class maps from those of the picture before. Makes a
+    step three times as long."""
     teacher_weight: float = 0.4
     """Cross-entropy of the auxiliary head to data.teacher_labels, where there are any."""
     reconstruction_weight: float = 1.0

@@ -126,7 +126,10 @@ class FusionSAMNetwork(nn.Module):
         Arguments and InputError as in `forward`. One Encoded serves any number of calls of `decode`.
         """
         seen = self.sources(visible, infrared, present, covered)
-        picture, fused = self.draw(seen)
+        return self.look(seen, *self.draw(seen))
+
+    def look(self, seen: Sources, picture: Tensor, fused: Tensor) -> Encoded:
+        """What the image encoder makes of a picture (B,3,H',W') drawn from `seen`, beside what it was drawn from."""
         return Encoded(
             features=self.image_encoder(picture, seen.z_f, seen.heat),
             fused=fused,

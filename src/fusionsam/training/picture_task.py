@@ -16,7 +16,7 @@ from fusionsam.config.schema import Config, LossConfig
 from fusionsam.data.dataset import PairDataset
 from fusionsam.models.color import luma
 from fusionsam.models.fusion import PICTURE_HEADS, PICTURE_SETTINGS
-from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.models.network import FusionSAMNetwork, Sources
 from fusionsam.training.losses import fusion_measures
 from fusionsam.training.segmentation_task import scheduled_optimizer
 from fusionsam.training.task import Task
@@ -99,11 +99,17 @@ def swapped(visible: Tensor, infrared: Tensor, rows: Tensor) -> tuple[Tensor, Te
     return torch.where(places, infrared, visible), torch.where(places, luma(visible), infrared)
 
 
+def log_classes(network: FusionSAMNetwork, seen: Sources, drawn: tuple[Tensor, Tensor]) -> Tensor:
+    """Logarithms of the class probabilities (B,K,h,w) on the latent grid, of a picture drawn from `seen`."""
+    return network.first_pass(network.look(seen, *drawn)).logits.log_softmax(dim=1)
+
+
 class PictureTask(Task[FusionSAMNetwork]):
     """Only `network.picture_head` learns, by VIF, Qabf, SSIM and SCD of the picture. Labels are not looked at.
 
     Each of the four alone is best served by a copy of one source, which has lost the other: so the mean brightness of
-    squares of SQUARE pixels is held to that of the picture the network drew before.
+    squares of SQUARE pixels is held to that of the picture the network drew before, and the class maps to those that
+    the network makes of that one.
     """
 
     monitor = "val/measures"
@@ -128,10 +134,17 @@ class PictureTask(Task[FusionSAMNetwork]):
                 if covered is not None:
                     covered = torch.where(rows[:, None, None, None], covered.flip(1), covered)
             seen = network.sources(visible, infrared, batch.present, covered)
-            was = luma(network.draw(seen, self.before)[1])
-        now = luma(network.draw(seen)[1])
-        measures = fusion_measures(now, luma(seen.visible), seen.infrared)
-        return self._losses(measures, now - was), measures
+            was = network.draw(seen, self.before)
+        now = network.draw(seen)
+        bright = luma(now[1])
+        measures = fusion_measures(bright, luma(seen.visible), seen.infrared)
+        terms = self._losses(measures, bright - luma(was[1]))
+        if weight := self.settings.loss.class_maps_weight:
+            with torch.no_grad():
+                kept = log_classes(network, seen, was)
+            found = log_classes(network, seen, now)
+            terms["class_maps"] = weight * F.kl_div(found, kept, reduction="none", log_target=True).sum(dim=1).mean()
+        return terms, measures
 
     def _losses(self, measures: dict[str, Tensor], change: Tensor) -> dict[str, Tensor]:
         loss: LossConfig = self.settings.loss
