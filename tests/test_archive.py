@@ -165,7 +165,9 @@ def test_other_options_pairs_and_files_are_refused_and_added_rows_are_done(archi
     assert predict(archive, out, "--prompts", "none", manifest=manifest) == 2
     one_line(capsys, "_run.json: these results were made with another prompts; choose another --out, or --overwrite")
     assert predict(archive, out, "--batch-size", 2, manifest=manifest) == 2
-    one_line(capsys, "made with another batch size")
+    one_line(capsys, "made with another batch size (1, now 2);")
+    assert predict(archive, out, "--precision", "bf16", manifest=manifest) == 2
+    one_line(capsys, "made with another precision (fp32, now bf16);")
     manifest.write_text("\n".join(rows[:4]))
     assert predict(archive, out, manifest=manifest) == 2
     one_line(capsys, "which the manifest does not list")

@@ -427,6 +427,25 @@ def test_the_measures_rise_and_brightness_is_held_where_it_is_asked_for(street, 
     assert (tight - was).abs().mean() < (loose - was).abs().mean()
 
 
+def test_class_maps_are_held_where_it_is_asked_for(street, tmp_path):
+    start = load_network(street / "start")[0].eval()
+    torch.manual_seed(0)
+    pair = [torch.rand(2, channels, 96, 128) for channels in (3, 1)]
+
+    def moved(name, weight):
+        """How far the class probabilities are from the start's after 30 steps of a new picture head."""
+        more = ["--train.max_steps=30", "--train.validate_every=30", "--train.lr=0.02", "--train.ema_decay=0"]
+        new = ["--train.new_picture_head=true", "--loss.brightness_weight=0", f"--loss.class_maps_weight={weight}"]
+        out = train(redraw(street / "data", street / "start", tmp_path / name, *more, *new))
+        (line,) = [json.loads(one) for one in (out / "history.jsonl").read_text().splitlines()]
+        assert ("val/class_maps" in line) == bool(weight)
+        with torch.no_grad():
+            maps = [net.eval()(*pair).logits.softmax(1) for net in (start, load_network(out / "final")[0])]
+        return float((maps[0] - maps[1]).abs().mean())
+
+    assert moved("held", 1e5) < moved("free", 0)
+
+
 @pytest.mark.parametrize(
     ("flag", "words"),
     [

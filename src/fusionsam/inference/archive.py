@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from os.path import abspath, realpath
 from pathlib import Path
@@ -37,6 +37,8 @@ ENOUGH = 100
 Tick = Callable[[int], object]
 """Is told how many pairs are done."""
 ANOTHER = "choose another --out, or --overwrite"
+DIGESTS = ("weights", "prompts", "align")
+"""Settings of a run that are kept as a digest."""
 
 
 def run(options: PredictOptions) -> tuple[int, int]:
@@ -164,8 +166,18 @@ def _require_same(place: str, stored: bytes, record: JsonObject) -> None:
         raise InputError(f"{place}: was not written by predict; choose another --out") from None
     changed = [key for key in {**record, **found} if found.get(key) != json.loads(json.dumps(record.get(key)))]
     if changed:
-        words = ", ".join(key.replace("_", " ") for key in changed)
+        words = ", ".join(_difference(key, found, record) for key in changed)
         raise InputError(f"{place}: these results were made with another {words}; {ANOTHER}")
+
+
+def _difference(key: str, found: JsonObject, record: JsonObject) -> str:
+    """A setting in words, with both values where it is an option that a person can read (most others are digests)."""
+    words = key.replace("_", " ")
+    option = {each.name: each.default for each in fields(PredictOptions)}
+    if key in DIGESTS or key not in option:
+        return words
+    then, now = found.get(key, option[key]), record.get(key, option[key])
+    return f"{words} ({then}, now {now})"
 
 
 def _unfinished(folder: Folder, shards: list[Shard]) -> list[Shard]:

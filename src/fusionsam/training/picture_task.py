@@ -168,10 +168,13 @@ class PictureTask(Task[FusionSAMNetwork]):
         self.found = []
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """The measures of a pair's picture, and the change of brightness, at full size."""
+        """The measures of a pair's picture at full size, and how far its class maps are from those of before."""
         terms, measures = self.terms(self.evaluated().eval(), batch)
         total = torch.stack(list(terms.values())).sum()
-        self.found.append({"measures": -total, **{name: value.mean() for name, value in measures.items()}})
+        found = {"measures": -total, **{name: value.mean() for name, value in measures.items()}}
+        if "class_maps" in terms:
+            found["class_maps"] = terms["class_maps"] / self.settings.loss.class_maps_weight
+        self.found.append(found)
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean of each measure, and the weighted sum by which the best picture is chosen."""

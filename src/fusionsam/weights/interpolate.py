@@ -15,9 +15,9 @@ from fusionsam.weights.ship import with_fingerprints
 def interpolate(start: str | Path, end: str | Path, folder: str | Path, share: float = 0.5) -> Path:
     """The weighted mean of a fine-tuned checkpoint's weights (`share`) and those it started from (WiSE-FT, arXiv
     2109.01903): often better than both, and on disturbed images as well. What `start` did not have counts as
-    fine-tuning began it; an LSTG that `end` had from elsewhere stays, and so does a head of another kind. Fingerprints
-    and card are those of `end`, less what was measured on it. InputError if `end` cannot have started from `start`, or
-    has other classes, and for another share."""
+    fine-tuning began it; an LSTG that `end` had from elsewhere stays, and so does a head of another kind. Settings (as
+    FMP's strides), fingerprints and card are those of `end`, less what was measured on it. InputError if `end` cannot
+    have started from `start`, or has other classes, and for another share."""
     if not 0 <= share <= 1:
         raise InputError(f"share: {share}, expected a number from 0 to 1")
     network, card = load_network(end, calibrated=False)
