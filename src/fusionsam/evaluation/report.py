@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fusionsam.evaluation.comparison import Comparison
 from fusionsam.evaluation.report_form import build, plain_json, require_form
 from fusionsam.evaluation.report_parts import (
+    AwayScore,
     Baseline,
     ByClass,
     CheckpointScore,
@@ -59,6 +60,8 @@ class Scores:
     """Pixels (K,K), rows the truth."""
     by_time: dict[str, TimeScore] | None = None
     """`day` and `night`, where the ids tell (MFNet, MSRS)."""
+    away: AwayScore | None = None
+    """Of the pixels away from points that named their class (prompts named)."""
 
 
 @dataclass(kw_only=True)
@@ -192,7 +195,7 @@ class Report(Scores):
 
 OMITTED = frozenset(
     {
-        "align", "by_sequence", "by_time", "predictions", "missing", "extra", "missing_ids", "extra_files",
+        "align", "away", "by_sequence", "by_time", "predictions", "missing", "extra", "missing_ids", "extra_files",
         "weights_sha256", "published", "against", "baseline", "peer", "checkpoints",
         *(each.name for each in fields(Report) if each.name.endswith("_deviation")),
     }
@@ -244,7 +247,17 @@ def _means(report: Report, width: int) -> list[str]:
         classes, means = shared
         shown = ", ".join(f"{name} {mean:.2f}" for name, mean in zip(times, means, strict=True))
         lines.append(f"over the {len(classes)} classes that both have: {shown}")
+    if report.away is not None:
+        lines.append(_away(report.away))
     return lines
+
+
+def _away(away: AwayScore) -> str:
+    """What points that named their class gained where they do not lie."""
+    return (
+        f"Away from the points that named their class ({_cell(away.share)} % of the pixels): mIoU {_cell(away.miou)}, "
+        f"without these points {_cell(away.miou_without)}."
+    )
 
 
 def _headline(report: Report) -> str:

@@ -46,6 +46,19 @@ class SequenceScore:
 
 
 @dataclass
+class AwayScore:
+    """What points that name their class change where they do not lie: mIoU (`present` protocol) and IoU of the pixels
+    away from all of them, and of the same pixels without the points."""
+
+    share: float | None = None
+    """Percent of the labelled pixels that are scored."""
+    miou: float | None = None
+    per_class_iou: ByClass = field(default_factory=dict)
+    miou_without: float | None = None
+    per_class_iou_without: ByClass = field(default_factory=dict)
+
+
+@dataclass
 class LeakFindings:
     """What the leak guard compared with (`checked`), and how many pictures of the split it found there."""
 

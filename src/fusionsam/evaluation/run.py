@@ -266,6 +266,8 @@ def _count(
         before = time.perf_counter()
         tally.update(data.entries[index].id, predicted.ids, predicted.label, predicted.confidence)
         counting += time.perf_counter() - before
+        if predicted.away is not None and predicted.own is not None:
+            tally.update_away(predicted.ids, predicted.own, predicted.label, predicted.away)
         used.add(predicted.prompts)
     return tally, next(iter(used)) if len(used) == 1 else "mixed", counting
 

@@ -6,12 +6,19 @@ import copy
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fusionsam.config.options import BootstrapOptions
 from fusionsam.evaluation.comparison import by_sequence
 from fusionsam.evaluation.report import Report, Scores
-from fusionsam.evaluation.report_parts import ByClass, CheckpointScore, ProtocolScore, SequenceScore, TimeScore
+from fusionsam.evaluation.report_parts import (
+    AwayScore,
+    ByClass,
+    CheckpointScore,
+    ProtocolScore,
+    SequenceScore,
+    TimeScore,
+)
 from fusionsam.metrics.boundary import BoundaryScore
 from fusionsam.metrics.segmentation import (
     PROTOCOLS,
@@ -28,6 +35,7 @@ from fusionsam.metrics.segmentation import (
     plain,
     protocols_of,
 )
+from fusionsam.types import IGNORE
 
 TIMES = {"day": "D", "night": "N"}
 """What the ids of MFNet, and of MSRS, which was made from it, end in."""
@@ -42,6 +50,8 @@ class Tally:
         self.images = ImageMatrices(len(self.classes))
         self.boundary = BoundaryScore(len(self.classes))
         self.calibration: CalibrationError | None = None
+        self.away = ConfusionMatrix(len(self.classes))
+        self.away_without = ConfusionMatrix(len(self.classes))
 
     def update(
         self, image_id: str, prediction: ArrayLike, label: ArrayLike, confidence: ArrayLike | None = None
@@ -55,6 +65,12 @@ class Tally:
         if confidence is not None:
             self.calibration = self.calibration or CalibrationError()
             self.calibration.update(confidence, prediction, label)
+
+    def update_away(self, ids: ArrayLike, own: ArrayLike, label: ArrayLike, away: NDArray[np.bool_]) -> None:
+        """Count the pixels `away` (bool (H,W)) from named points, in the ids (H,W) with them and the `own` without."""
+        scored = np.where(away, np.asarray(label), IGNORE)
+        self.away.update(ids, scored)
+        self.away_without.update(own, scored)
 
 
 def _named(classes: Sequence[str], ratios: ArrayLike) -> ByClass:
@@ -106,7 +122,19 @@ def scores(
         ece=None if tally.calibration is None else _number(100 * tally.calibration.value()),
         confusion_matrix=matrix.tolist(),
         by_time=_by_time(tally, draws, seed) if dataset in ("mfnet", "msrs") else None,
+        away=_away_score(tally),
     )
+
+
+def _away_score(tally: Tally) -> AwayScore | None:
+    """None where no point named a class."""
+    found, own = tally.away.matrix, tally.away_without.matrix
+    if not found.any():
+        return None
+    mean, mean_own = (_number(PROTOCOLS["present"](matrix).miou) for matrix in (found, own))
+    iou_found, iou_own = (_named(tally.classes, iou(matrix)) for matrix in (found, own))
+    share = _number(100 * found.sum() / tally.confusion.matrix.sum())
+    return AwayScore(share, mean, iou_found, mean_own, iou_own)
 
 
 def _sequence_score(
@@ -180,7 +208,7 @@ def summarise(many: Sequence[Report]) -> Report:
     found.fitted = {key: max(one.fitted[key] for one in many) for key in found.fitted}
     prompts = {one.prompts for one in many}
     found.prompts = prompts.pop() if len(prompts) == 1 else "mixed"
-    found.interval = found.by_sequence = found.weights_card = found.weights_sha256 = found.per_image = None
+    found.interval = found.by_sequence = found.away = found.weights_card = found.weights_sha256 = found.per_image = None
     found.weights = [str(one.weights) for one in many]
     found.checkpoints = [_checkpoint(one) for one in many]
     return found

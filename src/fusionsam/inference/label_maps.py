@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from fusionsam.data.predictions import Format, PredictionFolder
 from fusionsam.data.transforms import to_unit
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.models.prompts import oracle_prompts
+from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.types import FROM_TRUTH, InputError, JsonObject, PromptMode, Sample
 
 
@@ -28,6 +30,13 @@ class Predicted(NamedTuple):
     ids: NDArray[np.int64]  # (H,W)
     confidence: NDArray[np.float32] | None  # (H,W), probability of ids; None where nobody told it
     prompts: PromptMode | None  # what steered SAM, as the model's output says; None for a folder
+    away: NDArray[np.bool_] | None = None  # (H,W), false where points that named their class painted it themselves
+    own: NDArray[np.int64] | None = None  # (H,W), the ids without those points
+
+
+REACH = 2 * Tokenizer.STRIDE
+"""Pixels around a point that names a class beyond which steering gives no pixel that class by force: two latent cells,
+at sizes that the network does not reduce."""
 
 
 @dataclass
@@ -59,7 +68,14 @@ class NetworkPredictor:
         output = self.model.infer_views(images[0], images[1], prompts, mode, self.scales, self.flip, there)
         total = (output.logits.float() / self.model.temperature).softmax(1)
         confidence, ids = total[0].max(0)
-        return Predicted(sample.label, ids.cpu().numpy(), confidence.cpu().numpy(), output.prompts.source)
+        found = Predicted(sample.label, ids.cpu().numpy(), confidence.cpu().numpy(), output.prompts.source)
+        if prompts is None or prompts.points is None or prompts.point_classes is None:
+            return found
+        own = self.model.infer(images[0], images[1], covered=there).logits[0].argmax(0)
+        height, width = sample.label.shape
+        reach = math.ceil(REACH * max(1, height / self.model.config.max_side, width / self.model.config.max_side))
+        away = away_from(prompts.points[0][prompts.point_classes[0] >= 0], (height, width), reach)
+        return found._replace(away=away, own=own.cpu().numpy())
 
     def images(self, sample: Sample) -> list[Tensor | None]:
         """Visible (1,3,H,W) and infrared (1,1,H,W) in [0,1] as the network sees them; InputError if neither is left."""
@@ -78,6 +94,14 @@ class NetworkPredictor:
         # JSON has no infinity, which some settings may be
         known = json.loads(json.dumps(known), parse_constant=str)
         return {"weights_card": {"preset": self.model.config.preset, **known}, "prediction_format": None}
+
+
+def away_from(points: Tensor, size: tuple[int, int], reach: int) -> NDArray[np.bool_]:
+    """Bool `size` (H,W): false up to `reach` pixels beside, above and below each point (P,2), x and y in pixels."""
+    away = np.ones(size, bool)
+    for x, y in points.round().long().tolist():
+        away[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1] = False
+    return away
 
 
 class FolderPredictor:
