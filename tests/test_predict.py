@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import platform
+import re
 import shutil
 import struct
 import subprocess
@@ -24,6 +26,7 @@ from fusionsam.config.schema import preset
 from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
+from fusionsam.inference.device import FreeMemory
 from fusionsam.inference.files import pairs_to_predict
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import read_prompts
@@ -827,3 +830,25 @@ def test_a_small_scale_keeps_the_shape_of_a_long_pair():
     found = model.postprocess(output)
     assert found.labels.shape == found.fused.shape[:2] == (128, 384)
     assert float(output.prompts.boxes[..., 2].max()) <= 384
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library frees memory in its own way")
+def test_memory_that_lies_free_between_other_memory_goes_back_to_the_system(model, pair):
+    def resident() -> int:
+        """Anonymous memory of this process, MiB."""
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) // 1024
+
+    def in_pieces() -> list[np.ndarray]:
+        """200 MB of small arrays, of which every twentieth is kept."""
+        return [np.ones(100_000, np.uint8) for _ in range(2000)][::20]
+
+    kept = in_pieces()
+    held = resident()
+    model._free_memory = FreeMemory(every=1e6)
+    model.predict(*pair)
+    assert resident() > held - 50
+    model._free_memory = FreeMemory(every=0)
+    model.predict(*pair)
+    assert resident() < held - 100
+    assert len(kept) == 100

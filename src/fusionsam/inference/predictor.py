@@ -17,7 +17,7 @@ from fusionsam.config.options import DEFAULT_WEIGHTS, DeviceOption, PrecisionOpt
 from fusionsam.config.schema import ModelConfig
 from fusionsam.data.infrared import DEFAULT, InfraredOptions
 from fusionsam.inference import onnx as backends
-from fusionsam.inference.device import choose_device, computing, require_precision
+from fusionsam.inference.device import FreeMemory, choose_device, computing, require_precision
 from fusionsam.inference.inputs import ImageLike, listed_pairs, read_inputs
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.prompts import Mode, given_prompts
@@ -50,6 +50,7 @@ class FusionSAM:
         self.name, self.card, self.device = name, card, torch.device(device)
         require_precision(precision, self.device)
         self.precision = precision
+        self._free_memory = FreeMemory()
         self.folder: Path | None = None  # of the checkpoint; what is in memory was made ready to predict only
         # of `fusionsam calibrate`; confidences alone depend on it, the largest logit stays the largest
         self.temperature = float((card.get("calibration") or {}).get("temperature", 1.0))
@@ -181,6 +182,7 @@ class FusionSAM:
         images = [None if image is None else image.to(self.device) for image in (visible, infrared)]
         there = None if covered is None else covered.to(self.device)
         given = None if prompts is None else prompts.to(self.device)
+        self._free_memory()
         with self.computing():
             return self.network(images[0], images[1], given, mode=mode, covered=there)
 
@@ -261,6 +263,7 @@ class FusionSAM:
         decoder alone. Images and `covered` as in `predict`. Raises InputError for images that do not fit."""
         images = [None if image is None else image.to(self.device) for image in self.preprocess(visible, infrared)]
         there = None if covered is None else covered[None].to(self.device)
+        self._free_memory()
         with self.computing():
             return Session(self, self.network.encode(images[0], images[1], covered=there), *images)
 
