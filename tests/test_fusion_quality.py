@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from copy import deepcopy
 from dataclasses import replace
@@ -14,7 +15,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from fusionsam.config.load import read_settings
-from fusionsam.config.schema import Config, preset
+from fusionsam.config.schema import Config, TrainConfig, preset
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.splits import pair_entries
@@ -29,8 +30,8 @@ from fusionsam.metrics.contrast import contrast, surrounded
 from fusionsam.metrics.fusion import METRICS, fusion_metrics, luma
 from fusionsam.models.color import luma as torch_luma
 from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.training.distill_task import DistillTask, distill_task, swapped
 from fusionsam.training.losses import fusion_measures
-from fusionsam.training.picture_task import PictureTask, picture_task, swapped
 from fusionsam.training.run import train
 from fusionsam.types import Batch
 from fusionsam.weights.checkpoint import load_network, read_card, save_checkpoint
@@ -312,7 +313,7 @@ def test_the_picture_head_alone_learns_without_a_label_and_resumes_to_the_same_b
     assert card["picture"]["step"] == 4
     assert {"val/VIF", "val/Qabf", "val/SSIM", "val/SCD", "val/measures"} == set(card["picture"]["val"])
 
-    original = PictureTask.training_step
+    original = DistillTask.training_step
 
     def killed(self, batch, index):
         if self.global_step == 3:
@@ -321,10 +322,10 @@ def test_the_picture_head_alone_learns_without_a_label_and_resumes_to_the_same_b
 
     more = ["--data.dataset=pairs", "--train.checkpoint_minutes=0"]
     halves = redraw(own, weights, tmp_path / "halves", *more)
-    monkeypatch.setattr(PictureTask, "training_step", killed)
+    monkeypatch.setattr(DistillTask, "training_step", killed)
     with pytest.raises(KeyboardInterrupt):
         train(halves, command="a test")
-    monkeypatch.setattr(PictureTask, "training_step", original)
+    monkeypatch.setattr(DistillTask, "training_step", original)
     train(halves, resume=True, command="a test")
     again = load_network(tmp_path / "halves" / "final")[0].state_dict()
     assert all(torch.equal(after[name], again[name]) for name in after)
@@ -354,7 +355,7 @@ def test_a_redrawn_checkpoint_has_no_scores_of_the_picture_before(street):
     start = load_network(street / "start")[0]
     save_checkpoint(street / "scored", start, {"seed": 7, "val": {"miou": 1.0}, "calibration": {"temperature": 2.0}})
     config = redraw(street / "data", street / "scored", street / "none")
-    assert picture_task(config, 1)[1].keys() & {"val", "calibration", "seed"} == {"seed"}
+    assert distill_task(config, 1)[1].keys() & {"val", "calibration", "seed"} == {"seed"}
 
 
 def test_a_new_picture_head_takes_the_place_of_the_stored_one_and_the_card_tells_of_both(street, tmp_path, capsys):
@@ -388,7 +389,7 @@ def test_a_new_picture_head_takes_the_place_of_the_stored_one_and_the_card_tells
 def test_the_measures_are_of_the_picture_that_the_network_draws(street):
     network = load_network(street / "start")[0].eval()
     network.config.max_side = 64
-    task = PictureTask(network, deepcopy(network.picture_head), Config(), 1)
+    task = DistillTask(network, deepcopy(network), Config(train=TrainConfig(stage="picture")), 1)
     visible, infrared = torch.rand(1, 3, 96, 128), torch.rand(1, 1, 96, 128)
     covered = torch.ones(1, 2, 96, 128, dtype=torch.bool)
     covered[:, 1, :, :40] = False
@@ -444,6 +445,69 @@ def test_class_maps_are_held_where_it_is_asked_for(street, tmp_path):
         return float((maps[0] - maps[1]).abs().mean())
 
     assert moved("held", 1e5) < moved("free", 0)
+
+
+def distil(street, weights, out, *more):
+    return redraw(street, weights, out, "--train.stage=distill", *more)
+
+
+SMALLER = (
+    "--train.new_encoders=true", "--model.tokenizer.encoder_width=6", "--model.tokenizer.separable=2",
+    "--train.distill=[tokenizer]", "--train.ema_decay=0",
+)  # fmt: skip
+
+
+def test_smaller_encoders_learn_the_latents_of_a_teacher_and_nothing_else_moves(street, tmp_path):
+    own, start = unlabelled(tmp_path / "data"), load_network(street / "start")[0]
+    fast = ["--train.max_steps=60", "--train.validate_every=30", "--train.lr=0.01", "--data.dataset=pairs"]
+    out = train(distil(own, street / "start", tmp_path / "run", *SMALLER, *fast), command="first")
+    network, card = load_network(out / "final")
+    settings = replace(start.config.tokenizer, encoder_width=6, separable=2)
+    assert network.config == replace(start.config, tokenizer=settings)
+    before, after = start.state_dict(), network.state_dict()
+    same = {name for name in before.keys() & after.keys() if torch.equal(before[name], after[name])}
+    assert all(name.startswith("tokenizer.encoders.") for name in (before.keys() | after.keys()) - same)
+    lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert lines[-1]["val/latents"] < 0.95 * lines[0]["val/latents"] < 0.95  # 1: as good as their mean
+    assert lines[-1]["val/codes"] > lines[0]["val/codes"]
+    assert {name for name in lines[-1] if name.startswith("val/")} == {"val/latents", "val/codes", "val/measures"}
+    assert card["distill"]["command"] == "first"
+    assert card["seed"] == 7
+    assert "distill" in read_card(ship(out / "final", tmp_path / "shipped"))[1]
+
+    # its picture and its class maps are then held to the first network's, not to its own
+    more = ["--train.distill=[image_encoder]", f"--train.teacher={street / 'start'}", "--loss.class_maps_weight=1"]
+    second = train(distil(own, out / "final", tmp_path / "second", *more, "--data.dataset=pairs"), command="second")
+    taught, card = load_network(second / "final")
+    moved = {name for name, tensor in taught.state_dict().items() if not torch.equal(tensor, after[name])}
+    assert moved
+    assert all(name.startswith("image_encoder.backbone.") for name in moved)
+    (first, *_) = [json.loads(line) for line in (second / "history.jsonl").read_text().splitlines()]
+    assert first["val/class_maps"] > 0
+    assert card["distill"]["earlier"]["command"] == "first"
+    with pytest.raises(InputError, match=r"^model\.tokenizer\.encoder_width: 0, but .* has 6; .*; stage distill"):
+        train(redraw(own, second / "final", tmp_path / "joint", "--train.stage=segmentation", "--data.dataset=pairs"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--train.distill=[]",), "train.distill: empty, so nothing would learn"),
+        (
+            ("--train.distill=[picture_head]", "--train.new_encoders=true"),
+            "train.new_encoders: true, but tokenizer does",
+        ),
+        (("--train.distill=[image_encoder]",), "loss.class_maps_weight: 0, but image_encoder of train.distill learns"),
+        (
+            ("--train.stage=segmentation", "--train.teacher=tiny"),
+            "train.teacher: tiny, but train.stage is segmentation",
+        ),
+        (("--train.distill=[tokenizer]", "--train.teacher=tiny"), "train.teacher tiny: has "),
+    ],
+)
+def test_settings_by_which_nothing_can_be_taught_are_one_line(street, tmp_path, flags, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        train(distil(street / "data", street / "start", tmp_path / "run", *flags))
 
 
 @pytest.mark.parametrize(

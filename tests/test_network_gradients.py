@@ -129,6 +129,7 @@ VARIANTS = {
     "shared codebook": lambda c: setattr(c.tokenizer, "shared_codebook", True),
     "codebooks": lambda c: setattr(c.tokenizer, "codebooks", 4),
     "codebook by gradient": lambda c: setattr(c.tokenizer, "codebook_update", "gradient"),
+    "separable encoders": lambda c: (setattr(c.tokenizer, "separable", 2), setattr(c.tokenizer, "encoder_width", 6)),
     "decode": lambda c: setattr(c.fusion, "picture_head", "decode"),
     "farther sight": lambda c: setattr(c.fusion, "picture_dilations", (1, 2)),
     "guided": lambda c: setattr(c, "encoder", EncoderConfig(guided=True)),

@@ -13,13 +13,13 @@ def _numbers() -> dict[str, tuple[float, float]]:
     """Full name of a setting -> smallest and largest value, of each part where it has several."""
     sections: dict[tuple[float, float], dict[str, str]] = {
         (0, math.inf): {
-            "model.tokenizer": "blocks codebook_tokens dead_code_threshold commitment_beta",
+            "model.tokenizer": "blocks encoder_width separable codebook_tokens dead_code_threshold commitment_beta",
             "model.prompts": "separation",
             "model.head": "pyramid",
             "model.steering": "width",
             "loss": "dice_weight fot_weight prompt_weight fusion_weight intensity_weight gradient_weight color_weight "
-            "ssim_weight vif_weight qabf_weight scd_weight brightness_weight class_maps_weight teacher_weight "
-            "reconstruction_weight commitment_weight perceptual_weight adversarial_weight "
+            "ssim_weight vif_weight qabf_weight scd_weight brightness_weight class_maps_weight latents_weight "
+            "teacher_weight reconstruction_weight commitment_weight perceptual_weight adversarial_weight "
             "class_weight_power",
             "data": "shift workers",
             "train": "epochs lr encoder_lr_factor sam_lr_factor weight_decay warmup_steps gradient_clip "

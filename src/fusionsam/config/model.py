@@ -27,6 +27,10 @@ class TokenizerConfig(Bounded):
     """Channels after the first of the two stride-2 stages; twice as many after the second."""
     blocks: int = 2
     """Residual blocks at the latent grid, in encoder and decoder each."""
+    encoder_width: int = 0
+    """`width` of the encoder alone; 0 = that of both."""
+    separable: int = 0
+    """Depthwise separable blocks in the place of the encoder's residual blocks, for less time; 0 = the paper's."""
     codebook_size: int = 1024
     """Entries of each codebook."""
     codebook_dim: int = 16

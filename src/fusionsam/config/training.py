@@ -35,17 +35,19 @@ class LossConfig(Bounded):
     ssim_weight: float = 1.0
     """1 - SSIM to both sources."""
     vif_weight: float = 0.7
-    """Stage picture: VIF, summed over both sources."""
+    """Stages picture and distill: VIF, summed over both sources."""
     qabf_weight: float = 4.0
-    """Stage picture: Qabf."""
+    """Stages picture and distill: Qabf."""
     scd_weight: float = 0.3
-    """Stage picture: SCD."""
+    """Stages picture and distill: SCD."""
     brightness_weight: float = 15.0
-    """Stage picture: L1 between the mean brightness of squares of 32 pixels before and after. Without it the picture
-    becomes a copy of one source, which these measures like best."""
+    """Stages picture and distill: L1 between the mean brightness of squares of 32 pixels and the teacher's. Without it
+    the picture becomes a copy of one source, which these measures like best."""
     class_maps_weight: float = 0.0
-    """Stage picture: Kullback-Leibler divergence, a pixel, of the class maps from those of the picture before. Makes a
+    """Stages picture and distill: Kullback-Leibler divergence, a pixel, of the class maps from the teacher's. Makes a
     step three times as long."""
+    latents_weight: float = 1.0
+    """Stage distill: mean squares between E_i's latents and the teacher's, in parts of their variance."""
     teacher_weight: float = 0.4
     """Cross-entropy of the auxiliary head to data.teacher_labels, where there are any."""
     reconstruction_weight: float = 1.0
@@ -157,12 +159,24 @@ class TrainConfig(Bounded):
 
     section: ClassVar[str] = "train"
 
-    stage: Literal["segmentation", "tokenizer", "steering", "picture"] = "segmentation"
-    """Joint training (stage 2), LSTG alone as a VQ-GAN (stage 1), or one part of the frozen network of model.start_from
-    (where all other settings of `model` come from): steering, by clicks that name a class, or the picture head, by the
-    measures of fused pictures, for which no label is needed."""
+    stage: Literal["segmentation", "tokenizer", "steering", "picture", "distill"] = "segmentation"
+    """Joint training (stage 2), LSTG alone as a VQ-GAN (stage 1), or parts of the frozen network of model.start_from
+    (where all other settings of `model` come from): steering, by clicks that name a class; the picture head, by the
+    measures of fused pictures; or those of `distill`, by a teacher. The last two need no label."""
+    distill: list[Literal["tokenizer", "picture_head", "image_encoder"]] = field(
+        default_factory=lambda: ["tokenizer", "picture_head", "image_encoder"]
+    )
+    """Stage distill: the parts that learn. tokenizer: E_i, by the teacher's latents. picture_head: as in stage picture.
+    image_encoder: its backbone for the picture, to give the teacher's class maps with the other two."""
+    teacher: str | None = None
+    """Stages picture and distill: the checkpoint whose latents, brightness and class maps are kept; null =
+    model.start_from."""
     new_picture_head: bool = False
-    """Stage picture: a random head with the picture_ settings of model.fusion learns in the place of the stored one."""
+    """Stages picture and distill: a random head with the picture_ settings of model.fusion learns in the place of the
+    stored one."""
+    new_encoders: bool = False
+    """Stage distill: random E_i with the encoder_width and separable of model.tokenizer learn in the place of the
+    stored ones."""
     steering_pairs: int = 500
     """Stage steering: varied training pairs whose features are kept in memory (2 MB each at data.crop 256x320)."""
     out: str = "runs/fusionsam"

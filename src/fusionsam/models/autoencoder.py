@@ -5,18 +5,22 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionsam.models.layers import ResidualBlock, group_norm
+from fusionsam.models.layers import ResidualBlock, SeparableBlock, group_norm
 
 
 class Encoder(nn.Module):
-    """E_i: image (B,C_i,H,W) in [0,1] -> latents z_i (B,d,H/4,W/4), two stride-2 stages (eq. 2)."""
+    """E_i: image (B,C_i,H,W) in [0,1] -> latents z_i (B,d,H/4,W/4), two stride-2 stages (eq. 2). With `separable`, that
+    many depthwise separable blocks stand in the place of VQ-GAN's `blocks`."""
 
-    def __init__(self, channels: int, width: int, dim: int, blocks: int) -> None:
+    def __init__(self, channels: int, width: int, dim: int, blocks: int, separable: int = 0) -> None:
         super().__init__()
         self.stem = nn.Conv2d(channels, width, 3, stride=2, padding=1)
         self.act = nn.SiLU(inplace=True)
         self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        self.blocks = nn.Sequential(*(ResidualBlock(2 * width) for _ in range(blocks)))
+        if separable:
+            self.blocks = nn.Sequential(self.act, *(SeparableBlock(2 * width) for _ in range(separable)))
+        else:
+            self.blocks = nn.Sequential(*(ResidualBlock(2 * width) for _ in range(blocks)))
         self.norm = group_norm(2 * width)
         self.out = nn.Conv2d(2 * width, dim, 1)
 

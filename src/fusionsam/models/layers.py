@@ -37,6 +37,24 @@ class ResidualBlock(nn.Module):
         return x + self.body(x)
 
 
+class SeparableBlock(nn.Module):
+    """x + pointwise(act(depthwise(x))): a depthwise separable convolution (arXiv 1704.04861) of 5x5, which sees as far
+    as a ResidualBlock's two of 3x3, for a thirteenth of their work at 64 channels.
+
+    Keeps (B,C,H,W).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.act = nn.SiLU(inplace=True)
+        self.pointwise = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """(B,C,H,W) -> (B,C,H,W)."""
+        return x + self.pointwise(self.act(self.depthwise(x)))
+
+
 def sincos_positions(height: int, width: int, dim: int, like: Tensor) -> Float[Tensor, "1 d h w"]:
     """2-D sine-cosine positions (1,dim,height,width): half the channels for y, half for x (arXiv 2111.06377).
 

@@ -173,6 +173,10 @@ class ScalarQuantizer(nn.Module):
         return quantised, codes.long().unsqueeze(-1), z.new_zeros(())
 
 
+ENCODER_SETTINGS = ("encoder_width", "separable")
+"""Settings of model.tokenizer that E_i is built by and G_i is not."""
+
+
 class Tokenizer(nn.Module):
     """LSTG: E_i, Quant and G_i for visible (i = 1) and infrared (i = 2)."""
 
@@ -185,9 +189,10 @@ class Tokenizer(nn.Module):
         if config.tokens == "pixels":
             self.encoders = nn.ModuleList(PixelPatches(c, config.dim) for c in self.CHANNELS)
         else:
-            shape = (config.width, config.dim, config.blocks)
-            self.encoders = nn.ModuleList(Encoder(c, *shape) for c in self.CHANNELS)
-            self.decoders = nn.ModuleList(Decoder(c, *shape) for c in self.CHANNELS)
+            shape = (config.dim, config.blocks)
+            width = config.encoder_width or config.width
+            self.encoders = nn.ModuleList(Encoder(c, width, *shape, config.separable) for c in self.CHANNELS)
+            self.decoders = nn.ModuleList(Decoder(c, config.width, *shape) for c in self.CHANNELS)
         self.codebook_size: int | None = None
         """Entries of each codebook; None where nothing is quantised."""
         if config.tokens == "quantized":
@@ -211,6 +216,13 @@ class Tokenizer(nn.Module):
             with torch.autocast(z.device.type, enabled=False):
                 return self.quantizers[index](z.float())
         return z, None, z.new_zeros(())
+
+    def compared(self, index: int, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N width"]:
+        """Image (B,C_i,H,W) -> latents before they are quantised (B,h*w,width), in the space where codes are compared:
+        of `codebook_dim` channels with a codebook of vectors, of d else."""
+        tokens = self.encoders[index](image).flatten(2).transpose(1, 2)
+        quantizer = self.quantizers[index] if self.config.tokens == "quantized" else None
+        return quantizer.vq.project_in(tokens) if isinstance(quantizer, Quantizer) else tokens  # type: ignore[no-any-return]
 
     def reconstruct(self, index: int, latents: Float[Tensor, "B d h w"]) -> Float[Tensor, "B C 4*h 4*w"]:
         """G_i (eq. 4): latents (B,d,h,w) -> image (B,C_i,4h,4w); pixel tokens (ablation A) have no decoder."""

@@ -25,12 +25,13 @@ from fusionsam.metrics.perceptual import EncoderLevels, load_vgg16
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.callbacks import LAST, BestWeights, SameOnAllDevices, WholeFiles, step_bar
 from fusionsam.training.data import PairData, open_data, open_unlabelled, pairs_digest, refuse_seen, require_sizes
-from fusionsam.training.picture_task import (
+from fusionsam.training.distill_task import (
+    DISTILL,
     PICTURE,
-    PictureTask,
-    picture_task,
+    DistillTask,
+    distill_task,
     require_both_cameras,
-    require_picture,
+    require_distill,
 )
 from fusionsam.training.segmentation_task import SegmentationTask, schedule_factor
 from fusionsam.training.steering_data import SteeringData
@@ -41,8 +42,10 @@ from fusionsam.weights import pretrained as foreign
 from fusionsam.weights.build import build_network
 from fusionsam.weights.checkpoint import Card, commit, locate, read_card
 
-Stage = SegmentationTask | TokenizerTask | SteeringTask | PictureTask
-UNLABELLED = ("tokenizer", PICTURE)
+Stage = SegmentationTask | TokenizerTask | SteeringTask | DistillTask
+BY_TEACHER = (PICTURE, DISTILL)
+"""Stages in which parts of a frozen network learn from it, or from another."""
+UNLABELLED = ("tokenizer", *BY_TEACHER)
 """Stages that look at no label."""
 
 SETTINGS = "settings.yaml"
@@ -228,8 +231,8 @@ def _require_settings(config: Config) -> None:
     stage, model = config.train.stage, config.model
     if stage == STEERING:
         require_steering(config)
-    elif stage == PICTURE:
-        require_picture(config)
+    elif stage in BY_TEACHER:
+        require_distill(config)
     elif model.steering.width:
         raise InputError(
             f"model.steering.width: {model.steering.width}, but train.stage is {stage}; "
@@ -239,11 +242,14 @@ def _require_settings(config: Config) -> None:
         raise InputError("train.freeze_tokenizer: there is nothing else to train in stage tokenizer; set it to false")
     if config.train.freeze_picture:
         _require_picture_to_keep(config)
-    if config.train.new_picture_head and stage != PICTURE:
-        raise InputError(
-            f"train.new_picture_head: true, but train.stage is {stage}; a new head is trained in stage picture "
-            "(configs/picture.yaml)"
-        )
+    for setting, stages in (
+        ("new_picture_head", "stage picture (configs/picture.yaml) or distill"),
+        ("new_encoders", "stage distill (configs/distill.yaml)"),
+        ("teacher", "stages picture and distill"),
+    ):
+        if (given := getattr(config.train, setting)) and stage not in BY_TEACHER:
+            found = "true" if given is True else given
+            raise InputError(f"train.{setting}: {found}, but train.stage is {stage}; expected {stages}")
     if stage == "tokenizer":
         _require_crop_of_stage_1(config)
     elif min(config.data.crop) < SMALLEST:
@@ -279,9 +285,9 @@ def _open_pairs(config: Config) -> tuple[PairDataset, PairDataset]:
     """The pairs to train and to validate on. InputError for pairs that could teach nothing."""
     if config.train.stage in UNLABELLED:
         train_set, val_set = open_unlabelled(config)
-        if config.train.stage == PICTURE:
-            require_both_cameras(train_set, "data.train_split, data.extra_pairs")
-            require_both_cameras(val_set, "data.val_split")
+        if config.train.stage in BY_TEACHER:
+            require_both_cameras(train_set, "data.train_split, data.extra_pairs", config.train.stage)
+            require_both_cameras(val_set, "data.val_split", config.train.stage)
             require_sizes(val_set)
         return train_set, val_set
     train_set, val_set = open_data(config)
@@ -304,10 +310,10 @@ def _task(
         network, base = steered_network(config)
         data = SteeringData(config, network, train_set, val_set, steps)
         return SteeringTask(network, config, steps), data, _with_part(base, STEERING, card, network.config)
-    if config.train.stage == PICTURE:
-        picture, base = picture_task(config, steps)
+    if config.train.stage in BY_TEACHER:
+        taught, base = distill_task(config, steps)
         pairs = PairData(_without_labels(config), train_set, val_set, steps)
-        return picture, pairs, _with_part(base, PICTURE, card, picture.network.config)
+        return taught, pairs, _with_part(base, config.train.stage, card, taught.network.config)
     if config.train.stage == "tokenizer":
         pairs = PairData(_without_labels(config), train_set, val_set, steps)
         return tokenizer_task(config, steps), pairs, card
@@ -348,7 +354,8 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     out = Path(config.train.out)
     stage_1, unlabelled = config.train.stage == "tokenizer", config.train.stage in UNLABELLED
     train_set, val_set = _open_pairs(config)
-    earlier = [locate(source) for source in (config.model.start_from, config.model.tokenizer_weights) if source]
+    sources = (config.model.start_from, config.model.tokenizer_weights, config.train.teacher)
+    earlier = [locate(source) for source in sources if source]
     refuse_seen(config, val_set.entries, earlier)
     _keep_settings(out, config, resume)
     learnt = [entry for entry in train_set.entries if unlabelled or (entry.label is not None and not entry.extra)]
@@ -358,7 +365,7 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     task, data, card = _task(config, train_set, val_set, steps, resume, card)
     seen = of_training(train_set, earlier)
     pairs = pairs_digest(seen, train_set, val_set)
-    inside = config.train.stage if config.train.stage in (STEERING, PICTURE) else ""
+    inside = config.train.stage if config.train.stage in (STEERING, *BY_TEACHER) else ""
     best = BestWeights(out, card, seen, pairs, config.train.checkpoint_minutes, inside)
     rates = [] if stage_1 else [LearningRateMonitor("step")]
     trainer = open_trainer(

@@ -15,6 +15,7 @@ from fusionsam.models.encoders.base import ImageEncoder
 from fusionsam.models.encoders.create import create_image_encoder
 from fusionsam.models.fusion import PICTURE_SETTINGS
 from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.models.tokenizer import ENCODER_SETTINGS
 from fusionsam.types import InputError
 from fusionsam.weights import pretrained
 from fusionsam.weights.checkpoint import read_checkpoint, require_whole
@@ -167,12 +168,15 @@ def start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
         anew += ("image_encoder.inject.",)
         shared = {n: t for n, t in tensors.items() if n.startswith("image_encoder.backbone.")}
         tensors |= {n.replace(".backbone.", ".thermal.", 1): t for n, t in shared.items()}
-    for name in (*PICTURE_SETTINGS, "heads"):
-        asked, there = (getattr(fusion, name) for fusion in (config.fusion, stored.fusion))
+    shaping = [("fusion", name, "; stage picture builds another picture head") for name in PICTURE_SETTINGS]
+    shaping += [("fusion", "heads", "")]
+    if not config.tokenizer_weights:
+        shaping += [("tokenizer", name, "; stage distill builds other encoders") for name in ENCODER_SETTINGS]
+    for section, name, another in shaping:
+        asked, there = (getattr(getattr(model, section), name) for model in (config, stored))
         if asked != there and not (name == "picture_dilations" and not there):
-            another = "; stage picture builds another picture head" if name in PICTURE_SETTINGS else ""
             raise InputError(
-                f"model.fusion.{name}: {asked}, but {config.start_from} of model.start_from has {there}; make them "
+                f"model.{section}.{name}: {asked}, but {config.start_from} of model.start_from has {there}; make them "
                 f"agree{another}"
             )
     if config.fusion.picture_dilations and not stored.fusion.picture_dilations:

@@ -62,7 +62,7 @@ def ship(source: str | Path, folder: str | Path, **facts: object) -> Path:
         for key in ("extra_pairs", "extra_labels"):
             if data.get(key):
                 kept["data"][key] = [Path(folder).name for folder in data[key]]
-    for part in kept.keys() & {"steering", "picture"}:
+    for part in kept.keys() & {"steering", "picture", "distill"}:
         kept[part] = _of_part(kept[part])
     card = {**{key: _without_folders(value) for key, value in kept.items()}, "started_from": started_from, **facts}
     return with_fingerprints(source, save_checkpoint(folder, network, card, half=True))
