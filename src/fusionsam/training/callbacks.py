@@ -43,6 +43,12 @@ class WholeFiles(TorchCheckpointIO):
             raise InputError(f"{path}: cannot be resumed from ({reason}); start again without it") from None
 
 
+def short(value: torch.Tensor | float) -> float:
+    """A figure of the history: three decimals, or three digits of what is below a tenth."""
+    number = float(value)
+    return round(number, 3) if abs(number) >= 0.1 else float(f"{number:.3g}")
+
+
 class BestWeights(Callback):
     """Keeps the weights of the best validation as a checkpoint folder, ready for predict and evaluate; the hours this
     run has had over all its sessions; and last.ckpt, at every validation and every `minutes` between (Lightning's
@@ -98,7 +104,7 @@ class BestWeights(Callback):
 
     def save(self, trainer: L.Trainer, task: Task[Any], folder: Path) -> None:
         """Write the evaluated network with its validation figures."""
-        scores = {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        scores = {k: short(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         told = {"step": trainer.global_step, "hours": round(self.elapsed() / 3600, 3), "val": scores}
         card = {**self.card, self.inside: {**self.card[self.inside], **told}} if self.inside else {**self.card, **told}
         with whole_folder(folder) as part:  # never the weights of one step with the figures of another
@@ -137,7 +143,7 @@ class BestWeights(Callback):
         """Append to history.jsonl; lines from this step on are of a session that was killed after its checkpoint."""
         file = self.folder / "history.jsonl"
         line = {"step": trainer.global_step, "hours": self.elapsed() / 3600}
-        line |= {k: round(float(v), 3) for k, v in trainer.callback_metrics.items() if not k.startswith("lr")}
+        line |= {k: short(v) for k, v in trainer.callback_metrics.items() if not k.startswith("lr")}
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         lines = [kept for kept in lines if json.loads(kept)["step"] < trainer.global_step]
         write_text(file, "\n".join([*lines, json.dumps(line)]) + "\n", "make room there, then go on with --resume")
