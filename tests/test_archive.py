@@ -163,7 +163,10 @@ def test_other_options_pairs_and_files_are_refused_and_added_rows_are_done(archi
     assert contents(out) == contents(whole)
     capsys.readouterr()
     assert predict(archive, out, "--prompts", "none", manifest=manifest) == 2
-    one_line(capsys, "_run.json: these results were made with another prompts; choose another --out, or --overwrite")
+    one_line(
+        capsys,
+        "these results were made with another prompts (self, now none); choose another --out, or --overwrite",
+    )
     assert predict(archive, out, "--batch-size", 2, manifest=manifest) == 2
     one_line(capsys, "made with another batch size (1, now 2);")
     assert predict(archive, out, "--precision", "bf16", manifest=manifest) == 2

@@ -404,13 +404,24 @@ def test_the_measures_are_of_the_picture_that_the_network_draws(street):
         assert torch.allclose(found[name], value, atol=1e-5), name
 
 
+def test_a_teacher_with_other_codebooks_teaches_no_latents(street, tmp_path):
+    network, card = load_network(street / "start")
+    network.tokenizer.quantizers[0].codebook.normal_()
+    other = save_checkpoint(tmp_path / "other", network, card)
+    config = distil(street / "data", street / "start", tmp_path / "run", f"--train.teacher={other}")
+    config.loss.class_maps_weight = 1
+    with pytest.raises(InputError, match=r"other: has other codebooks than .*start, so its latents are none of ours"):
+        distill_task(config, 1)
+
+
 def test_a_network_is_its_own_best_pupil(street):
     network = load_network(street / "start")[0].eval()
     config = Config(train=TrainConfig(stage="distill"), loss=LossConfig(class_maps_weight=2.0))
     task = DistillTask(network, deepcopy(network), config, 1)
-    batch = Batch(
-        torch.rand(2, 3, 70, 90), torch.rand(2, 1, 70, 90), None, torch.ones(2, 2, dtype=torch.bool), ["a", "b"]
-    )
+    covered = torch.ones(2, 2, 70, 90, dtype=torch.bool)
+    covered[0, 1, :, :30] = False
+    images = torch.rand(2, 3, 70, 90), torch.rand(2, 1, 70, 90)
+    batch = Batch(*images, None, torch.ones(2, 2, dtype=torch.bool), ["a", "b"], covered)
     terms, found = task.terms(network, batch)
     assert float(terms["latents"]) == 0
     assert found["codes"].tolist() == [1, 1]
@@ -526,7 +537,15 @@ def test_smaller_encoders_learn_the_latents_of_a_teacher_and_nothing_else_moves(
             ("--train.stage=segmentation", "--train.teacher=tiny"),
             "train.teacher: tiny, but train.stage is segmentation",
         ),
-        (("--train.distill=[tokenizer]", "--train.teacher=tiny"), "train.teacher tiny: has "),
+        (("--train.distill=[tokenizer]", "--train.teacher=tiny"), "train.teacher tiny: has model.max_side 1024, "),
+        (
+            ("--train.new_encoders=true", "--train.stage=picture"),
+            "train.new_encoders: true, but train.stage is picture",
+        ),
+        (("--train.distill=[tokenizer]", "--train.stage=picture"), "train.distill: ['tokenizer'], but train.stage is"),
+        (("--train.freeze_tokenizer=true",), "train.freeze_tokenizer: true, but train.stage is distill, which keeps"),
+        (("--model.tokenizer_weights=tiny",), "model.tokenizer_weights: tiny, but train.stage is distill, which keeps"),
+        (("--train.teacher=",), "train.teacher: is empty"),
     ],
 )
 def test_settings_by_which_nothing_can_be_taught_are_one_line(street, tmp_path, flags, words):

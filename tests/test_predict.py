@@ -833,7 +833,7 @@ def test_a_small_scale_keeps_the_shape_of_a_long_pair():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library frees memory in its own way")
-def test_memory_that_lies_free_between_other_memory_goes_back_to_the_system(model, pair):
+def test_memory_that_lies_free_between_other_memory_goes_back_to_the_system(model, pair, monkeypatch):
     def resident() -> int:
         """Anonymous memory of this process, MiB."""
         status = Path("/proc/self/status").read_text()
@@ -845,10 +845,12 @@ def test_memory_that_lies_free_between_other_memory_goes_back_to_the_system(mode
 
     kept = in_pieces()
     held = resident()
-    model._free_memory = FreeMemory(every=1e6)
+    monkeypatch.setattr(model, "_free_memory", FreeMemory(every=1e6))
+    model.predict(*pair)
     model.predict(*pair)
     assert resident() > held - 50
-    model._free_memory = FreeMemory(every=0)
+    monkeypatch.setattr(model, "_free_memory", FreeMemory(every=0))
+    model.predict(*pair)
     model.predict(*pair)
     assert resident() < held - 100
     assert len(kept) == 100

@@ -44,8 +44,8 @@ class LossConfig(Bounded):
     """Stages picture and distill: L1 between the mean brightness of squares of 32 pixels and the teacher's. Without it
     the picture becomes a copy of one source, which these measures like best."""
     class_maps_weight: float = 0.0
-    """Stages picture and distill: Kullback-Leibler divergence, a pixel, of the class maps from the teacher's. Makes a
-    step three times as long."""
+    """Stages picture and distill: Kullback-Leibler divergence of the class maps from the teacher's, its mean over
+    latent cells. Makes a step three times as long."""
     latents_weight: float = 1.0
     """Stage distill: mean squares between E_i's latents and the teacher's, in parts of their variance."""
     teacher_weight: float = 0.4
@@ -163,11 +163,9 @@ class TrainConfig(Bounded):
     """Joint training (stage 2), LSTG alone as a VQ-GAN (stage 1), or parts of the frozen network of model.start_from
     (where all other settings of `model` come from): steering, by clicks that name a class; the picture head, by the
     measures of fused pictures; or those of `distill`, by a teacher. The last two need no label."""
-    distill: list[Literal["tokenizer", "picture_head", "image_encoder"]] = field(
-        default_factory=lambda: ["tokenizer", "picture_head", "image_encoder"]
-    )
-    """Stage distill: the parts that learn. tokenizer: E_i, by the teacher's latents. picture_head: as in stage picture.
-    image_encoder: its backbone for the picture, to give the teacher's class maps with the other two."""
+    distill: list[Literal["tokenizer", "picture_head", "image_encoder"]] | None = None
+    """Stage distill: the parts that learn; null = all three. tokenizer: E_i, by the teacher's latents. picture_head: as
+    in stage picture. image_encoder: its backbone for the picture, to give the teacher's class maps with the others."""
     teacher: str | None = None
     """Stages picture and distill: the checkpoint whose latents, brightness and class maps are kept; null =
     model.start_from."""

@@ -37,8 +37,8 @@ ENOUGH = 100
 Tick = Callable[[int], object]
 """Is told how many pairs are done."""
 ANOTHER = "choose another --out, or --overwrite"
-DIGESTS = ("weights", "prompts", "align")
-"""Settings of a run that are kept as a digest."""
+DIGEST = 40
+"""Characters from which on a setting is no word but a digest, or a list of such."""
 
 
 def run(options: PredictOptions) -> tuple[int, int]:
@@ -174,10 +174,17 @@ def _difference(key: str, found: JsonObject, record: JsonObject) -> str:
     """A setting in words, with both values where it is an option that a person can read (most others are digests)."""
     words = key.replace("_", " ")
     option = {each.name: each.default for each in fields(PredictOptions)}
-    if key in DIGESTS or key not in option:
+    if key not in option:
         return words
-    then, now = found.get(key, option[key]), record.get(key, option[key])
-    return f"{words} ({then}, now {now})"
+    then, now = (_in_words(settings.get(key, option[key])) for settings in (found, record))
+    return words if max(len(then), len(now)) > DIGEST else f"{words} ({then}, now {now})"
+
+
+def _in_words(value: object) -> str:
+    """A setting as one would type it."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
 def _unfinished(folder: Folder, shards: list[Shard]) -> list[Shard]:

@@ -67,12 +67,14 @@ class FreeMemory:
     """
 
     def __init__(self, every: float = 10.0) -> None:
-        self.every, self._last = every, time.monotonic()
+        self.every = every
+        self._last: float | None = None  # of this process: a model may be copied to another one
 
     def __call__(self) -> bool:
         """Whether memory was given back now."""
         now = time.monotonic()
-        if now - self._last < self.every or not sys.platform.startswith("linux"):
+        last, self._last = self._last, now if self._last is None else self._last
+        if last is None or now - last < self.every or not sys.platform.startswith("linux"):
             return False
         self._last = now
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not kept: a model may be copied to other processes

@@ -18,6 +18,7 @@ from fusionsam.data.image_files import image_size
 from fusionsam.data.predictions import Format, PredictionFolder
 from fusionsam.data.transforms import to_unit
 from fusionsam.inference.predictor import FusionSAM
+from fusionsam.models.geometry import split_classes
 from fusionsam.models.prompts import oracle_prompts
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.types import FROM_TRUTH, InputError, JsonObject, PromptMode, Sample
@@ -71,9 +72,11 @@ class NetworkPredictor:
         found = Predicted(sample.label, ids.cpu().numpy(), confidence.cpu().numpy(), output.prompts.source)
         if prompts is None or prompts.points is None or prompts.point_classes is None:
             return found
-        own = self.model.infer(images[0], images[1], covered=there).logits[0].argmax(0)
+        rest = split_classes(prompts)[1]  # what names no class stays, or it would count as the points' work
+        own = self.model.infer(images[0], images[1], rest, covered=there).logits[0].argmax(0)
         height, width = sample.label.shape
-        reach = math.ceil(REACH * max(1, height / self.model.config.max_side, width / self.model.config.max_side))
+        factor = max(height, width) / self.model.config.max_side
+        reach = REACH if factor <= 1 else math.ceil((REACH + 1) * factor)  # resizing back takes in one pixel more
         away = away_from(prompts.points[0][prompts.point_classes[0] >= 0], (height, width), reach)
         return found._replace(away=away, own=own.cpu().numpy())
 

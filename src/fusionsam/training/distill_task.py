@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fusionsam.config.schema import Config, LossConfig, ModelConfig
+from fusionsam.config.schema import Config, LossConfig
 from fusionsam.data.dataset import PairDataset
 from fusionsam.models.color import luma
 from fusionsam.models.fusion import PICTURE_SETTINGS
@@ -23,6 +24,7 @@ from fusionsam.training.losses import fusion_measures
 from fusionsam.training.segmentation_task import scheduled_optimizer
 from fusionsam.training.task import Task
 from fusionsam.types import Batch, InputError
+from fusionsam.weights.build import FREE_SETTINGS
 from fusionsam.weights.checkpoint import Card, load_network, read_card
 
 PICTURE = "picture"
@@ -39,18 +41,23 @@ LEARNS = {"tokenizer": "tokenizer.encoders", "picture_head": "picture_head", "im
 
 def require_distill(config: Config) -> None:
     """InputError for settings that no training of the picture head, or by a teacher, can have."""
-    train, loss, stage = config.train, config.loss, config.train.stage
+    train, loss, model, stage = config.train, config.loss, config.model, config.train.stage
     if not config.model.start_from:
         what = "whose picture learns" if stage == PICTURE else "whose parts learn"
         raise InputError(f"model.start_from: none, but train.stage is {stage}; give the checkpoint {what}")
-    if config.model.steering.width:
-        raise InputError(
-            f"model.steering.width: {config.model.steering.width}, but train.stage is {stage}, which keeps the "
-            "steering that there is; leave it out"
-        )
+    for setting, given, what in (
+        ("model.steering.width", model.steering.width, "the steering that there is"),
+        ("model.tokenizer_weights", model.tokenizer_weights, "LSTG of model.start_from"),
+        ("train.freeze_tokenizer", train.freeze_tokenizer, "all but the parts that learn"),
+    ):
+        if given:
+            found = "true" if given is True else given
+            raise InputError(f"{setting}: {found}, but train.stage is {stage}, which keeps {what}; leave it out")
     learns = set(parts(config))
     if not learns:
         raise InputError(f"train.distill: empty, so nothing would learn; expected some of {', '.join(LEARNS)}")
+    if learns == {"image_encoder"} and not train.encoder_lr_factor:
+        raise InputError("train.encoder_lr_factor: 0, but image_encoder alone learns; give it a rate")
     for part, setting in (("picture_head", "new_picture_head"), ("tokenizer", "new_encoders")):
         if getattr(train, setting) and part not in learns:
             raise InputError(f"train.{setting}: true, but {part} does not learn; add it to train.distill")
@@ -67,7 +74,8 @@ def require_distill(config: Config) -> None:
 
 def parts(config: Config) -> list[str]:
     """The names in LEARNS of what learns."""
-    return ["picture_head"] if config.train.stage == PICTURE else list(dict.fromkeys(config.train.distill))
+    asked = config.train.distill
+    return ["picture_head"] if config.train.stage == PICTURE else [*(LEARNS if asked is None else dict.fromkeys(asked))]
 
 
 def require_both_cameras(pairs: PairDataset, setting: str, stage: str) -> None:
@@ -86,15 +94,22 @@ def require_both_cameras(pairs: PairDataset, setting: str, stage: str) -> None:
 
 def distill_task(config: Config, total_steps: int) -> tuple[DistillTask, Card]:
     """The training of parts of model.start_from, whose other parts are as they are stored, and of its card what is
-    still true with other parts: how the rest was trained. Scores and calibration are not. InputError for a teacher of
-    another LSTG or other classes."""
+    still true with other parts: how the rest was trained. Scores and calibration are not. InputError for a teacher that
+    cannot teach this network."""
     assert config.model.start_from
     start, _ = load_network(config.model.start_from, calibrated=False)
     teacher = start if config.train.teacher is None else load_network(config.train.teacher, calibrated=False)[0]
     network = _with_new_parts(deepcopy(start), config)
-    _require_teacher(teacher.config, network.config, config)
+    _require_teacher(teacher, network, config)
+    if "image_encoder" in parts(config) and network.config.encoder.training != "full":
+        raise InputError(
+            f"train.distill: image_encoder, but that of {config.model.start_from} has model.encoder.training "
+            f"{network.config.encoder.training}; leave it out"
+        )
     card = read_card(config.model.start_from)[1]
     true = {key: value for key, value in card.items() if key not in MEASURED}
+    if PICTURE in true and "picture_head" in parts(config) and config.train.stage == DISTILL:
+        true[PICTURE] = {key: value for key, value in true[PICTURE].items() if key != "val"}  # of the head before
     return DistillTask(network, teacher, config, total_steps), true
 
 
@@ -131,16 +146,30 @@ def _with_new_parts(start: FusionSAMNetwork, config: Config) -> FusionSAMNetwork
     return network
 
 
-def _require_teacher(teacher: ModelConfig, student: ModelConfig, config: Config) -> None:
-    """InputError where the teacher's latents or classes are no lesson for the student."""
-    if teacher.classes != student.classes:
-        raise InputError(f"train.teacher {config.train.teacher}: has other classes than {config.model.start_from}")
-    same = {name: getattr(student.tokenizer, name) for name in ENCODER_SETTINGS}
-    if replace(teacher.tokenizer, **same) != student.tokenizer:
-        raise InputError(
-            f"train.teacher {config.train.teacher}: has another LSTG than {config.model.start_from}; expected one that "
-            f"differs in {' and '.join(ENCODER_SETTINGS)} alone"
-        )
+def _require_teacher(teacher: FusionSAMNetwork, student: FusionSAMNetwork, config: Config) -> None:
+    """InputError where the teacher's classes, sizes or codes are not those of the student."""
+    name, start = config.train.teacher, config.model.start_from
+
+    def require(what: str, theirs: object, ours: object) -> None:
+        if theirs != ours:
+            raise InputError(f"train.teacher {name}: has {what} {theirs}, {start} has {ours}; expected the same")
+
+    require("classes", list(teacher.config.classes), list(student.config.classes))
+    require("model.max_side", teacher.config.max_side, student.config.max_side)
+    require("an image encoder of stride", teacher.multiple, student.multiple)
+    if "tokenizer" not in parts(config):
+        return
+    free = (*FREE_SETTINGS, *ENCODER_SETTINGS)
+    for setting, value in vars(teacher.config.tokenizer).items():
+        if setting not in free:
+            require(f"model.tokenizer.{setting}", value, getattr(student.config.tokenizer, setting))
+    theirs, ours = (_codes(network) for network in (teacher, student))
+    if theirs.keys() != ours.keys() or not all(torch.equal(tensor, ours[key]) for key, tensor in theirs.items()):
+        raise InputError(f"train.teacher {name}: has other codebooks than {start}, so its latents are none of ours")
+
+
+def _codes(network: FusionSAMNetwork) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in network.state_dict().items() if name.startswith("tokenizer.quantizers.")}
 
 
 SWAPPED = 0.2
@@ -179,8 +208,16 @@ class DistillTask(Task[FusionSAMNetwork]):
         self.learns: Sequence[str] = parts(config)
         for part in self.learns:
             network.get_submodule(LEARNS[part]).requires_grad_(True)
+        # without a teacher of its own the network's LSTG and FMP are the teacher's, where they stay
+        self.same_sources = config.train.teacher is None and "tokenizer" not in self.learns
         self.total_steps = total_steps
         self.found: list[dict[str, Tensor]] = []
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Resume a run of an earlier version, which kept the picture head of before among its weights."""
+        state = checkpoint["state_dict"]
+        for name in [name for name in state if name.startswith("before.")]:
+            del state[name]
 
     @property
     def teacher(self) -> FusionSAMNetwork:
@@ -191,8 +228,8 @@ class DistillTask(Task[FusionSAMNetwork]):
         self, network: FusionSAMNetwork, batch: Batch, rows: Tensor | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weighted losses by name, and what is measured beside them (B): the four measures of the picture that
-        `network` draws, and the share of LSTG's codes that are the teacher's. Of the pairs `rows` (bool (B)) the
-        cameras change places first."""
+        `network` draws, and without `rows` the share of LSTG's codes that are the teacher's. Of the pairs `rows` (bool
+        (B)) the cameras change places first."""
         with torch.no_grad():
             visible, infrared, covered = batch.visible, batch.infrared, batch.covered
             if rows is not None:
@@ -203,29 +240,35 @@ class DistillTask(Task[FusionSAMNetwork]):
         terms: dict[str, Tensor] = {}
         found: dict[str, Tensor] = {}
         if "tokenizer" in self.learns:
-            terms["latents"], found["codes"] = self._latents(network, taught)
+            terms["latents"] = self._latents(network, taught)
+            if rows is None:  # counted in validation alone
+                found |= self._codes_kept(network, taught)
         if {"picture_head", "image_encoder"} & set(self.learns):
             with torch.no_grad():
-                seen = network.sources(visible, infrared, batch.present, covered)
+                seen = taught if self.same_sources else network.sources(visible, infrared, batch.present, covered)
             more, measures = self._picture(network, seen, taught)
             terms, found = terms | more, found | measures
         return terms, found
 
-    def _latents(self, network: FusionSAMNetwork, taught: Sources) -> tuple[Tensor, Tensor]:
-        """The loss of E_i, and the share of codes (B) that are the teacher's."""
-        losses, same = [], []
-        codes = (taught.latents.visible_codes, taught.latents.infrared_codes)
+    def _latents(self, network: FusionSAMNetwork, taught: Sources) -> Tensor:
+        """The loss of E_i."""
+        losses = []
         for index, image in enumerate((taught.shown, taught.heat)):
-            ours, theirs = network.tokenizer, self.teacher.tokenizer
             with torch.no_grad():
-                wanted = theirs.compared(index, image)
+                wanted = self.teacher.tokenizer.compared(index, image)
                 spread = (wanted - wanted.mean(dim=(0, 1))).square().mean().clamp(min=1e-12)
-                kept, found = codes[index], ours.encode(index, image)[1]
-                if kept is not None and found is not None:
-                    same.append(found.eq(kept).float().mean(dim=(1, 2, 3)))
-            losses.append(F.mse_loss(ours.compared(index, image), wanted) / spread)
-        loss = self.settings.loss.latents_weight * torch.stack(losses).mean()
-        return loss, torch.stack(same).mean(dim=0) if same else loss.detach().new_zeros(1)
+            losses.append(F.mse_loss(network.tokenizer.compared(index, image), wanted) / spread)
+        return self.settings.loss.latents_weight * torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def _codes_kept(self, network: FusionSAMNetwork, taught: Sources) -> dict[str, Tensor]:
+        """`codes`: the share of codes (B) that are the teacher's, over both cameras; nothing where there are none."""
+        same = []
+        for index, image in enumerate((taught.shown, taught.heat)):
+            ours, theirs = (net.tokenizer.encode(index, image)[1] for net in (network, self.teacher))
+            if ours is not None and theirs is not None:
+                same.append(ours.eq(theirs).float().mean(dim=(1, 2, 3)))
+        return {"codes": torch.stack(same).mean(dim=0)} if same else {}
 
     def _picture(
         self, network: FusionSAMNetwork, seen: Sources, taught: Sources

@@ -229,6 +229,18 @@ def _require_place(config: Config, resume: bool) -> None:
 def _require_settings(config: Config) -> None:
     """InputError for settings that contradict one another, or the stage of the run."""
     stage, model = config.train.stage, config.model
+    for setting, stages in (
+        ("new_picture_head", BY_TEACHER),
+        ("new_encoders", (DISTILL,)),
+        ("teacher", BY_TEACHER),
+        ("distill", (DISTILL,)),
+    ):
+        given = getattr(config.train, setting)
+        if given not in (None, False) and stage not in stages:
+            found, expected = "true" if given is True else given, " or ".join(stages)
+            raise InputError(f"train.{setting}: {found}, but train.stage is {stage}; expected stage {expected}")
+    if config.train.teacher is not None and not config.train.teacher.strip():
+        raise InputError("train.teacher: is empty, as of an unset shell variable; give a checkpoint, or null")
     if stage == STEERING:
         require_steering(config)
     elif stage in BY_TEACHER:
@@ -242,14 +254,6 @@ def _require_settings(config: Config) -> None:
         raise InputError("train.freeze_tokenizer: there is nothing else to train in stage tokenizer; set it to false")
     if config.train.freeze_picture:
         _require_picture_to_keep(config)
-    for setting, stages in (
-        ("new_picture_head", "stage picture (configs/picture.yaml) or distill"),
-        ("new_encoders", "stage distill (configs/distill.yaml)"),
-        ("teacher", "stages picture and distill"),
-    ):
-        if (given := getattr(config.train, setting)) and stage not in BY_TEACHER:
-            found = "true" if given is True else given
-            raise InputError(f"train.{setting}: {found}, but train.stage is {stage}; expected {stages}")
     if stage == "tokenizer":
         _require_crop_of_stage_1(config)
     elif min(config.data.crop) < SMALLEST:

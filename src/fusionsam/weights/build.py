@@ -20,6 +20,9 @@ from fusionsam.types import InputError
 from fusionsam.weights import pretrained
 from fusionsam.weights.checkpoint import read_checkpoint, require_whole
 
+FREE_SETTINGS = ("ema_decay", "codebook_tokens", "dead_code_threshold", "kmeans_init", "commitment_beta")
+"""Settings of model.tokenizer by which a codebook learns, and which leave no trace in its shape."""
+
 
 def build_image_encoder(config: EncoderConfig, embed_dim: int = 256, latent_dim: int = 64) -> ImageEncoder:
     """The encoder `config` asks for with its foreign weights, in its training mode; `embed_dim` is E, `latent_dim` d.
@@ -111,9 +114,7 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
     if config.tokenizer_weights:
         tensors, stored, _ = read_checkpoint(config.tokenizer_weights)
         unquantised = stored.tokenizer.tokens == "quantized" and config.tokenizer.tokens == "continuous"
-        # how a codebook learns leaves no trace in its shape
-        free = ("ema_decay", "codebook_tokens", "dead_code_threshold", "kmeans_init", "commitment_beta")
-        same = replace(stored.tokenizer, **{name: getattr(config.tokenizer, name) for name in free})
+        same = replace(stored.tokenizer, **{name: getattr(config.tokenizer, name) for name in FREE_SETTINGS})
         if same != (replace(config.tokenizer, tokens="quantized") if unquantised else config.tokenizer):
             raise InputError(
                 f"model.tokenizer_weights: {config.tokenizer_weights} was trained with other model.tokenizer settings; "

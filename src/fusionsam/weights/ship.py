@@ -74,6 +74,11 @@ def _of_part(card: Card) -> Card:
     kept = {key: value for key, value in card.items() if key not in ("config", "earlier")}
     if start := card.get("config", {}).get("model", {}).get("start_from"):
         kept["started_from"] = Path(start).name
+    train = card.get("config", {}).get("train", {})
+    if teacher := train.get("teacher"):
+        kept["teacher"] = Path(teacher).name
+    if learnt := train.get("distill"):
+        kept["learnt"] = learnt
     return {**kept, "earlier": _of_part(card["earlier"])} if "earlier" in card else kept
 
 
