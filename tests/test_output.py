@@ -92,7 +92,7 @@ def test_a_training_tells_its_steps_on_lines(clock: list[float], monkeypatch: py
     [
         (
             ["--train.stage", "both"],
-            "train.stage: Expected one of 'segmentation', 'tokenizer', 'steering', 'picture', 'distill'. Got value: both",
+            "train.stage: Expected one of 'segmentation', 'tokenizer', 'steering', 'picture', 'distill'. Got",
         ),
         (["--data.class_file="], "data.class_file: is empty, as of an unset shell variable"),
         (["--data.crop", "[64]"], "data.crop: Expected a tuple with 2 elements"),
