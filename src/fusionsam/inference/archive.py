@@ -184,7 +184,9 @@ def _in_words(value: object) -> str:
     """A setting as one would type it."""
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "none"
-    return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
 
 
 def _unfinished(folder: Folder, shards: list[Shard]) -> list[Shard]:

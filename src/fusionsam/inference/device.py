@@ -73,8 +73,9 @@ class FreeMemory:
     def __call__(self) -> bool:
         """Whether memory was given back now."""
         now = time.monotonic()
-        last, self._last = self._last, now if self._last is None else self._last
-        if last is None or now - last < self.every or not sys.platform.startswith("linux"):
+        if self._last is None:
+            self._last = now
+        if now - self._last < self.every or not sys.platform.startswith("linux"):
             return False
         self._last = now
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not kept: a model may be copied to other processes

@@ -26,6 +26,7 @@ from fusionsam.training.task import Task
 from fusionsam.types import Batch, InputError
 from fusionsam.weights.build import FREE_SETTINGS
 from fusionsam.weights.checkpoint import Card, load_network, read_card
+from fusionsam.weights.pretrained import load_exactly
 
 PICTURE = "picture"
 """What a checkpoint's card calls the training of its picture head."""
@@ -118,31 +119,23 @@ def _with_new_parts(start: FusionSAMNetwork, config: Config) -> FusionSAMNetwork
     model, train = config.model, config.train
     new = replace(start.config)
     anew = []
-    for section, names, wanted, setting, part in (
-        ("fusion", PICTURE_SETTINGS, train.new_picture_head, "new_picture_head", "picture_head"),
-        ("tokenizer", ENCODER_SETTINGS, train.new_encoders, "new_encoders", "tokenizer"),
+    for section, names, setting, part, stays in (
+        ("fusion", PICTURE_SETTINGS, "new_picture_head", "picture_head", "the picture head stays as {} has it"),
+        ("tokenizer", ENCODER_SETTINGS, "new_encoders", "tokenizer", "E_i of LSTG stay as {} has them"),
     ):
         asked, stored = ({name: getattr(getattr(m, section), name) for name in names} for m in (model, start.config))
-        if wanted:
+        if getattr(train, setting):
             setattr(new, section, replace(getattr(new, section), **asked))
-            anew.append(LEARNS[part])
+            anew.append(f"{LEARNS[part]}.")
         elif asked != stored and part in parts(config):
             kept = ", ".join(f"{name} {value}" for name, value in stored.items())
-            what = "the picture head stays" if part == "picture_head" else "E_i of LSTG stay"
-            tqdm.write(
-                f"{what} as {model.start_from} has {'it' if part == 'picture_head' else 'them'}: {kept}; "
-                f"--train.{setting} true builds new by the settings of model.{section}",
-                file=sys.stderr,
-            )
+            line = f"{stays.format(model.start_from)}: {kept}; --train.{setting} true builds new by the settings of "
+            tqdm.write(f"{line}model.{section}", file=sys.stderr)
     if not anew:
         return start
     network = FusionSAMNetwork(new).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    kept_state = {
-        name: t for name, t in start.state_dict().items() if not name.startswith(tuple(f"{p}." for p in anew))
-    }
-    missing, unexpected = network.load_state_dict(kept_state, strict=False)
-    assert not unexpected
-    assert all(name.startswith(tuple(anew)) for name in missing)
+    state = {name: tensor for name, tensor in start.state_dict().items() if not name.startswith(tuple(anew))}
+    load_exactly(network, state, f"model.start_from {model.start_from}", allow_missing=tuple(anew), own_names=True)
     return network
 
 
