@@ -60,9 +60,12 @@ def test_predicting_a_pair_imports_nothing_of_other_commands(tmp_path: Path) -> 
 
 
 def test_memory_is_kept_where_the_library_can() -> None:
-    code = "from fusionsam.cli.memory import keep_memory; keep_memory(); print(len(bytes(10**8)))"
+    code = (
+        "from fusionsam.inference.memory import FreeMemory, keep_memory; free = FreeMemory(every=0); free()\n"
+        "before = free(); print(before == keep_memory(), free(), len(bytes(10**8)))"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert answer.stdout == "100000000\n", answer.stderr
+    assert answer.stdout == "True False 100000000\n", answer.stderr
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

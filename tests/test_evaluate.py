@@ -257,6 +257,9 @@ def test_points_of_the_truth_that_name_their_class_need_steering_and_are_marked_
     stored = json.loads((tmp_path / "named" / "report_named.json").read_text())
     assert stored["away"]["per_class_iou"] == named.away.per_class_iou
     assert "away" not in json.loads((tmp_path / "None" / "report.json").read_text())
+    other = save(home / "taught_too", 2, steering=SteeringConfig(width=8))
+    two, second = (run(home, weights=which, prompts="named") for which in ([taught, other], [other]))
+    assert two.away.miou == pytest.approx((named.away.miou + second.away.miou) / 2)
     with pytest.raises(InputError, match="oracle"):
         run(home, against=tmp_path / "named" / "report_named.json")
     with pytest.raises(InputError, match="prompts named: the ground truth was used"):

@@ -26,8 +26,8 @@ from fusionsam.config.schema import preset
 from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
-from fusionsam.inference.device import FreeMemory
 from fusionsam.inference.files import pairs_to_predict
+from fusionsam.inference.memory import FreeMemory
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import read_prompts
 from fusionsam.models.network import FusionSAMNetwork
@@ -843,6 +843,7 @@ def test_memory_that_lies_free_between_other_memory_goes_back_to_the_system(mode
         """200 MB of small arrays, of which every twentieth is kept."""
         return [np.ones(100_000, np.uint8) for _ in range(2000)][::20]
 
+    monkeypatch.setattr("fusionsam.inference.memory._kept", False)  # a command of another test may have asked to keep
     kept = in_pieces()
     held = resident()
     monkeypatch.setattr(model, "_free_memory", FreeMemory(every=1e6))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fusionsam.cli.memory import keep_memory
 from fusionsam.evaluation.options import EvaluateConfig
+from fusionsam.inference.memory import keep_memory
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ import argparse
 import json
 from argparse import Namespace
 
-from fusionsam.cli.memory import keep_memory
 from fusionsam.config.datasets import typed_labels_map
+from fusionsam.inference.memory import keep_memory
 from fusionsam.types import InputError
 
 

@@ -199,6 +199,7 @@ def summarise(many: Sequence[Report]) -> Report:
         parts = [(one.by_time or {})[name] for one in many]
         part.miou, part.interval = _mean([each.miou for each in parts])[0], None
         part.per_class_iou = _mean_by_class([each.per_class_iou for each in parts], classes)[0]
+    found.away = _mean_away([one.away for one in many if one.away is not None], classes)
     found.confusion_matrix = np.sum([one.confusion_matrix for one in many], axis=0).tolist()
     found.seconds, found.seconds_counting = (
         sum(getattr(one, key) for one in many) for key in ("seconds", "seconds_counting")
@@ -208,10 +209,21 @@ def summarise(many: Sequence[Report]) -> Report:
     found.fitted = {key: max(one.fitted[key] for one in many) for key in found.fitted}
     prompts = {one.prompts for one in many}
     found.prompts = prompts.pop() if len(prompts) == 1 else "mixed"
-    found.interval = found.by_sequence = found.away = found.weights_card = found.weights_sha256 = found.per_image = None
+    found.interval = found.by_sequence = found.weights_card = found.weights_sha256 = found.per_image = None
     found.weights = [str(one.weights) for one in many]
     found.checkpoints = [_checkpoint(one) for one in many]
     return found
+
+
+def _mean_away(parts: Sequence[AwayScore], classes: Sequence[str]) -> AwayScore | None:
+    if not parts:
+        return None
+    share, miou, without = (_mean([getattr(one, key) for one in parts])[0] for key in ("share", "miou", "miou_without"))
+    found, own = (
+        _mean_by_class([getattr(one, key) for one in parts], classes)[0]
+        for key in ("per_class_iou", "per_class_iou_without")
+    )
+    return AwayScore(share, miou, found, without, own)
 
 
 def _checkpoint(one: Report) -> CheckpointScore:

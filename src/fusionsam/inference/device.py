@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
-import time
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -56,29 +53,3 @@ def computing(precision: str, device: torch.device) -> AbstractContextManager[ob
     """Within it networks compute in `precision` (torch.autocast); LSTG chooses its codes in float32 all the same."""
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-
-
-class FreeMemory:
-    """Gives memory that is free back to the system, at most once in `every` seconds: call it before each inference.
-
-    Pairs of many sizes leave free memory in pieces between what PyTorch keeps of each size, which glibc does not give
-    back by itself: a server grew by 185 MiB in 20 minutes. `malloc_trim` does, in some ten milliseconds; where there is
-    none (other systems than Linux, other C libraries), nothing happens.
-    """
-
-    def __init__(self, every: float = 10.0) -> None:
-        self.every = every
-        self._last: float | None = None  # of this process: a model may be copied to another one
-
-    def __call__(self) -> bool:
-        """Whether memory was given back now."""
-        now = time.monotonic()
-        if self._last is None:
-            self._last = now
-        if now - self._last < self.every or not sys.platform.startswith("linux"):
-            return False
-        self._last = now
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not kept: a model may be copied to other processes
-        if trim is not None:
-            trim(0)
-        return trim is not None

@@ -18,10 +18,10 @@ from fusionsam.data.image_files import image_size
 from fusionsam.data.predictions import Format, PredictionFolder
 from fusionsam.data.transforms import to_unit
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.models.geometry import split_classes
+from fusionsam.inference.views import require_one_view
 from fusionsam.models.prompts import oracle_prompts
 from fusionsam.models.tokenizer import Tokenizer
-from fusionsam.types import FROM_TRUTH, InputError, JsonObject, PromptMode, Sample
+from fusionsam.types import FROM_TRUTH, InputError, JsonObject, LabelledSample, Output, PromptMode, Prompts, Sample
 
 
 class Predicted(NamedTuple):
@@ -57,28 +57,37 @@ class NetworkPredictor:
         """Mean probabilities over scales and mirrored views. InputError if the pair lacks the wanted modality."""
         sample = data[index]
         images = self.images(sample)
-        prompts = None
-        if self.prompts in FROM_TRUTH:
-            points, foreground = self.model.config.prompts.points or 10, list(data.row.foreground)
-            prompts = oracle_prompts(
-                sample.label[None], data.row.num_classes, foreground, points, self.seed * 1_000_003 + index,
-                named=self.prompts == "named",
-            )  # fmt: skip
-        mode = self.prompts if self.prompts in ("self", "none") else None
         there = None if sample.covered is None else sample.covered[None]
-        output = self.model.infer_views(images[0], images[1], prompts, mode, self.scales, self.flip, there)
-        total = (output.logits.float() / self.model.temperature).softmax(1)
-        confidence, ids = total[0].max(0)
-        found = Predicted(sample.label, ids.cpu().numpy(), confidence.cpu().numpy(), output.prompts.source)
-        if prompts is None or prompts.points is None or prompts.point_classes is None:
-            return found
-        rest = split_classes(prompts)[1]  # what names no class stays, or it would count as the points' work
-        own = self.model.infer(images[0], images[1], rest, covered=there).logits[0].argmax(0)
+        if self.prompts not in FROM_TRUTH:
+            mode = self.prompts if self.prompts in ("self", "none") else None
+            output = self.model.infer_views(images[0], images[1], None, mode, self.scales, self.flip, there)
+            return self._predicted(sample, output)
+        require_one_view(self.scales, self.flip)
+        points, foreground = self.model.config.prompts.points or 10, list(data.row.foreground)
+        prompts = oracle_prompts(
+            sample.label[None], data.row.num_classes, foreground, points, self.seed * 1_000_003 + index,
+            named=self.prompts == "named",
+        )  # fmt: skip
+        if prompts.points is None or prompts.point_classes is None:
+            return self._predicted(sample, self.model.infer(images[0], images[1], prompts, covered=there))
+        return self._named(sample, images, prompts, there)
+
+    def _named(
+        self, sample: LabelledSample, images: Sequence[Tensor | None], prompts: Prompts, covered: Tensor | None
+    ) -> Predicted:
+        # what names no class stays in the class map without points, or it would count as the points' work
+        output, own = self.model.infer_named(images[0], images[1], prompts, covered)
         height, width = sample.label.shape
         factor = max(height, width) / self.model.config.max_side
         reach = REACH if factor <= 1 else math.ceil((REACH + 1) * factor)  # resizing back takes in one pixel more
+        assert prompts.points is not None
+        assert prompts.point_classes is not None
         away = away_from(prompts.points[0][prompts.point_classes[0] >= 0], (height, width), reach)
-        return found._replace(away=away, own=own.cpu().numpy())
+        return self._predicted(sample, output)._replace(away=away, own=own[0].argmax(0).cpu().numpy())
+
+    def _predicted(self, sample: LabelledSample, output: Output) -> Predicted:
+        confidence, ids = (output.logits.float() / self.model.temperature).softmax(1)[0].max(0)
+        return Predicted(sample.label, ids.cpu().numpy(), confidence.cpu().numpy(), output.prompts.source)
 
     def images(self, sample: Sample) -> list[Tensor | None]:
         """Visible (1,3,H,W) and infrared (1,1,H,W) in [0,1] as the network sees them; InputError if neither is left."""

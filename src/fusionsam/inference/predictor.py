@@ -17,14 +17,15 @@ from fusionsam.config.options import DEFAULT_WEIGHTS, DeviceOption, PrecisionOpt
 from fusionsam.config.schema import ModelConfig
 from fusionsam.data.infrared import DEFAULT, InfraredOptions
 from fusionsam.inference import onnx as backends
-from fusionsam.inference.device import FreeMemory, choose_device, computing, require_precision
+from fusionsam.inference.device import choose_device, computing, require_precision
 from fusionsam.inference.inputs import ImageLike, listed_pairs, read_inputs
+from fusionsam.inference.memory import FreeMemory
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.prompts import Mode, given_prompts
 from fusionsam.inference.session import Session
-from fusionsam.inference.views import require_one_as_it_is, require_scales, size_of, view
+from fusionsam.inference.views import require_one_as_it_is, require_one_view, require_scales, size_of, view
 from fusionsam.models.encoders.create import prepare_for_inference
-from fusionsam.models.geometry import scale_prompts
+from fusionsam.models.geometry import scale_prompts, split_classes, to_input
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.types import PROMPT_TENSORS, InputError, Output, Prompts
@@ -179,12 +180,32 @@ class FusionSAM:
     ) -> Output:
         """The network's one forward pass without gradients: (B,3,H,W), (B,1,H,W) in [0,1] -> Output on the device;
         `covered` bool (B,2,H,W) is false at pixels that a camera does not reach."""
-        images = [None if image is None else image.to(self.device) for image in (visible, infrared)]
-        there = None if covered is None else covered.to(self.device)
         given = None if prompts is None else prompts.to(self.device)
+        images, there = self._placed(visible, infrared, covered)
         self._free_memory()
         with self.computing():
             return self.network(images[0], images[1], given, mode=mode, covered=there)
+
+    @torch.inference_mode()
+    def infer_named(
+        self, visible: Tensor | None, infrared: Tensor | None, prompts: Prompts, covered: Tensor | None = None
+    ) -> tuple[Output, Tensor]:
+        """`infer` with prompts of which some name a class, and the logits (B,K,H,W) of `infer` without these: the pair
+        is encoded once for both."""
+        given = prompts.to(self.device)
+        images, there = self._placed(visible, infrared, covered)
+        self._free_memory()
+        with self.computing():
+            encoded = self.network.encode(images[0], images[1], covered=there)
+            first = self.network.first_pass(encoded, split_classes(given)[1])
+            return self.network.decode(encoded, given, first=first), to_input(first.logits, encoded)
+
+    def _placed(
+        self, visible: Tensor | None, infrared: Tensor | None, covered: Tensor | None
+    ) -> tuple[list[Tensor | None], Tensor | None]:
+        """The images, and `covered`, on the model's device."""
+        images = [None if image is None else image.to(self.device) for image in (visible, infrared)]
+        return images, None if covered is None else covered.to(self.device)
 
     def computing(self) -> AbstractContextManager[object]:
         """Within it the network computes in the model's precision."""
@@ -207,8 +228,8 @@ class FusionSAM:
 
         InputError for other scales, for prompts that would be pixels of another view, and as `infer` raises it."""
         require_scales(scales)
-        if prompts is not None and (flip or list(scales) != [1]):
-            raise InputError("prompts: yours are pixels of one view; leave out scales and flip")
+        if prompts is not None:
+            require_one_view(scales, flip)
         images = (visible, infrared)
         size = size_of(images)
         side, limit = max(size), self.config.max_side

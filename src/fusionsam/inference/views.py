@@ -31,6 +31,12 @@ def require_one_as_it_is(scales: Sequence[float]) -> None:
         )
 
 
+def require_one_view(scales: Sequence[float], flip: bool) -> None:
+    """InputError unless there is one view alone, the pair as it is: prompts are pixels of it."""
+    if flip or list(scales) != [1]:
+        raise InputError("prompts: yours are pixels of one view; leave out scales and flip")
+
+
 def view(image: Tensor, scale: float, mirrored: bool) -> Tensor:
     """(1,C,H,W) resized by `scale`, or by what brings its shorter side to the least that the network takes."""
     if scale != 1:
