@@ -26,6 +26,7 @@ from fusionsam.evaluation.options import FusionMetricsOptions
 from fusionsam.evaluation.simple_fusions import FUSIONS
 from fusionsam.inference import files as predict_files
 from fusionsam.inference.options import PredictOptions
+from fusionsam.io import digest
 from fusionsam.metrics.contrast import contrast, surrounded
 from fusionsam.metrics.fusion import METRICS, fusion_metrics, luma
 from fusionsam.models.color import luma as torch_luma
@@ -126,8 +127,12 @@ def test_a_checkpoint_scores_as_the_pictures_that_predict_writes_from_it(pairs, 
     given = {"visible": visible, "infrared": infrared, "out": tmp_path / "written", "weights": ours, "device": "cpu"}
     predict_files.run(PredictOptions(**given))
     text = measured(
-        *folders(pairs), tmp_path / "out", fused=[tmp_path / "written"], weights=[ours], baselines=False, device="cpu"
-    )
+        *folders(pairs), tmp_path / "out", fused=[tmp_path / "written"], weights=[ours], baselines=False, device="cpu",
+        command="fusionsam fusion-metrics --weights ours",
+    )  # fmt: skip
+    told = strict(tmp_path / "out/fusion_metrics_run.json")
+    assert (told["command"], told["n_images"]) == ("fusionsam fusion-metrics --weights ours", 3)
+    assert told["weights_sha256"] == {"ours": digest(tmp_path / "ours" / "model.safetensors")}
     found = strict(tmp_path / "out/fusion_metrics.json")
     assert list(found) == ["ours", "written"]
     assert found["ours"] == found["written"]

@@ -29,7 +29,7 @@ from fusionsam.data.splits import Entry, pair_entries
 from fusionsam.evaluation import simple_fusions as fusion_baselines
 from fusionsam.evaluation.options import FusionMetricsOptions
 from fusionsam.evaluation.simple_fusions import FUSIONS
-from fusionsam.io import Made, OutputFolder, progress_bar, require_writable, whole, write_json
+from fusionsam.io import Made, OutputFolder, digest, progress_bar, require_writable, whole, write_json
 from fusionsam.metrics.contrast import SMALLEST_OBJECT, Surrounded, contrast, surrounded
 from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, luma, prepare
 from fusionsam.types import IGNORE, InputError, JsonObject, Sample
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fusionsam.inference.inputs import ImageLike
     from fusionsam.inference.predictor import FusionSAM
 
-MEANS, ROWS = "fusion_metrics.json", "fusion_metrics.csv"
+MEANS, ROWS, RUN = "fusion_metrics.json", "fusion_metrics.csv", "fusion_metrics_run.json"
 OBJECTS = ("objects", "contrast_fused", "contrast_infrared")
 """What `measure` says of labelled objects beside METRICS."""
 
@@ -318,9 +318,22 @@ def run(options: FusionMetricsOptions) -> str:
 
     table = measure_all(jobs(), len(entries), workers)
     found = write(out, table)
+    write_json(out / RUN, _made_by(options, names, len(entries)))
     if options.labels is not None and options.label_id is not None:
         notes = [*_contrast_lines(object_contrast(table), options.label_id), *notes]
     return "\n".join([as_text(found, {method: len(rows) for method, rows in table.items()}, names), *notes])
+
+
+def _made_by(options: FusionMetricsOptions, names: Sequence[str], pairs: int) -> JsonObject:
+    from fusionsam.weights import checkpoint
+
+    files = {name: checkpoint.locate(source) for name, source in zip(names, options.weights, strict=False)}
+    return {
+        "command": options.command,
+        "commit": checkpoint.commit(),
+        "n_images": pairs,
+        "weights_sha256": {name: digest(folder / checkpoint.WEIGHTS) for name, folder in files.items()},
+    }
 
 
 def _arrays(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -351,7 +364,7 @@ def _require_ours(out: Path, ids: Sequence[str]) -> None:
     """InputError for figures of other images in `out`, which would be lost, and for files that somebody else wrote."""
     folder = OutputFolder(out, "fusion-metrics")
     stored = folder.read(MEANS)
-    folder.state(MEANS, None if stored is None else Made({}), Made({}), [ROWS])
+    folder.state(MEANS, None if stored is None else Made({}), Made({}), [ROWS], [RUN])
     if stored is None or not (folder / ROWS).exists():
         return
     try:

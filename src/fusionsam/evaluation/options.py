@@ -128,8 +128,9 @@ def cores() -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusionMetricsOptions(AlignOptions, OutOption, DeviceOption):
-    """Score fused pictures by eleven measures. Writes fusion_metrics.csv and fusion_metrics.json into --out."""
+class FusionMetricsOptions(AlignOptions, OutOption, DeviceOption, CommandLine):
+    """Score fused pictures by eleven measures. Writes fusion_metrics.csv, fusion_metrics.json and, with the command,
+    fusion_metrics_run.json into --out."""
 
     visible: Path
     """folder of visible images"""
