@@ -153,9 +153,8 @@ def _require_whole_network(file: Path) -> None:
                 )
 
 
-def _keep_settings(out: Path, config: Config, resume: bool) -> None:
-    """Write the resolved settings into the run's folder, or hold a resumed run to the ones it began with."""
-    file = out / SETTINGS
+def _begun(file: Path, config: Config, resume: bool) -> bool:
+    """Whether `file` holds the settings of the run that is resumed; InputError where they are not those of `config`."""
     if resume and file.exists():
         _require_whole_network(file)
         begun = read_settings(file)
@@ -167,10 +166,10 @@ def _keep_settings(out: Path, config: Config, resume: bool) -> None:
                 f"{', '.join(sorted(changed))}: differs from {file}, so the run cannot go on to the same numbers; "
                 f"use --config {file} --resume, or another train.out"
             )
-        return
+        return True
     if file.exists():
         read_settings(file)  # of a run that was killed before its first checkpoint, or somebody else's
-    write_text(file, as_yaml(config), "choose another train.out")
+    return False
 
 
 def _session(logs: Path) -> str:
@@ -361,12 +360,14 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     sources = (config.model.start_from, config.model.tokenizer_weights, config.train.teacher)
     earlier = [locate(source) for source in sources if source]
     refuse_seen(config, val_set.entries, earlier)
-    _keep_settings(out, config, resume)
+    begun = _begun(out / SETTINGS, config, resume)
     learnt = [entry for entry in train_set.entries if unlabelled or (entry.label is not None and not entry.extra)]
     steps = total_steps(config, len(learnt))  # extra pairs of stage 2 are a share of the steps, they make none
     L.seed_everything(config.train.seed, verbose=False)
     card: Card = {"command": command, "commit": commit(), "seed": config.train.seed, "config": to_dict(config)}
     task, data, card = _task(config, train_set, val_set, steps, resume, card)
+    if not begun:
+        write_text(out / SETTINGS, as_yaml(config), "choose another train.out")
     seen = of_training(train_set, earlier)
     pairs = pairs_digest(seen, train_set, val_set)
     inside = config.train.stage if config.train.stage in (STEERING, *BY_TEACHER) else ""
