@@ -48,18 +48,26 @@ UNTAUGHT = (
 )
 
 
-class Sources(NamedTuple):
-    """A pair as it was given and as the network sees it, and what LSTG and FMP made of it."""
+class Fitted(NamedTuple):
+    """A pair as it was given and as the network sees it."""
 
     visible: Tensor  # (B,3,H,W), what is absent or not reached taken from the other camera
     infrared: Tensor  # (B,1,H,W)
     shown: Tensor  # (B,3,H',W'), reduced to max_side and padded
     heat: Tensor  # (B,1,H',W')
+    tokenized: tuple[Tensor | None, Tensor | None]  # what LSTG takes of them: None for an absent camera
+    covered: Tensor | None  # bool (B,2,H'/4,W'/4), None where both cameras reach everything
+    size: tuple[int, int]
+    small: tuple[int, int]
+
+
+class Sources(NamedTuple):
+    """A pair, and what LSTG and FMP made of it."""
+
+    pair: Fitted
     latents: Latents
     z_f: Tensor  # (B,d,H'/4,W'/4)
     mask_prompt: Tensor  # (B,1,H'/4,W'/4)
-    size: tuple[int, int]
-    small: tuple[int, int]
 
 
 class FusionSAMNetwork(nn.Module):
@@ -131,13 +139,13 @@ class FusionSAMNetwork(nn.Module):
     def look(self, seen: Sources, picture: Tensor, fused: Tensor) -> Encoded:
         """What the image encoder makes of a picture (B,3,H',W') drawn from `seen`, beside what it was drawn from."""
         return Encoded(
-            features=self.image_encoder(picture, seen.z_f, seen.heat),
+            features=self.image_encoder(picture, seen.z_f, seen.pair.heat),
             fused=fused,
             latents=seen.latents,
             z_f=seen.z_f,
             mask_prompt=seen.mask_prompt,
-            size=seen.size,
-            small=seen.small,
+            size=seen.pair.size,
+            small=seen.pair.small,
             padded=(picture.shape[2], picture.shape[3]),
         )
 
@@ -149,6 +157,18 @@ class FusionSAMNetwork(nn.Module):
         covered: Tensor | None = None,
     ) -> Sources:
         """The pair through LSTG and FMP: what the picture is drawn from. Arguments and InputError as in `forward`."""
+        pair = self.fitted(visible, infrared, present, covered)
+        latents = self.tokenizer(*pair.tokenized, present, pair.covered)
+        return Sources(pair, latents, *self.fusion(latents.visible, latents.infrared))
+
+    def fitted(
+        self,
+        visible: Tensor | None,
+        infrared: Tensor | None,
+        present: Tensor | None = None,
+        covered: Tensor | None = None,
+    ) -> Fitted:
+        """The pair at the size that the network takes. Arguments and InputError as in `forward`."""
         size = pair_size(visible, infrared)
         full_visible, full_infrared = stand_in(visible, infrared, present)
         small = reduced_size(size, self.config.max_side)
@@ -157,30 +177,27 @@ class FusionSAMNetwork(nn.Module):
         if covered is not None:
             full_visible, full_infrared = stand_in_where(full_visible, full_infrared, covered)
             visible, infrared = full_visible, full_infrared
-        images = [None if x is None else fit(x, small, self.multiple) for x in (visible, infrared)]
+        one, two = (None if x is None else fit(x, small, self.multiple) for x in (visible, infrared))
         # the same tensor is fitted once; only a stand-in needs fitting of its own
         given = (visible, infrared)
         shown, heat = (
             image if image is not None and full is own else fit(full, small, self.multiple)
-            for image, full, own in zip(images, (full_visible, full_infrared), given, strict=True)
+            for image, full, own in zip((one, two), (full_visible, full_infrared), given, strict=True)
         )
 
         there = None if covered is None else covered_cells(covered, small, self.multiple)
-        latents = self.tokenizer(images[0], images[1], present, there)
-        z_f, mask_prompt = self.fusion(latents.visible, latents.infrared)
-        return Sources(full_visible, full_infrared, shown, heat, latents, z_f, mask_prompt, size, small)
+        return Fitted(full_visible, full_infrared, shown, heat, (one, two), there, size, small)
 
-    def draw(self, seen: Sources, head: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """The picture (B,3,H',W') that the image encoder sees, and the fused picture (B,3,H,W); by `head` in the place
-        of the network's own."""
-        head = head or self.picture_head
-        controls = head(seen.z_f, seen.shown, seen.heat)
-        picture = head.compose(controls, seen.shown, seen.heat)  # type: ignore[operator]
-        size, small = seen.size, seen.small
+    def draw(self, seen: Sources) -> tuple[Tensor, Tensor]:
+        """The picture (B,3,H',W') that the image encoder sees, and the fused picture (B,3,H,W)."""
+        pair, head = seen.pair, self.picture_head
+        controls = head(seen.z_f, pair.shown, pair.heat)
+        picture = head.compose(controls, pair.shown, pair.heat)  # type: ignore[operator]
+        size, small = pair.size, pair.small
         if small == size:
             return picture, picture[:, :, : size[0], : size[1]]
         scale_back = resize(controls[:, :, : small[0], : small[1]], size)
-        return picture, head.compose(scale_back, seen.visible, seen.infrared)  # type: ignore[operator]
+        return picture, head.compose(scale_back, pair.visible, pair.infrared)  # type: ignore[operator]
 
     def decode(
         self,

@@ -18,7 +18,7 @@ from fusionsam.config.schema import Config, LossConfig
 from fusionsam.data.dataset import PairDataset
 from fusionsam.models.color import luma
 from fusionsam.models.fusion import PICTURE_SETTINGS
-from fusionsam.models.network import FusionSAMNetwork, Sources
+from fusionsam.models.network import Fitted, FusionSAMNetwork, Sources
 from fusionsam.models.tokenizer import ENCODER_SETTINGS
 from fusionsam.training.losses import fusion_measures
 from fusionsam.training.segmentation_task import scheduled_optimizer
@@ -229,24 +229,26 @@ class DistillTask(Task[FusionSAMNetwork]):
                 visible, infrared = swapped(visible, infrared, rows)
                 if covered is not None:
                     covered = torch.where(rows[:, None, None, None], covered.flip(1), covered)
-            taught = self.teacher.sources(visible, infrared, batch.present, covered)
+            pair = self.teacher.fitted(visible, infrared, batch.present, covered)
         terms: dict[str, Tensor] = {}
         found: dict[str, Tensor] = {}
         if "tokenizer" in self.learns:
-            terms["latents"] = self._latents(network, taught)
+            terms["latents"] = self._latents(network, pair)
             if rows is None:  # counted in validation alone
-                found |= self._codes_kept(network, taught)
+                found |= self._codes_kept(network, pair)
         if {"picture_head", "image_encoder"} & set(self.learns):
             with torch.no_grad():
-                seen = taught if self.same_sources else network.sources(visible, infrared, batch.present, covered)
+                given = (visible, infrared, batch.present, covered)
+                taught = self.teacher.sources(*given)
+                seen = taught if self.same_sources else network.sources(*given)
             more, measures = self._picture(network, seen, taught)
             terms, found = terms | more, found | measures
         return terms, found
 
-    def _latents(self, network: FusionSAMNetwork, taught: Sources) -> Tensor:
+    def _latents(self, network: FusionSAMNetwork, pair: Fitted) -> Tensor:
         """The loss of E_i."""
         losses = []
-        for index, image in enumerate((taught.shown, taught.heat)):
+        for index, image in enumerate((pair.shown, pair.heat)):
             with torch.no_grad():
                 wanted = self.teacher.tokenizer.compared(index, image)
                 spread = (wanted - wanted.mean(dim=(0, 1))).square().mean().clamp(min=1e-12)
@@ -254,10 +256,10 @@ class DistillTask(Task[FusionSAMNetwork]):
         return self.settings.loss.latents_weight * torch.stack(losses).mean()
 
     @torch.no_grad()
-    def _codes_kept(self, network: FusionSAMNetwork, taught: Sources) -> dict[str, Tensor]:
+    def _codes_kept(self, network: FusionSAMNetwork, pair: Fitted) -> dict[str, Tensor]:
         """`codes`: the share of codes (B) that are the teacher's, over both cameras; nothing where there are none."""
         same = []
-        for index, image in enumerate((taught.shown, taught.heat)):
+        for index, image in enumerate((pair.shown, pair.heat)):
             ours, theirs = (net.tokenizer.encode(index, image)[1] for net in (network, self.teacher))
             if ours is not None and theirs is not None:
                 same.append(ours.eq(theirs).float().mean(dim=(1, 2, 3)))
@@ -270,7 +272,7 @@ class DistillTask(Task[FusionSAMNetwork]):
             was = self.teacher.draw(taught)
         now = network.draw(seen)
         bright = luma(now[1])
-        measures = fusion_measures(bright, luma(seen.visible), seen.infrared)
+        measures = fusion_measures(bright, luma(seen.pair.visible), seen.pair.infrared)
         terms = self._measured(measures, bright - luma(was[1])) if "picture_head" in self.learns else {}
         if weight := self.settings.loss.class_maps_weight:
             with torch.no_grad():
