@@ -165,7 +165,7 @@ class TrainConfig(Bounded):
     measures of fused pictures; or those of `distill`, by a teacher. The last two need no label."""
     distill: list[Literal["tokenizer", "picture_head", "image_encoder"]] | None = None
     """Stage distill: the parts that learn; null = all three. tokenizer: E_i, by the teacher's latents. picture_head: as
-    in stage picture. image_encoder: its backbone for the picture, to give the teacher's class maps with the others."""
+    in stage picture. image_encoder: all of it, to give the teacher's class maps with the others."""
     teacher: str | None = None
     """Stages picture and distill: the checkpoint whose latents, brightness and class maps are kept; null =
     model.start_from."""
@@ -190,7 +190,7 @@ class TrainConfig(Bounded):
     lr: float = 1e-4
     """Peak learning rate of new parts."""
     encoder_lr_factor: float = 0.5
-    """Factor on the rate of the image encoder's backbones; what joins them to the rest is new."""
+    """Factor on the rate of the image encoder's backbones; what joins them to the rest is new, but in stage distill."""
     sam_lr_factor: float = 1.0
     """Factor on the rate of SAM's prompt encoder and mask decoder."""
     weight_decay: float = 1e-3

@@ -36,7 +36,7 @@ SQUARE = 32
 """Pixels a side of the squares whose mean brightness stays what it was."""
 MEASURED = ("val", "as_trained_val", "calibration", "class_offsets")
 """Keys of a card that were measured with the parts of before."""
-LEARNS = {"tokenizer": "tokenizer.encoders", "picture_head": "picture_head", "image_encoder": "image_encoder.backbone"}
+LEARNS = {"tokenizer": "tokenizer.encoders", "picture_head": "picture_head", "image_encoder": "image_encoder"}
 """Name in train.distill -> what learns of the network."""
 
 
@@ -325,5 +325,5 @@ class DistillTask(Task[FusionSAMNetwork]):
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW over what learns, one schedule; train.encoder_lr_factor is of the image encoder's backbones."""
+        """AdamW over what learns, one schedule; train.encoder_lr_factor is of all of the image encoder."""
         return scheduled_optimizer(self.network, self.settings.train, self.total_steps)

@@ -54,7 +54,7 @@ def parameter_groups(network: FusionSAMNetwork, config: TrainConfig) -> list[dic
             if not parameter.requires_grad:
                 continue
             plain = parameter.ndim < 2 or id(parameter) in tables
-            new = part == "image_encoder" and name.startswith(NEW)
+            new = part == "image_encoder" and name.startswith(NEW) and config.stage != "distill"
             key = (config.lr * (1.0 if new else factors.get(part, 1.0)), 0.0 if plain else config.weight_decay)
             groups.setdefault(key, []).append(parameter)
     return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
