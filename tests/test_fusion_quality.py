@@ -381,7 +381,7 @@ def test_a_new_picture_head_takes_the_place_of_the_stored_one_and_the_card_tells
     assert "the picture head stays as" in (line := capsys.readouterr().err)
     assert "picture_stride 2" in line
     shipped = read_card(ship(tmp_path / "second" / "final", tmp_path / "shipped"))[1]["picture"]
-    assert (shipped["started_from"], shipped["earlier"]["started_from"]) == ("final", "start")
+    assert (shipped["started_from"], shipped["earlier"]["started_from"]) == ("first/final", "start")
     assert "config" not in shipped.keys() | shipped["earlier"].keys()
     told = card["picture"]
     assert (told["command"], told["earlier"]["command"]) == ("two", "one")

@@ -55,7 +55,7 @@ def ship(source: str | Path, folder: str | Path, **facts: object) -> Path:
         "data": data.get("root"),
     }
     # a part that was trained alone leaves what the card of a shipped checkpoint says of the rest
-    started_from = card.get("started_from", {}) | {key: Path(value).name for key, value in origin.items() if value}
+    started_from = card.get("started_from", {}) | {key: _short(value) for key, value in origin.items() if value}
     kept = {key: value for key, value in (card | calibrated).items() if key not in ("config", "name")}
     if data:
         kept["data"] = {key: data[key] for key in ("dataset", "train_split") if key in data}
@@ -73,19 +73,27 @@ def _of_part(card: Card) -> Card:
     command's, the network's are beside it."""
     kept = {key: value for key, value in card.items() if key not in ("config", "earlier")}
     if start := card.get("config", {}).get("model", {}).get("start_from"):
-        kept["started_from"] = Path(start).name
+        kept["started_from"] = _short(start)
     train = card.get("config", {}).get("train", {})
     if teacher := train.get("teacher"):
-        kept["teacher"] = Path(teacher).name
+        kept["teacher"] = _short(teacher)
     if learnt := train.get("distill"):
         kept["learnt"] = learnt
     return {**kept, "earlier": _of_part(card["earlier"])} if "earlier" in card else kept
 
 
 def _without_folders(value: object) -> object:
-    """Absolute paths in a card's texts (commands) cut to their last part; addresses of the web are none."""
+    """Absolute paths in a card's texts (commands) made short; addresses of the web are none."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_folders(item) for item in value]
-    return re.sub(r"""(?<![\w.~:/-])/(?:[^/\s'",\[\]]+/)+""", "", value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"""(?<![\w.~:/-])/(?:[^/\s'",\[\]]+/)+[^/\s'",\[\]]*""", lambda path: _short(path[0]), value)
+
+
+def _short(path: str) -> str:
+    """The last part of a path; of weights that a training wrote, its folder too."""
+    *above, name = Path(path).parts
+    return "/".join([*above[-1:], name] if name in ("best", "final") else [name])
