@@ -133,6 +133,9 @@ def test_a_checkpoint_scores_as_the_pictures_that_predict_writes_from_it(pairs, 
     told = strict(tmp_path / "out/fusion_metrics_run.json")
     assert (told["command"], told["n_images"]) == ("fusionsam fusion-metrics --weights ours", 3)
     assert told["weights_sha256"] == {"ours": digest(tmp_path / "ours" / "model.safetensors")}
+    (tmp_path / "out/fusion_metrics_run.json").write_text("[]")
+    with pytest.raises(InputError, match=r"fusion_metrics_run\.json: was not written by fusion-metrics"):
+        measured(*folders(pairs), tmp_path / "out", fused=[tmp_path / "written"])
     found = strict(tmp_path / "out/fusion_metrics.json")
     assert list(found) == ["ours", "written"]
     assert found["ours"] == found["written"]
@@ -335,6 +338,22 @@ def test_the_picture_head_alone_learns_without_a_label_and_resumes_to_the_same_b
     train(halves, resume=True, command="a test")
     again = load_network(tmp_path / "halves" / "final")[0].state_dict()
     assert all(torch.equal(after[name], again[name]) for name in after)
+
+
+def test_a_run_whose_teacher_is_another_by_now_does_not_go_on(street, tmp_path):
+    teacher = shutil.copytree(street / "start", tmp_path / "teacher")
+    own = unlabelled(tmp_path / "data")
+    more = ["--data.dataset=pairs", "--train.distill=[picture_head]", f"--train.teacher={teacher}"]
+    config = distil(own, street / "start", tmp_path / "run", *more)
+    train(config, command="a test")
+    train(config, resume=True, command="a test")
+    network, card = load_network(teacher)
+    network.head.requires_grad_(False).mlp[0].bias += 1
+    save_checkpoint(teacher, network, card)
+    with pytest.raises(
+        InputError, match=r"^train\.teacher: .*teacher is not the checkpoint of that name that .*run began"
+    ):
+        train(config, resume=True, command="a test")
 
 
 def test_pairs_that_cannot_teach_a_picture_are_told_before_the_first_step(street, tmp_path):

@@ -78,6 +78,23 @@ def test_the_pixel_of_a_click_gets_its_class_whatever_the_weights(steered, size)
     assert out.prompts.point_classes.tolist() == [classes]
 
 
+@pytest.mark.parametrize("given", ["both", "covered in part", "visible", "infrared"])
+def test_points_that_name_a_class_are_scored_with_and_without_from_one_encoding(steered, pair, given):
+    model = FusionSAM(steered, "debug", {})
+    visible, infrared = None if given == "infrared" else pair[0][:1], None if given == "visible" else pair[1][:1]
+    covered = torch.ones(1, 2, *pair[0].shape[2:], dtype=torch.bool)
+    covered[:, 1, :20] = False
+    there = covered if given == "covered in part" else None
+    named = Prompts.naming([(60, 60), (20, 30)], [2, 4])
+    mixed = replace(named, point_labels=torch.tensor([[1, 0]]), point_classes=torch.tensor([[2, -1]]))
+    rest = Prompts(mixed.points[:, 1:], torch.tensor([[0]]))
+    for prompts, without in ((named, None), (mixed, rest)):
+        output, own = model.infer_named(visible, infrared, prompts, there)
+        assert torch.equal(output.logits, model.infer(visible, infrared, prompts, covered=there).logits)
+        assert torch.equal(own, model.infer(visible, infrared, without, covered=there).logits)
+        assert not torch.equal(own, output.logits)
+
+
 @torch.no_grad()
 def test_only_the_classes_that_were_asked_for_change(steered, pair):
     images = pair[0][:1], pair[1][:1]

@@ -30,11 +30,13 @@ from fusionsam.data.images import write_png
 from fusionsam.data.splits import Entry
 from fusionsam.data.synthetic.scenes import draw_scene, synthesize
 from fusionsam.errors import InputError
+from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.training.callbacks import BestWeights, WholeFiles
 from fusionsam.training.data import _refuse_leaks
 from fusionsam.training.run import open_trainer, strategy, total_steps, train
 from fusionsam.training.segmentation_task import SegmentationTask
 from fusionsam.types import Batch
+from fusionsam.weights.checkpoint import save_checkpoint
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 8
@@ -256,10 +258,26 @@ def test_settings_of_an_earlier_version_are_told_what_they_lack(unbroken: Path, 
         train(read_settings(old / "settings.yaml", f"--train.out={old}"), resume=True)
 
 
+def test_a_run_goes_on_where_what_it_began_from_is_another_network_by_now(
+    scenes: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    start = shutil.copytree(unbroken / "final", tmp_path / "start")
+    once = [f"--model.start_from={start}", "--train.max_steps=1", "--train.freeze_tokenizer=true"]
+    out = run(scenes, tmp_path / "run", *once)
+    wanted = load_file(out / "final" / "model.safetensors")
+    config = preset("debug")
+    config.fusion.picture_width = 6
+    save_checkpoint(start, FusionSAMNetwork(config), {})  # as another version ships another tiny
+    run(scenes, out, *once, resume=True)
+    found = load_file(out / "final" / "model.safetensors")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in wanted.items())
+
+
 def test_a_start_with_another_picture_head_is_told_by_its_setting(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
     start = f"--model.start_from={unbroken / 'final'}"
-    with pytest.raises(InputError, match=r"^model\.fusion\.picture_stride: 1, but .* has 2; make them agree"):
-        run(scenes, tmp_path / "none", start, "--model.fusion.picture_stride=1")
+    both = r"^model\.fusion\.picture_stride: 1, model\.tokenizer\.separable: 2, but .* has 2, 0; make them agree"
+    with pytest.raises(InputError, match=both):
+        run(scenes, tmp_path / "none", start, "--model.fusion.picture_stride=1", "--model.tokenizer.separable=2")
     with pytest.raises(InputError, match=r"^train\.new_picture_head: true, but train\.stage is segmentation"):
         run(scenes, tmp_path / "none", start, "--train.new_picture_head=true")
     frozen = [start, "--train.freeze_picture=true", "--train.freeze_tokenizer=true"]

@@ -87,6 +87,11 @@ def _classes(network: FusionSAMNetwork) -> str:
     return "\n".join(lines)
 
 
+def _trainings(part: JsonObject | None) -> list[JsonObject]:
+    """A part's last training and those before it."""
+    return [part, *_trainings(part.get("earlier"))] if part else []
+
+
 def _origin(card: JsonObject) -> str:
     if not card:
         return ""
@@ -105,6 +110,12 @@ def _origin(card: JsonObject) -> str:
     if card.get("lineage"):
         hours = sum(float(earlier.get("hours", 0)) for earlier in card["lineage"])
         rows["before that"] = f"{len(card['lineage'])} trainings, {hours:.1f} hours (training.json has their commands)"
+    for part in ("picture", "distill", "steering"):
+        if trainings := _trainings(card.get(part)):
+            steps, hours = (sum(float(each.get(key, 0)) for each in trainings) for key in ("step", "hours"))
+            learnt = dict.fromkeys(name for each in reversed(trainings) for name in each.get("learnt", []))
+            by = f" by a teacher: {', '.join(learnt)}" if learnt else " of this part alone"
+            rows[part] = f"{steps:.0f} steps, {hours:.1f} hours{by}"
     offsets = card.get("class_offsets") or {}
     if moved := {name: by for name, by in offsets.get("offsets", {}).items() if by}:
         rows["class offsets"] = ", ".join(f"{name} {by:+g}" for name, by in moved.items())

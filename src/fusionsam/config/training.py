@@ -190,7 +190,8 @@ class TrainConfig(Bounded):
     lr: float = 1e-4
     """Peak learning rate of new parts."""
     encoder_lr_factor: float = 0.5
-    """Factor on the rate of the image encoder's backbones; what joins them to the rest is new, but in stage distill."""
+    """Factor on the rate of the image encoder's backbones, in stage distill of all of it; else what joins them to the
+    rest is new."""
     sam_lr_factor: float = 1.0
     """Factor on the rate of SAM's prompt encoder and mask decoder."""
     weight_decay: float = 1e-3

@@ -285,6 +285,7 @@ def run(options: FusionMetricsOptions) -> str:
     aligner = open_aligner(options.align, partial(fit, entries), refine=not options.no_refine)
     require_writable(out)
     _require_ours(out, ids)
+    made_by = _made_by(options, names, len(entries))
     models: list[FusionSAM] = []
     notes: list[str] = []
     if weights:
@@ -318,7 +319,7 @@ def run(options: FusionMetricsOptions) -> str:
 
     table = measure_all(jobs(), len(entries), workers)
     found = write(out, table)
-    write_json(out / RUN, _made_by(options, names, len(entries)))
+    write_json(out / RUN, made_by)
     if options.labels is not None and options.label_id is not None:
         notes = [*_contrast_lines(object_contrast(table), options.label_id), *notes]
     return "\n".join([as_text(found, {method: len(rows) for method, rows in table.items()}, names), *notes])
@@ -365,6 +366,8 @@ def _require_ours(out: Path, ids: Sequence[str]) -> None:
     folder = OutputFolder(out, "fusion-metrics")
     stored = folder.read(MEANS)
     folder.state(MEANS, None if stored is None else Made({}), Made({}), [ROWS], [RUN])
+    if "weights_sha256" not in (folder.read(RUN) or {"weights_sha256": None}):
+        folder.foreign(RUN)
     if stored is None or not (folder / ROWS).exists():
         return
     try:

@@ -11,7 +11,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 _kept = False
-"""Of this process: what it wants to keep is not given back."""
+"""Whether `keep_memory` holds in this process."""
 
 
 def keep_memory() -> bool:

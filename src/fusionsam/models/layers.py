@@ -52,7 +52,7 @@ class SeparableBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """(B,C,H,W) -> (B,C,H,W)."""
-        return x + self.pointwise(self.act(self.depthwise(x)))
+        return self.pointwise(self.act(self.depthwise(x))).add_(x)  # type: ignore[no-any-return]
 
 
 def sincos_positions(height: int, width: int, dim: int, like: Tensor) -> Float[Tensor, "1 d h w"]:

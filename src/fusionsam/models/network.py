@@ -55,7 +55,7 @@ class Fitted(NamedTuple):
     infrared: Tensor  # (B,1,H,W)
     shown: Tensor  # (B,3,H',W'), reduced to max_side and padded
     heat: Tensor  # (B,1,H',W')
-    tokenized: tuple[Tensor | None, Tensor | None]  # what LSTG takes of them: None for an absent camera
+    for_tokenizer: tuple[Tensor | None, Tensor | None]  # shown and heat, None for an absent camera
     covered: Tensor | None  # bool (B,2,H'/4,W'/4), None where both cameras reach everything
     size: tuple[int, int]
     small: tuple[int, int]
@@ -158,7 +158,7 @@ class FusionSAMNetwork(nn.Module):
     ) -> Sources:
         """The pair through LSTG and FMP: what the picture is drawn from. Arguments and InputError as in `forward`."""
         pair = self.fitted(visible, infrared, present, covered)
-        latents = self.tokenizer(*pair.tokenized, present, pair.covered)
+        latents = self.tokenizer(*pair.for_tokenizer, present, pair.covered)
         return Sources(pair, latents, *self.fusion(latents.visible, latents.infrared))
 
     def fitted(

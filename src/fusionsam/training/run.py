@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from dataclasses import replace
@@ -20,7 +21,7 @@ from fusionsam.config.schema import Config, ModelConfig, TrainConfig, to_dict
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.loader import class_shares
-from fusionsam.io import write_text
+from fusionsam.io import digest, write_json, write_text
 from fusionsam.metrics.perceptual import EncoderLevels, load_vgg16
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.callbacks import LAST, BestWeights, SameOnAllDevices, WholeFiles, step_bar
@@ -37,10 +38,10 @@ from fusionsam.training.segmentation_task import SegmentationTask, schedule_fact
 from fusionsam.training.steering_data import SteeringData
 from fusionsam.training.steering_task import STEERING, SteeringTask, require_steering, steered_network
 from fusionsam.training.tokenizer_task import TokenizerTask
-from fusionsam.types import SMALLEST, InputError
+from fusionsam.types import SMALLEST, InputError, JsonObject
 from fusionsam.weights import pretrained as foreign
 from fusionsam.weights.build import build_network
-from fusionsam.weights.checkpoint import Card, commit, locate, read_card
+from fusionsam.weights.checkpoint import WEIGHTS, Card, commit, locate, read_card
 
 Stage = SegmentationTask | TokenizerTask | SteeringTask | DistillTask
 BY_TEACHER = (PICTURE, DISTILL)
@@ -49,6 +50,8 @@ UNLABELLED = ("tokenizer", *BY_TEACHER)
 """Stages that look at no label."""
 
 SETTINGS = "settings.yaml"
+SOURCES = "sources.json"
+"""Digests of the checkpoints that the parts which do not learn, or what they learn, are read from at every start."""
 # where and how often, not what: these may differ when a run is resumed
 FREE_ON_RESUME = {
     "data.root", "data.workers", "train.out", "train.validate_every", "train.checkpoint_minutes", "train.accelerator",
@@ -172,6 +175,24 @@ def _begun(file: Path, config: Config, resume: bool) -> bool:
     return False
 
 
+def _require_same_sources(config: Config, resume: bool) -> JsonObject:
+    """Digests of model.start_from and train.teacher, for stages that read them at every start. InputError where a
+    resumed run began with others of these names: tiny is another one in another version."""
+    if config.train.stage not in (STEERING, *BY_TEACHER):
+        return {}
+    given = {"model.start_from": config.model.start_from, "train.teacher": config.train.teacher}
+    found = {key: digest(locate(source) / WEIGHTS) for key, source in given.items() if source}
+    file = Path(config.train.out) / SOURCES
+    begun = json.loads(file.read_text(encoding="utf-8")) if resume and file.exists() else found
+    for key, value in found.items():
+        if begun.get(key, value) != value:
+            raise InputError(
+                f"{key}: {given[key]} is not the checkpoint of that name that {config.train.out} began with, so it "
+                "cannot go on; take the version of then, or another train.out"
+            )
+    return found
+
+
 def _session(logs: Path) -> str:
     """Name of this session's CSV folder: Lightning's logger deletes what an earlier session wrote under its name."""
     earlier = sum(1 for folder in logs.glob("csv*") if folder.is_dir())
@@ -225,7 +246,7 @@ def _require_place(config: Config, resume: bool) -> None:
         raise InputError(f"{out}: has no {LAST} to resume from; start without --resume")
 
 
-def _require_settings(config: Config) -> None:
+def _require_settings(config: Config, resume: bool) -> None:
     """InputError for settings that contradict one another, or the stage of the run."""
     stage, model = config.train.stage, config.model
     for setting, stages in (
@@ -251,7 +272,7 @@ def _require_settings(config: Config) -> None:
         )
     if config.train.freeze_tokenizer and stage == "tokenizer":
         raise InputError("train.freeze_tokenizer: there is nothing else to train in stage tokenizer; set it to false")
-    if config.train.freeze_picture:
+    if config.train.freeze_picture and not resume:
         _require_picture_to_keep(config)
     if stage == "tokenizer":
         _require_crop_of_stage_1(config)
@@ -320,7 +341,9 @@ def _task(
     if config.train.stage == "tokenizer":
         pairs = PairData(_without_labels(config), train_set, val_set, steps)
         return tokenizer_task(config, steps), pairs, card
-    network = build_network(config.model, to_train=not resume)
+    # all weights of a resumed run are in its own checkpoint, and tiny may be another one by now
+    model = replace(config.model, start_from=None, tokenizer_weights=None) if resume else config.model
+    network = build_network(model, to_train=not resume)
     task = SegmentationTask(network, config, steps, class_shares(train_set))
     return task, PairData(config, train_set, val_set, steps), card
 
@@ -344,6 +367,10 @@ def _fit(trainer: L.Trainer, task: Stage, data: PairData | SteeringData, best: B
         if ended.code == 1:  # Lightning's answer to Ctrl+C
             raise KeyboardInterrupt from None
         raise
+    except ValueError as error:
+        if last is None or "parameter group" not in str(error):
+            raise
+        raise InputError(f"{last}: in this version other parts learn in such a run; choose another train.out") from None
 
 
 def train(config: Config, resume: bool = False, command: str = "") -> Path:
@@ -353,7 +380,7 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     CSV and TensorBoard logs. Raises InputError for bad settings or data.
     """
     _require_place(config, resume)
-    _require_settings(config)
+    _require_settings(config, resume)
     out = Path(config.train.out)
     stage_1, unlabelled = config.train.stage == "tokenizer", config.train.stage in UNLABELLED
     train_set, val_set = _open_pairs(config)
@@ -361,6 +388,7 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     earlier = [locate(source) for source in sources if source]
     refuse_seen(config, val_set.entries, earlier)
     begun = _begun(out / SETTINGS, config, resume)
+    digests = _require_same_sources(config, resume)
     learnt = [entry for entry in train_set.entries if unlabelled or (entry.label is not None and not entry.extra)]
     steps = total_steps(config, len(learnt))  # extra pairs of stage 2 are a share of the steps, they make none
     L.seed_everything(config.train.seed, verbose=False)
@@ -368,6 +396,8 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     task, data, card = _task(config, train_set, val_set, steps, resume, card)
     if not begun:
         write_text(out / SETTINGS, as_yaml(config), "choose another train.out")
+        if digests:
+            write_json(out / SOURCES, digests)
     seen = of_training(train_set, earlier)
     pairs = pairs_digest(seen, train_set, val_set)
     inside = config.train.stage if config.train.stage in (STEERING, *BY_TEACHER) else ""

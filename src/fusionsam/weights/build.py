@@ -115,10 +115,12 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
         tensors, stored, _ = read_checkpoint(config.tokenizer_weights)
         unquantised = stored.tokenizer.tokens == "quantized" and config.tokenizer.tokens == "continuous"
         same = replace(stored.tokenizer, **{name: getattr(config.tokenizer, name) for name in FREE_SETTINGS})
-        if same != (replace(config.tokenizer, tokens="quantized") if unquantised else config.tokenizer):
+        asked = replace(config.tokenizer, tokens="quantized") if unquantised else config.tokenizer
+        if other := [name for name, value in vars(asked).items() if getattr(same, name) != value]:
+            ours, theirs = (", ".join(f"{name} {getattr(each, name)}" for name in other) for each in (asked, same))
             raise InputError(
-                f"model.tokenizer_weights: {config.tokenizer_weights} was trained with other model.tokenizer settings; "
-                "use the same"
+                f"model.tokenizer: {ours}, but {config.tokenizer_weights} of model.tokenizer_weights has {theirs}; make"
+                " them agree"
             )
         prefix = "tokenizer."
         own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -169,17 +171,21 @@ def start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
         anew += ("image_encoder.inject.",)
         shared = {n: t for n, t in tensors.items() if n.startswith("image_encoder.backbone.")}
         tensors |= {n.replace(".backbone.", ".thermal.", 1): t for n, t in shared.items()}
-    shaping = [("fusion", name, "; stage picture builds another picture head") for name in PICTURE_SETTINGS]
-    shaping += [("fusion", "heads", "")]
+    shaping: list[tuple[str, tuple[str, ...]]] = [("fusion", (*PICTURE_SETTINGS, "heads"))]
     if not config.tokenizer_weights:
-        shaping += [("tokenizer", name, "; stage distill builds other encoders") for name in ENCODER_SETTINGS]
-    for section, name, another in shaping:
-        asked, there = (getattr(getattr(model, section), name) for model in (config, stored))
-        if asked != there and not (name == "picture_dilations" and not there):
-            raise InputError(
-                f"model.{section}.{name}: {asked}, but {config.start_from} of model.start_from has {there}; make them "
-                f"agree{another}"
-            )
+        shaping += [("tokenizer", ENCODER_SETTINGS)]
+    asked, there = [], []
+    for section, names in shaping:
+        for name in names:
+            wanted, found = (getattr(getattr(model, section), name) for model in (config, stored))
+            if wanted != found and not (name == "picture_dilations" and not found):
+                asked.append(f"model.{section}.{name}: {wanted}")
+                there.append(str(found))
+    if asked:
+        raise InputError(
+            f"{', '.join(asked)}, but {config.start_from} of model.start_from has {', '.join(there)}; make them agree "
+            "(stages picture and distill build other picture heads and encoders of LSTG)"
+        )
     if config.fusion.picture_dilations and not stored.fusion.picture_dilations:
         anew += ("picture_head.context.",)
     if stored.head != config.head:

@@ -38,8 +38,8 @@ def with_steering(base: str | Path, steered: str | Path, folder: str | Path) -> 
 
 
 def ship(source: str | Path, folder: str | Path, **facts: object) -> Path:
-    """Store a checkpoint as it ships: float16, and of the paths it was trained with only the file names; the training
-    pairs' fingerprints with it.
+    """Store a checkpoint as it ships: float16, and of the paths it was trained with only the file names, of a run's
+    weights RUN/final; the training pairs' fingerprints with it.
 
     Its card keeps the names of data set and training split; `facts` are added to it. The model card (README.md) is
     written by a person.
@@ -95,5 +95,6 @@ def _without_folders(value: object) -> object:
 
 def _short(path: str) -> str:
     """The last part of a path; of weights that a training wrote, its folder too."""
-    *above, name = Path(path).parts
-    return "/".join([*above[-1:], name] if name in ("best", "final") else [name])
+    given = Path(path)
+    above = given.parent.name
+    return f"{above}/{given.name}" if above and given.name in ("best", "final") else given.name
