@@ -238,7 +238,7 @@ def test_a_stage_one_tokenizer_starts_a_network(debug, folder, make_debug):
     for name, value in network.tokenizer.state_dict().items():
         assert torch.equal(value, debug.tokenizer.state_dict()[name]), name
     config.tokenizer.codebook_size = 64
-    with pytest.raises(InputError, match=r"^model\.tokenizer: codebook_size 64, but .* has codebook_size 32; make them agree"):
+    with pytest.raises(InputError, match=r"^model\.tokenizer: codebook_size 64, but .* has codebook_size 32; "):
         build_network(config)
 
 
