@@ -409,7 +409,7 @@ def test_stage_2_begins_with_stage_1s_tokenizer(unbroken: Path) -> None:
     assert {f"tokenizer.{name}" for name in loaded} == set(stored)
     assert [name for name, t in loaded.items() if not torch.equal(t, stored[f"tokenizer.{name}"])] == []
     config.tokenizer.codebook_size = 16
-    with pytest.raises(InputError, match=r"other model\.tokenizer settings"):
+    with pytest.raises(InputError, match=r"^model\.tokenizer: codebook_size 16, but .* has codebook_size 32; "):
         build_network(config)
 
 
