@@ -46,9 +46,8 @@ from fusionsam.alignment.warp import Warp
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.splits import Entry, entries
 from fusionsam.data.synthetic.scenes import draw_scene
-from fusionsam.io import write_json
+from fusionsam.io import commit, write_json
 from fusionsam.types import InputError
-from fusionsam.weights.checkpoint import commit
 
 VISIBLE: Size = (480, 640)
 INFRARED: tuple[Size, ...] = ((512, 640), (256, 320), (288, 384), (480, 640))

@@ -36,8 +36,9 @@ import torch
 from PIL import Image
 
 from fusionsam.config.schema import preset
+from fusionsam.io import commit
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.weights.checkpoint import commit, save_checkpoint
+from fusionsam.weights.checkpoint import save_checkpoint
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 WORKER = "ray::MapWorker(Map(RayWorker))"

@@ -24,9 +24,9 @@ from fusionsam.data.dataset import PairDataset
 from fusionsam.data.loader import class_shares, train_loader
 from fusionsam.data.splits import entries
 from fusionsam.data.synthetic.scenes import synthesize
+from fusionsam.io import commit
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.training.segmentation_task import SegmentationTask
-from fusionsam.weights.checkpoint import commit
 
 
 def main() -> None:

@@ -27,8 +27,7 @@ from fusionsam.evaluation import run as evaluation
 from fusionsam.evaluation.run import EvaluateConfig, evaluate
 from fusionsam.evaluation.tally import Tally
 from fusionsam.inference import label_maps as predictors
-from fusionsam.io import write_json
-from fusionsam.weights.checkpoint import commit
+from fusionsam.io import commit, write_json
 
 TIMED = {
     "decoding": [(images, "_load"), (predictors, "image_size"), (predictions, "image_size")],

@@ -25,8 +25,7 @@ from fusionsam.data.dataset import read_sample
 from fusionsam.data.images import write_png
 from fusionsam.data.splits import Entry, entries
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.io import write_json
-from fusionsam.weights.checkpoint import commit
+from fusionsam.io import commit, write_json
 
 Array = NDArray[np.generic]
 BORDER = 0.126

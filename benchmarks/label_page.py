@@ -28,9 +28,8 @@ from fusionsam.data.splits import pair_entries
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.inference.interactive import shipped_sam
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.io import write_json
+from fusionsam.io import commit, write_json
 from fusionsam.server.labelling.workspace import Workspace
-from fusionsam.weights.checkpoint import commit
 
 T = TypeVar("T")
 SIZE, DISTINCT = (3000, 4000), 2

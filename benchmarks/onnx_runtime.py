@@ -33,10 +33,10 @@ from fusionsam.export.graphs import scenes
 from fusionsam.export.onnx import compare, difference, write
 from fusionsam.export.quantize import feed, quantize, split_pairs
 from fusionsam.inference.onnx import WHOLE, open_session, run_session
-from fusionsam.io import write_json
+from fusionsam.io import commit, write_json
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.types import InputError
-from fusionsam.weights.checkpoint import commit, load_network, save_checkpoint
+from fusionsam.weights.checkpoint import load_network, save_checkpoint
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 

@@ -38,9 +38,8 @@ from fusionsam.alignment.rig import Rig
 from fusionsam.alignment.warp import Warp
 from fusionsam.data.dataset import open_split, read_sample
 from fusionsam.data.splits import Entry, entries
-from fusionsam.io import write_json
+from fusionsam.io import commit, write_json
 from fusionsam.types import InputError
-from fusionsam.weights.checkpoint import commit
 
 PAIRS, LOOKED, BLOCK, FEWEST = 8, 16, 100, 4
 

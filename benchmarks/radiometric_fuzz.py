@@ -37,10 +37,10 @@ from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.radiometric import is_radiometric, read_radiometric
 from fusionsam.data.splits import Entry
 from fusionsam.inference.celsius import add_celsius
-from fusionsam.io import write_json
+from fusionsam.io import commit, write_json
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.types import InputError
-from fusionsam.weights.checkpoint import commit, save_checkpoint
+from fusionsam.weights.checkpoint import save_checkpoint
 
 PATIENCE = 30
 """Seconds that one file may take, on a busy machine."""

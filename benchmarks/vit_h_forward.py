@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 
 from fusionsam.config.schema import preset
-from fusionsam.io import write_json
+from fusionsam.io import commit, write_json
 from fusionsam.models.network import parameter_table
 from fusionsam.weights.build import build_network
-from fusionsam.weights.checkpoint import commit
 
 
 def main() -> None:

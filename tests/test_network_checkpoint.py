@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+import fusionsam.io
 from fusionsam.cli.info import describe
 from fusionsam.config.schema import EncoderConfig, HeadConfig, preset
 from fusionsam.errors import InputError
@@ -142,16 +143,16 @@ def test_the_commit_is_this_packages_own(tmp_path, monkeypatch):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
         subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
-    (tmp_path / "checkpoint.py").write_text("")
-    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "checkpoint.py"))
-    assert checkpoint.commit() == "unknown"
+    (tmp_path / "io.py").write_text("")
+    monkeypatch.setattr(fusionsam.io, "__file__", str(tmp_path / "io.py"))
+    assert fusionsam.io.commit() == "unknown"
     git("init")
     git("commit", "--allow-empty", "-m", "another project, in whose folder the package is installed")
-    assert checkpoint.commit() == "unknown"
-    git("add", "checkpoint.py")
+    assert fusionsam.io.commit() == "unknown"
+    git("add", "io.py")
     git("commit", "-m", "the package itself")
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    assert checkpoint.commit() == head[:12]
+    assert fusionsam.io.commit() == head[:12]
 
 
 @pytest.fixture

@@ -20,10 +20,9 @@ from fusionsam.data.dataset import open_labelled_split
 from fusionsam.data.sequences import recording_sequences
 from fusionsam.evaluation.click_report import Measured, grouped_interval, selections
 from fusionsam.evaluation.clicks import LINES, read_lines
-from fusionsam.io import write_json
+from fusionsam.io import commit, write_json
 from fusionsam.metrics.interaction import clicks_needed, iou_after
 from fusionsam.types import InputError, JsonObject
-from fusionsam.weights.checkpoint import commit
 
 FIGURES = ("NoC@80", "not at 80, %", "IoU after 1", "IoU after 3", "IoU after 5")
 WEIGHTS = {"sam", "sam_sha256", "weights", "weights_sha256"}

@@ -37,7 +37,7 @@ from fusionsam.evaluation.clicks import files_digest, user
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture, locate
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.segment_anything import Encoded, PlainSam
-from fusionsam.io import Made, OutputFolder, digest, progress_bar, require_writable, whole, write_json
+from fusionsam.io import Made, OutputFolder, commit, digest, progress_bar, require_writable, whole, write_json
 from fusionsam.metrics.interaction import (
     Bools,
     Click,
@@ -51,7 +51,7 @@ from fusionsam.metrics.interaction import (
 )
 from fusionsam.training.losses import dice_loss, focal_loss
 from fusionsam.types import IGNORE, InputError
-from fusionsam.weights.checkpoint import WEIGHTS, commit
+from fusionsam.weights.checkpoint import WEIGHTS
 from fusionsam.weights.checkpoint import locate as locate_weights
 from fusionsam.weights.pretrained import with_prompted_parts
 

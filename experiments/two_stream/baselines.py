@@ -57,7 +57,7 @@ from fusionsam.evaluation.run import (
     open_labelled,
 )
 from fusionsam.evaluation.tables.formats import to_markdown
-from fusionsam.io import digest, whole, whole_folder, write_json
+from fusionsam.io import commit, digest, whole, whole_folder, write_json
 from fusionsam.metrics.segmentation import CalibrationError
 from fusionsam.training.callbacks import LAST, BestWeights
 from fusionsam.training.data import PairData, open_data, pairs_digest, refuse_seen
@@ -66,7 +66,6 @@ from fusionsam.training.run import FREE_ON_RESUME, open_trainer
 from fusionsam.training.segmentation_task import SegmentationTask
 from fusionsam.training.task import require_finite
 from fusionsam.types import Batch, InputError
-from fusionsam.weights.checkpoint import commit
 
 WEIGHTS, CARD, BUDGET = "model.safetensors", "peer.json", "budget.json"
 WARM_UP, MEASURED = 3, 10

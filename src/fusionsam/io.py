@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 import time
@@ -346,3 +347,25 @@ def progress_bar(
     """tqdm over `items` that suits where standard error goes: redrawn in a terminal, a line a minute in a log file."""
     terminal = (isatty := getattr(sys.stderr, "isatty", None)) is not None and isatty()
     return (tqdm if terminal else LineProgress)(items, desc=desc, unit=unit, total=total, disable=disable)
+
+
+def commit() -> str:
+    """The commit of the source tree this runs from, '-dirty' behind it if files differ; 'unknown' outside of one."""
+    try:
+        # installed into some other project's folder, that project's commit would say nothing
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=12", "--match=")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    answer = subprocess.run(
+        ["git", *arguments],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
+    return answer.stdout.strip()

@@ -36,8 +36,7 @@ class Options(WeightsOption, CommandLine):
 def main(options: Options) -> int:
     """Measure, write the JSON and the table, print the table."""
     from fusionsam.evaluation import speed, speed_report
-    from fusionsam.io import write_json, write_text
-    from fusionsam.weights.checkpoint import commit
+    from fusionsam.io import commit, write_json, write_text
 
     sizes = [_size(text) for text in options.sizes]
     if not 1 <= options.runs <= 1000:

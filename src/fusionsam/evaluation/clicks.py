@@ -30,7 +30,7 @@ from fusionsam.inference.device import choose_device
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture
 from fusionsam.inference.interactive import locate as locate_sam
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.io import OTHER_OUT, digest, progress_bar, require_writable, write_json, write_text
+from fusionsam.io import OTHER_OUT, commit, digest, progress_bar, require_writable, write_json, write_text
 from fusionsam.metrics.interaction import Ask, Bools, Click, Object, iou, objects, simulate
 from fusionsam.types import IGNORE, Array, InputError, JsonObject, Sample
 from fusionsam.weights import checkpoint
@@ -80,7 +80,7 @@ def measure(options: ClicksOptions) -> dict[str, object]:
         "n_images": len(drawn),
         "guard": None if guard is None else asdict(guard.findings),
         "notes": notes + ([] if guard is None else guard.notes),
-        "commit": checkpoint.commit(),
+        "commit": commit(),
         "command": options.command,
         "seconds": time.perf_counter() - started,
     }

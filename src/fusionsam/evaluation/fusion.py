@@ -29,7 +29,7 @@ from fusionsam.data.splits import Entry, pair_entries
 from fusionsam.evaluation import simple_fusions as fusion_baselines
 from fusionsam.evaluation.options import FusionMetricsOptions
 from fusionsam.evaluation.simple_fusions import FUSIONS
-from fusionsam.io import Made, OutputFolder, digest, progress_bar, require_writable, whole, write_json
+from fusionsam.io import Made, OutputFolder, commit, digest, progress_bar, require_writable, whole, write_json
 from fusionsam.metrics.contrast import SMALLEST_OBJECT, Surrounded, contrast, surrounded
 from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, luma, prepare
 from fusionsam.types import IGNORE, InputError, JsonObject, Sample
@@ -326,15 +326,13 @@ def run(options: FusionMetricsOptions) -> str:
 
 
 def _made_by(options: FusionMetricsOptions, names: Sequence[str], pairs: int) -> JsonObject:
-    from fusionsam.weights import checkpoint
+    found = {}
+    if options.weights:
+        from fusionsam.weights.checkpoint import WEIGHTS, locate
 
-    files = {name: checkpoint.locate(source) for name, source in zip(names, options.weights, strict=False)}
-    return {
-        "command": options.command,
-        "commit": checkpoint.commit(),
-        "n_images": pairs,
-        "weights_sha256": {name: digest(folder / checkpoint.WEIGHTS) for name, folder in files.items()},
-    }
+        stored = zip(names, options.weights, strict=False)  # weights stand first among the names
+        found = {name: digest(locate(source) / WEIGHTS) for name, source in stored}
+    return {"command": options.command, "commit": commit(), "n_images": pairs, "weights_sha256": found}
 
 
 def _arrays(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -28,7 +28,7 @@ from fusionsam.evaluation.run import check_classes, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import Row, Table, write_table
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import Mode
-from fusionsam.io import Made, OutputFolder, digest, progress_bar, require_writable, write_json
+from fusionsam.io import Made, OutputFolder, commit, digest, progress_bar, require_writable, write_json
 from fusionsam.metrics.segmentation import (
     PROTOCOLS,
     ConfusionMatrix,
@@ -306,6 +306,6 @@ def run(options: RobustnessOptions) -> Table:
         "align": aligned,
         "prompts": options.prompts or model.config.prompts.mode, "as_trained": options.as_trained,
         "notes": guard.notes + fitted_notes(fitted, len(data)),
-        "commit": checkpoint.commit(), "command": options.command, "seconds": time.perf_counter() - started,
+        "commit": commit(), "command": options.command, "seconds": time.perf_counter() - started,
     }  # fmt: skip
     return write(values, options.out, others)

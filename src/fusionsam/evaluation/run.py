@@ -29,7 +29,7 @@ from fusionsam.inference.device import slower
 from fusionsam.inference.label_maps import FolderPredictor, NetworkPredictor
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.views import require_scales
-from fusionsam.io import digest, progress_bar, require_writable
+from fusionsam.io import commit, digest, progress_bar, require_writable
 from fusionsam.metrics.segmentation import ImageMatrices
 from fusionsam.types import FROM_TRUTH, IGNORE, InputError, JsonObject
 from fusionsam.weights import checkpoint
@@ -288,7 +288,7 @@ def _context(config: EvaluateConfig, data: LabelledPairs, guard: LeakCheck) -> J
         "align": data.align and {"rig": data.align.rig.digest, "by": config.align, "refine": not config.no_refine},
         "leak_guard": guard.findings,
         "notes": list(guard.notes),
-        "commit": checkpoint.commit(),
+        "commit": commit(),
         "command": config.command,
     }
 

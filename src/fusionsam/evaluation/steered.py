@@ -26,7 +26,7 @@ from fusionsam.evaluation.run import EvaluateConfig, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import Row, Table, write_table
 from fusionsam.inference.device import choose_device
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.io import digest, progress_bar, require_writable, write_json
+from fusionsam.io import commit, digest, progress_bar, require_writable, write_json
 from fusionsam.metrics.interaction import Corrected, correct, iou_after, objects
 from fusionsam.types import InputError, JsonObject, Prompts
 from fusionsam.weights import checkpoint
@@ -100,7 +100,7 @@ def measure_steering(options: ClicksOptions) -> Values:
         "n_objects": len(measured),
         "guard": asdict(guard.findings),
         "notes": [*notes, *guard.notes],
-        "commit": checkpoint.commit(),
+        "commit": commit(),
         "command": options.command,
         "seconds": time.perf_counter() - started,
     }

@@ -21,7 +21,7 @@ from fusionsam.config.schema import Config, ModelConfig, TrainConfig, to_dict
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.loader import class_shares
-from fusionsam.io import digest, write_json, write_text
+from fusionsam.io import commit, digest, write_json, write_text
 from fusionsam.metrics.perceptual import EncoderLevels, load_vgg16
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.callbacks import LAST, BestWeights, SameOnAllDevices, WholeFiles, step_bar
@@ -41,7 +41,7 @@ from fusionsam.training.tokenizer_task import TokenizerTask
 from fusionsam.types import SMALLEST, InputError, JsonObject
 from fusionsam.weights import pretrained as foreign
 from fusionsam.weights.build import build_network
-from fusionsam.weights.checkpoint import WEIGHTS, Card, commit, locate, read_card
+from fusionsam.weights.checkpoint import WEIGHTS, Card, locate, read_card
 
 Stage = SegmentationTask | TokenizerTask | SteeringTask | DistillTask
 BY_TEACHER = (PICTURE, DISTILL)

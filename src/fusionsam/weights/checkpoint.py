@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import subprocess
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -187,28 +186,6 @@ def locate(source: str | Path) -> Path:
 
 def _is_checkpoint(folder: Path) -> bool:
     return (folder / WEIGHTS).is_file() and config_file(folder).is_file()
-
-
-def commit() -> str:
-    """The commit of the source tree this runs from, '-dirty' behind it if files differ; 'unknown' outside of one."""
-    try:
-        # installed into some other project's folder, that project's commit would say nothing
-        _git("ls-files", "--error-unmatch", Path(__file__).name)
-        return _git("describe", "--always", "--dirty", "--abbrev=12", "--match=")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    answer = subprocess.run(
-        ["git", *arguments],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=True,
-    )
-    return answer.stdout.strip()
 
 
 def _plain(value: object) -> object:
