@@ -239,7 +239,7 @@ def test_a_stage_one_tokenizer_starts_a_network(debug, folder, make_debug):
     for name, value in network.tokenizer.state_dict().items():
         assert torch.equal(value, debug.tokenizer.state_dict()[name]), name
     config.tokenizer.codebook_size = 64
-    with pytest.raises(InputError, match=r"^model\.tokenizer: codebook_size 64, but .* has codebook_size 32; "):
+    with pytest.raises(InputError, match=r"^model\.tokenizer\.codebook_size: 64, but .* has 32; "):
         build_network(config)
 
 
@@ -339,7 +339,7 @@ def test_continuous_latents_start_from_a_quantised_stage_1_without_its_codebooks
     built = build_network(config).tokenizer.state_dict()
     assert all(torch.equal(tensor, first.tokenizer.state_dict()[name]) for name, tensor in built.items())
     config.tokenizer.dim = 20  # any other difference is still refused
-    with pytest.raises(InputError, match=r"^model\.tokenizer: dim 20, but .* has dim 16; "):
+    with pytest.raises(InputError, match=r"^model\.tokenizer\.dim: 20, but .* has 16; "):
         build_network(config)
 
 

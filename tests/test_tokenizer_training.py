@@ -31,9 +31,9 @@ from fusionsam.models.discriminator import adaptive_weight, discriminator_loss, 
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.data import open_data, open_unlabelled
-from fusionsam.training.run import tokenizer_task, train
+from fusionsam.training.run import train
 from fusionsam.training.segmentation_task import SegmentationTask
-from fusionsam.training.tokenizer_task import TokenizerTask
+from fusionsam.training.tokenizer_task import TokenizerTask, tokenizer_task
 from fusionsam.types import IGNORE, Batch
 from fusionsam.weights.build import build_network
 from fusionsam.weights.checkpoint import save_checkpoint
@@ -321,7 +321,7 @@ def test_phi_is_filled_by_a_sam_of_its_kind_or_a_checkpoint_of_ours(
     seen, wanted = tokenizer_task(config, 1)._phi[0].state_dict(), first.image_encoder.state_dict()
     assert all(torch.equal(seen[f"encoder.{name}"], tensor) for name, tensor in wanted.items())
     config.model.start_from, config.model.sam_weights = None, "sam.pt"
-    monkeypatch.setattr("fusionsam.training.run.build_network", lambda model: first)
+    monkeypatch.setattr("fusionsam.training.tokenizer_task.build_network", lambda model: first)
     for kind, fits in (("tinyvit", True), ("sam", False)):
         monkeypatch.setattr(
             "fusionsam.weights.pretrained.sam_parts", lambda source, kind=kind: SimpleNamespace(encoder_kind=kind)
@@ -409,7 +409,7 @@ def test_stage_2_begins_with_stage_1s_tokenizer(unbroken: Path) -> None:
     assert {f"tokenizer.{name}" for name in loaded} == set(stored)
     assert [name for name, t in loaded.items() if not torch.equal(t, stored[f"tokenizer.{name}"])] == []
     config.tokenizer.codebook_size = 16
-    with pytest.raises(InputError, match=r"^model\.tokenizer: codebook_size 16, but .* has codebook_size 32; "):
+    with pytest.raises(InputError, match=r"^model\.tokenizer\.codebook_size: 16, but .* has 32; "):
         build_network(config)
 
 

@@ -654,6 +654,18 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint_before(
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"last.ckpt": b"before"}
 
 
+def test_an_out_that_cannot_be_made_is_told_before_the_data_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"of somebody")
+    with pytest.raises(
+        InputError, match=r"^train\.out: .*run cannot be made: .*file: cannot be written \(File exists\)"
+    ):
+        run(tmp_path / "no data", tmp_path / "file" / "run")
+    assert (tmp_path / "file").read_bytes() == b"of somebody"
+    with pytest.raises(InputError, match="no data"):  # a run that is refused later leaves no folder
+        run(tmp_path / "no data", tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+
+
 def test_extra_pairs_that_would_teach_nothing_are_refused(scenes: Path, tmp_path: Path) -> None:
     more = [draw_scene(9, number, (64, 64)) for number in range(2)]
     for name, scene in zip("xy", more, strict=True):

@@ -62,7 +62,8 @@ from fusionsam.metrics.segmentation import CalibrationError
 from fusionsam.training.callbacks import LAST, BestWeights
 from fusionsam.training.data import PairData, open_data, pairs_digest, refuse_seen
 from fusionsam.training.losses import segmentation_loss
-from fusionsam.training.run import FREE_ON_RESUME, open_trainer
+from fusionsam.training.requirements import FREE_ON_RESUME
+from fusionsam.training.run import open_trainer
 from fusionsam.training.segmentation_task import SegmentationTask
 from fusionsam.training.task import require_finite
 from fusionsam.types import Batch, InputError

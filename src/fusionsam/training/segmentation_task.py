@@ -19,28 +19,19 @@ from fusionsam.training.losses import (
     segmentation_loss,
     teacher_loss,
 )
-from fusionsam.training.task import Task
+from fusionsam.training.task import Task, schedule_factor
 from fusionsam.types import Batch, InputError, Output, PromptMode
-
-
-def schedule_factor(step: int, total: int, config: TrainConfig) -> float:
-    """Factor on the learning rate at `step` of `total`: linear warm-up, then cosine, poly (0.9) or constant."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    done = min(1.0, (step - config.warmup_steps) / max(1, total - config.warmup_steps))
-    if config.schedule == "cosine":
-        return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item())
-    return (1 - done) ** 0.9 if config.schedule == "poly" else 1.0
-
 
 NEW = ("lateral", "neck.", "guide.", "inject.")
 """What an image encoder has beside foreign weights: it learns at the rate of new parts."""
 
 
-def parameter_groups(network: FusionSAMNetwork, config: TrainConfig) -> list[dict[str, object]]:
-    """Trainable parameters with their rate and decay: the image encoder's backbones, SAM's pretrained parts,
-    everything else; no weight decay on vectors (norms, biases) and tables (embeddings, tokens of a missing
-    modality)."""
+def parameter_groups(
+    network: FusionSAMNetwork, config: TrainConfig, new: tuple[str, ...] = NEW
+) -> list[dict[str, object]]:
+    """Trainable parameters with their rate and decay: the image encoder but for what begins with `new`, SAM's
+    pretrained parts, everything else; no weight decay on vectors (norms, biases) and tables (embeddings, tokens of a
+    missing modality)."""
     factors = {
         "image_encoder": config.encoder_lr_factor,
         "prompt_encoder": config.sam_lr_factor,
@@ -54,19 +45,23 @@ def parameter_groups(network: FusionSAMNetwork, config: TrainConfig) -> list[dic
             if not parameter.requires_grad:
                 continue
             plain = parameter.ndim < 2 or id(parameter) in tables
-            new = part == "image_encoder" and name.startswith(NEW) and config.stage != "distill"
-            key = (config.lr * (1.0 if new else factors.get(part, 1.0)), 0.0 if plain else config.weight_decay)
+            fresh = part == "image_encoder" and name.startswith(new)
+            key = (config.lr * (1.0 if fresh else factors.get(part, 1.0)), 0.0 if plain else config.weight_decay)
             groups.setdefault(key, []).append(parameter)
     return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 
 
 def scheduled_optimizer(
-    network: FusionSAMNetwork, config: TrainConfig, total_steps: int, more: list[nn.Parameter] | None = None
+    network: FusionSAMNetwork,
+    config: TrainConfig,
+    total_steps: int,
+    more: list[nn.Parameter] | None = None,
+    new: tuple[str, ...] = NEW,
 ) -> OptimizerLRSchedulerConfig:
-    """Adam or AdamW over the groups of `parameter_groups` and `more`, new parameters of the training alone, with
+    """Adam or AdamW over `parameter_groups` (`new` as there) and `more`, new parameters of the training alone, with
     `schedule_factor` stepped every step, for Lightning."""
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    groups = parameter_groups(network, config)
+    groups = parameter_groups(network, config, new)
     if more:
         groups.append({"params": more, "lr": config.lr, "weight_decay": config.weight_decay})
     optimizer = kind(groups)

@@ -17,6 +17,16 @@ from fusionsam.types import Batch, InputError
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
+def schedule_factor(step: int, total: int, config: TrainConfig) -> float:
+    """Factor on the learning rate at `step` of `total`: linear warm-up, then cosine, poly (0.9) or constant."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = min(1.0, (step - config.warmup_steps) / max(1, total - config.warmup_steps))
+    if config.schedule == "cosine":
+        return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item())
+    return (1 - done) ** 0.9 if config.schedule == "poly" else 1.0
+
+
 def moving_average(decay: float) -> Callable[[PARAM_LIST, PARAM_LIST, Tensor | int], None]:
     """The update of an AveragedModel: averaged <- decay * averaged + (1 - decay) * current."""
 

@@ -11,13 +11,15 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from fusionsam.config.schema import Config, ModelConfig
-from fusionsam.metrics.perceptual import perceptual_distance
+from fusionsam.metrics.perceptual import EncoderLevels, load_vgg16, perceptual_distance
 from fusionsam.metrics.reconstruction import MODALITIES, CodeUsage, psnr, structural_similarity
 from fusionsam.models.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.losses import reconstruction_loss
-from fusionsam.training.task import Task, require_finite
+from fusionsam.training.task import Task, require_finite, schedule_factor
 from fusionsam.types import Batch, InputError
+from fusionsam.weights import pretrained as foreign
+from fusionsam.weights.build import build_network
 
 BETAS = (0.5, 0.9)  # Adam's, as VQ-GAN has them: the opponent changes, so old gradients mislead
 
@@ -229,3 +231,46 @@ class TokenizerTask(Task[TokenizerNetwork]):
         if isinstance(phi, nn.Module):
             phi.to(device)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+
+def require_crop(config: Config) -> None:
+    """InputError for crops that LSTG's stride does not divide, or that leave D nothing to judge."""
+    crop, stages = config.data.crop, config.train.discriminator_stages
+    if any(side % Tokenizer.STRIDE for side in crop):
+        raise InputError(f"data.crop: {tuple(crop)}, expected multiples of {Tokenizer.STRIDE} in stage tokenizer")
+    smallest = 2 ** (stages + 1)
+    if config.loss.adversarial_weight > 0 and min(crop) < smallest:
+        raise InputError(
+            f"data.crop: {tuple(crop)}, expected at least {smallest} a side with train.discriminator_stages {stages}"
+        )
+
+
+def tokenizer_task(config: Config, steps: int) -> TokenizerTask:
+    """Stage 1 with Phi of eq. 7: VGG16, or the image encoder that model.encoder.weights, model.start_from or a
+    model.sam_weights of its kind fill.
+
+    InputError where Phi would be an untrained network.
+    """
+    network = build_network(config.model)
+    phi: EncoderLevels | torch.nn.Module | None = None
+    if config.train.perceptual_weights and config.train.perceptual != "vgg16":
+        raise InputError(
+            f"train.perceptual_weights: {config.train.perceptual_weights}, but train.perceptual is "
+            f"{config.train.perceptual}, which reads no file; set it to vgg16 or leave the file out"
+        )
+    if config.loss.perceptual_weight > 0 and config.train.perceptual == "vgg16":
+        phi = load_vgg16(config.train.perceptual_weights, config.train.perceptual_input)
+    elif config.loss.perceptual_weight > 0:
+        model = config.model
+        filled = bool(model.encoder.weights or model.start_from)
+        if not filled and model.sam_weights:
+            filled = foreign.sam_parts(model.sam_weights).encoder_kind == model.encoder.kind
+        if not filled:
+            raise InputError(
+                f"train.perceptual: encoder, but nothing fills the {model.encoder.kind} image encoder; give "
+                "model.encoder.weights, or model.sam_weights of that kind, or vgg16, or loss.perceptual_weight 0"
+            )
+        phi = EncoderLevels(network.image_encoder)
+    if phi is not None:
+        phi = phi.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TokenizerTask(network.tokenizer, config, lambda step: schedule_factor(step, steps, config.train), phi)

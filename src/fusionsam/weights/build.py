@@ -116,12 +116,8 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
         unquantised = stored.tokenizer.tokens == "quantized" and config.tokenizer.tokens == "continuous"
         same = replace(stored.tokenizer, **{name: getattr(config.tokenizer, name) for name in FREE_SETTINGS})
         asked = replace(config.tokenizer, tokens="quantized") if unquantised else config.tokenizer
-        if other := [name for name, value in vars(asked).items() if getattr(same, name) != value]:
-            ours, theirs = (", ".join(f"{name} {getattr(each, name)}" for name in other) for each in (asked, same))
-            raise InputError(
-                f"model.tokenizer: {ours}, but {config.tokenizer_weights} of model.tokenizer_weights has {theirs}; make"
-                " them agree"
-            )
+        pairs = {f"model.tokenizer.{n}": (value, getattr(same, n)) for n, value in vars(asked).items()}
+        _require_same(pairs, f"{config.tokenizer_weights} of model.tokenizer_weights")
         prefix = "tokenizer."
         own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         if unquantised:  # E_i and G_i serve, the codebooks have no place
@@ -174,18 +170,17 @@ def start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
     shaping: list[tuple[str, tuple[str, ...]]] = [("fusion", (*PICTURE_SETTINGS, "heads"))]
     if not config.tokenizer_weights:
         shaping += [("tokenizer", ENCODER_SETTINGS)]
-    asked, there = [], []
+    settings: dict[str, tuple[object, object]] = {}
     for section, names in shaping:
-        for name in names:
-            wanted, found = (getattr(getattr(model, section), name) for model in (config, stored))
-            if wanted != found and not (name == "picture_dilations" and not found):
-                asked.append(f"model.{section}.{name}: {wanted}")
-                there.append(str(found))
-    if asked:
-        raise InputError(
-            f"{', '.join(asked)}, but {config.start_from} of model.start_from has {', '.join(there)}; make them agree "
-            "(stages picture and distill build other picture heads and encoders of LSTG)"
-        )
+        both = [getattr(model, section) for model in (config, stored)]
+        settings |= {f"model.{section}.{name}": (getattr(both[0], name), getattr(both[1], name)) for name in names}
+    if not stored.fusion.picture_dilations:
+        del settings["model.fusion.picture_dilations"]
+    _require_same(
+        settings,
+        f"{config.start_from} of model.start_from",
+        " (stages picture and distill build other picture heads and encoders of LSTG)",
+    )
     if config.fusion.picture_dilations and not stored.fusion.picture_dilations:
         anew += ("picture_head.context.",)
     if stored.head != config.head:
@@ -199,6 +194,15 @@ def start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
     kept = {name: t for name, t in tensors.items() if not name.startswith(anew)}
     what = f"model.start_from {config.start_from}"
     pretrained.load_exactly(network, kept, what, allow_missing=anew, own_names=adapted)
+
+
+def _require_same(settings: dict[str, tuple[object, object]], source: str, hint: str = "") -> None:
+    """InputError that names each of `settings` whose two values, asked for and stored in `source`, differ."""
+    other = {name: pair for name, pair in settings.items() if pair[0] != pair[1]}
+    if other:
+        asked = ", ".join(f"{name}: {pair[0]}" for name, pair in other.items())
+        there = ", ".join(str(pair[1]) for pair in other.values())
+        raise InputError(f"{asked}, but {source} has {there}; make them agree{hint}")
 
 
 def _reshaped(own: dict[str, Tensor], tensors: dict[str, Tensor], parts: tuple[str, ...]) -> tuple[str, ...]:
