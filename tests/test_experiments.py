@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+import fusionsam.models.fusion as fmp
+from fusionsam.config.presets import preset
+from fusionsam.config.schema import Config
 from fusionsam.data.dataset import open_split
 from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.data.synthetic.scenes import synthesize
@@ -21,11 +25,16 @@ from fusionsam.evaluation.robustness import measure, read_table
 from fusionsam.evaluation.run import EvaluateConfig, evaluate
 from fusionsam.evaluation.tables.sources import collect
 from fusionsam.evaluation.tables.tables import against_sam
+from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.models.prompts import PromptEncoder
+from fusionsam.training.segmentation_task import SegmentationTask
+from fusionsam.types import Batch
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "experiments" / "two_stream"))
+sys.path[:0] = [str(ROOT / "experiments" / folder) for folder in ("two_stream", "ablation")]
 import baselines as peers  # noqa: E402
 import cityscapes  # noqa: E402
+import parts  # noqa: E402
 from networks import LITE0, PEERS, PeerNetwork, fourth_channel, one_channel  # noqa: E402
 
 STEPS = 4
@@ -325,3 +334,106 @@ def test_a_row_of_the_recipe_study_changes_one_thing_and_was_run(row):
         assert different == together[row.stem]
     else:
         assert len(different - length) == (row.stem not in ("base", "long"))
+
+
+# -- changes to the parts ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def changed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a change for the length of a test."""
+    touched = [(FusionSAMNetwork, name) for name in ("__init__", "draw", "look", "first_pass")]
+    for owner, name in (*touched, (fmp, "sincos_positions"), (PromptEncoder, "forward"), (SegmentationTask, "losses")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # undone at the end, whatever stands there then
+    return lambda name: parts.CHANGES[name]()
+
+
+def small_network() -> FusionSAMNetwork:
+    torch.manual_seed(0)
+    return FusionSAMNetwork(preset("debug")).train()
+
+
+def small_batch(classes: int) -> Batch:
+    draw = torch.Generator().manual_seed(1)
+    pair = torch.rand(2, 3, 64, 96, generator=draw), torch.rand(2, 1, 64, 96, generator=draw)
+    label = torch.randint(classes, (2, 64, 96), generator=draw)
+    return Batch(*pair, label, torch.ones(2, 2, dtype=torch.bool), ["a", "b"])
+
+
+def gradient_of_latents(network: FusionSAMNetwork, what: str) -> torch.Tensor:
+    batch = small_batch(9)
+    output = network(batch.visible, batch.infrared)
+    network.zero_grad()
+    (getattr(output, what).square().mean()).backward()
+    found = network.fusion.cross_domain.merge.weight.grad
+    assert found is not None
+    return found
+
+
+def test_apart_leaves_z_f_a_tenth_of_the_pictures_gradient_and_all_of_the_others(changed: Any) -> None:
+    parts_of = {what: gradient_of_latents(small_network(), what) for what in ("fused", "mask_prompt")}
+    changed("apart")
+    fmp.sincos_positions = fmp.sincos_positions.__wrapped__  # type: ignore[attr-defined]
+    for what, share in (("fused", 0.1), ("mask_prompt", 1.0)):
+        found = gradient_of_latents(small_network(), what)
+        torch.testing.assert_close(found, share * parts_of[what], rtol=1e-3, atol=1e-9)
+
+
+def test_apart_moves_positions_in_training_alone(changed: Any) -> None:
+    changed("apart")
+    like, known = torch.zeros(1), fmp.sincos_positions.__wrapped__(4, 6, 8, torch.zeros(1))  # type: ignore[attr-defined]
+    with torch.no_grad():
+        assert torch.equal(fmp.sincos_positions(4, 6, 8, like), known)
+    torch.manual_seed(3)
+    moved = fmp.sincos_positions(4, 6, 8, like)
+    assert moved.shape == known.shape
+    assert not torch.equal(moved, known)
+
+
+def test_a_second_pass_begins_as_the_first_and_then_sees_its_classes(
+    changed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed("two_pass")
+    monkeypatch.setattr(parts, "drawn", lambda share: False)
+    network, batch = small_network().eval(), small_batch(9)
+    task = SegmentationTask(network, Config(model=network.config), 1, torch.ones(9) / 9)
+    with torch.no_grad():
+        wanted = network(batch.visible, batch.infrared).logits
+        second = network.first_pass(network.encode(batch.visible, batch.infrared))
+        assert second is not network.passed
+        assert torch.equal(second.logits, network.passed.logits)
+        nn.init.normal_(network.prompt_encoder.by_class.weight)
+        assert not torch.equal(network(batch.visible, batch.infrared).logits, wanted)
+    network.train()
+    terms = task.losses(network(batch.visible, batch.infrared), batch)
+    sum(terms.values()).backward()  # type: ignore[union-attr]
+    assert terms["first"] > 0
+    assert network.prompt_encoder.by_class.weight.grad.abs().sum() > 0
+
+
+def test_a_mask_head_by_class_gives_sam_one_channel_and_learns_the_classes(changed: Any) -> None:
+    changed("by_class")
+    network, batch = small_network(), small_batch(9)
+    task = SegmentationTask(network, Config(model=network.config), 1, torch.ones(9) / 9)
+    output = network(batch.visible, batch.infrared)
+    found = network.fusion.mask_head.found
+    assert found.shape[1] == 9
+    assert output.mask_prompt.shape[1] == 1
+    wanted = found[:, 1:].exp().sum(1, keepdim=True).log() - found[:, :1]
+    torch.testing.assert_close(output.mask_prompt, wanted)
+    network.zero_grad()
+    task.losses(output, batch)["prompt"].backward()
+    assert (network.fusion.mask_head.layers[-1].weight.grad.abs().sum((1, 2, 3)) > 0).all()
+
+
+def test_dropped_paths_are_whole_outside_of_training(changed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, batch = small_network().eval(), small_batch(9)
+    with torch.no_grad():
+        wanted = network(batch.visible, batch.infrared).logits
+        changed("drop_paths")
+        monkeypatch.setattr(parts, "drawn", lambda share: True)
+        assert torch.equal(network(batch.visible, batch.infrared).logits, wanted)
+    seen: list[torch.Tensor] = []
+    network.train().image_encoder.register_forward_hook(lambda _, given, __: seen.extend(given[:1]))
+    network(batch.visible, batch.infrared)
+    assert torch.equal(seen[0], batch.visible)
