@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fusionsam.models.fusion as fmp
+from fusionsam.config.load import read_settings
 from fusionsam.config.presets import preset
 from fusionsam.config.schema import Config
 from fusionsam.data.dataset import open_split
@@ -27,6 +28,7 @@ from fusionsam.evaluation.tables.sources import collect
 from fusionsam.evaluation.tables.tables import against_sam
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.prompts import PromptEncoder
+from fusionsam.training import distill_task
 from fusionsam.training.segmentation_task import SegmentationTask
 from fusionsam.types import Batch
 
@@ -343,6 +345,7 @@ def test_a_row_of_the_recipe_study_changes_one_thing_and_was_run(row):
 def changed(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes a change for the length of a test."""
     touched = [(FusionSAMNetwork, name) for name in ("__init__", "draw", "look", "first_pass")]
+    touched += [(distill_task.DistillTask, "__init__"), (distill_task, "log_classes")]
     for owner, name in (*touched, (fmp, "sincos_positions"), (PromptEncoder, "forward"), (SegmentationTask, "losses")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # undone at the end, whatever stands there then
     return lambda name: parts.CHANGES[name]()
@@ -437,3 +440,20 @@ def test_dropped_paths_are_whole_outside_of_training(changed: Any, monkeypatch: 
     network.train().image_encoder.register_forward_hook(lambda _, given, __: seen.extend(given[:1]))
     network(batch.visible, batch.infrared)
     assert torch.equal(seen[0], batch.visible)
+
+
+def test_a_teacher_of_two_views_gives_a_mirrored_pair_the_mirrored_maps(changed: Any) -> None:
+    changed("mirrored")
+    batch = small_batch(9)
+    config = read_settings(ROOT / "configs/debug.yaml", "--train.stage=picture")
+    student, teacher = small_network().eval(), small_network().eval()
+    distill_task.DistillTask(student, teacher, config, 1)
+    maps: dict[str, list[torch.Tensor]] = {"student": [], "teacher": []}
+    with torch.no_grad():
+        for pair in ((batch.visible, batch.infrared), (batch.visible.flip(-1), batch.infrared.flip(-1))):
+            for name, network in (("student", student), ("teacher", teacher)):
+                seen = network.sources(*pair)
+                maps[name].append(distill_task.log_classes(network, seen, network.draw(seen)).exp())
+    one, two = maps["student"]
+    torch.testing.assert_close(maps["teacher"][0], (one + two.flip(-1)) / 2)
+    torch.testing.assert_close(maps["teacher"][0], maps["teacher"][1].flip(-1))

@@ -14,6 +14,8 @@ by_class: the mask head has a channel a class, taught by cross-entropy and Dice.
 drop_paths: in training the ways round FMP are closed now and then: infrared's backbone in a fifth of the steps, the
     encoder sees the visible picture in the place of the fused one in a fifth, the head's direct path is shut in a
     tenth.
+mirrored: for configs/distill.yaml. The class maps that the teacher gives are the mean over the pair and its mirror
+    image, turned back: what `evaluate --flip` gains is to be learned, so that one view is enough.
 
 What is changed is here and not in the package: none of it ships unless it wins. Weights of `two_pass` and `by_class`
 have other tensors, so they are evaluated by this script.
@@ -21,6 +23,7 @@ have other tensors, so they are evaluated by this script.
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -38,6 +41,7 @@ from fusionsam.cli.main import main
 from fusionsam.config.schema import ModelConfig
 from fusionsam.models.network import FusionSAMNetwork, Sources
 from fusionsam.models.prompts import PromptEncoder
+from fusionsam.training import distill_task
 from fusionsam.training.losses import segmentation_loss
 from fusionsam.training.segmentation_task import SegmentationTask
 from fusionsam.types import Batch, Encoded, FirstPass, Output
@@ -186,12 +190,31 @@ def drop_paths() -> None:
             network.head.features = features
 
 
+def mirrored() -> None:
+    """A teacher of two views."""
+
+    @around(distill_task.DistillTask, "__init__")
+    def init(before: Callable[..., None], task: Any, network: Any, teacher: Any, *args: Any) -> None:
+        before(task, network, teacher, *args)
+        teacher.two_views = True
+
+    @around(distill_task, "log_classes")
+    def log_classes(before: Callable[..., Tensor], network: Any, seen: Sources, drawn: tuple[Tensor, Tensor]) -> Tensor:
+        found = before(network, seen, drawn)
+        if not getattr(network, "two_views", False):
+            return found
+        mirror = network.sources(seen.pair.shown.flip(-1), seen.pair.heat.flip(-1))
+        other = before(network, mirror, network.draw(mirror)).flip(-1)
+        return torch.logaddexp(found, other) - math.log(2)
+
+
 CHANGES: dict[str, Callable[[], None]] = {
     "none": lambda: None,
     "apart": apart,
     "two_pass": two_pass,
     "by_class": by_class,
     "drop_paths": drop_paths,
+    "mirrored": mirrored,
 }
 
 
