@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fusionsam.models.fusion as fmp
+from fusionsam.cli import train as train_command
+from fusionsam.cli.main import main
 from fusionsam.config.load import read_settings
 from fusionsam.config.presets import preset
 from fusionsam.config.schema import Config
@@ -27,7 +29,6 @@ from fusionsam.evaluation.run import EvaluateConfig, evaluate
 from fusionsam.evaluation.tables.sources import collect
 from fusionsam.evaluation.tables.tables import against_sam
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.models.prompts import PromptEncoder
 from fusionsam.training import distill_task
 from fusionsam.training.segmentation_task import SegmentationTask
 from fusionsam.types import Batch
@@ -346,7 +347,7 @@ def changed(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes a change for the length of a test."""
     touched = [(FusionSAMNetwork, name) for name in ("__init__", "draw", "look", "first_pass")]
     touched += [(distill_task.DistillTask, "__init__"), (distill_task, "log_classes")]
-    for owner, name in (*touched, (fmp, "sincos_positions"), (PromptEncoder, "forward"), (SegmentationTask, "losses")):
+    for owner, name in (*touched, (fmp, "sincos_positions"), (SegmentationTask, "losses")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # undone at the end, whatever stands there then
     return lambda name: parts.CHANGES[name]()
 
@@ -365,11 +366,14 @@ def small_batch(classes: int) -> Batch:
 
 def gradient_of_latents(network: FusionSAMNetwork, what: str) -> torch.Tensor:
     batch = small_batch(9)
+    torch.manual_seed(2)
+    nn.init.normal_(network.picture_head.out.weight, std=0.1)  # it begins at zero, and would pass nothing on
     output = network(batch.visible, batch.infrared)
     network.zero_grad()
-    (getattr(output, what).square().mean()).backward()
+    getattr(output, what).square().mean().backward()
     found = network.fusion.cross_domain.merge.weight.grad
     assert found is not None
+    assert found.abs().max() > 0
     return found
 
 
@@ -405,13 +409,13 @@ def test_a_second_pass_begins_as_the_first_and_then_sees_its_classes(
         second = network.first_pass(network.encode(batch.visible, batch.infrared))
         assert second is not network.passed
         assert torch.equal(second.logits, network.passed.logits)
-        nn.init.normal_(network.prompt_encoder.by_class.weight)
+        nn.init.normal_(network.fusion.by_class.weight)
         assert not torch.equal(network(batch.visible, batch.infrared).logits, wanted)
     network.train()
     terms = task.losses(network(batch.visible, batch.infrared), batch)
     sum(terms.values()).backward()  # type: ignore[union-attr]
     assert terms["first"] > 0
-    assert network.prompt_encoder.by_class.weight.grad.abs().sum() > 0
+    assert network.fusion.by_class.weight.grad.abs().sum() > 0
 
 
 def test_a_mask_head_by_class_gives_sam_one_channel_and_learns_the_classes(changed: Any) -> None:
@@ -436,10 +440,19 @@ def test_dropped_paths_are_whole_outside_of_training(changed: Any, monkeypatch: 
         changed("drop_paths")
         monkeypatch.setattr(parts, "drawn", lambda share: True)
         assert torch.equal(network(batch.visible, batch.infrared).logits, wanted)
-    seen: list[torch.Tensor] = []
-    network.train().image_encoder.register_forward_hook(lambda _, given, __: seen.extend(given[:1]))
+    seen: list[Any] = []
+    network.train().image_encoder.register_forward_hook(lambda _, given, __: seen.extend(given))
+    network.head.register_forward_pre_hook(lambda _, given: seen.append(given[3]))
     network(batch.visible, batch.infrared)
     assert torch.equal(seen[0], batch.visible)
+    assert seen[2] is None  # infrared's backbone sees nothing
+    assert seen[3].abs().max() == 0
+    monkeypatch.setattr(parts, "drawn", lambda share: False)
+    seen.clear()
+    network(batch.visible, batch.infrared)
+    assert not torch.equal(seen[0], batch.visible)
+    assert torch.equal(seen[2], batch.infrared)
+    assert seen[3].abs().max() > 0
 
 
 def test_a_teacher_of_two_views_gives_a_mirrored_pair_the_mirrored_maps(changed: Any) -> None:
@@ -457,3 +470,21 @@ def test_a_teacher_of_two_views_gives_a_mirrored_pair_the_mirrored_maps(changed:
     one, two = maps["student"]
     torch.testing.assert_close(maps["teacher"][0], (one + two.flip(-1)) / 2)
     torch.testing.assert_close(maps["teacher"][0], maps["teacher"][1].flip(-1))
+
+
+def test_a_change_is_refused_where_it_changes_nothing_and_in_a_run_of_another(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parse = train_command.parse
+
+    def told(change: str, *more: str) -> str:
+        monkeypatch.setattr(train_command, "parse", parse)
+        given = ["train", "--config", str(ROOT / "configs/debug.yaml"), f"--data.root={scenes}", *more]
+        parts.as_commanded(change, given)
+        assert main(given) == 2
+        return capsys.readouterr().err
+
+    assert "mirrored: changes stage distill, but train.stage is segmentation" in told("mirrored")
+    (tmp_path / parts.CHANGE).write_text("apart")
+    resumed = told("none", f"--train.out={tmp_path}", "--resume")
+    assert f"none: the run in {tmp_path} began with apart" in resumed

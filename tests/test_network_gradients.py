@@ -8,6 +8,7 @@ from torch import nn
 from transformers import SamConfig, SamModel
 
 from fusionsam.config.schema import Config, EncoderConfig, TrainConfig
+from fusionsam.training.distill_task import DistillTask
 from fusionsam.training.segmentation_task import SegmentationTask, parameter_groups
 from fusionsam.types import Batch
 
@@ -88,11 +89,18 @@ def test_backbones_learn_more_slowly_than_what_joins_them_to_the_rest(make_debug
     assert {name for name, rate in encoder.items() if rate == 0.25} == {"backbone", "thermal"}
     new = {"lateral16", "lateral32", "neck", "guide", "inject"}
     assert {name for name, rate in encoder.items() if rate == 1.0} == new
-    taught = parameter_groups(network, train, new=())  # as in stage distill
-    slow = {id(p) for group in taught if group["lr"] == 0.25 for p in group["params"]}
-    assert slow == {id(p) for p in network.image_encoder.parameters() if p.requires_grad}
     assert {rate for name, rate in found.items() if name.startswith(("prompt_encoder.", "mask_decoder."))} == {0.5}
     assert {rate for name, rate in found.items() if name.startswith(("tokenizer.", "fusion.", "head."))} == {1.0}
+
+
+def test_in_stage_distill_nothing_of_the_encoder_is_new(make_debug):
+    student, teacher = (make_debug(lambda c: setattr(c, "encoder", EncoderConfig(guided=True))) for _ in range(2))
+    train = TrainConfig(stage="distill", distill=["image_encoder"], lr=1.0, encoder_lr_factor=0.25, warmup_steps=0)
+    task = DistillTask(student, teacher, Config(train=train), 1)
+    groups = task.configure_optimizers()["optimizer"].param_groups
+    assert {group["initial_lr"] for group in groups} == {0.25}
+    taught = {id(p) for group in groups for p in group["params"]}
+    assert taught == {id(p) for p in student.image_encoder.parameters() if p.requires_grad}
 
 
 def test_a_frozen_encoder_passes_gradients_on_to_lstg_and_fmp(make_debug):

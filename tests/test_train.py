@@ -656,9 +656,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint_before(
 
 def test_an_out_that_cannot_be_made_is_told_before_the_data_are_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"of somebody")
-    with pytest.raises(
-        InputError, match=r"^train\.out: .*run cannot be made: .*file: cannot be written \(File exists\)"
-    ):
+    with pytest.raises(InputError, match=r"file: cannot be written \(File exists\); choose another train\.out$"):
         run(tmp_path / "no data", tmp_path / "file" / "run")
     assert (tmp_path / "file").read_bytes() == b"of somebody"
     with pytest.raises(InputError, match="no data"):  # a run that is refused later leaves no folder

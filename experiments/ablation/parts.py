@@ -7,8 +7,8 @@ none: nothing; the row that the others are held against.
 apart: f_f's gradient reaches z_f at a tenth, so that segmentation decides what z_f is; FMP's positions begin at a
     random cell in training, since it learns on crops.
 two_pass: SAM decodes twice. The classes that the first pass found come back as a dense prompt, the sum over the classes
-    k of p_k e_k with embeddings e_k that begin at zero, beside SAM's own of the mask. The loss is on both passes; in a
-    fifth of the steps there is one pass alone.
+    k of p_k e_k with embeddings e_k that begin at zero, beside SAM's own of the mask. The class logits of both passes
+    have a loss; in a fifth of the steps there is one pass alone.
 by_class: the mask head has a channel a class, taught by cross-entropy and Dice. SAM's mask prompt is the log-sum-exp
     of the foreground's channels less the background's.
 drop_paths: in training the ways round FMP are closed now and then: infrared's backbone in a fifth of the steps, the
@@ -29,6 +29,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,17 +40,17 @@ import fusionsam.models.fusion as fmp
 from fusionsam.cli import options
 from fusionsam.cli.main import main
 from fusionsam.config.schema import ModelConfig
+from fusionsam.io import write_text
 from fusionsam.models.network import FusionSAMNetwork, Sources
-from fusionsam.models.prompts import PromptEncoder
 from fusionsam.training import distill_task
 from fusionsam.training.losses import segmentation_loss
 from fusionsam.training.segmentation_task import SegmentationTask
-from fusionsam.types import Batch, Encoded, FirstPass, Output
+from fusionsam.types import Batch, Encoded, FirstPass, InputError, Output
 
 CELL = 4
 """Pixels of a latent cell."""
 FARTHEST = 80
-"""Cells by which positions are moved at most, y and x each."""
+"""Positions are moved by fewer cells than this, y and x each."""
 
 
 def around(owner: Any, name: str) -> Callable[[Callable[..., Any]], None]:
@@ -72,7 +73,7 @@ def drawn(share: float) -> bool:
 
 
 def apart() -> None:
-    """E3 of the review: separate objectives in FMP."""
+    """Separate objectives in FMP."""
 
     @around(FusionSAMNetwork, "draw")
     def draw(before: Callable[..., tuple[Tensor, Tensor]], network: FusionSAMNetwork, seen: Sources) -> Any:
@@ -90,20 +91,14 @@ def apart() -> None:
 
 
 def two_pass() -> None:
-    """E1 of the review, its dense half."""
+    """What the classes of a first pass tell SAM in a second."""
 
     @around(FusionSAMNetwork, "__init__")
     def init(before: Callable[..., None], network: FusionSAMNetwork, config: ModelConfig) -> None:
         before(network, config)
-        embeddings = nn.Conv2d(len(config.classes), config.decoder.hidden, 1, bias=False)
-        nn.init.zeros_(embeddings.weight)
-        network.prompt_encoder.by_class = embeddings
-
-    @around(PromptEncoder, "forward")
-    def encode(before: Callable[..., Any], encoder: Any, *args: Any) -> tuple[Tensor | None, Tensor]:
-        sparse, dense = before(encoder, *args)
-        found = getattr(encoder, "found", None)
-        return sparse, dense if found is None else dense + encoder.by_class(F.adaptive_avg_pool2d(found, args[3]))
+        # a table of FMP's: it learns at the rate of new parts, and does not decay
+        network.fusion.by_class = table = nn.Embedding(len(config.classes), config.decoder.hidden)
+        nn.init.zeros_(table.weight)
 
     @around(FusionSAMNetwork, "first_pass")
     def passes(before: Callable[..., FirstPass], network: Any, encoded: Encoded, *args: Any, **more: Any) -> FirstPass:
@@ -111,12 +106,18 @@ def two_pass() -> None:
         if network.training and drawn(0.2):
             return network.passed
         features = network.head.features
-        try:  # the levels are the same in both passes, and dear
+        shares = network.passed.logits.detach().softmax(1)
+
+        def told(_: nn.Module, given: tuple[Any, ...], found: tuple[Tensor | None, Tensor]) -> Any:
+            classes = F.adaptive_avg_pool2d(shares, given[3])
+            return found[0], found[1] + torch.einsum("bkhw,ke->behw", classes, network.fusion.by_class.weight)
+
+        hook = network.prompt_encoder.register_forward_hook(told)
+        try:  # the levels are the same in both passes, and cost the most
             network.head.features = lambda *_: network.passed.features
-            network.prompt_encoder.found = network.passed.logits.detach().softmax(1)
             return before(network, encoded, *args, **more)
         finally:
-            network.prompt_encoder.found = None
+            hook.remove()
             network.head.features = features
 
     @around(SegmentationTask, "losses")
@@ -149,12 +150,13 @@ class ByClass(nn.Module):
 
 
 def by_class() -> None:
-    """E2 of the review."""
+    """A mask head that knows classes."""
 
     @around(FusionSAMNetwork, "__init__")
     def init(before: Callable[..., None], network: FusionSAMNetwork, config: ModelConfig) -> None:
         before(network, config)
-        network.fusion.mask_head = ByClass(network.fusion.mask_head, len(config.classes), config.foreground)  # type: ignore[assignment]
+        with torch.random.fork_rng(devices=[]):  # what is drawn after it is drawn as without it
+            network.fusion.mask_head = ByClass(network.fusion.mask_head, len(config.classes), config.foreground)  # type: ignore[assignment]
 
     @around(SegmentationTask, "losses")
     def losses(before: Callable[..., dict[str, Tensor]], task: Any, output: Output, batch: Batch) -> dict[str, Tensor]:
@@ -168,7 +170,7 @@ def by_class() -> None:
 
 
 def drop_paths() -> None:
-    """E4 of the review."""
+    """No way round FMP that is always open."""
 
     @around(FusionSAMNetwork, "look")
     def look(before: Callable[..., Encoded], network: Any, seen: Sources, picture: Tensor, fused: Tensor) -> Encoded:
@@ -203,7 +205,11 @@ def mirrored() -> None:
         found = before(network, seen, drawn)
         if not getattr(network, "two_views", False):
             return found
-        mirror = network.sources(seen.pair.shown.flip(-1), seen.pair.heat.flip(-1))
+        pair = seen.pair  # both cameras are there: stage distill refuses other pairs
+        shown, heat = pair.shown.flip(-1), pair.heat.flip(-1)
+        latents = network.tokenizer(shown, heat, None, None if pair.covered is None else pair.covered.flip(-1))
+        turned = pair._replace(shown=shown, heat=heat, visible=pair.visible.flip(-1), infrared=pair.infrared.flip(-1))
+        mirror = Sources(turned, latents, *network.fusion(latents.visible, latents.infrared))
         other = before(network, mirror, network.draw(mirror)).flip(-1)
         return torch.logaddexp(found, other) - math.log(2)
 
@@ -218,13 +224,29 @@ CHANGES: dict[str, Callable[[], None]] = {
 }
 
 
-def say_so(argv: list[str]) -> None:
-    """Records hold the command as it was given, the change in it."""
-    command = import_module(f"fusionsam.cli.{argv[2]}")
+CHANGE = "change.txt"
+"""In train.out: a run that is resumed goes on as it began."""
+
+
+def as_commanded(change: str, argv: list[str]) -> None:
+    """The records hold the whole command, with the change. InputError for a stage that the change does not touch, and
+    for a run that began with another change."""
+    command = import_module(f"fusionsam.cli.{argv[0]}")
+    whole = shlex.join(["python", "experiments/ablation/parts.py", change, *argv])
 
     @around(command if hasattr(command, "parse") else options, "parse")
     def parse(before: Callable[..., Any], *given: Any) -> Any:
-        return before(*given[:-1], shlex.join(["python", "experiments/ablation/parts.py", *argv[1:]]))
+        args = before(*given[:-1], whole)
+        if argv[0] == "train":
+            stage, wanted = args.settings.train.stage, "distill" if change == "mirrored" else "segmentation"
+            if stage != wanted:
+                raise InputError(f"{change}: changes stage {wanted}, but train.stage is {stage}")
+            file = Path(args.settings.train.out) / CHANGE
+            begun = file.read_text().strip() if args.resume and file.exists() else change
+            if begun != change:
+                raise InputError(f"{change}: the run in {file.parent} began with {begun}; go on with that")
+            write_text(file, change)
+        return args
 
 
 if __name__ == "__main__":
@@ -232,5 +254,5 @@ if __name__ == "__main__":
         print(f"{__doc__}\nexpected one of {', '.join(CHANGES)}, then train or evaluate", file=sys.stderr)
         raise SystemExit(2)
     CHANGES[sys.argv[1]]()
-    say_so(sys.argv)
+    as_commanded(sys.argv[1], sys.argv[2:])
     raise SystemExit(main(sys.argv[2:]))

@@ -54,16 +54,16 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_writable(out: str | Path) -> None:
-    """Make the folder `out`, and remove what killed processes left in it; InputError where nothing can be written into
-    it."""
+def require_writable(out: str | Path, remedy: str = OTHER_OUT) -> None:
+    """Make the folder `out`, and remove what killed processes left in it; InputError, ending in `remedy`, where nothing
+    can be written into it."""
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
         remove_abandoned(out)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); {OTHER_OUT}") from error
+        raise InputError(f"{out}: cannot be written ({error.strerror}); {remedy}") from error
 
 
 class State(Enum):

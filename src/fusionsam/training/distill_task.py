@@ -326,6 +326,5 @@ class DistillTask(Task[FusionSAMNetwork]):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what learns, one schedule; train.encoder_lr_factor is of all of the image encoder."""
-        return scheduled_optimizer(
-            self.network, self.settings.train, self.total_steps, new=()
-        )  # of the encoder, none is
+        # nothing of the encoder counts as new here: all of it was taught before
+        return scheduled_optimizer(self.network, self.settings.train, self.total_steps, new=())

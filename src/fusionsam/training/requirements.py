@@ -34,7 +34,7 @@ FREE_ON_RESUME = {
 
 
 def world(train: TrainConfig) -> int:
-    """Devices of all nodes, one where Lightning counts them."""
+    """Devices of all nodes; where Lightning counts those of a node, one a node."""
     return (given_devices(train) or 1) * train.num_nodes
 
 
@@ -59,10 +59,9 @@ def require_place(config: Config, resume: bool) -> None:
         raise InputError(f"{kept}: holds the weights of another run, which would be lost; choose another train.out")
     if resume and not last.exists():
         raise InputError(f"{out}: has no {LAST} to resume from; start without --resume")
-    try:  # now, not after the data were read; a run that is refused later leaves no folder
-        require_writable(next(folder for folder in (out, *out.absolute().parents) if folder.exists()))
-    except InputError as error:
-        raise InputError(f"train.out: {out} cannot be made: {error}") from None
+    # now, not after the data were read; where it is new its parent, so that a run that is refused leaves no folder
+    standing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    require_writable(standing, "choose another train.out")
 
 
 def require_settings(config: Config, resume: bool) -> None:
