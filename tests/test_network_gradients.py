@@ -94,7 +94,8 @@ def test_backbones_learn_more_slowly_than_what_joins_them_to_the_rest(make_debug
 
 
 def test_in_stage_distill_nothing_of_the_encoder_is_new(make_debug):
-    student, teacher = (make_debug(lambda c: setattr(c, "encoder", EncoderConfig(guided=True))) for _ in range(2))
+    whole = EncoderConfig(guided=True, thermal=True)
+    student, teacher = (make_debug(lambda c: setattr(c, "encoder", whole)) for _ in range(2))
     train = TrainConfig(stage="distill", distill=["image_encoder"], lr=1.0, encoder_lr_factor=0.25, warmup_steps=0)
     task = DistillTask(student, teacher, Config(train=train), 1)
     groups = task.configure_optimizers()["optimizer"].param_groups

@@ -26,7 +26,8 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -42,13 +43,12 @@ from fusionsam.cli.main import main
 from fusionsam.config.schema import ModelConfig
 from fusionsam.io import write_text
 from fusionsam.models.network import FusionSAMNetwork, Sources
+from fusionsam.models.prompts import CELL
 from fusionsam.training import distill_task
 from fusionsam.training.losses import segmentation_loss
 from fusionsam.training.segmentation_task import SegmentationTask
 from fusionsam.types import Batch, Encoded, FirstPass, InputError, Output
 
-CELL = 4
-"""Pixels of a latent cell."""
 FARTHEST = 80
 """Positions are moved by fewer cells than this, y and x each."""
 
@@ -65,6 +65,16 @@ def around(owner: Any, name: str) -> Callable[[Callable[..., Any]], None]:
         setattr(owner, name, instead)
 
     return put
+
+
+@contextmanager
+def features_of(head: Any, instead: Callable[..., Any]) -> Iterator[None]:
+    """Within the block `instead` gives the features that `head` sees of the encoder's levels."""
+    head.features = instead  # before the method of its class
+    try:
+        yield
+    finally:
+        del head.features
 
 
 def drawn(share: float) -> bool:
@@ -105,20 +115,18 @@ def two_pass() -> None:
         network.passed = before(network, encoded, *args, **more)
         if network.training and drawn(0.2):
             return network.passed
-        features = network.head.features
         shares = network.passed.logits.detach().softmax(1)
 
         def told(_: nn.Module, given: tuple[Any, ...], found: tuple[Tensor | None, Tensor]) -> Any:
             classes = F.adaptive_avg_pool2d(shares, given[3])
             return found[0], found[1] + torch.einsum("bkhw,ke->behw", classes, network.fusion.by_class.weight)
 
-        hook = network.prompt_encoder.register_forward_hook(told)
-        try:  # the levels are the same in both passes, and cost the most
-            network.head.features = lambda *_: network.passed.features
+        # the levels are the same in both passes, and cost the most
+        with (
+            network.prompt_encoder.register_forward_hook(told),
+            features_of(network.head, lambda *_: network.passed.features),
+        ):
             return before(network, encoded, *args, **more)
-        finally:
-            hook.remove()
-            network.head.features = features
 
     @around(SegmentationTask, "losses")
     def losses(before: Callable[..., dict[str, Tensor]], task: Any, output: Output, batch: Batch) -> dict[str, Tensor]:
@@ -185,11 +193,8 @@ def drop_paths() -> None:
         if not (network.training and drawn(0.1)):
             return before(network, *args, **more)
         features = network.head.features
-        try:
-            network.head.features = lambda *given: torch.zeros_like(features(*given))
+        with features_of(network.head, lambda *given: torch.zeros_like(features(*given))):
             return before(network, *args, **more)
-        finally:
-            network.head.features = features
 
 
 def mirrored() -> None:
