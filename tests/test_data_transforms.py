@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -169,48 +168,6 @@ def test_pasting_changes_all_three_arrays_at_the_same_pixels_and_a_teacher_knows
     assert int((mask == 3).sum()) == 11 * 17
     assert torch.equal(visible[0] > 105 / 255, mask == 3)
     assert torch.equal(infrared[0] > 105 / 255, mask == 3)
-
-
-def test_cutmix_lays_one_rectangle_over_all_arrays_of_a_pair_that_is_alike():
-    def pair(grey: int, heat: int, class_id: int, **more: Any) -> Sample:
-        size = (61, 83)
-        light = torch.full((3, *size), grey, dtype=torch.uint8)
-        return Sample("x", light, torch.full((1, *size), heat, dtype=torch.uint8), torch.full(size, class_id), **more)
-
-    lesson = torch.full((61, 83), 7, dtype=torch.uint8)
-    transform = TrainTransform(replace(PLAIN, crop=(61, 83), scale=(1.0, 1.0), cutmix=1.0), [3])
-    for seed in range(20):
-        item = transform(pair(100, 50, 1), _generator(seed), None, pair(110, 60, 3, taught=lesson))
-        there = item.label == 3
-        rows, columns = there.any(1).nonzero(), there.any(0).nonzero()
-        height, width = (int(found.max() - found.min()) + 1 for found in (rows, columns))
-        assert int(there.sum()) == height * width
-        assert 0.34 < height / 61 < 0.76
-        assert 0.34 < width / 83 < 0.76
-        assert torch.equal(item.visible[0] > 105 / 255, there)
-        assert torch.equal(item.infrared[0] > 55 / 255, there)
-        assert torch.equal(item.taught == 7, there)
-        assert (item.taught[~there] == IGNORE).all()
-    unlike = [pair(150, 50, 3), pair(100, 90, 3), replace(pair(100, 50, 3), label=None)]
-    for other in unlike:  # day and night, another style, no label
-        assert (transform(pair(100, 50, 1), _generator(0), None, other).label == 1).all()
-
-
-def test_a_stream_draws_pairs_to_mix_from_those_with_a_label_alone(scenes):
-    mixed = Scenes(7)
-    mixed.entries = [Entry(str(i), label=Path("there.png") if i < 5 else None) for i in range(7)]
-    names, seen = [sample.id for sample in mixed.samples], []
-    config = replace(PLAIN, crop=(17, 19), rare_sampling=0.0, cutmix=0.5)
-
-    class Watched(TrainTransform):
-        def __call__(self, sample: Sample, generator: Any, other: Any = None, mixed: Any = None) -> Any:
-            seen.append(mixed)
-            return super().__call__(sample, generator, other, mixed)
-
-    stream = TrainStream(mixed, Watched(config, mixed.row.foreground), config, 1, 0, 0, 60)
-    for number in range(60):
-        stream[number]
-    assert {names.index(one.id) for one in seen if one is not None} == set(range(5))
 
 
 @settings(max_examples=30, deadline=None)

@@ -42,8 +42,8 @@ def _numbers() -> dict[str, tuple[float, float]]:
             "model.prompts": "threshold dropout",
             "model.head": "dropout",
             "loss": "reconstruction_share perceptual_share",
-            "data": "flip photometric harsh infrared_style night rare_crop rare_sampling paste cutmix "
-            "partial_absence extra_share",
+            "data": "flip photometric harsh infrared_style night rare_crop rare_sampling paste partial_absence "
+            "extra_share",
             "train": "ema_decay",
         },
         (0, 0.5): {"data": "modality_dropout"},

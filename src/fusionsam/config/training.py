@@ -123,9 +123,6 @@ class DataConfig(Bounded):
     """0 = uniform over images, 1 = images drawn so that every class is equally likely to be in one."""
     paste: float = 0.0
     """Probability of pasting rare objects from another pair (all three arrays)."""
-    cutmix: float = 0.0
-    """Probability that a rectangle of another labelled pair takes the place of what is there, label included (CutMix,
-    arXiv 1905.04899); never of day in night, nor of an infrared picture of another brightness."""
     workers: int = 1
     """Loader processes."""
     extra_pairs: list[str] = field(default_factory=list)

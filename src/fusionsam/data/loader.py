@@ -95,10 +95,7 @@ class TrainStream(Dataset[Item]):
         other = None
         if self.config.paste > 0 and self._with_class and sample.label is not None:
             other = self.dataset[self._rare(generator)]
-        mixed = None
-        if self.config.cutmix > 0 and sample.label is not None:
-            mixed = self.dataset[self._round[int(torch.randint(len(self._round), (), generator=generator))]]
-        return self.transform(sample, generator, other, mixed)
+        return self.transform(sample, generator, other)
 
     def _image(self, number: int, generator: torch.Generator) -> int:
         if self._extra and float(torch.rand((), generator=generator)) < self.config.extra_share:

@@ -21,8 +21,6 @@ from fusionsam.data.infrared_styles import draw_style
 from fusionsam.types import LUMA, Sample
 
 _PASTE_LUMA = 40.0  # grey levels; a day car pasted into a night would teach an impossible scene
-_MIX_HEAT = 30.0  # grey levels; infrared of another style would tell where the rectangle ends
-_MIX_SIDES = (0.35, 0.75)  # of a rectangle, in parts of the crop's
 
 
 def to_unit(image: Tensor) -> Tensor:
@@ -51,7 +49,7 @@ class Views(NamedTuple):
 
 class TrainTransform:
     """Random resize, crop, flip, misalignment, photometric and harsh changes, modality dropout,
-    pasting, CutMix, as DataConfig says.
+    pasting, as DataConfig says.
 
     `foreground` are the class ids at which rare crops aim and of which objects are pasted."""
 
@@ -59,22 +57,13 @@ class TrainTransform:
         self.config = config
         self.foreground = torch.tensor(sorted(foreground), dtype=torch.long)
 
-    def __call__(
-        self,
-        sample: Sample,
-        generator: torch.Generator,
-        other: Sample | None = None,
-        mixed: Sample | None = None,
-    ) -> Item:
+    def __call__(self, sample: Sample, generator: torch.Generator, other: Sample | None = None) -> Item:
         """visible (3,h,w), infrared (1,h,w) in [0,1], label int64 (h,w) or None with (h,w) = config.crop, present (2,),
         covered bool (2,h,w) or None.
 
-        `other` is the sample objects are pasted from, with probability config.paste; `mixed` the one a rectangle is
-        taken from, with probability config.cutmix."""
+        `other` is the sample objects are pasted from, with probability config.paste."""
         config = self.config
         views = self._geometry(sample, generator)
-        if mixed is not None and _chance(generator, config.cutmix):
-            views = self._mix(sample, views, mixed, generator)
         if other is not None and _chance(generator, config.paste):
             views = self._paste(views, other, generator)
         visible, infrared, mask, covered, taught = views
@@ -186,50 +175,26 @@ class TrainTransform:
             return target
         source = self._geometry(other, generator)
         chosen = self._rare_class(source[2].as_subclass(Tensor).long(), generator)
-        if chosen is None or abs(_brightness(target) - _brightness(source)) > _PASTE_LUMA:
+        luma = [
+            (torch.tensor(LUMA)[:, None, None] * image.as_subclass(Tensor)).sum(0).mean()
+            for image in (target[0], source[0])
+        ]
+        if chosen is None or abs(luma[0] - luma[1]) > _PASTE_LUMA:
             return target
         where = source[2].as_subclass(Tensor) == chosen
-        # a teacher looked at the scene without the object
-        return _laid(target, source._replace(taught=None), where)
-
-    def _mix(self, sample: Sample, target: Views, other: Sample, generator: torch.Generator) -> Views:
-        """A rectangle of `other`, under its own geometric draw, laid over all arrays."""
-        pairs = (sample, other)
-        if any(one.visible is None or one.infrared is None or one.label is None for one in pairs):
-            return target
-        source = self._geometry(other, generator)
-        height, width = source.mask.shape
-        sides = [max(1, round(_uniform(generator, *_MIX_SIDES) * side)) for side in (height, width)]
-        top, left = (_integer(generator, 0, room - side) for room, side in zip((height, width), sides, strict=True))
-        where = torch.zeros(height, width, dtype=torch.bool)
-        where[top : top + sides[0], left : left + sides[1]] = True
-        unlike = abs(_brightness(target) - _brightness(source)) > _PASTE_LUMA
-        heat = [views.infrared.as_subclass(Tensor).float().mean() for views in (target, source)]
-        return target if unlike or abs(heat[0] - heat[1]) > _MIX_HEAT else _laid(target, source, where)
-
-
-def _brightness(views: Views) -> float:
-    """The mean luma, grey levels."""
-    return float((torch.tensor(LUMA)[:, None, None] * views.visible.as_subclass(Tensor)).sum(0).mean())
-
-
-def _laid(target: Views, source: Views, where: Tensor) -> Views:
-    """`target` with all arrays of `source` at `where` (h,w); of a teacher's label what is known."""
-    visible, infrared, mask = (
-        torch.where(where, new.as_subclass(Tensor), old.as_subclass(Tensor))
-        for old, new in zip(target[:3], source[:3], strict=True)
-    )
-    taught = None
-    if target.taught is not None or source.taught is not None:
-        unknown = torch.full_like(mask, IGNORE)
-        old, new = (unknown if one.taught is None else one.taught.as_subclass(Tensor) for one in (target, source))
-        taught = tv_tensors.Mask(torch.where(where, new, old))
-    covered = target.covered
-    if target.covered is not None or source.covered is not None:
-        whole = torch.ones(2, *where.shape, dtype=torch.bool)
-        old, new = (whole if views.covered is None else views.covered for views in (target, source))
-        covered = torch.where(where, new, old)
-    return Views(tv_tensors.Image(visible), tv_tensors.Image(infrared), tv_tensors.Mask(mask), covered, taught)
+        visible, infrared, mask = (
+            torch.where(where, new.as_subclass(Tensor), old.as_subclass(Tensor))
+            for old, new in zip(target[:3], source[:3], strict=True)
+        )
+        taught = target.taught  # a teacher looked at the scene without the object
+        if taught is not None:
+            taught = tv_tensors.Mask(taught.as_subclass(Tensor).masked_fill(where, IGNORE))
+        covered = target.covered
+        if target.covered is not None or source.covered is not None:
+            whole = torch.ones(2, *where.shape, dtype=torch.bool)
+            old, new = (whole if views.covered is None else views.covered for views in (target, source))
+            covered = torch.where(where, new, old)
+        return Views(tv_tensors.Image(visible), tv_tensors.Image(infrared), tv_tensors.Mask(mask), covered, taught)
 
 
 def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:

@@ -67,8 +67,8 @@ def strategy(train: TrainConfig) -> str:
 
 def _without_labels(config: Config) -> Config:
     """Nothing without labels can aim at a class, and a dropped image would teach nothing."""
-    no_aim = replace(config.data, rare_crop=0.0, rare_sampling=0.0, paste=0.0, cutmix=0.0)
-    return replace(config, data=replace(no_aim, modality_dropout=0.0, partial_absence=0.0))
+    data = replace(config.data, rare_crop=0.0, rare_sampling=0.0, paste=0.0, modality_dropout=0.0, partial_absence=0.0)
+    return replace(config, data=data)
 
 
 def _session(logs: Path) -> str:
