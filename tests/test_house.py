@@ -196,6 +196,32 @@ class TestCodeBlocks:
             for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
                 assert (page.parent / target).exists(), f"{name_of(page)} -> {target}"
 
+    @pytest.mark.parametrize("page", [*PAGES, *LOG, locate("tiny") / "README.md"], ids=lambda page: page.name)
+    def test_a_row_has_a_cell_for_each_heading(self, page):
+        cells = 0
+        for line in re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL).splitlines():
+            found = re.sub(r"`[^`]*`", "", line).count("|") if line.startswith("|") else 0
+            assert not (cells and found) or found == cells, line
+            cells = found
+
+    def test_the_tables_on_clicks_have_the_figures_of_their_reports(self):
+        page = (ROOT / "docs" / "how-to" / "clicks.md").read_text()
+        gain = "{:+.1f} ({:+.1f} to {:+.1f})".format
+        steered = json.loads((ROOT / "results" / "steering" / "steering.json").read_text())["groups"]
+        for name, row in zip(("all", "below 80 before", "day", "night"), steered.values(), strict=False):
+            cells = [str(row["objects"]), *(f"{row[f'iou{clicks}']:.1f}" for clicks in (0, 1, 3, 5))]
+            cells += [gain(row[f"gain{clicks}"], *row[f"gain{clicks}_interval"]) for clicks in (1, 3)]
+            assert f"| {name} | {' | '.join(cells)} |" in page
+        clicked = json.loads((ROOT / "results" / "clicks_fused_82" / "clicks.json").read_text())["groups"]
+        for name in ("day", "night"):
+            row = clicked[name]["pictures"]["fused"]
+            cells = [
+                str(clicked[name]["objects"]),
+                "{:.2f} ({:.2f} to {:.2f})".format(row["noc80"], *row["noc80_interval"]),
+            ]
+            cells += [f"{row['not_reached80']:.0f} %", *(f"{row[f'iou{clicks}']:.1f}" for clicks in (1, 3, 5))]
+            assert f"| {name} | {' | '.join(cells)} |" in page
+
 
 class TestExamples:
     @pytest.fixture
