@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gc
 import json
+import os
 import shlex
+import shutil
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -21,6 +23,7 @@ from PIL import Image
 from fusionsam.alignment.apply import Aligner
 from fusionsam.alignment.geometry import rescaling
 from fusionsam.alignment.rig import Rig, read_rig
+from fusionsam.cli.main import main
 from fusionsam.config.load import parse_settings
 from fusionsam.data.images import write_png
 from fusionsam.data.labelling.drawing import Drawing, apply, cropped, from_runs, to_runs, to_values
@@ -28,6 +31,7 @@ from fusionsam.data.labelling.folder import LabelFolder
 from fusionsam.data.splits import entries, pair_entries
 from fusionsam.errors import InputError
 from fusionsam.server.labelling.workspace import OPEN, Workspace, readings
+from fusionsam.weights.checkpoint import CONFIG, WEIGHTS
 
 H, W = 11, 13
 NAMES, PALETTE = ["none", "car", "person", "pole"], [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
@@ -198,6 +202,103 @@ def test_a_kill_while_writing_leaves_what_was_there(pairs, tmp_path, monkeypatch
     assert sorted(path.name for path in (tmp_path / "out/instances").iterdir()) == ["p0.png"]
 
 
+def recording(folder, *ids):
+    for number, id in enumerate(ids):
+        write_png(folder / f"vi/{id}.png", np.full((H, W, 3), len(folder.name) + number, np.uint8))
+        write_png(folder / f"ir/{id}.png", np.zeros((H, W), np.uint8))
+    return pair_entries(folder / "vi", folder / "ir")
+
+
+def done(entry, folder):
+    drawing = drawn()
+    drawing.done = True
+    folder.save(entry, drawing, "done")
+
+
+def listed(out):
+    return [row["id"] for row in csv.DictReader((out / "manifest.csv").open())]
+
+
+def contents(out):
+    return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_finished_pairs_stay_listed_while_others_are_labelled(pairs, tmp_path):
+    out = tmp_path / "out"
+    done(pairs[0], LabelFolder(out, pairs, NAMES, PALETTE))
+    others = recording(tmp_path / "second", "q0", "q1")
+    folder = LabelFolder(out, others, NAMES, PALETTE)
+    assert listed(out) == ["p0"]
+    done(others[1], folder)
+    LabelFolder(out, pairs[1:], NAMES, PALETTE)  # a part of the first, as for an export
+    assert listed(out) == ["p0", "q1"]
+    found = [
+        one
+        for split in ("train", "val")
+        for one in entries("manifest", out / "manifest.csv", split, out / "classes.yaml")
+    ]
+    assert sorted(one.id for one in found) == ["p0", "q1"]
+    assert next(one for one in found if one.id == "p0").infrared.samefile(pairs[0].infrared)
+    for kind in ("instances", "labels"):
+        (out / kind / "p0.png").unlink()
+    LabelFolder(out, others, NAMES, PALETTE)
+    assert listed(out) == ["q1"]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_drawing_is_not_shown_on_another_picture_of_the_same_id(pairs, tmp_path, monkeypatch, finished):
+    if finished:  # as earlier versions kept it: the manifest alone tells of the pictures
+        monkeypatch.setattr(LabelFolder, "_pictures", lambda *_: {})
+    out = tmp_path / "out"
+    folder = LabelFolder(out, pairs, NAMES, PALETTE)
+    done(pairs[0], folder) if finished else folder.save(pairs[0], drawn(), "paint")
+    before = contents(out)
+    for others in (recording(tmp_path / "second", "p0"), pair_entries(None, tmp_path / "second/ir")):
+        with pytest.raises(InputError, match=r"'p0' was drawn on .*another picture; choose another --out") as caught:
+            LabelFolder(out, others, NAMES, PALETTE)
+        assert "\n" not in str(caught.value)
+    assert contents(out) == before
+    assert LabelFolder(out, pair_entries(tmp_path / "vi", None), NAMES, PALETTE).progress["p0"].objects == 3
+
+
+def test_pictures_and_drawings_that_were_moved_are_gone_on_with(pairs, tmp_path):
+    done(pairs[0], LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE))
+    out = tmp_path / "far/away/out"
+    shutil.copytree(tmp_path / "vi", tmp_path / "second/vi")
+    shutil.move(tmp_path / "vi", tmp_path / "first/vi")
+    shutil.move(tmp_path / "out", out)
+    moved = pair_entries(tmp_path / "first/vi", None)
+    assert LabelFolder(out, moved, NAMES, PALETTE).progress["p0"].done
+    (row,) = csv.DictReader((out / "manifest.csv").open())
+    assert (out / row["visible"]).samefile(moved[0].visible)
+    done(moved[0], LabelFolder(out, moved, NAMES, PALETTE))
+    write_png(moved[0].visible, np.zeros((H, W, 3), np.uint8))  # where it was, but brighter or darker now
+    assert LabelFolder(out, moved, NAMES, PALETTE).progress["p0"].done
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_label_map_that_a_kill_left_behind_is_made_again(pairs, tmp_path, monkeypatch, earlier):
+    out = tmp_path / "out"
+    folder = LabelFolder(out, pairs, NAMES, PALETTE)
+    label = out / "labels/p0.png"
+    if earlier:
+        folder.save(pairs[0], Drawing.empty((H, W)), "clear")
+        os.utime(label, (1, 1))
+    with monkeypatch.context() as killed:
+        killed.setattr("fusionsam.data.labelling.folder.write_png", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            folder.save(pairs[0], drawn(), "paint")
+    (out / "instances/odd.png").write_bytes(b"no png")
+    with folder.alone():
+        LabelFolder(out, pairs, NAMES, PALETTE)
+        assert label.is_file() == earlier  # the server that runs is about to write it
+    LabelFolder(out, pairs[1:], NAMES, PALETTE)
+    np.testing.assert_array_equal(np.asarray(Image.open(label)), drawn().labels)
+    label.write_bytes(b"as it was")
+    LabelFolder(out, pairs, NAMES, PALETTE)
+    assert label.read_bytes() == b"as it was"  # what is newer is not made again
+
+
 def test_what_cannot_be_ours_is_one_line(pairs, tmp_path):
     folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
     path = folder.instances_path("p0")
@@ -231,33 +332,62 @@ def test_a_second_server_is_kept_out_and_a_lock_left_behind_is_none(pairs, tmp_p
 class SeesDark:
     """As sure of a pixel as it is bright."""
 
-    def __init__(self, name="dark"):
-        self.name, self.config, self.asked = name, SimpleNamespace(classes=["none"]), 0
+    def __init__(self, folder=None, content="", **card):
+        self.name, self.config, self.asked = "final", SimpleNamespace(classes=["none"]), 0
+        self.folder, self.card = folder, card
+        if folder is not None:
+            folder.mkdir()
+            for name in (WEIGHTS, CONFIG):
+                (folder / name).write_text(content)
 
     def predict(self, visible, infrared, covered=None):
         self.asked += 1
         return SimpleNamespace(confidence=visible.float().mean(0).numpy() / 255)
 
 
+def order(out, model, align=None):
+    folder = LabelFolder(out, pair_entries(out.parent / "vi", None), NAMES, PALETTE)
+    workspace = Workspace(folder, model, None, "uncertainty", align=align)
+    workspace.close()
+    return [row["id"] for row in workspace.describe()["pairs"]]
+
+
 def test_the_least_sure_come_first_and_are_asked_once(tmp_path):
     for number, bright in enumerate((200, 50, 120)):
         write_png(tmp_path / f"vi/p{number}.png", np.full((H, W, 3), bright, np.uint8))
-    model = SeesDark()
-
-    def order(model):
-        folder = LabelFolder(tmp_path / "out", pair_entries(tmp_path / "vi", None), NAMES, PALETTE)
-        workspace = Workspace(folder, model, None, "uncertainty")
-        workspace.close()
-        return [row["id"] for row in workspace.describe()["pairs"]]
-
-    assert order(model) == ["p1", "p2", "p0"]
+    model, out = SeesDark(tmp_path / "final"), tmp_path / "out"
+    assert order(out, model) == ["p1", "p2", "p0"]
     assert list(json.loads((tmp_path / "out/uncertainty.json").read_text())["pairs"]) == ["p0", "p1", "p2"]
     write_png(tmp_path / "vi/p3.png", np.full((H, W, 3), 10, np.uint8))
-    assert order(model) == ["p3", "p1", "p2", "p0"]
+    assert order(out, model) == ["p3", "p1", "p2", "p0"]
     assert model.asked == 4
-    other = SeesDark("other")
-    order(other)
-    assert other.asked == 4  # what another model was unsure of does not count
+
+
+def test_what_other_weights_or_another_rig_were_unsure_of_does_not_count(tmp_path):
+    write_png(tmp_path / "vi/p0.png", np.full((H, W, 3), 9, np.uint8))
+    rig = Aligner(Rig((H, W), (H, W), rescaling((H, W), (H, W))))
+    models = [  # all of one name
+        SeesDark(tmp_path / "first"),
+        SeesDark(tmp_path / "second", "trained on"),
+        SeesDark(tmp_path / "third", "trained on", calibration={"temperature": 2.0}),
+    ]
+    for model, align in [*((model, None) for model in models), (models[2], rig)]:
+        before = model.asked
+        order(tmp_path / "out", model, align)
+        order(tmp_path / "out", model, align)
+        assert model.asked == before + 1
+
+
+def test_a_pair_that_could_not_be_read_is_tried_again(tmp_path):
+    for number, bright in enumerate((200, 50)):
+        write_png(tmp_path / f"vi/p{number}.png", np.full((H, W, 3), bright, np.uint8))
+    whole = (tmp_path / "vi/p1.png").read_bytes()
+    (tmp_path / "vi/p1.png").write_bytes(b"cut")
+    model = SeesDark(tmp_path / "final")
+    assert order(tmp_path / "out", model) == ["p0", "p1"]
+    (tmp_path / "vi/p1.png").write_bytes(whole)
+    assert order(tmp_path / "out", model) == ["p1", "p0"]
+    assert model.asked == 2
 
 
 def test_two_cameras_that_see_apart_are_labelled_in_the_visible_ones_pixels(tmp_path):
@@ -277,7 +407,12 @@ def test_two_cameras_that_see_apart_are_labelled_in_the_visible_ones_pixels(tmp_
     assert opened.drawing.instances.shape == opened.picture("infrared").shape == (2 * H, 2 * W)
     ys, xs = np.nonzero(opened.picture("infrared") > 100)
     assert (ys.min(), ys.max(), xs.min(), xs.max()) == (6, 11, 8, 15)
-    assert not workspace.temperatures(0)["radiometric"]  # those pixels are the infrared camera's
+    workspace.change(0, paint(opened.picture("infrared") > 100))
+    (told,) = workspace.temperatures(0)["objects"]
+    assert (told["area"], told["maximum"]) == (6 * 8, 200)
+    x, y = told["hottest"]
+    assert 6 <= y <= 11
+    assert 8 <= x <= 15
     command = folder.training_command()
     config = parse_settings("train", shlex.split(command)[2:]).settings
     assert (config.data.align, config.data.dataset) == (str(tmp_path / "rig.json"), "manifest")
@@ -356,6 +491,27 @@ def test_every_object_of_a_folder_tells_its_temperature(pairs, tmp_path):
         ("p1", 0, "car", 10 * W + 6),
         ("p1", 0, "pole", H * W - 1),
     ]
+
+
+def test_temperatures_of_two_cameras_that_see_apart_are_those_under_the_object(tmp_path, monkeypatch):
+    moved = np.array(
+        [[1.0, 0, 3], [0, 1, 2], [0, 0, 1]]
+    )  # an infrared pixel is 3 to the right and 2 down in the visible picture
+    Rig((H, W), (H, W), moved).write(tmp_path / "rig.json")
+    (tmp_path / "classes.yaml").write_text(json.dumps({"classes": NAMES, "palette": PALETTE}))
+    (pair,) = recording(tmp_path / "rec", "p0")
+    folder = LabelFolder(tmp_path / "out", [pair], NAMES, PALETTE, rig=tmp_path / "rig.json")
+    x, y = np.meshgrid(np.arange(W), np.arange(H))
+    drawing = Drawing.empty((H, W))
+    apply(drawing, paint((y == 4) & (x < 5)), nothing)
+    folder.save(pair, drawing, "paint")
+    monkeypatch.setattr("fusionsam.inference.temperatures.read_celsius", lambda _: (100 * y + x).astype(np.float32))
+    command = ["label", "--visible", tmp_path / "rec/vi", "--infrared", tmp_path / "rec/ir", "--out", tmp_path / "out"]
+    command += ["--classes", tmp_path / "classes.yaml", "--align", tmp_path / "rig.json"]
+    assert main([*map(str, command), "--export-temperatures", str(tmp_path / "t.csv")]) == 0
+    row = next(csv.DictReader((tmp_path / "t.csv").open()))
+    assert (row["area"], row["unknown"]) == ("5", "3")  # infrared does not reach the first three columns
+    assert (row["minimum_c"], row["maximum_c"]) == ("200.00", "201.00")
 
 
 def test_the_page_is_told_every_objects_and_every_class_temperatures(pairs, tmp_path):

@@ -87,10 +87,11 @@ def _exchange(options: Options, folder: LabelFolder) -> bool:
     for count, path in export(written, folder):
         print(f"{count} objects in {path}")
     if options.export_temperatures:
+        from fusionsam.data.rigs import read_aligner
         from fusionsam.inference.temperatures import read_celsius, write_csv
         from fusionsam.server.labelling.workspace import readings
 
-        found = readings(folder, read_celsius)
+        found = readings(folder, read_celsius, read_aligner(options.align))
         write_csv(options.export_temperatures, found)
         objects = sum(one.object > 0 for one in found)
         print(f"{objects} objects, {len(found) - objects} classes in {options.export_temperatures}")

@@ -1,13 +1,15 @@
 """The folder of a labelling: one PNG a pair that holds everything, written whole at every change, and what is made of
 them.
 
-    OUT/instances/ID.png  16 bits, the number of each pixel's object; classes and marks of the pair in its text chunk
+    OUT/instances/ID.png  16 bits, the number of each pixel's object; in its text chunk classes and marks of the pair,
+                          and the pictures that it was drawn on
     OUT/labels/ID.png     8 bits, class ids: what training and evaluation read
     OUT/log.jsonl         who did what, when, a line a change
     OUT/manifest.csv      the pairs that are done, for `--data.dataset manifest`
     OUT/classes.yaml      the classes, for `--data.class_file`
 
 The PNG of instances is the truth: a kill between two files leaves an older label map, which is made again on opening.
+Pairs are told apart by their ids: pairs of several recordings may share a folder if no id occurs in two of them.
 """
 
 from __future__ import annotations
@@ -34,13 +36,18 @@ from fusionsam.data.image_files import image_size
 from fusionsam.data.images import write_png
 from fusionsam.data.labelling.drawing import Drawing
 from fusionsam.data.splits import Entry, held_out
-from fusionsam.io import require_writable, whole, write_text
-from fusionsam.types import InputError
+from fusionsam.data.tables import read_table
+from fusionsam.io import digest, require_writable, whole, write_text
+from fusionsam.types import InputError, JsonObject
 
 _KEY = "fusionsam"
 STEPS = 100
 """Of the training that the page proposes."""
 _REMEDY = "make room, or choose another --out"
+_CAMERAS = ("visible", "infrared")
+_COLUMNS = ("id", *_CAMERAS, "label", "split")
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError)
+"""What reading a file that is not ours, or was cut, may raise."""
 
 
 @dataclass
@@ -62,7 +69,8 @@ class LabelFolder:
     """Reads and writes the drawings of `entries` in `out`.
 
     Two cameras that see apart are labelled in the visible one's pixels, the other being brought there by `rig`.
-    Raises InputError for a folder that cannot be written, or was labelled with other classes."""
+    Raises InputError for a folder that cannot be written, was labelled with other classes, or holds drawings of other
+    pictures under the ids of these. What it holds of pairs that are not among `entries` is kept."""
 
     def __init__(
         self,
@@ -77,9 +85,13 @@ class LabelFolder:
         self.classes, self.palette = list(classes), [(red, green, blue) for red, green, blue in palette]
         self.who = who or _user()
         self._lock = threading.Lock()  # of the log and the manifest
+        self._drawn_on: dict[str, dict[str, list[str]]] = {}
         require_writable(self.out)
+        stored = {entry.id: self._stored(entry.id) for entry in self.entries}
+        self._require_same_pictures(stored)
         self._keep_classes()
-        self.progress = {entry.id: self._progress(entry.id) for entry in self.entries}
+        self._mend_labels()
+        self.progress = {id: _progress(one) for id, one in stored.items()}
         self._write_manifest()
 
     def instances_path(self, id: str) -> Path:
@@ -91,12 +103,14 @@ class LabelFolder:
         one of another size than the pair."""
         size = self.size_of(entry)
         path = self.instances_path(entry.id)
-        if not path.is_file():
-            return Drawing.empty(size)
+        return self._read(path, size) if path.is_file() else Drawing.empty(size)
+
+    def _read(self, path: Path, size: tuple[int, int] | None = None) -> Drawing:
+        """As `open`; of any size unless one is given."""
         try:
             with Image.open(path) as image:
                 stored = json.loads(image.info[_KEY])
-                if (image.height, image.width) != size:  # before its pixels are decoded
+                if size is not None and (image.height, image.width) != size:  # before its pixels are decoded
                     raise InputError(
                         f"{path}: was drawn on {image.height}x{image.width} pixels, the pair has {size[0]}x{size[1]} "
                         "(height x width); remove it to begin this pair anew"
@@ -111,7 +125,7 @@ class LabelFolder:
             )
         except InputError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+        except _DAMAGED as error:
             reason = " ".join(str(error).split())[:100]
             raise InputError(f"{path}: is no drawing of ours ({reason}); remove it to begin this pair anew") from None
         if (bad := [c for c in drawing.classes.values() if not 0 < c < len(self.classes)]) or (
@@ -131,6 +145,7 @@ class LabelFolder:
         before stays."""
         stored = {
             "classes": drawing.classes, "unsure": drawing.unsure, "done": drawing.done, "clicks": drawing.clicks,
+            "pictures": self._pictures(entry),
         }  # fmt: skip
         text = PngInfo()
         text.add_text(_KEY, json.dumps(stored))
@@ -190,32 +205,107 @@ class LabelFolder:
                 raise InputError(f"{path}: this folder was labelled with other classes; choose another --out")
         write_text(path, yaml.safe_dump(content, sort_keys=False), _REMEDY)
 
-    def _progress(self, id: str) -> Progress:
-        """From the text chunk alone: a folder of 200 large pairs opens at once."""
+    def _stored(self, id: str) -> JsonObject:
+        """The text chunk of a drawing alone: a folder of 200 large pairs opens at once. Empty where there is none; what
+        is wrong with a damaged one is said when it is opened."""
         path = self.instances_path(id)
-        if not path.is_file():
-            return Progress()
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError), Image.open(path) as image:
-            stored = json.loads(image.info[_KEY])
-            return Progress(len(stored["classes"]), bool(stored["unsure"]), bool(stored["done"]), int(stored["clicks"]))
-        return Progress()  # what is wrong with it is said when it is opened
+        if path.is_file():
+            with suppress(*_DAMAGED), Image.open(path) as image:
+                return dict(json.loads(image.info[_KEY]))
+        return {}
+
+    def _pictures(self, entry: Entry) -> dict[str, list[str]]:
+        """Camera -> path as in the manifest, and SHA-256, of the pictures of a pair: each file is read once."""
+        if entry.id not in self._drawn_on:
+            self._drawn_on[entry.id] = {
+                camera: [self._relative(path), _content(path)] for camera, path in _cameras(entry).items()
+            }
+        return self._drawn_on[entry.id]
+
+    def _require_same_pictures(self, stored: dict[str, JsonObject]) -> None:
+        """InputError for a pair whose drawing is of other pictures: neither the same files, nor, where those were
+        moved, of the same content. Drawings of earlier versions do not tell theirs; of those that are done the manifest
+        does."""
+        rows = {row.get("id", ""): row for row in self._rows()}
+        for entry in self.entries:
+            row, now = rows.get(entry.id, {}), _cameras(entry)
+            known = stored[entry.id].get("pictures") or {key: [row[key], ""] for key in _CAMERAS if row.get(key)}
+            differ = [key for key, path in now.items() if key in known and not self._same(path, *known[key])]
+            if differ or (known and not set(known) & set(now)):
+                key, given = (differ[0] if differ else next(iter(known))), next(iter(now.values()))
+                raise InputError(
+                    f"{self.out}: pair {entry.id!r} was drawn on {os.path.normpath(self.out / known[key][0])}, found "
+                    f"{now.get(key, given)}, another picture; choose another --out, or put the first one back where it "
+                    "was"
+                )
+
+    def _same(self, path: Path, drawn_on: str, content: str) -> bool:
+        there = self.out / drawn_on
+        if there.resolve() == path.resolve():
+            return True
+        content = content or _content(there)
+        return bool(content) and content == _content(path)
+
+    def _mend_labels(self) -> None:
+        """Make label maps that are missing, or older than their drawings. Another server that runs makes its own."""
+        stale = [
+            (path, label)
+            for path in sorted((self.out / "instances").glob("*.png"))
+            if not (label := self.out / "labels" / path.name).is_file()
+            or label.stat().st_mtime_ns < path.stat().st_mtime_ns
+        ]
+        if not stale:
+            return
+        with suppress(InputError, OSError), self.alone():
+            for path, label in stale:
+                with suppress(InputError):  # what is wrong with a drawing is said when it is opened
+                    write_png(label, self._read(path).labels)
+
+    def _rows(self) -> list[dict[str, str]]:
+        """Of the standing manifest, as far as their label maps are there."""
+        path = self.out / "manifest.csv"
+        rows = read_table(path)[1] if path.is_file() else []
+        return [row for row in rows if (self.out / row.get("label", "")).is_file()]
 
     def _write_manifest(self) -> None:
+        """The pairs that are done, behind those of the standing manifest that are not open now."""
+        rows = [
+            {name: row.get(name, "") for name in _COLUMNS} for row in self._rows() if row.get("id") not in self.progress
+        ]
+        for entry in self.entries:
+            if self.progress[entry.id].done:
+                parts = {camera: self._relative(path) for camera, path in _cameras(entry).items()}
+                rows.append({"id": entry.id, **parts, "label": f"labels/{entry.id}.png"})
+        val = {row["id"] for row in rows if held_out(row["id"])}
+        if rows and not val:
+            val = {rows[-1]["id"]}  # training wants at least one pair to look at
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["id", "visible", "infrared", "label", "split"])
-        done = [entry for entry in self.entries if self.progress[entry.id].done]
-        val = {entry.id for entry in done if held_out(entry.id)}
-        if done and not val:
-            val = {done[-1].id}  # training wants at least one pair to look at
-        for entry in done:
-            parts = [self._relative(path) for path in (entry.visible, entry.infrared)]
-            split = "val" if entry.id in val else "train"
-            writer.writerow([entry.id, *parts, f"labels/{entry.id}.png", split])
+        writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "split": "val" if row["id"] in val else "train"} for row in rows)
         write_text(self.out / "manifest.csv", text.getvalue(), _REMEDY)
 
-    def _relative(self, path: Path | None) -> str:
-        return "" if path is None else os.path.relpath(path.resolve(), self.out.resolve())
+    def _relative(self, path: Path) -> str:
+        return os.path.relpath(path.resolve(), self.out.resolve())
+
+
+def _progress(stored: JsonObject) -> Progress:
+    with suppress(*_DAMAGED):
+        return Progress(len(stored["classes"]), bool(stored["unsure"]), bool(stored["done"]), int(stored["clicks"]))
+    return Progress()
+
+
+def _cameras(entry: Entry) -> dict[str, Path]:
+    """The pictures that a pair has."""
+    return {camera: path for camera in _CAMERAS if (path := getattr(entry, camera)) is not None}
+
+
+def _content(path: Path) -> str:
+    """SHA-256 of a picture; empty where it cannot be read: a change is saved all the same."""
+    try:
+        return digest(path)
+    except OSError:
+        return ""
 
 
 def pair_size(entry: Entry) -> tuple[int, int]:

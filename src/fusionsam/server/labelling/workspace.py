@@ -3,7 +3,6 @@ ready in the background."""
 
 from __future__ import annotations
 
-import json
 import secrets
 import threading
 from collections import OrderedDict
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from fusionsam.alignment.apply import Aligner
 from fusionsam.data.dataset import read_sample
@@ -26,7 +25,7 @@ from fusionsam.data.splits import Entry
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.temperatures import Reading, of_instances
-from fusionsam.io import progress_bar, write_json
+from fusionsam.server.labelling.uncertainty import uncertainty
 from fusionsam.types import InputError, JsonObject
 
 Order = Literal["name", "uncertainty"]
@@ -66,15 +65,10 @@ class OpenPair:
         self._celsius: list[NDArray[np.floating] | None] = []  # empty until it was read
 
     def celsius(self, read: ReadCelsius | None) -> NDArray[np.floating] | None:
-        """Degrees Celsius (H,W), read once; None where the infrared file is not radiometric, and under a rig, which
-        moves pictures alone."""
+        """As `degrees`, read once."""
         with self._reading:
             if not self._celsius:
-                path = self.entry.infrared
-                if read is None or path is None or self._align is not None:
-                    self._celsius.append(None)
-                else:
-                    self._celsius.append(read(path))
+                self._celsius.append(None if read is None else degrees(self.entry, read, self._align))
             return self._celsius[0]
 
     def pictures(self) -> dict[Picture, Tensor]:
@@ -305,35 +299,28 @@ class Workspace:
         return {"radiometric": True, "objects": objects, "classes": classes}
 
 
-def uncertainty(folder: LabelFolder, model: FusionSAM, align: Aligner | None = None) -> dict[str, float]:
-    """Mean of 1 - confidence of every pair, 0..1, kept in `out`/uncertainty.json: a second start asks only of new
-    pairs. A pair that cannot be read counts as certain: it is told when it is opened."""
-    path = folder.out / "uncertainty.json"
-    known: dict[str, float] = {}
-    with suppress(OSError, ValueError):
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored.get("weights") == model.name:
-            known = {str(id): float(value) for id, value in stored["pairs"].items()}
-    todo = [entry for entry in folder.entries if entry.id not in known]
-    for entry in progress_bar(todo, desc="uncertainty", unit="pair", disable=not todo):
-        try:
-            sample = read_sample(entry, align=align)
-            found = model.predict(sample.visible, sample.infrared, covered=sample.covered)
-            known[entry.id] = float(1 - found.confidence.mean())
-        except InputError as error:
-            tqdm.write(f"{error}")
-            known[entry.id] = 0.0
-        write_json(path, {"weights": model.name, "pairs": known})
-    return known
+def degrees(entry: Entry, read: ReadCelsius, align: Aligner | None = None) -> NDArray[np.floating] | None:
+    """Degrees Celsius (H,W) in the pixels of the labels; None where the infrared file is not radiometric. Of two
+    cameras that see apart they are moved as the infrared picture is, and nan where that camera does not reach."""
+    heat = None if entry.infrared is None else read(entry.infrared)
+    if heat is None or align is None:
+        return heat
+    sample = read_sample(entry, align=align)  # it tells by how much this pair was shifted
+    if sample.visible is None:
+        return heat
+    size = sample.visible.shape[1], sample.visible.shape[2]
+    moved = align.moved(torch.from_numpy(heat.astype(np.float32))[None], size, sample.alignment)
+    return torch.where(moved.inside, moved.image[0], torch.nan).numpy()
 
 
-def readings(folder: LabelFolder, celsius: ReadCelsius) -> list[Reading]:
-    """Temperatures of every object, and every class, of every labelled pair whose infrared file is radiometric."""
+def readings(folder: LabelFolder, celsius: ReadCelsius, align: Aligner | None = None) -> list[Reading]:
+    """Temperatures of every object, and every class, of every labelled pair whose infrared file is radiometric; `align`
+    is the folder's rig."""
     found = []
     for entry in folder.entries:
-        if entry.infrared is None or not folder.progress[entry.id].objects:
+        if not folder.progress[entry.id].objects:
             continue
-        heat = celsius(entry.infrared)
+        heat = degrees(entry, celsius, align)
         if heat is not None:
             drawing = folder.open(entry)
             found += of_instances(heat, drawing.instances, drawing.classes, folder.classes, entry.id)
