@@ -12,11 +12,13 @@ from PIL import Image
 
 from fusionsam.cli.main import main
 from fusionsam.config.schema import preset
+from fusionsam.data import palettes
 from fusionsam.data.images import write_png
 from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.stretch import find_range, given_range, stretch
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
+from fusionsam.inference.films import Film, pair_frames
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.video import Source, frame_picture, open_source, overlay_video
 from fusionsam.models.network import FusionSAMNetwork
@@ -131,6 +133,15 @@ def test_a_film_is_named_after_its_whole_folder_and_replaced_only_when_asked(
     assert heat.read_bytes() == before
 
 
+def test_film_and_record_of_a_file_address_lie_together(weights, scenes, tmp_path, monkeypatch):
+    heat = films(scenes, tmp_path / "films")[1]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert predict("--infrared", heat, "--out", f"file://{tmp_path / 'o'}", "--weights", weights) == 0
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["heat_overlay.json", "heat_overlay.mp4"]
+    assert not list((tmp_path / "here").iterdir())
+
+
 def test_one_film_alone(model, weights, scenes, tmp_path):
     heat = films(scenes, tmp_path / "films")[1]
     assert predict("--infrared", heat, "--out", tmp_path / "o", "--weights", weights) == 0
@@ -197,6 +208,52 @@ def test_times_of_frames_are_kept_and_pair_films_of_two_rates(model, scenes, tmp
         assert [frame.time for frame in container.decode(video=0)] == pytest.approx(seconds, abs=1e-3)
 
 
+@pytest.mark.parametrize("rates", [(Fraction(30), Fraction(30000, 1001)), (Fraction(30000, 1001), Fraction(30))])
+def test_rates_that_all_but_agree_pair_by_time_once_they_drift(tmp_path, rates):
+    dark = [np.zeros((16, 16), np.uint8)] * 700
+    pair = [Film(film(tmp_path / f"{index}.mkv", dark, "gray", rate)) for index, rate in enumerate(rates)]
+    found = pair_frames(*pair)
+    assert found.by_time
+    apart = [abs(first / rates[0] - second / rates[1]) for first, second in found.frames]
+    assert max(apart) < 0.52 / 30  # half a frame, and the milliseconds of the container
+    assert (697, 697) not in found.frames
+    short = [Film(film(tmp_path / f"s{index}.mkv", dark[:400], "gray", rate)) for index, rate in enumerate(rates)]
+    found = pair_frames(*short)
+    assert (found.by_time, found.frames) == (False, [(index, index) for index in range(400)])
+
+
+def test_films_that_tell_no_times_are_named(tmp_path):
+    dark = [np.zeros((16, 16), np.uint8)] * 3
+    known = Film(film(tmp_path / "i.mkv", dark, "gray"))
+    raw = Film(film(tmp_path / "v.mkv", dark, "gray"))
+    raw.times = []  # as of a bare stream
+    for pair in ((raw, known), (known, raw)):
+        with pytest.raises(InputError, match=r"v\.mkv: tells no times of its frames"):
+            pair_frames(*pair)
+
+
+def test_what_a_cut_film_hides_is_not_counted(tmp_path):
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    with av.open(str(whole), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        shades = [av.VideoFrame.from_ndarray(np.full((48, 64), 100 + index, np.uint8), "gray") for index in range(10)]
+        for shade in [*shades, None]:
+            for packet in stream.encode(shade):
+                container.mux(packet)
+    with av.open(str(whole)) as container, av.open(str(cut), "w") as out:
+        stream = container.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        for packet in container.demux(stream):
+            if packet.size:  # four frames before 0, which an edit list hides
+                packet.pts -= round(Fraction(4, 10) / stream.time_base)
+                packet.dts, packet.stream = packet.pts, copy
+                out.mux(packet)
+    assert Film(cut).times == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    source = open_source(cut, cut)
+    assert source.count == len(list(source.frames)) == 6
+
+
 def test_a_film_of_counts_is_read_as_its_frames_with_one_range(tmp_path):
     counts = [np.linspace(low, low + 2000, H * W).reshape(H, W).astype(np.uint16) for low in (21000, 21000, 23000)]
     path = timed(tmp_path / "i.mkv", counts, "gray16le", [0, 0.1, 0.2])
@@ -224,6 +281,25 @@ def test_a_folder_of_counts_is_one_film_with_one_range(tmp_path):
     slopes = [np.polyfit(ramp.ravel(), frame.ravel(), 1)[0] for frame in frames[:3]]
     assert np.ptp(slopes) < 0.02 * slopes[0]  # the same count is the same grey value in every frame
     assert frames[11].mean() > frames[0].mean() + 60
+
+
+def test_a_coloured_folder_is_read_as_its_first_frame(scenes, tmp_path):
+    heat = scenes[0].infrared[0].numpy()
+    # whatever the scene looks like, and where a frame of one colour tells no palette
+    frames = [heat, 255 - heat, np.full_like(heat, 200)]
+    for index, frame in enumerate(frames):
+        write_png(tmp_path / "i" / f"{index}.png", palettes.table("rainbow")[frame])
+    source = open_source(None, tmp_path / "i")
+    seen = [frame[3][0].numpy().astype(int) for frame in source.frames]
+    told = source.told()["infrared_read_as"]
+    assert (told["palette"]["name"], told["polarity"]["how"]) == ("rainbow", "guessed by the scene")
+    turned = told["polarity"]["hot"] == "black"
+    for frame, found in zip(frames, seen, strict=True):
+        assert np.abs(found - (255 - frame if turned else frame)).max() <= 2
+    # a palette that was asked for stays, where the first frame is grey
+    write_png(tmp_path / "i" / "0.png", np.zeros_like(heat))
+    asked = list(open_source(None, tmp_path / "i", reading=InfraredOptions(palette="rainbow", polarity="white")).frames)
+    assert np.abs(asked[1][3][0].numpy().astype(int) - frames[1]).max() <= 2
 
 
 def test_what_does_not_fit_is_named(scenes, folders, tmp_path):

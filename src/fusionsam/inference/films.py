@@ -46,8 +46,9 @@ class Film:
         with self._guarded(), self._av.open(str(path)) as container:
             stream = self._stream(container)
             self.rate = Fraction(stream.average_rate or stream.guessed_rate or FILM_RATE)
-            found = [packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.size]
-            ticks = sorted(set(found))
+            listed = (packet for packet in container.demux(stream) if packet.pts is not None and packet.size)
+            # films that were cut without encoding them anew hold packets that are decoded but not shown
+            ticks = sorted({packet.pts for packet in listed if not packet.is_discard})
             self.times = [float((tick - ticks[0]) * stream.time_base) for tick in ticks]
         with self._guarded(), self._av.open(str(path)) as container:
             stream = self._stream(container)
@@ -159,22 +160,18 @@ def one_reading(visible: Film | None, infrared: Film | None, options: InfraredOp
     told = reading.told = to_heat(first, options, film=reading.range)
     if reading.range is not None:
         told.notices = [*reading.range.notices(), *told.notices]
-    black = told.facts["polarity"]["hot"] == "black"
-    palette = told.facts.get("palette", {})
-    known = palette.get("how") in ("found", "given")
-    reading.options = replace(
-        options, polarity="black" if black else "white", palette=palette["name"] if known else "none"
-    )
+    reading.options = _as_first(options, told)
     return reading
 
 
 def frames_reading(paths: Sequence[Path], options: InfraredOptions = DEFAULT) -> tuple[InfraredOptions, Heat | None]:
-    """The same of a film that is a folder of infrared pictures: one range for all of deep ones, between the lows and
-    highs of up to _SAMPLED of them. Those of radiometric files keep a range each, in counts. With the first frame's
-    facts."""
+    """The same of a film that is a folder of infrared pictures: palette and polarity are those of the first, and one
+    range is for all of deep ones, between the lows and highs of up to _SAMPLED of them. Those of radiometric files keep
+    a range each, in counts. With the first frame's facts."""
     if not paths:
         return options, None
     told = read_heat(paths[0], options)
+    options = _as_first(options, told)
     if isinstance(options.limits, tuple) or "range" not in told.facts or "radiometric" in told.facts:
         return options, told
     step = max(1, -(-len(paths) // _SAMPLED))
@@ -187,6 +184,14 @@ def frames_reading(paths: Sequence[Path], options: InfraredOptions = DEFAULT) ->
     one = replace(options, limits=(low, high))
     told.facts["range"] = {**read_heat(paths[0], one).facts["range"], "how": "film"}
     return one, told
+
+
+def _as_first(options: InfraredOptions, told: Heat) -> InfraredOptions:
+    """For all frames the polarity and the palette of the first: a guess must not change from frame to frame."""
+    palette = told.facts.get("palette", {})
+    found = palette["name"] if palette.get("how") == "found" else "none"
+    asked = options.palette != "auto"
+    return replace(options, polarity=told.facts["polarity"]["hot"], palette=options.palette if asked else found)
 
 
 def _plain(frame: Array, options: InfraredOptions) -> Array:
@@ -220,13 +225,21 @@ class Pairing:
 
 
 def pair_frames(visible: Film, infrared: Film) -> Pairing:
-    """By number where both films have one constant rate; else each frame of the slower film with the one of the other
-    that is nearest in time, at most half of the slower film's mean distance away."""
+    """By number where both films have constant rates by which they drift apart by at most half a frame; else each frame
+    of the slower film with the one of the other that is nearest in time, at most half of the slower film's mean
+    distance away. InputError for a film that tells no times."""
+    for film in (visible, infrared):
+        if not film.times:
+            raise InputError(
+                f"{film.path}: tells no times of its frames, by which two films are paired; convert it to .mp4 first"
+            )
     counts = (len(visible.times), len(infrared.times))
-    alike = abs(float(visible.rate / infrared.rate) - 1) < 1e-3
-    same_times = counts[0] == counts[1] and np.allclose(visible.times, infrared.times, atol=0.5 / float(visible.rate))
+    both = min(counts)
+    half = 0.5 / max(visible.rate, infrared.rate)
+    # 29.97 and 30 frames a second are half a frame apart after 17 s
+    alike = abs((both - 1) / visible.rate - (both - 1) / infrared.rate) <= half
+    same_times = counts[0] == counts[1] and np.allclose(visible.times, infrared.times, rtol=0, atol=half)
     if same_times or (alike and not visible.variable and not infrared.variable):
-        both = min(counts)
         longer = visible if counts[0] > both else infrared
         rest = max(counts) - both
         alone = [f"{longer.path}: its last {rest} of {max(counts)} frames have no partner"] if rest else []

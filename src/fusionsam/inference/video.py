@@ -342,12 +342,12 @@ def run(options: PredictOptions) -> tuple[int, float, Path, int]:
         raise InputError(f"{taken[0]}: would be overwritten by the film of that name; choose another --out")
     if out.exists() and not options.overwrite:
         raise InputError(f"{out}: is there; choose another --out, or --overwrite")
-    beside = OutputFolder(options.out, "predict", "choose another --out, or --overwrite")
+    beside = OutputFolder(out.parent, "predict", "choose another --out, or --overwrite")
     record = out.with_suffix(".json").name
     if not options.overwrite and (stored := beside.read(record)) is not None and stored.get("film") != out.name:
         beside.foreign(record)
     try:
-        options.folder().mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{options.out}: cannot be written ({error.strerror}); choose another --out") from None
     model = open_model(options)
