@@ -489,3 +489,11 @@ def test_steering_moves_to_weights_of_the_same_network(make_debug, pair, tmp_pat
             with_steering(tmp_path / "base", tmp_path / donor, tmp_path / "none")
     with pytest.raises(InputError, match="are of another network than"):
         with_steering(tmp_path / "other", tmp_path / "steered", tmp_path / "none")
+
+
+def test_weights_are_called_as_their_folder_from_within_it(make_debug, tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "mine" / "final", make_debug(), {})
+    (tmp_path / "mine" / "final" / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "mine" / "final")
+    for source in (".", "below/..", "../final"):
+        assert load_network(source)[1]["name"] == "final"

@@ -33,6 +33,7 @@ from fusionsam.errors import InputError
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.training.callbacks import BestWeights, WholeFiles
 from fusionsam.training.data import _refuse_leaks
+from fusionsam.training.requirements import require_same_sources
 from fusionsam.training.run import open_trainer, strategy, total_steps, train
 from fusionsam.training.segmentation_task import SegmentationTask
 from fusionsam.types import Batch
@@ -709,10 +710,40 @@ def test_a_teacher_of_other_classes_is_learned_and_does_not_ship(
     run(scenes, out, *settings, resume=True)  # a finished run with the auxiliary head in its last.ckpt
 
 
-def test_a_damaged_checkpoint_is_one_sentence(scenes: Path, tmp_path: Path) -> None:
-    (tmp_path / "last.ckpt").write_bytes(b"not a checkpoint")
-    with pytest.raises(InputError, match=r"last.ckpt: cannot be resumed from"):
+@pytest.mark.parametrize("content", [b"not a checkpoint", b""])
+def test_a_damaged_checkpoint_is_one_sentence(content: bytes, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(InputError, match=r"last.ckpt: cannot be resumed from \(\w"):
         run(scenes, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("content", ["model: {a: [\n", "model: 3\n"])
+def test_damaged_settings_are_one_sentence(content: str, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").write_bytes(b"")
+    (tmp_path / "settings.yaml").write_text(content)
+    with pytest.raises(InputError, match=r"^[^\n]*settings\.yaml[^\n]*(is not YAML|model is int, expected)[^\n]*$"):
+        run(scenes, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("content", ['{"model.start_from": ', "[1]", ""])
+def test_damaged_sources_are_one_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "sources.json").write_text(content)
+    config = Config(train=TrainConfig(stage="picture", out=str(tmp_path)))
+    assert require_same_sources(config, resume=False) == {}
+    with pytest.raises(InputError, match=r"sources\.json: was not written by train; restore it, or"):
+        require_same_sources(config, resume=True)
+
+
+def test_a_damaged_history_is_told_before_the_first_step(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(unbroken, tmp_path / "run")
+    whole = (out / "history.jsonl").read_text()
+    for line in ('{"step": 4, "hou', '{"hours": 1}', "7"):
+        (out / "history.jsonl").write_text(f"{whole}\n{line}\n")
+        with pytest.raises(InputError, match=r"history\.jsonl: line 4 is damaged; expected JSON with a step"):
+            run(scenes, out, resume=True)
+    (out / "history.jsonl").write_text(f"\n{whole}\n")
+    run(scenes, out, resume=True)  # empty lines say nothing
+    assert [line["step"] for line in results(out)[2]] == [4, 8]
 
 
 def test_what_was_asked_is_what_is_stored(scenes: Path, unbroken: Path) -> None:

@@ -291,6 +291,11 @@ def write_json(path: str | Path, values: object, remedy: str = OTHER_OUT, allow_
     return write_text(path, json.dumps(values, indent=1, allow_nan=allow_nan) + "\n", remedy)
 
 
+def said(error: BaseException) -> str:
+    """The first line of what another library says of an error, 120 characters of it; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+
+
 def fetch(source: str, filename: str) -> Path:
     """A file of a Hugging Face hub repository, from its local cache or downloaded. InputError if it cannot be had."""
     from huggingface_hub import hf_hub_download
@@ -298,9 +303,8 @@ def fetch(source: str, filename: str) -> Path:
     try:
         return Path(hf_hub_download(source, filename))
     except Exception as error:  # network, cache and naming errors share no type
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"weights {source}: neither a file, a folder nor a hub repository that can be reached ({reason}); "
+            f"weights {source}: neither a file, a folder nor a hub repository that can be reached ({said(error)}); "
             "give a local path"
         ) from None
 

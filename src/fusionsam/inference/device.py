@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from fusionsam.io import said
 from fusionsam.types import InputError
 
 
@@ -18,8 +19,7 @@ def choose_device(device: str) -> str:
     try:
         torch.empty(1, device=device).cpu()  # of the device meta nothing comes back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0][:100]
-        raise InputError(f"device {device!r}: not usable here ({reason}); use auto or cpu") from None
+        raise InputError(f"device {device!r}: not usable here ({said(error)}); use auto or cpu") from None
     return device
 
 
@@ -53,3 +53,8 @@ def computing(precision: str, device: torch.device) -> AbstractContextManager[ob
     """Within it networks compute in `precision` (torch.autocast); LSTG chooses its codes in float32 all the same."""
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch says that there is no room: of a CPU, unlike a GPU, by the text alone."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

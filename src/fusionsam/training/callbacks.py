@@ -17,12 +17,13 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fusionsam.data.fingerprints import Fingerprints
-from fusionsam.io import LineProgress, whole, whole_folder, write_text
+from fusionsam.io import LineProgress, said, whole, whole_folder, write_text
 from fusionsam.training.task import Task
 from fusionsam.types import Batch, InputError, JsonObject
 from fusionsam.weights.checkpoint import save_checkpoint
 
 LAST = "last.ckpt"
+HISTORY = "history.jsonl"
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -39,8 +40,9 @@ class WholeFiles(TorchCheckpointIO):
         try:
             return super().load_checkpoint(path, *args, **kwargs)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0][:100]
-            raise InputError(f"{path}: cannot be resumed from ({reason}); start again without it") from None
+            raise InputError(
+                f"{path}: cannot be resumed from ({said(error)}); start again with another train.out"
+            ) from None
 
 
 def short(value: torch.Tensor | float) -> float:
@@ -81,8 +83,10 @@ class BestWeights(Callback):
         }
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """How many devices there are, which `auto` does not tell."""
+        """How many devices there are, which `auto` does not tell. InputError for a damaged history: now, not at the
+        first validation."""
         self.devices = trainer.world_size
+        self._history()
 
     def load_state_dict(self, state_dict: JsonObject) -> None:
         """Continue from an interrupted run. InputError if the training pairs are no longer those it began with."""
@@ -141,12 +145,26 @@ class BestWeights(Callback):
 
     def _write_line(self, trainer: L.Trainer) -> None:
         """Append to history.jsonl; lines from this step on are of a session that was killed after its checkpoint."""
-        file = self.folder / "history.jsonl"
         line = {"step": trainer.global_step, "hours": self.elapsed() / 3600}
         line |= {k: short(v) for k, v in trainer.callback_metrics.items() if not k.startswith("lr")}
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        lines = [kept for kept in lines if json.loads(kept)["step"] < trainer.global_step]
-        write_text(file, "\n".join([*lines, json.dumps(line)]) + "\n", "make room there, then go on with --resume")
+        lines = [kept for step, kept in self._history() if step < trainer.global_step]
+        remedy = "make room there, then go on with --resume"
+        write_text(self.folder / HISTORY, "\n".join([*lines, json.dumps(line)]) + "\n", remedy)
+
+    def _history(self) -> list[tuple[int, str]]:
+        """Steps and lines of history.jsonl without empty ones. InputError for a line without a step."""
+        file, found = self.folder / HISTORY, []
+        for number, line in enumerate(file.read_bytes().splitlines() if file.exists() else [], 1):
+            if not line.strip():
+                continue
+            try:
+                found.append((int(json.loads(line)["step"]), line.decode()))
+            except (ValueError, TypeError, KeyError, OverflowError):
+                raise InputError(
+                    f"{file}: line {number} is damaged; expected JSON with a step; mend or delete the line, then go on "
+                    "with --resume"
+                ) from None
+        return found
 
 
 class SameOnAllDevices(Callback):

@@ -3,14 +3,13 @@ sources that are not those it began with."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import yaml
 
 from fusionsam.config.load import differences, read_settings
 from fusionsam.config.schema import Config, ModelConfig, TrainConfig, to_dict
-from fusionsam.io import digest, require_writable
+from fusionsam.io import OutputFolder, digest, require_writable
 from fusionsam.training.callbacks import LAST
 from fusionsam.training.distill_task import DISTILL, PICTURE, require_distill
 from fusionsam.training.steering_task import STEERING, require_steering
@@ -143,8 +142,8 @@ def _require_whole_network(file: Path) -> None:
 def require_same_settings(file: Path, config: Config, resume: bool) -> bool:
     """Whether `file` holds the settings of the run that is resumed; InputError where they are not those of `config`."""
     if resume and file.exists():
+        begun = read_settings(file)  # first: it tells what is no YAML
         _require_whole_network(file)
-        begun = read_settings(file)
         changed = set(differences(to_dict(begun), to_dict(config))) - FREE_ON_RESUME
         if world(begun.train) != world(config.train):
             changed |= {"train.devices x train.num_nodes"}  # the pairs of a step hang on them
@@ -161,13 +160,13 @@ def require_same_settings(file: Path, config: Config, resume: bool) -> bool:
 
 def require_same_sources(config: Config, resume: bool) -> JsonObject:
     """Digests of model.start_from and train.teacher, for stages that read them at every start. InputError where a
-    resumed run began with others of these names: tiny is another one in another version."""
+    resumed run began with others of these names (tiny is another one in another version), or their list is damaged."""
     if config.train.stage not in (STEERING, *BY_TEACHER):
         return {}
     given = {"model.start_from": config.model.start_from, "train.teacher": config.train.teacher}
     found = {key: digest(locate(source) / WEIGHTS) for key, source in given.items() if source}
-    file = Path(config.train.out) / SOURCES
-    begun = json.loads(file.read_text(encoding="utf-8")) if resume and file.exists() else found
+    folder = OutputFolder(config.train.out, "train", "restore it, or give another train.out")
+    begun = (folder.read(SOURCES) if resume else None) or found
     for key, value in found.items():
         if begun.get(key, value) != value:
             raise InputError(

@@ -19,7 +19,7 @@ from fusionsam.config.schema import Config, ModelConfig, TrainConfig, to_dict
 from fusionsam.data.dataset import PairDataset
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.loader import class_shares
-from fusionsam.io import commit, write_json, write_text
+from fusionsam.io import commit, said, write_json, write_text
 from fusionsam.training.callbacks import LAST, BestWeights, SameOnAllDevices, WholeFiles, step_bar
 from fusionsam.training.data import PairData, open_data, open_unlabelled, pairs_digest, refuse_seen, require_sizes
 from fusionsam.training.distill_task import DistillTask, distill_task, require_both_cameras
@@ -104,8 +104,7 @@ def open_trainer(train: TrainConfig, steps: int, **more: Any) -> L.Trainer:
     except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
         asked = f"accelerator {train.accelerator!r}, devices {train.devices!r}, strategy {train.strategy!r}"
         raise InputError(
-            f"train: {asked} cannot be used ({str(error).splitlines()[0][:160]}); leave them out for what this machine "
-            "has"
+            f"train: {asked} cannot be used ({said(error)}); leave them out for what this machine has"
         ) from None
 
 

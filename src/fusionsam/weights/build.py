@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionsam.config.schema import EncoderConfig, ModelConfig
+from fusionsam.io import said
 from fusionsam.models.encoders.base import ImageEncoder
 from fusionsam.models.encoders.create import create_image_encoder
 from fusionsam.models.fusion import PICTURE_SETTINGS
@@ -63,9 +64,8 @@ def _timm_tensors(backbone: nn.Module, config: EncoderConfig) -> pretrained.Tens
         try:
             return timm.create_model(config.source, pretrained=True, features_only=True).state_dict()
         except Exception as error:  # network, cache and naming errors share no type
-            reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
             raise InputError(
-                f"model.encoder.weights: hub has no {config.source} within reach ({reason}); give a file"
+                f"model.encoder.weights: hub has no {config.source} within reach ({said(error)}); give a file"
             ) from None
     path = Path(str(config.weights))
     tensors = pretrained.read_tensors(path)

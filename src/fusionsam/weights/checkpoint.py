@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from fusionsam.config.schema import ModelConfig, from_dict
 from fusionsam.data.fingerprints import FILE as FINGERPRINTS
-from fusionsam.io import whole, write_json, write_text
+from fusionsam.io import said, whole, write_json, write_text
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.types import VERSION, InputError, JsonObject
 from fusionsam.weights import hub, pretrained
@@ -93,8 +94,7 @@ def read_card(source: str | Path) -> tuple[ModelConfig, JsonObject]:
 
 
 def _unreadable(folder: Path, error: Exception) -> InputError:
-    reason = str(error).splitlines()[0][:120]
-    return InputError(f"weights {folder}: cannot be read ({reason}); give an intact checkpoint folder")
+    return InputError(f"weights {folder}: cannot be read ({said(error)}); give an intact checkpoint folder")
 
 
 def _require_calibration(card: Card, path: Path) -> None:
@@ -124,7 +124,8 @@ def load_network(source: str | Path, calibrated: bool = True) -> tuple[FusionSAM
     network = FusionSAMNetwork(config)
     network.to(memory_format=torch.channels_last)  # a third less time a pair on CPUs
     pretrained.load_exactly(network, tensors, f"weights {source}", own_names=True)
-    card = {"name": Path(str(source)).name.partition("@")[0], **card}
+    name = os.path.basename(os.path.abspath(source))  # of . and .., too
+    card = {"name": name.partition("@")[0], **card}
     if not calibrated:
         return network.eval(), {key: value for key, value in card.items() if key not in CALIBRATED}
     offsets = (card.get("class_offsets") or {}).get("offsets") or {}

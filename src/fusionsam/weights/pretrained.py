@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fusionsam.io import fetch
+from fusionsam.io import fetch, said
 from fusionsam.types import InputError
 
 SamKind = Literal["tinyvit", "sam", "sam2"]
@@ -158,8 +158,7 @@ def read_tensors(path: str | Path) -> Tensors:
         else:
             found = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # the readers raise a dozen types on damaged bytes, none of them ours
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise InputError(f"weights {path}: not a readable tensor file ({reason}); fetch the file again") from None
+        raise InputError(f"weights {path}: not a readable tensor file ({said(error)}); fetch the file again") from None
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]

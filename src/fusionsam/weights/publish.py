@@ -45,7 +45,6 @@ def write_repository(
         raise InputError(f"{folder}: holds {found[0]} already; give an empty folder")
     rows = [row for report in reports for row in _figures(Path(report), source)]
     ship(source, folder)
-    config, card = read_card(source)
     config, card = read_card(folder)
     write_json(folder / HUB_CONFIG, asdict(config), REMEDY)
     (folder / CONFIG).unlink()
