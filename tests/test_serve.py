@@ -98,6 +98,8 @@ class TestPredict:
             assert np.array_equal(pixels(data["overlay"]), np.asarray(expected.overlay()))
         summary = {key: value for key, value in expected.summary().items() if key != "seconds"}
         for result in (as_json, json.loads(archive.read("result.json"))):
+            if given != "visible":
+                assert result.pop("input")["infrared"]["kind"] == "8-bit"
             assert {key: value for key, value in result.items() if key != "seconds"} == summary
 
     def test_prompts_in_the_form(self, client, model):
@@ -135,6 +137,16 @@ class TestPredict:
         begun = client.post("/v1/sessions", **sent).json()
         assert begun["celsius"] == answer["celsius"]
         client.delete(f"/v1/sessions/{begun['id']}")
+
+    def test_what_was_guessed_in_the_files_is_told(self, client):
+        counts = np.zeros((67, 79), np.uint16)
+        counts[20:] = np.linspace(21000, 25000, 47 * 79).reshape(47, 79)
+        answer = client.post("/v1/predict", files={"infrared": ("any name", png(counts))}).json()
+        assert answer["input"]["infrared"]["range"]["nodata"] == [0.0]
+        assert any("left out of the range" in text for text in answer["input"]["notices"])
+        whole = client.post("/v1/sessions", files={"infrared": ("any name", png(counts))}).json()
+        assert whole["input"] == answer["input"]
+        client.delete(f"/v1/sessions/{whole['id']}")
 
     def test_a_radiometric_file_is_bounded_and_stands_alone(self, client, tmp_path):
         counts = np.tile(flir_counts(), (4, 4))

@@ -23,10 +23,11 @@ from fusionsam.types import LARGEST, SMALLEST, VERSION, InputError, JsonObject
 
 
 def _told(pair: Images, prediction: Prediction) -> JsonObject:
-    """What an answer tells besides: degrees Celsius of each class, where the file told them, and how the two cameras
-    were brought together, where there is a rig."""
+    """What an answer tells besides: degrees Celsius of each class, where the file told them, how the two cameras were
+    brought together, where there is a rig, and what was found and guessed in the files."""
     found = {} if pair.celsius is None else {"celsius": class_temperatures(pair.celsius, prediction)}
-    return found | ({"alignment": pair.alignment} if pair.alignment else {})
+    found |= {"alignment": pair.alignment} if pair.alignment else {}
+    return found | ({"input": pair.input} if pair.input else {})
 
 
 def _schema(*files: str) -> JsonObject:

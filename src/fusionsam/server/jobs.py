@@ -28,6 +28,7 @@ class Images:
     """(H',W') degrees Celsius of a radiometric file whose constants are inside."""
     covered: Tensor | None = None  # bool (2,H,W): where the visible, where the infrared camera reaches
     alignment: JsonObject = field(default_factory=dict)  # how the two were brought together; plain JSON
+    input: JsonObject = field(default_factory=dict)  # what was found and guessed in the files, and the notices on it
 
     @property
     def size(self) -> tuple[int, int]:

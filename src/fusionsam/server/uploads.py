@@ -20,13 +20,12 @@ from starlette.requests import ClientDisconnect, Request
 
 from fusionsam.alignment.apply import Aligner
 from fusionsam.data.image_files import MAX_PIXELS, image_size
-from fusionsam.data.images import read_infrared, read_rgbt, read_visible
-from fusionsam.data.pairs import read_pair
+from fusionsam.data.pairs import ReadPair, read_pair
 from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
 from fusionsam.inference.prompts import Mode, prompts_from
 from fusionsam.server.jobs import Images
-from fusionsam.types import LARGEST, SMALLEST, InputError, Prompts
+from fusionsam.types import LARGEST, SMALLEST, InputError, JsonObject, Prompts
 
 IMAGES = ("visible", "infrared", "rgbt", "radiometric")
 BOTH = ("rgbt", "radiometric")
@@ -199,7 +198,7 @@ def decode_images(form: FormData, max_pixels: int, aligner: Aligner | None = Non
             if aligner is None or images.visible is None or images.infrared is None:
                 return images
             pair = aligner(images.visible, images.infrared)
-            return Images(pair.visible, pair.infrared, covered=pair.covered, alignment=pair.told)
+            return Images(pair.visible, pair.infrared, covered=pair.covered, alignment=pair.told, input=images.input)
         except InputError as error:
             text = str(error).replace(f"{folder}{os.sep}", "").replace("--rgbt", "the field rgbt")
             raise InputError(text.replace("radiometric.jpg", "radiometric")) from None
@@ -209,7 +208,7 @@ def _radiometric(path: Path, max_pixels: int) -> Images:
     """Both images of one file, and its temperatures; the maker has aligned them, so that no rig is asked."""
     file = read_radiometric(path, max_pixels)  # before anything is enlarged
     pair = read_pair(Entry("radiometric", radiometric=path))
-    found = Images(pair.visible, pair.infrared, file.celsius())
+    found = Images(pair.visible, pair.infrared, file.celsius(), input=_told(pair, path.parent))
     check_sizes({"radiometric": found.size})
     if found.size[0] * found.size[1] > max_pixels:
         raise InputError(f"radiometric: covers {found.size[1]}x{found.size[0]} pixels; expected up to {max_pixels}")
@@ -218,13 +217,15 @@ def _radiometric(path: Path, max_pixels: int) -> Images:
 
 def _read(paths: dict[str, Path]) -> Images:
     """What lies at the fields' paths."""
-    if "rgbt" in paths:
-        return Images(*read_rgbt(paths["rgbt"]))
-    visible, infrared = paths.get("visible"), paths.get("infrared")
-    return Images(
-        None if visible is None else read_visible(visible),
-        None if infrared is None else read_infrared(infrared),
-    )
+    pair = read_pair(Entry("pair", paths.get("visible"), paths.get("infrared"), rgbt=paths.get("rgbt")))
+    return Images(pair.visible, pair.infrared, input=_told(pair, next(iter(paths.values())).parent))
+
+
+def _told(pair: ReadPair, folder: Path) -> JsonObject:
+    """The key `input` of an answer, as predict has it in NAME.json; the upload's own folder is nobody's business."""
+    if not pair.facts and not pair.notices:
+        return {}
+    return {**pair.facts, "notices": [notice.text.replace(f"{folder}{os.sep}", "") for notice in pair.notices]}
 
 
 def check_sizes(sizes: dict[str, tuple[int, int]], equal: bool = True) -> None:
