@@ -257,6 +257,17 @@ def test_an_int8_model_stays_beside_its_own_weights_and_goes_with_others(made: M
     export._drop_stale(path, weights)  # none there
 
 
+def test_a_model_of_one_size_goes_with_other_weights(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "write_onnx", lambda _, __, path: path.write_bytes(b""))
+    monkeypatch.setattr(export, "compare", lambda *_: [])
+    (tmp_path / "fusionsam_480x640.onnx").write_bytes(b"of others")
+    (tmp_path / "theirs.onnx").write_bytes(b"of others")
+    export.write(made.network, tmp_path, {"weights": "ours"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([DECODER, ENCODER, WHOLE, "theirs.onnx"])
+
+
 def test_exchanged_halves_are_named(made: Made, tmp_path: Path) -> None:
     for name in (ENCODER, DECODER):
         shutil.copy(made.files / ENCODER, tmp_path / name)

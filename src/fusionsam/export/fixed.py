@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionsam.export.graphs import scenes
-from fusionsam.export.onnx import LOGITS, PIXELS, difference
+from fusionsam.export.onnx import FIXED_SIZE, LOGITS, PIXELS, difference
 from fusionsam.inference.onnx import WHOLE, metadata, open_session, run_session, runtime
 from fusionsam.io import scratch, whole
 from fusionsam.types import SMALLEST, InputError
@@ -30,7 +30,7 @@ def write_fixed(folder: Path, size: Size) -> Path:
     largest = facts["preprocessing"]["largest_side"]
     if not all(SMALLEST <= side <= largest for side in size):
         raise InputError(f"--fixed-size {size[0]}x{size[1]}: expected {SMALLEST} to {largest} a side")
-    target = folder / f"{Path(WHOLE).stem}_{size[0]}x{size[1]}.onnx"
+    target = folder / FIXED_SIZE.format(*size)
     with scratch(folder) as place:
         made = _fold(_with_sizes(folder / WHOLE, size), place)
     onnx.helper.set_model_props(made, dict(session.get_modelmeta().custom_metadata_map))

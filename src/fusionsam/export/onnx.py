@@ -40,6 +40,8 @@ pixels' classes."""
 SIZES = ((128, 96), (107, 149))  # one a multiple of everything, one of nothing; one upright, one not
 BATCHES = (1, 2)
 DRAWN = 32  # scenes to choose from
+FIXED_SIZE = "fusionsam_{}x{}.onnx"
+"""The file for one size, height first (`export.fixed`)."""
 
 
 def write(network: FusionSAMNetwork, out: Path, facts: JsonObject | None = None) -> list[JsonObject]:
@@ -57,14 +59,15 @@ def write(network: FusionSAMNetwork, out: Path, facts: JsonObject | None = None)
             found = compare(network, folder)
             for name in (WHOLE, ENCODER, DECODER):
                 os.replace(folder / name, out / name)
-            _drop_stale(out / WHOLE_INT8, (facts or {}).get("weights", ""))
+            for path in (out / WHOLE_INT8, *out.glob(FIXED_SIZE.format("*", "*"))):
+                _drop_stale(path, (facts or {}).get("weights", ""))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     return found
 
 
 def _drop_stale(path: Path, weights: str) -> None:
-    """Remove an int8 model of other weights, which would pass for one of these."""
+    """Remove a file of another export, of other weights, which would pass for one of these."""
     if path.is_file():
         try:
             kept = bool(weights) and metadata(open_session(path))["weights"] == weights
