@@ -20,6 +20,7 @@ from fusionsam.alignment.points import read_points, rig_from_points
 from fusionsam.alignment.residual import residual
 from fusionsam.alignment.rig import Rig, read_rig
 from fusionsam.alignment.warp import Warp
+from fusionsam.data.storage import Folder
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
 
@@ -314,6 +315,14 @@ def test_align_then_predict_on_two_sizes(folders: Path, tmp_path: Path, capsys: 
     assert rig.with_suffix(".png").is_file()
     assert main(["align", *pair, "--out", str(rig)]) == 2
     assert "--overwrite" in capsys.readouterr().err
+    # the picture beside a rig replaces nobody's either
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    assert main(["align", *pair, "--out", str(tmp_path / "mine.json")]) == 2
+    assert "mine.png: is there" in capsys.readouterr().err
+    of_pair = str(folders / "visible" / "p0.json")
+    assert main(["align", *pair, "--out", of_pair, "--overwrite"]) == 2
+    assert "p0.png: would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "mine.png").read_bytes() == b"mine"
     for frame, size in (("visible", SIZE), ("infrared", OTHER)):
         out = tmp_path / frame
         assert main(["predict", *pair, "--out", str(out), "--align", str(rig), "--frame", frame]) == 0
@@ -351,3 +360,35 @@ def test_data_check_lists_the_pairs_that_lie_off(tmp_path: Path) -> None:
     assert report["misaligned"][0]["x"] == pytest.approx(-6, abs=0.7)
     assert report["splits"]["all"]["shift_pixels"] == {"median": 0.0, "p90": 0.0}
     assert report["ok"]
+
+
+def test_a_rig_that_auto_finds_replaces_no_other_one(tmp_path: Path) -> None:
+    from fusionsam.data.rigs import keep
+
+    out, rig = Folder(tmp_path), Rig((64, 96), (64, 96), np.eye(3))
+    keep(rig, out, ["a"], overwrite=False)
+    kept = (tmp_path / "rig.json").read_bytes()
+    keep(rig, out, ["a"], overwrite=False)
+    clicked = Rig((64, 96), (64, 96), np.diag([2.0, 2.0, 1.0]))
+    for there in (json.dumps(clicked.as_dict()), "{", json.dumps({"by": "hand"})):
+        (tmp_path / "rig.json").write_text(there)
+        with pytest.raises(InputError, match=r"rig\.json: is another rig"):
+            keep(rig, out, ["a"], overwrite=False)
+        assert (tmp_path / "rig.json").read_text() == there
+    keep(rig, out, ["a", "rig"], overwrite=True)  # a pair of that name
+    assert (tmp_path / "rig.json").read_text() == there
+    keep(rig, out, ["a"], overwrite=True)
+    assert (tmp_path / "rig.json").read_bytes() == kept
+
+
+def test_what_many_pairs_say_of_their_rig() -> None:
+    from fusionsam.data.rigs import Agreement
+
+    heard = Agreement()
+    assert heard.lines("rig.json") == []
+    for score in (0.4, 0.05, 0.02):
+        heard.add({"score": score})
+    heard.add({"covered": 0.2, "warning": "little"})
+    said = heard.lines("rig.json")
+    assert said[0].startswith("warning: rig.json: the edges of the two cameras hardly agree (score 0.05)")
+    assert said[1] == "warning: in 1 of 4 pairs one camera covers 20% of the frame or little more"

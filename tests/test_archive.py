@@ -21,10 +21,11 @@ from PIL import Image
 
 from conftest import build_debug
 from fusionsam.cli.main import main
+from fusionsam.data import storage
 from fusionsam.data.manifests import Listed, read_manifest
 from fusionsam.data.storage import Folder
 from fusionsam.errors import InputError
-from fusionsam.inference import ray_engine
+from fusionsam.inference import ray_engine, shards
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.shards import Shard
 from fusionsam.weights.checkpoint import save_checkpoint
@@ -392,3 +393,28 @@ def test_an_archive_that_is_killed_comes_out_whole():
     done = subprocess.run([sys.executable, script, *given], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert '"bytes_equal_to_local": true' in done.stdout
+
+
+def test_patterns_that_begin_with_a_star_find_all(tmp_path, monkeypatch):
+    for name in ("*a_rgb.png", "b_rgb.png", "deep/c_rgb.png", "deep/er/d_rgb.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    for pattern, count in (("*.png", 2), ("*_rgb.png", 2), ("*/*.png", 1), ("**/*.png", 4), ("./**/*_rgb.png", 4)):
+        assert len(storage.find(pattern)) == count, pattern
+        assert len(storage.find(f"{tmp_path}/{pattern}")) == count
+
+
+def test_a_name_that_begins_with_a_tilde_is_a_name():
+    assert storage.local_path("~nobody-of-that-name/x.png") == Path("~nobody-of-that-name/x.png")
+    assert storage.local_path("~/x.png") == Path.home() / "x.png"
+
+
+def test_copies_of_remote_files_go_by_their_address_in_json_too(tmp_path):
+    copy = tmp_path / "größe.png"
+    pair = Listed("x", "s3://bucket/größe.png", None, None)
+    read = shards._Read(pair, {"visible": copy})
+    notice = f"{copy}: was turned"
+    assert shards._by_address(notice, read) == "s3://bucket/größe.png: was turned"
+    told = json.loads(shards._by_address(json.dumps({"notices": [notice]}), read, in_json=True))
+    assert told == {"notices": ["s3://bucket/größe.png: was turned"]}

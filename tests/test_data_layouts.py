@@ -13,6 +13,7 @@ from fusionsam.cli.main import main
 from fusionsam.data.pairing import pair_folders
 from fusionsam.data.splits import entries, layout_line
 from fusionsam.errors import InputError
+from fusionsam.inference.selection import every_pair
 
 TREES = {
     "LLVIP's": ["visible/train/010001.jpg", "infrared/train/010001.jpg", "visible/test/190001.jpg",
@@ -112,3 +113,27 @@ def test_a_list_names_pairs_of_a_tree(tmp_path):
     (root / "mine.txt").write_text("set00__V001__I00000\n")
     (entry,) = entries("pairs", root, "mine")
     assert entry.infrared == root / "set00/V001/lwir/I00000.jpg"
+
+
+def test_trees_of_an_absolute_and_a_relative_path_are_paired(tmp_path, monkeypatch):
+    draw(tmp_path / "cam0", ["visible/a.png"])
+    draw(tmp_path / "cam1", ["infrared/a.png"])
+    monkeypatch.chdir(tmp_path)
+    found = pair_folders(Path("cam0"), tmp_path / "cam1")
+    assert [(entry.visible, entry.infrared) for entry in found.entries] == [
+        (Path("cam0/visible/a.png"), tmp_path / "cam1/infrared/a.png")
+    ]
+
+
+def test_other_commands_find_the_pairs_that_predict_finds(tmp_path, capsys):
+    draw(tmp_path, ["visible/train/x.png", "infrared/train/x.png"])
+    (only,) = every_pair(tmp_path, tmp_path)
+    assert (only.visible, only.infrared) == (tmp_path / "visible/train/x.png", tmp_path / "infrared/train/x.png")
+    assert "1 pairs" in capsys.readouterr().err
+    draw(tmp_path, ["flat/v/a.png", "flat/v/b.png", "flat/i/a.png"])
+    with pytest.raises(InputError, match=r"no infrared file for 'b'.*1 of 2 pairs lack a file.*or remove the rest"):
+        every_pair(tmp_path / "flat/v", tmp_path / "flat/i")
+    with pytest.raises(InputError, match="no picture was given; give --visible and --infrared"):
+        every_pair(None, None)
+    with pytest.raises(InputError, match="holds both images"):
+        every_pair(tmp_path, None, tmp_path)

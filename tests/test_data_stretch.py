@@ -127,3 +127,12 @@ def test_constant_and_tiny_pictures_are_black():
     for shape in ((1, 1), (3, 4)):
         values = np.full(shape, 4711, np.uint16)
         assert (stretch(values, find_range(values)) == 0).all()
+
+
+@pytest.mark.parametrize("declared", [float("nan"), -32767, 1e6])
+def test_a_nodata_that_no_pixel_can_have_is_none(declared, scene):
+    scene = scene.copy()
+    scene[100, 100:110] = 32769  # what -32767 is in 16 bits without a sign
+    for found in (find_range(scene, declared), given_range(scene, 20000, 40000, declared)):
+        assert found.nodata == ()
+        assert stretch(scene, found)[100, 105] == (255 if found.how == "found" else 163)

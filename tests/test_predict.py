@@ -26,10 +26,10 @@ from fusionsam.config.schema import preset
 from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
-from fusionsam.inference.files import pairs_to_predict
 from fusionsam.inference.memory import FreeMemory
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import read_prompts
+from fusionsam.inference.selection import every_pair
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.types import Prompts
 from fusionsam.weights.checkpoint import save_checkpoint
@@ -693,6 +693,9 @@ def test_sixteen_bit_and_palette_images_work(pair, weights, tmp_path):
         (lambda f: ["--visible", f / "v.png", "--prompts", "[" * 300], ["File name too long"]),
         (lambda f: ["--visible", f / "v.png", "--device", "meta"], ["device 'meta': not usable here"]),
         (lambda f: ["--visible", f / "v.png", "--fps", "3"], ["--fps", "--video"]),
+        (lambda f: ["--visible", f / "v.png", "--frame", "infrared"], ["--frame infrared: is of --align"]),
+        (lambda f: ["--visible", f / "v.png", "--no-refine"], ["--no-refine: is of --align"]),
+        (lambda f: ["--radiometric", f / "empty", "--align", f / "r.json"], ["r.json: radiometric files", "maker"]),
         (lambda f: ["--rgbt", f / "nope.png"], ["nope.png: no such file or folder"]),
         (lambda f: ["--visible", f / ("n" * 300)], ["File name too long"]),
         (lambda f: ["--visible", ""], ["--visible: an empty path was given"]),
@@ -785,7 +788,7 @@ def test_damaged_checkpoints_are_refused_in_one_line(pair, weights, tmp_path, ca
 
 
 def test_a_pair_of_files_is_named_after_the_visible_one(tmp_path, pair):
-    (entry,) = pairs_to_predict(tmp_path / "v.png", tmp_path / "i.png")
+    (entry,) = every_pair(tmp_path / "v.png", tmp_path / "i.png")
     assert entry.id == "v"
     assert entry.infrared == tmp_path / "i.png"
 
@@ -855,3 +858,27 @@ def test_memory_that_lies_free_between_other_memory_goes_back_to_the_system(mode
     model.predict(*pair)
     assert resident() < held - 100
     assert len(kept) == 100
+
+
+def test_what_does_not_fit_into_the_memory_is_told_in_one_line(model, pair, monkeypatch):
+    for error, told in (
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"), True),
+        (RuntimeError("shapes do not fit"), False),
+    ):
+
+        def full(*_: object, error: RuntimeError = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(model.network, "forward", full)
+        with pytest.raises(InputError if told else RuntimeError, match="memory of cpu" if told else "shapes"):
+            model.predict(*pair)
+
+
+def test_grey_values_from_0_to_1_are_read_as_a_person_asks(model):
+    heat = np.linspace(0, 1, H * W, dtype=np.float32).reshape(H, W)
+    for form in (heat, torch.from_numpy(heat)):
+        black = model.preprocess(None, form, InfraredOptions(polarity="black"))[1]
+        torch.testing.assert_close(black[0, 0], torch.from_numpy(1 - heat), atol=1 / 255, rtol=0)
+        half = model.preprocess(None, form, InfraredOptions(limits=(0.5, 1.0)))[1]
+        torch.testing.assert_close(half[0, 0], torch.from_numpy((heat - 0.5).clip(0) * 2), atol=1 / 255, rtol=0)

@@ -29,7 +29,7 @@ class Options(AnyPairOptions, OverwriteOption, CommandLine):
     infrared_calibration: str | None = field(default=None, metadata={"metavar": "FILE"})
     """the same of the infrared camera"""
     overwrite: bool = OverwriteOption.overwrite
-    """replace a rig that is there"""
+    """replace a rig, and its picture, that are there"""
 
     def __post_init__(self) -> None:
         """InputError for options that cannot be."""
@@ -44,12 +44,15 @@ class Options(AnyPairOptions, OverwriteOption, CommandLine):
 def main(options: Options) -> int:
     """Find, judge, write and say what was found."""
     from fusionsam.data import rigs
-    from fusionsam.inference.files import pairs_to_predict
+    from fusionsam.inference.files import require_kept
+    from fusionsam.inference.selection import every_pair
 
     out = options.out
-    if out.exists() and not options.overwrite:
-        raise InputError(f"{out}: is there; choose another --out, or --overwrite")
-    entries = pairs_to_predict(options.visible, options.infrared, options.rgbt)
+    beside = out.with_suffix(".png")
+    if not options.overwrite and (there := [path for path in (out, beside) if path.exists()]):
+        raise InputError(f"{there[0]}: is there; choose another --out, or --overwrite")
+    entries = every_pair(options.visible, options.infrared, options.rgbt)
+    require_kept(entries, [out, beside])
     cameras = rigs.read_cameras(options.visible_calibration, options.infrared_calibration)
     if options.points is not None:
         rig, shown = rigs.clicked(entries, options.points, cameras)
@@ -60,7 +63,6 @@ def main(options: Options) -> int:
         rig, shown = found.rig, found.shown
     rig.told.update({"fusionsam": VERSION, "command": options.command})
     image = rigs.picture(rig, shown)
-    beside = out.with_suffix(".png")
     with whole(beside) as part:
         image.save(part, format="PNG")
     rig.write(out)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, NewType
 
 from fusionsam.config.datasets import CATALOG, typed_labels_map
+from fusionsam.types import InputError
 
 Address = NewType("Address", str)
 """A path, or the address of a file or folder on another machine (`data.storage`)."""
@@ -73,6 +74,11 @@ class AlignOptions:
     refine what radiometric files tell themselves"""
     no_refine: bool = False
     """with --align: the rig alone, without a small shift of each pair"""
+
+    def __post_init__(self) -> None:
+        """InputError for what does nothing without a rig."""
+        if self.no_refine and self.align is None:
+            raise InputError("--no-refine: is of --align; give that, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ def read_tree(roots: Mapping[str, Path] | Path) -> Tree | None:
     """The pictures below a root whose folders tell their cameras, or below one root a camera (by its name). None where
     no folder does. InputError for a damaged map of FLIR's."""
     given = {"": roots} if isinstance(roots, Path) else dict(roots)
-    tree = Tree(Path(os.path.commonpath(given.values())))
+    tree = Tree(Path(os.path.commonpath([os.path.abspath(root) for root in given.values()])))
     kinds: set[str] = set()
     ranks: dict[tuple[tuple[str, ...], str], int] = {}
     for camera, root in given.items():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +28,7 @@ from fusionsam.alignment.rig import Rig, read_rig
 from fusionsam.alignment.warp import Warp, undistorted
 from fusionsam.data.dataset import read_pictures
 from fusionsam.data.splits import Entry
+from fusionsam.data.storage import Folder
 from fusionsam.types import InputError, JsonObject
 
 AUTO = "auto"
@@ -224,23 +227,54 @@ def open_aligner(
     return Aligner(found.rig, "--align auto", film=film, frame=frame, refine=refine)
 
 
-def keep(aligner: Aligner, out: Path, entries: Sequence[Entry]) -> None:
-    """Leave the rig beside the results, so that it can be looked at and used again; not over a pair's own rig.json."""
-    if all(entry.id != "rig" for entry in entries):
-        aligner.rig.write(out / "rig.json")
-
-
-def summary(told: Sequence[JsonObject], name: str) -> list[str]:
-    """What a person should hear of many pairs' alignment."""
-    scores = sorted(each["score"] for each in told if "score" in each)
-    lines = []
-    if scores and scores[len(scores) // 2] < UNRELATED:
-        lines.append(
-            f"warning: {name}: the edges of the two cameras hardly agree (score {scores[len(scores) // 2]:.2f}); "
-            "is it the rig of these cameras?"
+def keep(rig: Rig, out: Folder, ids: Iterable[str], overwrite: bool) -> None:
+    """Leave rig.json beside the results, so that it can be looked at and used again; not over a pair's own rig.json.
+    InputError where another rig is there, unless `overwrite`."""
+    if "rig" in ids:
+        return
+    there = out.read("rig.json")
+    if there is None or overwrite:
+        out.write("rig.json", (json.dumps(rig.as_dict(), indent=1) + "\n").encode())
+    elif _digest(there) != rig.digest:
+        raise InputError(
+            f"{out / 'rig.json'}: is another rig than the one found in these pairs; give it as --align, choose another "
+            "--out, or --overwrite"
         )
-    small = [each["covered"] for each in told if "warning" in each]
-    if small:
-        share = f"{min(small):.0%} of the frame or little more"
-        lines.append(f"warning: in {len(small)} of {len(told)} pairs one camera covers {share}")
-    return lines
+
+
+def _digest(rig: bytes) -> object:
+    """What a rig.json says of its numbers; None where it says nothing, as one that a hand changed."""
+    try:
+        values = json.loads(rig)
+    except ValueError:
+        return None
+    return values.get("digest") if isinstance(values, dict) else None
+
+
+class Agreement:
+    """What is kept of the alignment of many pairs: one number a pair."""
+
+    def __init__(self) -> None:
+        self.scores, self.pairs, self.small, self.least = array("f"), 0, 0, 1.0
+
+    def add(self, told: JsonObject) -> None:
+        """One pair, by the `alignment` of its JSON."""
+        self.pairs += 1
+        if "score" in told:
+            self.scores.append(told["score"])
+        if "warning" in told:
+            self.small += 1
+            self.least = min(self.least, told["covered"])
+
+    def lines(self, name: str) -> list[str]:
+        """What a person should hear of it; `name` is that of the rig."""
+        found = []
+        if self.scores and (median := sorted(self.scores)[len(self.scores) // 2]) < UNRELATED:
+            found.append(
+                f"warning: {name}: the edges of the two cameras hardly agree (score {median:.2f}); is it the rig of "
+                "these cameras?"
+            )
+        if self.small:
+            share = f"{self.least:.0%} of the frame or little more"
+            found.append(f"warning: in {self.small} of {self.pairs} pairs one camera covers {share}")
+        return found

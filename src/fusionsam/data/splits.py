@@ -274,7 +274,7 @@ def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> l
     found, seen = [], set()
     for number, row in enumerate(rows):
         paths = {
-            part: path.parent / Path(row[part]).expanduser()
+            part: path.parent / os.path.expanduser(row[part])
             for part in ("visible", "infrared", "radiometric", "label")
             if row.get(part)
         }

@@ -33,7 +33,8 @@ def is_remote(address: str | Path) -> bool:
 
 def local_path(address: str | Path) -> Path:
     """The path that an address of this machine stands for."""
-    return Path(str(address).removeprefix("file://")).expanduser()
+    # of nobody's home, ~name is a name, and Path.expanduser raises
+    return Path(os.path.expanduser(str(address).removeprefix("file://")))
 
 
 def join(folder: str, name: str) -> str:
@@ -89,7 +90,8 @@ def find(pattern: str) -> list[str]:
         fixed = fixed_part(str(path))
         if not Path(fixed).is_dir():
             raise InputError(f"{fixed}: no such folder; check the pattern {pattern}")
-        return sorted(str(file) for file in Path(fixed).glob(str(path)[len(fixed) :].lstrip("/")) if file.is_file())
+        below = str(path.relative_to(fixed))
+        return sorted(str(file) for file in Path(fixed).glob(below) if file.is_file())
     with _told(pattern, "cannot be listed", "check the address and the credentials"):
         files = _file_system(pattern)
         return sorted(str(files.unstrip_protocol(name)) for name in files.glob(pattern))

@@ -92,11 +92,11 @@ def find_range(values: Array, nodata: float | None = None) -> Range:
     """
     with np.errstate(over="ignore"):  # doubles that no float32 holds, as GDAL's usual nodata, are no heat
         valid = np.isfinite(values.astype(np.float32))
-    if nodata is not None and np.isfinite(nodata):
-        valid &= values != np.asarray(nodata).astype(values.dtype)
+    declared = _declared(nodata, values.dtype)
+    for value in declared:
+        valid &= values != np.asarray(value).astype(values.dtype)
     if not valid.any():
         raise InputError("holds no finite pixel value; expected a picture")
-    declared = (nodata,) if nodata is not None else ()
     spikes = _spikes(values, valid)
     scene = valid & ~np.isin(values, np.asarray(spikes).astype(values.dtype)) if spikes else valid
     scene = _without_edge(~scene, scene, _EDGE)
@@ -121,7 +121,7 @@ def given_range(values: Array, low: float, high: float, nodata: float | None = N
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
         raise InputError(f"infrared range {low:g} {high:g}: expected two numbers, the lower first")
     outside = ~((values >= low) & (values <= high))
-    fixed = Range(float(low), float(high), "given", 100 * float(outside.mean()), () if nodata is None else (nodata,))
+    fixed = Range(float(low), float(high), "given", 100 * float(outside.mean()), _declared(nodata, values.dtype))
     return replace(fixed, levels=count_levels(values[~outside], fixed))
 
 
@@ -193,6 +193,11 @@ def _spikes(values: Array, valid: NDArray[np.bool_]) -> tuple[float, ...]:
         return value > high + width or (value in usual and _is_frame(values == np.asarray(value).astype(values.dtype)))
 
     return tuple(sorted(value for value in candidates if apart(value)))
+
+
+def _declared(nodata: float | None, kind: np.dtype) -> tuple[float, ...]:
+    """The file's own nodata, where pixels of `kind` can have it; NaN is left out in any case, and is no JSON."""
+    return () if nodata is None or not np.isfinite(nodata) or not _fits(nodata, kind) else (nodata,)
 
 
 def _fits(value: float, kind: np.dtype) -> bool:

@@ -17,8 +17,9 @@ from fusionsam.data.splits import Entry
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluation.options import ReconstructOptions
 from fusionsam.inference.device import choose_device
-from fusionsam.inference.files import pairs_to_predict, require_apart
+from fusionsam.inference.files import require_apart
 from fusionsam.inference.render import codes_picture
+from fusionsam.inference.selection import every_pair
 from fusionsam.io import Made, OutputFolder, progress_bar, write_json
 from fusionsam.metrics.perceptual import EncoderLevels, PerceptualInput, Vgg16, load_vgg16, perceptual_distance
 from fusionsam.metrics.reconstruction import MODALITIES, CodeUsage, psnr, structural_similarity
@@ -88,7 +89,7 @@ def run(options: ReconstructOptions) -> JsonObject:
     """
     visible, infrared, out = options.visible, options.infrared, options.out
     weights, vgg16 = options.weights, options.vgg16
-    entries = pairs_to_predict(visible, infrared)
+    entries = every_pair(visible, infrared)
     folders = any(path is not None and path.is_dir() for path in (visible, infrared))
     require_apart(entries, out, ENDINGS, folders)
     inputs = {entry.id: _digest(entry) for entry in entries}

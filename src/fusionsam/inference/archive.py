@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fusionsam.config.options import Address
 from fusionsam.data.manifests import CAMERAS, Listed, read_manifest
-from fusionsam.data.rigs import AUTO, fit, open_aligner, summary
+from fusionsam.data.rigs import AUTO, Agreement, fit, keep, open_aligner
 from fusionsam.data.splits import Entry
 from fusionsam.data.storage import Folder, fixed_part, is_remote, local_path, parent
 from fusionsam.inference.batch import SOME_FAILED, say
@@ -56,8 +56,10 @@ def run(options: PredictOptions) -> tuple[int, int]:
     folder = Folder(options.out)
     pairs = [_absolute(pair) for pair in read_manifest(str(options.manifest), options.match)]
     _require_apart(pairs, folder, str(options.manifest))
-    request, model = _request(options, pairs, folder)
+    request, model = _request(options, pairs)
     shards = _open_table(folder, request, pairs)
+    if request.aligner is not None and options.align == AUTO:
+        keep(request.aligner.rig, folder, (pair.id for pair in pairs), options.overwrite)
     left = sum(len(shard.pairs) for shard in shards if not shard.errors)
     tally = _Tally(len(pairs), len(pairs) - left, sum(shard.errors for shard in shards))
     if shards:
@@ -108,7 +110,7 @@ def _below(out: str, pattern: str) -> bool:
     return f"{out}/".startswith(f"{root if is_remote(root) else realpath(root)}/")
 
 
-def _request(options: PredictOptions, pairs: Sequence[Listed], folder: Folder) -> tuple[Request, FusionSAM]:
+def _request(options: PredictOptions, pairs: Sequence[Listed]) -> tuple[Request, FusionSAM]:
     require_one_as_it_is(options.scales)
     prompts_file(options.prompts)
     if options.align == AUTO and any(is_remote(address) for pair in pairs for address in pair.files().values()):
@@ -122,8 +124,6 @@ def _request(options: PredictOptions, pairs: Sequence[Listed], folder: Folder) -
     # what is asked for is known without the workers' device
     model = open_model(replace(options, device="cpu") if options.engine == "ray" else options)
     request = describe(options, model, aligner)
-    if aligner is not None and options.align == AUTO and all(pair.id != "rig" for pair in pairs):
-        folder.write("rig.json", (json.dumps(aligner.rig.as_dict(), indent=1) + "\n").encode())
     return request, model
 
 
@@ -223,7 +223,7 @@ class _Tally:
         self.total, self.seen, self.failed = total, done, failed
         self.new, self.first = 0, list[str]()
         self.notices: Counter[str] = Counter()
-        self.aligned: list[JsonObject] = []
+        self.aligned = Agreement()
         self.started = time.monotonic()
 
     def add(self, done: Done, shard: Shard, limit: float) -> None:
@@ -239,7 +239,8 @@ class _Tally:
             if not self.notices[kind]:
                 say(text)
             self.notices[kind] += count
-        self.aligned += done.aligned
+        for told in done.aligned:
+            self.aligned.add(told)
         if self.seen >= min(ENOUGH, self.total) and self.failed > limit * self.seen:
             raise InputError(
                 f"{self.failed} of {self.seen} pairs failed, more than --max-failure-rate {limit:g}; the first: "
@@ -251,7 +252,7 @@ class _Tally:
         for kind, count in self.notices.items():
             if count > 1:
                 say(f"{kind}: {count} of {self.total} pairs, each told in its JSON")
-        for line in summary(self.aligned, align):
+        for line in self.aligned.lines(align):
             tqdm.write(line)
         if self.new:
             say(f"{self.new / (time.monotonic() - self.started):.1f} pairs a second")

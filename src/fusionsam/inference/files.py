@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from os.path import realpath
 from pathlib import Path
@@ -14,8 +14,9 @@ from tqdm import tqdm
 from fusionsam.alignment.maker import MATRIX
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.pairing import Paired
-from fusionsam.data.rigs import AUTO, fit, keep, open_aligner, summary
-from fusionsam.data.splits import SUFFIXES, Entry, pair_entries
+from fusionsam.data.rigs import AUTO, Agreement, fit, keep, open_aligner
+from fusionsam.data.splits import Entry
+from fusionsam.data.storage import Folder
 from fusionsam.inference.batch import Failures, NoticeBook, say
 from fusionsam.inference.celsius import add_celsius
 from fusionsam.inference.options import PredictOptions
@@ -32,47 +33,26 @@ UNFINISHED: JsonObject = {"run": None}
 """What a NAME.json says while its pictures are put in their places."""
 
 
-def pairs_to_predict(visible: Path | None, infrared: Path | None, rgbt: Path | None = None) -> list[Entry]:
-    """One entry for two files, or all of two folders paired by name; either side may be None. `rgbt` is one file or a
-    folder of files with four channels, RGB and thermal, as MFNet has them, instead. InputError if a file has no
-    partner, a file is given with a folder, or nothing is there."""
-    if rgbt is not None and (visible is not None or infrared is not None):
-        raise InputError(f"--rgbt {rgbt}: holds both images; leave --visible and --infrared out")
-    given = [path for path in (visible, infrared, rgbt) if path is not None]
-    if not given:
-        raise InputError("predict: neither --visible nor --infrared nor --rgbt was given; give at least one")
-    for path in given:
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder; check the path")
-    if len({path.is_dir() for path in given}) > 1:
-        raise InputError(f"{given[0]} and {given[1]}: one is a folder and one a file; give two of a kind")
-    if rgbt is not None:
-        found = pair_entries(rgbt, None) if rgbt.is_dir() else [Entry(rgbt.stem, visible=rgbt)]
-        found = [Entry(entry.id, rgbt=entry.visible) for entry in found]
-    elif given[0].is_dir():
-        found = pair_entries(visible, infrared)
-    else:
-        found = [Entry(given[0].stem, visible=visible, infrared=infrared)]
-    if not found:
-        raise InputError(f"{given[0]}: holds no image ({', '.join(SUFFIXES)}); give a folder of pictures, or one file")
-    return found
-
-
 def require_apart(entries: Sequence[Entry], out: Path, endings: Sequence[str], folders: bool) -> None:
     """InputError if a result `out`/ID + ending would replace one of the inputs, or, with `folders`, if `out` is where
     inputs are listed from: the next run would take the results for pictures."""
-    paths = [path for e in entries for path in (e.visible, e.infrared, e.rgbt, e.radiometric) if path is not None]
-    inputs = {realpath(path): path for path in paths}  # Path.resolve raises for a link to itself
-    if folders and realpath(out) in {realpath(path.parent) for path in paths}:
+    if folders and realpath(out) in {realpath(path.parent) for path in _files(entries)}:
         raise InputError(
             f"{out}: is the folder of the inputs, whose next run would find the results; choose another --out"
         )
-    for entry in entries:
-        for ending in endings:
-            if (target := realpath(out / f"{entry.id}{ending}")) in inputs:
-                raise InputError(
-                    f"{inputs[target]}: would be overwritten by a result of that name; choose another --out"
-                )
+    require_kept(entries, (out / f"{entry.id}{ending}" for entry in entries for ending in endings))
+
+
+def require_kept(entries: Sequence[Entry], results: Iterable[Path]) -> None:
+    """InputError if one of the files to write is one of the inputs."""
+    inputs = {realpath(path): path for path in _files(entries)}  # Path.resolve raises for a link to itself
+    for result in results:
+        if (hit := inputs.get(realpath(result))) is not None:
+            raise InputError(f"{hit}: would be overwritten by a result of that name; choose another --out")
+
+
+def _files(entries: Sequence[Entry]) -> list[Path]:
+    return [path for e in entries for path in (e.visible, e.infrared, e.rgbt, e.radiometric) if path is not None]
 
 
 def _todo(entries: Sequence[Entry], out: Path, asked: JsonObject, with_confidence: bool) -> list[Entry]:
@@ -125,15 +105,15 @@ def run(options: PredictOptions) -> tuple[int, int]:
     model = open_model(options)
     request = describe(options, model, aligner)
     require_writable(out)
-    if aligner and options.align == AUTO:
-        keep(aligner, out, entries)
     todo = entries if options.overwrite else _todo(entries, out, request.settings, with_confidence)
+    if aligner and options.align == AUTO:
+        keep(aligner.rig, Folder(out), [entry.id for entry in entries], options.overwrite)
     tried = {*selected.alone, *(entry.id for entry in todo)}
     alone_here = len(entries) == 1 and not selected.alone
     failures = Failures(out, tried, keep_others=alone_here)
     for name, reason in selected.alone.items():
         failures.add(name, reason)
-    notices, told, done = NoticeBook(), [], 0
+    notices, aligned, done = NoticeBook(), Agreement(), 0
     for entry in progress_bar(todo, desc="predict", unit="pair", disable=len(entries) == 1):
         try:
             sources = sources_of(entry)
@@ -146,14 +126,14 @@ def run(options: PredictOptions) -> tuple[int, int]:
         notices.add(sample)
         head = request.head(entry.id, sources, sample)
         if sample.alignment:
-            told.append(sample.alignment)
+            aligned.add(sample.alignment)
         if entry.radiometric is not None:
             moved = sample.alignment.get(MATRIX)
             head["celsius"] = add_celsius(out, entry, prediction, options.celsius, moved)
         _write(out, entry.id, prediction, with_confidence, options.min_confidence, head)
         done += 1
     notices.close()
-    for line in summary(told, str(options.align)):
+    for line in aligned.lines(str(options.align)):
         tqdm.write(line)
     skipped = len(entries) - len(todo)
     if skipped:

@@ -68,12 +68,15 @@ def _heat(image: ImageLike, options: InfraredOptions) -> Heat | Tensor:
     if isinstance(image, Image.Image):
         return _named(_upright(image, "infrared"), options)
     array = _array(image, "infrared")
-    if array.dtype.kind == "f" and _is_unit(array):
+    unit = array.dtype.kind == "f" and _is_unit(array)
+    if unit and options == DEFAULT:
         tensor = torch.from_numpy(array).permute(2, 0, 1)
         weights = tensor.new_tensor(LUMA)[:, None, None]
         return (tensor if tensor.shape[0] == 1 else (tensor * weights).sum(0, keepdim=True)).float()[None]
     if isinstance(image, Tensor) and array.dtype == np.uint8 and array.shape[2] == 1 and options == DEFAULT:
         return torch.from_numpy(array).permute(2, 0, 1).float()[None] / 255
+    if unit and not isinstance(options.limits, tuple):  # grey values, not counts or degrees
+        array = (array * 255).round().astype(np.uint8)
     return _named(array[..., 0] if array.shape[2] == 1 else array, options)
 
 

@@ -84,6 +84,14 @@ class PredictOptions(AnyPairOptions, OutOption, AlignOptions, WeightsOption, Pre
 
     def __post_init__(self) -> None:
         """InputError for options that do not go together."""
+        super().__post_init__()
+        if self.frame != "visible" and self.align is None:
+            raise InputError(f"--frame {self.frame}: is of --align; give that, or leave it out")
+        if self.radiometric is not None and self.align not in (None, "maker", "auto"):
+            raise InputError(
+                f"--align {self.align}: radiometric files tell themselves how their pictures lie; give --align maker, "
+                "which refines that, or leave it out"
+            )
         if self.as_trained and self.backend == "onnx":
             raise InputError(
                 "--as-trained: what calibrate fitted is inside an export; leave it out, or use --backend torch"

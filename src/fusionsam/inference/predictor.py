@@ -4,8 +4,8 @@ server all go through here."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, overload
@@ -17,7 +17,7 @@ from fusionsam.config.options import DEFAULT_WEIGHTS, DeviceOption, PrecisionOpt
 from fusionsam.config.schema import ModelConfig
 from fusionsam.data.infrared import DEFAULT, InfraredOptions
 from fusionsam.inference import onnx as backends
-from fusionsam.inference.device import choose_device, computing, require_precision
+from fusionsam.inference.device import choose_device, computing, out_of_memory, require_precision
 from fusionsam.inference.inputs import ImageLike, listed_pairs, read_inputs
 from fusionsam.inference.memory import FreeMemory
 from fusionsam.inference.prediction import Prediction
@@ -207,9 +207,18 @@ class FusionSAM:
         images = [None if image is None else image.to(self.device) for image in (visible, infrared)]
         return images, None if covered is None else covered.to(self.device)
 
-    def computing(self) -> AbstractContextManager[object]:
-        """Within it the network computes in the model's precision."""
-        return computing(self.precision, self.device)
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Within it the network computes in the model's precision. InputError where the memory does not suffice."""
+        try:
+            with computing(self.precision, self.device):
+                yield
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise InputError(
+                f"the pictures do not fit into the memory of {self.device}; give smaller ones, or fewer at a time"
+            ) from None
 
     def infer_views(
         self,

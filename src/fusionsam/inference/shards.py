@@ -217,7 +217,7 @@ class Worker:
             head["celsius"] = None if read.celsius is None else class_temperatures(read.celsius, prediction, moved)
         told = {**head, **unknown, **prediction.summary()}
         told.pop("seconds")  # results are the same bytes wherever and whenever they are made
-        text = _by_address(json.dumps(told, indent=1), read) + "\n"
+        text = _by_address(json.dumps(told, indent=1), read, in_json=True) + "\n"
         drawn = pictures(prediction, options.confidence_map)
         files = {f"{pair.id}_{ending}": data for ending, data in drawn.items()}
         files[f"{pair.id}.json"] = text.encode()
@@ -286,11 +286,12 @@ def _fetch(pairs: Sequence[Listed], pool: ThreadPoolExecutor, scratch: Path) -> 
                 path.unlink()
 
 
-def _by_address(text: str, read: _Read) -> str:
+def _by_address(text: str, read: _Read, in_json: bool = False) -> str:
     """`text` with the addresses of a pair's files in place of their copies on this machine."""
     for camera, path in () if isinstance(read.local, InputError) else read.local.items():
         if is_remote(address := read.pair.files()[camera]):
-            text = text.replace(str(path), address)
+            old, new = (json.dumps(name)[1:-1] if in_json else name for name in (str(path), address))
+            text = text.replace(old, new)
     return text
 
 
