@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from fusionsam.errors import InputError
 from fusionsam.evaluation import run as evaluation
 from fusionsam.evaluation.comparison import compare
 from fusionsam.evaluation.options import EvaluateConfig
+from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.report_files import read_comparable
 from fusionsam.evaluation.report_parts import PublishedScore
 from fusionsam.evaluation.run import evaluate
@@ -137,6 +140,13 @@ def test_report_file_holds_everything_and_its_images_add_up(home, scored):
         total[cells] += counts
     np.testing.assert_array_equal(total.reshape(9, 9), stored["confusion_matrix"])
     assert sorted(p.name for p in (home / "scored").iterdir()) == ["per_image.json", "report.json"]
+
+
+def test_labels_are_known_by_the_pixels_of_each_class(home, scored):
+    images = read_comparable(home / "scored", "mfnet", scored["split_ids_sha256"])[1]
+    rows = zip(images.ids, images.dense().sum(2).tolist(), strict=True)
+    lines = "".join(f"{id} {counts}\n" for id, counts in sorted(rows))
+    assert scored["labels_sha256"] == hashlib.sha256(lines.encode()).hexdigest()
 
 
 def test_changing_the_labels_changes_no_prediction_unless_the_prompts_are_oracles(home, tmp_path, monkeypatch):
@@ -305,6 +315,10 @@ def test_a_report_of_other_pairs_is_not_lost_and_worst_pairs_are_of_the_report(h
     with pytest.raises(InputError, match=r"report\.json: is of mfnet/held .*, not of mfnet "):
         run(home, out=tmp_path, split="val")
     assert (tmp_path / "report.json").read_bytes() == before
+    # the same ids may be of another site
+    with pytest.raises(InputError, match=r"report\.json: is of pairs with the labels .*, not of pairs with the labels"):
+        run(home, out=tmp_path, ignore=[0])
+    assert (tmp_path / "report.json").read_bytes() == before
     (tmp_path / "worst" / "mine.txt").write_text("")
     run(home, out=tmp_path)
     assert [path.name for path in (tmp_path / "worst").iterdir()] == ["mine.txt"]
@@ -404,6 +418,21 @@ def test_leak_guard_knows_what_the_weights_saw_where_no_training_list_is(home, t
         run(home, root=data, weights=[weights])
 
 
+def test_each_of_several_weights_that_nothing_tells_of_is_noted(home, tmp_path):
+    data = shutil.copytree(home / "data", tmp_path / "data")
+    (data / "train.txt").rename(data / "learnt.txt")
+    known, listed, unknown = (tmp_path / name for name in ("known", "listed", "unknown"))
+    for folder, split in ((known, "gone"), (listed, "learnt"), (unknown, "gone")):
+        shutil.copytree(home / "a", folder)
+        (folder / "training.json").write_text(json.dumps({"data": {"dataset": "mfnet", "train_split": split}}))
+    of_training(open_split("mfnet", data, "learnt")).write(known)
+    notes = run(home, root=data, weights=[known, listed, unknown], bootstrap=0).notes
+    (note,) = [note for note in notes if "not compared" in note]
+    assert "mfnet/gone" in note
+    assert f"nor are fingerprints in {unknown}, so it was not compared" in note
+    assert not any("not compared" in note for note in run(home, root=data, weights=[known, listed], bootstrap=0).notes)
+
+
 def test_without_a_training_list_the_title_says_so_and_what_the_weights_remember_still_counts(
     home, tmp_path, monkeypatch
 ):
@@ -423,7 +452,7 @@ def test_without_a_training_list_the_title_says_so_and_what_the_weights_remember
     assert run(home, predictions=tmp_path / "maps").leak_guard.leaks == 0
 
 
-def test_label_maps_prompted_by_the_truth_are_known_by_the_file_beside_them(home, scored, tmp_path):
+def test_label_maps_prompted_by_the_truth_are_known_by_the_file_beside_them(home, scored, tmp_path, monkeypatch):
     for id in (home / "data" / "held.txt").read_text().split():
         write_png(tmp_path / "run" / "predictions" / f"{id}.png", np.zeros((96, 128), np.uint8))
     folder, settings = tmp_path / "run" / "predictions", tmp_path / "run" / "settings.json"
@@ -432,6 +461,8 @@ def test_label_maps_prompted_by_the_truth_are_known_by_the_file_beside_them(home
         report = run(home, predictions=folder, out=tmp_path / "out")
         assert report.title.startswith("ORACLE") == oracle
     assert (tmp_path / "out" / "report_oracle.json").exists()
+    monkeypatch.chdir(folder)
+    assert run(home, predictions=".").title.startswith("ORACLE")
     run(home, out=tmp_path / "ours")
     with pytest.raises(InputError, match=r"prompted by the ground truth .* leave out --against"):
         run(home, predictions=folder, against=tmp_path / "ours")
@@ -477,6 +508,19 @@ def test_one_modality_is_all_the_network_sees(home, tmp_path, scored):
     assert one["confusion_matrix"] == two["confusion_matrix"] != scored["confusion_matrix"]
 
 
+def test_a_pair_without_the_wanted_image_is_named_before_anything_is_predicted(home, monkeypatch):
+    def opened(config):
+        data = open_labelled(config)
+        data.entries[-1] = replace(data.entries[-1], rgbt=None, infrared=data.entries[-1].rgbt)
+        return data
+
+    open_labelled = evaluation.open_labelled
+    monkeypatch.setattr(evaluation, "open_labelled", opened)
+    monkeypatch.setattr(evaluation, "_run", lambda *_: pytest.fail("predicted"))
+    with pytest.raises(InputError, match="has no visible image, but --modality visible asks for it; leave it off"):
+        run(home, modality="visible")
+
+
 def test_the_report_tells_the_precision(home, scored):
     report = run(home, precision="bf16")
     assert report.precision == "bf16"
@@ -500,6 +544,11 @@ def test_several_checkpoints_give_mean_and_sample_deviation(home, scored, tmp_pa
     assert json.loads((tmp_path / "checkpoint_2" / "report.json").read_text())["miou"] == other["miou"]
     with pytest.raises(InputError, match="summary over checkpoints"):
         run(home, against=tmp_path)
+    first = (tmp_path / "checkpoint_1" / "report.json").read_bytes()
+    (tmp_path / "report.json").unlink()  # of those of single checkpoints each is looked at
+    with pytest.raises(InputError, match=r"checkpoint_1/report\.json: is of mfnet/held .*, not of mfnet "):
+        run(home, weights=[home / "a", home / "b"], split="val", out=tmp_path)
+    assert (tmp_path / "checkpoint_1" / "report.json").read_bytes() == first
     with pytest.raises(InputError, match=r"seeds \[1, 1\]"):
         run(home, weights=[home / "a", home / "a"], seeds=True)
 
@@ -521,6 +570,24 @@ def test_published_rows_stand_only_beside_the_whole_official_test_split(home, mo
         assert run(home, **options).published is None
 
 
+def test_labels_read_otherwise_and_other_classes_are_told_and_not_official(home, tmp_path, monkeypatch):
+    monkeypatch.setitem(evaluation.TEST_IMAGES, "mfnet", 3)
+    monkeypatch.setitem(evaluation.SINCE, "mfnet", [PublishedScore("Someone", 61.5, "nine classes")])
+    mapped = run(home, split="test", ignore=[0], labels_map=["7:2"])
+    assert (mapped.labels_map, mapped.other_classes) == ({"0": 255, "7": 2}, False)
+    assert "labels 0 left out and 7 as 2" in mapped.title
+    classes = tmp_path / "classes.yaml"
+    classes.write_text(yaml.safe_dump({"classes": list("abcdefghi"), "palette": [list(c) for c in MFNET_PALETTE]}))
+    for id in (home / "data" / "test.txt").read_text().split():
+        write_png(tmp_path / "maps" / f"{id}.png", np.zeros((96, 128), np.uint8))
+    renamed = run(home, split="test", predictions=tmp_path / "maps", class_file=classes)
+    assert "classes of a class file" in renamed.title
+    for report in (mapped, renamed):
+        assert report.published is None
+        assert Report.from_dict(report.to_dict()).relabelled == report.relabelled != []
+    assert "labels_map" not in run(home, split="test").to_dict()
+
+
 def test_bad_input_is_refused_by_name(home, tmp_path):
     few = save(tmp_path / "few", 0, classes=["a", "b"], palette=[(0, 0, 0), (1, 1, 1)], foreground=[1])
     with pytest.raises(InputError, match="2 classes, data set mfnet has 9"):
@@ -536,6 +603,8 @@ def test_bad_input_is_refused_by_name(home, tmp_path):
     for options in ({"seed": -1}, {"scales": (float("nan"),)}):
         with pytest.raises(InputError, match="expected finite factors and a seed of at least 0"):
             run(home, **options)
+    with pytest.raises(InputError, match=r"--align, .* need --weights; leave them out"):
+        run(home, predictions=home, align="auto")
     with pytest.raises(InputError, match="leave it out without them"):
         run(home, predicted_by=home / "a")
     blocked = tmp_path / "file"

@@ -88,6 +88,27 @@ class TestFolder:
             ("mIoU, percent (present)", 37.13, "test"), ("mIoU, day, percent (present)", 40.0, "test"),
         ]  # fmt: skip
 
+    def test_figures_tell_how_they_were_made(self, checkpoint, tmp_path):
+        odd = {"modality": "visible", "flip": True, "scales": [0.75, 1.0], "fitted": {"class_offsets": 3}}
+        write_repository(checkpoint, tmp_path / "a", "me/model", [report(tmp_path, checkpoint, **odd)])
+        figure, _ = ModelCard.load(tmp_path / "a" / "README.md").data.eval_results
+        how = "visible only, flip, scales 0.75 1, class offsets fitted on these pairs"
+        assert figure.metric_name == f"mIoU, {how}, percent (present)"
+
+    @pytest.mark.parametrize(
+        ("fault", "told"),
+        [
+            ({"prompts": "oracle"}, "its prompts were drawn from the ground truth"),
+            ({"prompts": "named"}, "its prompts were drawn from the ground truth"),
+            ({"leak_guard": {"leaks": 4}}, "it scores 4 pictures that were trained on"),
+            ({"leak_guard": {"leaks": 0, "off": True}}, "no training list was compared with its pictures"),
+        ],
+    )
+    def test_figures_that_are_not_honest_are_refused(self, checkpoint, tmp_path, fault, told):
+        with pytest.raises(InputError, match=rf"report\.json: {told}, .*; give another report"):
+            write_repository(checkpoint, tmp_path / "a", "me/m", [report(tmp_path, checkpoint, **fault)])
+        assert not list((tmp_path / "a").iterdir())
+
     def test_a_page_of_ones_own_stays_and_loses_its_old_metadata(self, checkpoint, tmp_path):
         (checkpoint / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n---\nend\n")
         text = (

@@ -14,6 +14,7 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_
 from torchmetrics.classification import MulticlassCalibrationError
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
+from fusionsam.config.datasets import find
 from fusionsam.errors import InputError
 from fusionsam.metrics import boundary
 from fusionsam.metrics import segmentation as metrics
@@ -105,7 +106,7 @@ def test_fmb_protocols_equal_a_slow_reimplementation(case):
         "13": slow_miou(prediction, label, every - {0, 13}, "nan", ignored=(0, 13)),
         "14-present": slow_miou(prediction, label, every - {13}, "present"),
     }
-    assert set(metrics.protocols_of("fmb")) == set(expected)
+    assert set(metrics.protocols_of("fmb", find("fmb").classes)) == set(expected)
     for name, value in expected.items():
         assert PROTOCOLS[name](matrix).miou == pytest.approx(value, nan_ok=True), name
 
@@ -138,13 +139,16 @@ def test_ignored_truth_is_no_false_positive_but_an_ignored_prediction_is_a_miss(
 def test_headline_is_a_protocol_of_the_data_set_and_all_agree_when_every_class_occurs():
     rng = np.random.default_rng(0)
     matrix = rng.integers(1, 50, (15, 15))
-    for dataset in ("mfnet", "fmb"):
+    fmb = find("fmb").classes
+    for dataset, classes in (("mfnet", find("mfnet").classes), ("fmb", fmb), ("fmb", ["a", "b"]), ("fmb", fmb[::-1])):
         for complete in (False, True):
-            assert metrics.headline(dataset, [complete] * 15) in metrics.protocols_of(dataset)
+            known = metrics.protocols_of(dataset, classes)
+            assert metrics.headline(dataset, classes, [complete] * len(classes)) in known
+            assert ("present" in known) == (classes is not fmb)  # FMB's protocols are of its own classes
     bicycle, truck = 13, 10
-    assert metrics.headline("fmb", [i != bicycle for i in range(15)]) == "14-present"
+    assert metrics.headline("fmb", fmb, [i != bicycle for i in range(15)]) == "14-present"
     # a class that occurs is never left out, though another one is absent
-    assert metrics.headline("fmb", [i != truck for i in range(15)]) == "15-nan"
+    assert metrics.headline("fmb", fmb, [i != truck for i in range(15)]) == "15-nan"
     values = {PROTOCOLS[n](matrix).miou for n in ("present", "nan", "zero", "15-nan", "15-zero")}
     assert max(values) - min(values) < 1e-9
     with pytest.raises(InputError, match="choose a protocol"):

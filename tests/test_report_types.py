@@ -132,6 +132,24 @@ def test_sequences_are_resampled_whole():
     assert "3 recording sequences" in str(report_of(tally, sequences=sequences))
 
 
+def test_one_image_and_one_recording_have_no_interval_and_the_report_says_so():
+    """Resamples of one thing are all alike: an interval of no width would promise what nobody knows."""
+    ids = ["00001D", "00002D"]
+    sequences = recording_sequences([Entry(i) for i in ids])
+    two, one = (report_of(tally_of(ids[:count]), sequences=sequences) for count in (2, 1))
+    assert two.interval[0] < two.interval[1]
+    assert (two.by_sequence.n_sequences, two.by_sequence.interval) == (1, None)
+    assert "(none over recording sequences: they are of one)" in str(two)
+    assert (one.interval, one.by_time["day"].interval) == (None, None)
+    assert "<- headline, no interval: one image\n" in str(one)
+    assert Report.from_dict(one.to_dict()).to_dict() == one.to_dict()
+
+
+def test_fmb_with_other_classes_is_scored_as_any_data_set():
+    found = scores(tally_of(IDS), "fmb", 0)
+    assert (found.protocol, set(found.protocols)) == ("present", {"present", "nan", "zero"})
+
+
 def test_a_difference_of_one_recording_is_not_taken_for_many():
     """Forty frames of one recording all speak for us: over images that is real, over sequences nobody can tell."""
     good, bad = np.array([[50, 0], [0, 50]]), np.array([[40, 10], [10, 40]])

@@ -193,6 +193,10 @@ def test_tables_stand_beside_one_another_only_for_the_same_pictures(scenes, tmp_
         InputError, match="--against, the table of rival: its seed is 1, here it is 0; measure it on this split"
     ):
         table(values, [{**values, "title": "rival", "seed": 1}])
+    with pytest.raises(InputError, match="is of pairs with the ids of those here and other labels"):
+        table(values, [{**values, "title": "rival", "labels_sha256": "x"}])
+    earlier = {key: value for key, value in values.items() if key != "labels_sha256"}
+    assert table(values, [{**earlier, "title": "rival"}]).rows == beside.rows
     for row in ("3", '{"miou": "abc"}', "{}"):
         (tmp_path / "robustness.json").write_text(f'{{"title": "t", "conditions": {{"full": {row}}}}}')
         with pytest.raises(InputError, match="no table of fusionsam robustness"):
@@ -230,6 +234,7 @@ def test_the_full_row_is_what_evaluate_says(root, tmp_path, make_debug):
         ),
         (["--out", "ROWS", "--conditions", "fogg"], "--conditions 'fogg': not known; choose from full"),
         (["--out", "OTHER"], "other/robustness.json: is of other pairs (rival), not of these"),
+        (["--out", "SITE"], "site/robustness.json: is of other pairs (rival), not of these"),
     ],
 )
 def test_what_would_spoil_the_table_is_told_before_anything_is_measured(
@@ -243,12 +248,16 @@ def test_what_would_spoil_the_table_is_told_before_anything_is_measured(
     (tmp_path / "other" / "robustness.json").write_text(
         json.dumps({**values, "title": "rival", "split_ids_sha256": "x"})
     )
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "robustness.json").write_text(json.dumps({**values, "title": "rival", "labels_sha256": "x"}))
     write({**values, "title": "earlier"}, tmp_path / "rows")
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(robustness, "measure", lambda *_: pytest.fail("measured"))
     weights = save_checkpoint(tmp_path / "weights", make_debug(), {})
     given = ["--weights", str(weights), "--dataset", "mfnet", "--root", str(root), "--bootstrap", "0"]
-    places = {name: str(tmp_path / name.lower()) for name in ("OTHER", "ROWS")} | {"FILE": str(tmp_path / "file" / "x")}
+    places = {name: str(tmp_path / name.lower()) for name in ("OTHER", "ROWS", "SITE")} | {
+        "FILE": str(tmp_path / "file" / "x")
+    }
     more = [places.get(word, word) for word in changed]
     assert main(["robustness", *given, "--out", str(tmp_path / "out"), *more]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -268,6 +277,12 @@ def test_fmb_is_scored_by_its_own_protocol(tmp_path):
     found = measure(lambda v, i: np.zeros((64, 96), np.int64), data, ["visible only"], bootstrap=3)
     assert found["protocol"] == "14-present"
     assert 0 <= found["conditions"]["full"]["miou"] < 20
+    data.row = replace(data.row, classes=data.row.classes[::-1])  # of a class file
+    found = measure(lambda v, i: np.zeros((64, 96), np.int64), data, ["visible only"], bootstrap=3)
+    assert found["protocol"] == "present"
+    data.entries = data.entries[:1]
+    found = measure(lambda v, i: np.zeros((64, 96), np.int64), data, ["visible only"], bootstrap=3)
+    assert found["conditions"]["full"]["interval"] is None  # resamples of one pair are all alike
 
 
 def test_a_pair_without_an_image_is_named_before_anything_is_measured(scenes):

@@ -4,8 +4,8 @@ the fingerprints that weights carry."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fusionsam.data.fingerprints import Digests, Fingerprints, fingerprint
@@ -32,6 +32,8 @@ class TrainingList:
     root: str
     split: str
     class_file: str | Path | None = None
+    weights: tuple[Path, ...] = ()
+    """Folders of the checkpoints that were trained on it, as far as they are known."""
 
     @property
     def name(self) -> str:
@@ -93,18 +95,22 @@ def training_lists(
     root: str | Path,
     train_split: str | None = None,
     class_file: str | Path | None = None,
+    folders: Sequence[Path] = (),
 ) -> list[TrainingList]:
-    """The lists that the weights of `cards` were trained on, as they record it, each once; without a card, or where a
-    card says nothing, `train` of the evaluated data set. `train_split` takes the place of the recorded name."""
+    """The lists that the weights of `cards`, which lie in `folders`, were trained on, as they record it, each once;
+    without a card, or where a card says nothing, `train` of the evaluated data set. `train_split` takes the place of
+    the recorded name."""
     found: dict[tuple[str, str, str], TrainingList] = {}
-    for card in cards or [{}]:
+    for place, card in enumerate(cards or [{}]):
         data = (card.get("config") or {}).get("data") or card.get("data") or {}
         name = train_split or data.get("train_split") or "train"
         if data.get("dataset") in (None, dataset):
             one = TrainingList(dataset, str(root), name, class_file)
         else:  # MSRS repeats MFNet's pictures: another data set is no excuse
             one = TrainingList(data["dataset"], str(data.get("root")), name, data.get("class_file"))
-        found[one.dataset, one.root, one.split] = one
+        key = (one.dataset, one.root, one.split)
+        before = found[key].weights if key in found else ()
+        found[key] = replace(one, weights=(*before, *folders[place : place + 1]))
     return list(found.values())
 
 
@@ -124,7 +130,8 @@ def check_leaks(
     Args:
         evaluated: The pairs that are scored.
         split: Their name in messages.
-        lists: Training lists to compare with; one that is not here is told in the notes.
+        lists: Training lists to compare with; of one that is not here the notes name the checkpoints that nothing else
+            tells of.
         folders: Checkpoint folders whose fingerprints tell what they saw.
         off: Nobody wants the lists compared, which the notes say.
         wanted: The name of the split that was asked for; then its list must be there.
@@ -141,8 +148,8 @@ def check_leaks(
     if off:
         found.notes.append("no list of training pictures was compared (--train-split none)")
     remembered = _remembered(folders)
-    read = _read_lists([] if off else lists, wanted, bool(remembered), found.notes)
-    known = [*read, *remembered]
+    read = _read_lists([] if off else lists, wanted, remembered, found.notes)
+    known = [*read, *remembered.values()]
     # of predictions that nobody knows the training of, with no list to compare, nothing is to be looked up
     prints = fingerprint(split, evaluated) if known or known_weights else Fingerprints()
     found.content = prints.content
@@ -163,18 +170,21 @@ def check_leaks(
     return found
 
 
-def _remembered(folders: Sequence[Path]) -> list[Seen]:
+def _remembered(folders: Sequence[Path]) -> dict[Path, Seen]:
     """What the checkpoint folders carry of their training pictures."""
-    found = []
+    found = {}
     for folder in folders:
         if (prints := Fingerprints.read(folder)) is not None:
             ids = [f"pair {number}" for number in range(1, len(prints.content) + 1)]
-            found.append(Seen(f"{folder.name} (fingerprints)", prints, ids))
+            found[folder] = Seen(f"{folder.name} (fingerprints)", prints, ids)
     return found
 
 
-def _read_lists(lists: Sequence[TrainingList], wanted: str | None, remembered: bool, notes: list[str]) -> list[Seen]:
-    """The lists that are here, the last one first; of others a line in `notes`, unless fingerprints are there."""
+def _read_lists(
+    lists: Sequence[TrainingList], wanted: str | None, remembered: Collection[Path], notes: list[str]
+) -> list[Seen]:
+    """The lists that are here, the last one first; of others a line in `notes`, unless the fingerprints of all that was
+    trained on them are there (`remembered`)."""
     found: list[Seen] = []
     for one in lists:
         try:
@@ -182,9 +192,11 @@ def _read_lists(lists: Sequence[TrainingList], wanted: str | None, remembered: b
         except InputError as error:
             if wanted is not None:
                 raise InputError(f"--train-split {one.split!r}: {error}") from None
-            if not remembered and not found:
+            unknown = [str(folder) for folder in one.weights if folder not in remembered]
+            if unknown or not one.weights:
+                whose = f", nor are fingerprints in {', '.join(unknown)}" if unknown else ""
                 why = "is here" if isinstance(error, NoSplit) else f"could be read ({error})"
-                notes.append(f"no list of the training split {one.name} {why}, so it was not compared")
+                notes.append(f"no list of the training split {one.name} {why}{whose}, so it was not compared")
             continue
         found.insert(0, Seen(one.name, fingerprint(one.name, training), [entry.id for entry in training]))
     return found

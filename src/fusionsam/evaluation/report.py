@@ -25,7 +25,7 @@ from fusionsam.evaluation.report_parts import (
     TimeScore,
     shared_mean,
 )
-from fusionsam.types import FROM_TRUTH, InputError, JsonObject
+from fusionsam.types import FROM_TRUTH, IGNORE, InputError, JsonObject
 
 if TYPE_CHECKING:
     import pandas
@@ -78,6 +78,8 @@ class Report(Scores):
     dataset: str
     split: str | None = None
     split_ids_sha256: str
+    labels_sha256: str | None = None
+    """Of the label pixels of every class in each image of the split; the same ids may name other pictures."""
     split_images: int | None = None
     as_trained: bool = False
     modality: str | None = None
@@ -89,6 +91,10 @@ class Report(Scores):
     notes: list[str] = field(default_factory=list)
     commit: str = ""
     command: str = ""
+    labels_map: dict[str, int] | None = None
+    """Id in the label files -> class id, or 255 (left out), where they were read otherwise than stored."""
+    other_classes: bool = False
+    """A class file took the place of the data set's own classes."""
     align: JsonObject | None = None
     """The rig that the pairs were aligned by, where they were."""
     weights_card: JsonObject | None = None
@@ -136,6 +142,14 @@ class Report(Scores):
         told = ["flip"] if self.flip else []
         told += ["scales " + " ".join(f"{scale:g}" for scale in self.scales)] if self.scales != [1.0] else []
         return told + ([self.precision] if self.precision != "fp32" else [])
+
+    @property
+    def relabelled(self) -> list[str]:
+        """In what the truth differs from the data set's own, in words."""
+        pairs = sorted((int(was), now) for was, now in (self.labels_map or {}).items())
+        mapped = " and ".join(f"{was} left out" if now == IGNORE else f"{was} as {now}" for was, now in pairs)
+        told = [f"labels {mapped}"] if mapped else []
+        return told + (["classes of a class file"] if self.other_classes else [])
 
     @property
     def counted(self) -> list[str]:
@@ -195,8 +209,8 @@ class Report(Scores):
 
 OMITTED = frozenset(
     {
-        "align", "away", "by_sequence", "by_time", "predictions", "missing", "extra", "missing_ids", "extra_files",
-        "weights_sha256", "published", "against", "baseline", "peer", "checkpoints",
+        "align", "away", "by_sequence", "by_time", "labels_map", "labels_sha256", "predictions", "missing", "extra",
+        "missing_ids", "extra_files", "weights_sha256", "published", "against", "baseline", "peer", "checkpoints",
         *(each.name for each in fields(Report) if each.name.endswith("_deviation")),
     }
 )  # fmt: skip
@@ -262,12 +276,15 @@ def _away(away: AwayScore) -> str:
 
 def _headline(report: Report) -> str:
     """What stands behind the headline mIoU: its intervals, or its deviation over checkpoints."""
-    line = "  <- headline"
+    line, sequences = "  <- headline", report.by_sequence
     if report.interval:
         line += f", 95 % interval {' to '.join(map(_cell, report.interval))}"
-    if report.by_sequence is not None and report.by_sequence.interval:
-        ends = " to ".join(map(_cell, report.by_sequence.interval))
-        line += f" ({ends} over {report.by_sequence.n_sequences} recording sequences)"
+    elif report.n_images == 1 and report.bootstrap.get("draws"):
+        line += ", no interval: one image"
+    if sequences is not None and sequences.interval:
+        line += f" ({' to '.join(map(_cell, sequences.interval))} over {sequences.n_sequences} recording sequences)"
+    elif report.interval and sequences is not None and sequences.n_sequences == 1:
+        line += " (none over recording sequences: they are of one)"
     if report.miou_deviation is not None:
         line += f", deviation {report.miou_deviation:.2f} over {len(report.checkpoints or ())} checkpoints"
     return line

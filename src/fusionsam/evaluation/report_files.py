@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fusionsam.data.dataset import LabelledPairs
 from fusionsam.evaluation.report import Report
 from fusionsam.io import Made, OutputFolder, write_text
 from fusionsam.metrics.segmentation import ImageMatrices
-from fusionsam.types import InputError, JsonObject
+from fusionsam.types import IGNORE, InputError, JsonObject
 
 REPORTS = ("report.json", "report_oracle.json", "report_named.json")
 """Names that a report has, by what prompted."""
@@ -22,6 +23,16 @@ REPORTS = ("report.json", "report_oracle.json", "report_named.json")
 def split_digest(ids: Sequence[str]) -> str:
     """SHA-256 of the sorted ids, one a line: two reports are of one split if it is equal."""
     return hashlib.sha256("".join(f"{i}\n" for i in sorted(ids)).encode()).hexdigest()
+
+
+def labels_digest(data: LabelledPairs) -> str:
+    """SHA-256 of how many pixels of each class every label has, in the order of ids: the same ids may name other
+    pictures. InputError for a label that cannot be read."""
+    counts = {}
+    for index, entry in enumerate(data.entries):
+        label = data.label(index).numpy()
+        counts[entry.id] = np.bincount(label[label != IGNORE], minlength=data.num_classes).tolist()
+    return hashlib.sha256("".join(f"{i} {counts[i]}\n" for i in sorted(counts)).encode()).hexdigest()
 
 
 def file_mark(report: Report) -> str:
@@ -46,9 +57,9 @@ def write(out: Path, report: Report, images: ImageMatrices | None) -> Path:
     return path
 
 
-def require_split(out: Path, dataset: str, split: str) -> None:
-    """InputError if `out` holds a report of another data set or split (its `split_digest`), or none of ours: it would
-    be lost."""
+def require_split(out: Path, dataset: str, split: str, labels: str | None = None) -> None:
+    """InputError if `out` holds a report of another data set, split (its `split_digest`) or labels (`labels_digest`,
+    where both tell it), or none of ours: it would be lost."""
     folder = OutputFolder(out, "evaluate")
     for name in REPORTS:
         stored = folder.read(name)
@@ -59,6 +70,8 @@ def require_split(out: Path, dataset: str, split: str) -> None:
         was = Made({"pairs": f"{stored['dataset']}/{stored.get('split')} ({str(stored['split_ids_sha256'])[:8]})"})
         same = (stored["dataset"], stored["split_ids_sha256"]) == (dataset, split)
         now = was if same else Made({"pairs": f"{dataset} ({split[:8]})"})
+        if same and labels and (theirs := stored.get("labels_sha256")):
+            was, now = (Made({"labels": f"pairs with the labels {str(each)[:8]}"}) for each in (theirs, labels))
         folder.state(name, was, now, [name])
 
 

@@ -123,6 +123,7 @@ _WHERE_THERE: dict[str, Rule] = {
     "scales": ("numbers", _numbers),
     "precision": ("text", _text),
     "notes": ("a list of sentences", _texts),
+    "labels_map": ("ids of the label files -> class ids", lambda v: isinstance(v, dict)),
     "per_class_accuracy": ("class -> percent", _score_map),
     "per_class_f1": ("class -> percent", _score_map),
     "per_class_boundary_f": ("class -> percent", _score_map),

@@ -23,9 +23,10 @@ from fusionsam.data.transforms import to_unit
 from fusionsam.evaluation.conditions import CONDITIONS, disturb, reached
 from fusionsam.evaluation.leak_guard import fitted_notes, fitted_on
 from fusionsam.evaluation.options import CONDITION_NAMES, EvaluateConfig, RobustnessOptions
-from fusionsam.evaluation.report_files import split_digest
+from fusionsam.evaluation.report_files import labels_digest, split_digest
 from fusionsam.evaluation.run import check_classes, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import Row, Table, write_table
+from fusionsam.evaluation.tally import interval_of
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import Mode
 from fusionsam.io import Made, OutputFolder, commit, digest, progress_bar, require_writable, write_json
@@ -33,7 +34,6 @@ from fusionsam.metrics.segmentation import (
     PROTOCOLS,
     ConfusionMatrix,
     ImageMatrices,
-    bootstrap_miou,
     headline,
     iou,
     plain,
@@ -72,6 +72,7 @@ class Measured(TypedDict, total=False):
     title: str
     dataset: str
     split_ids_sha256: str
+    labels_sha256: str
     n_images: int
     protocol: str
     unit: str
@@ -98,18 +99,21 @@ def require_usable(
     conditions: Sequence[str] = CONDITION_NAMES,
 ) -> None:
     """What could spoil the table after everything has been measured, asked before. InputError for a negative seed or
-    number of resamples, tables of other images or another seed, and an `out` that cannot be written or holds rows that
-    would be lost: of other images, or of conditions that are not among `conditions`."""
+    number of resamples, tables of other images, labels or another seed, and an `out` that cannot be written or holds
+    rows that would be lost: of other images or labels, or of conditions that are not among `conditions`."""
     if seed < 0 or bootstrap < 0:
         raise InputError(f"--seed {seed}, --bootstrap {bootstrap}: expected at least 0")
     require_known(conditions)
-    require_same(others, {**_images(data), "seed": seed})
+    ours = _images(data)
+    require_same(others, {**ours, "seed": seed})
     require_writable(out)
     folder, record = OutputFolder(out, NAME), f"{NAME}.json"
     if folder.read(record) is None:
         return
-    there, pairs = read_table(out), _images(data)["split_ids_sha256"]
-    was = Made({"pairs": f"other pairs ({there['title']})" if there.get("split_ids_sha256") != pairs else "these"})
+    there = read_table(out)
+    same = there.get("split_ids_sha256") == ours["split_ids_sha256"]
+    same = same and there.get("labels_sha256", ours["labels_sha256"]) == ours["labels_sha256"]
+    was = Made({"pairs": "these" if same else f"other pairs ({there['title']})"})
     folder.state(record, was, Made({"pairs": "these"}), [record])
     folder.require_none_lost(record, "rows of", there["conditions"], ["full", *conditions])
 
@@ -125,11 +129,15 @@ def require_same(others: Sequence[Measured], values: Measured) -> None:
     ours: Mapping[str, object] = values
     for other in others:
         theirs: Mapping[str, object] = other
-        for key in ("dataset", "split_ids_sha256", "protocol", "seed"):
+        for key in ("dataset", "split_ids_sha256", "labels_sha256", "protocol", "seed"):
+            if key == "labels_sha256" and key not in theirs:  # a table of an earlier version
+                continue
             if key in ours and theirs.get(key) != ours[key]:
                 unlike = f"its {key} is {theirs.get(key)}, here it is {ours[key]}"
                 if key == "split_ids_sha256":
                     unlike = f"is of {other.get('n_images')} other pairs than the {ours.get('n_images')} here"
+                if key == "labels_sha256":
+                    unlike = "is of pairs with the ids of those here and other labels"
                 raise InputError(
                     f"--against, the table of {other['title']}: {unlike}; measure it on this split with this seed"
                 )
@@ -137,7 +145,10 @@ def require_same(others: Sequence[Measured], values: Measured) -> None:
 
 def _images(data: LabelledPairs) -> Measured:
     ids_digest = split_digest([entry.id for entry in data.entries])
-    return {"dataset": data.row.name, "split_ids_sha256": ids_digest, "n_images": len(data)}
+    labels = labels_digest(data)
+    return {
+        "dataset": data.row.name, "split_ids_sha256": ids_digest, "labels_sha256": labels, "n_images": len(data),
+    }  # fmt: skip
 
 
 def measure(
@@ -160,10 +171,11 @@ def measure(
                 f"{entry.id}: has no {absent[0]}, and robustness needs both images and a label; leave it off the list"
             )
     require_known(conditions)
+    told = _images(data)
     counted = _count(predict, data, list(dict.fromkeys(["full", *conditions])), seed)
     full = counted["full"]
     occurs = np.zeros(data.num_classes, bool) if full is None else full.dense().sum((0, 2), dtype=np.int64) > 0
-    protocol = headline(data.row.name, occurs)
+    protocol = headline(data.row.name, data.row.classes, occurs)
     rows = {
         name: _score(CONDITIONS[name].note, images, data.row.classes, protocol, seed, bootstrap)
         for name, images in counted.items()
@@ -172,7 +184,7 @@ def measure(
     for row in rows.values():
         if (miou := row["miou"]) is not None and whole:
             row["difference"], row["share"] = miou - whole, 100 * miou / whole
-    return {**_images(data), "protocol": protocol, "unit": "percent", "seed": seed, "conditions": rows}
+    return {**told, "protocol": protocol, "unit": "percent", "seed": seed, "conditions": rows}
 
 
 def _count(predict: Predict, data: LabelledPairs, names: Sequence[str], seed: int) -> dict[str, ImageMatrices | None]:
@@ -223,7 +235,7 @@ def _score(
         stack = images.dense()
         matrix = stack.sum(0, dtype=np.int64)
         row["miou"] = plain([PROTOCOLS[protocol](matrix).miou])[0]
-        row["interval"] = plain(bootstrap_miou(stack, protocol, bootstrap, seed)) if bootstrap else None
+        row["interval"] = interval_of(stack, protocol, bootstrap, seed)
         row["per_class_iou"] = dict(zip(names, plain(100 * iou(matrix)), strict=True))
     return row
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fusionsam.config.datasets import DatasetRow
+from fusionsam.config.datasets import CATALOG, DatasetRow
 from fusionsam.data.dataset import LabelledPairs, open_labelled_split
 from fusionsam.data.label_faults import require_lossless
 from fusionsam.data.rigs import fit, open_aligner
@@ -31,7 +31,7 @@ from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.views import require_scales
 from fusionsam.io import commit, digest, progress_bar, require_writable
 from fusionsam.metrics.segmentation import ImageMatrices
-from fusionsam.types import FROM_TRUTH, IGNORE, InputError, JsonObject
+from fusionsam.types import FROM_TRUTH, InputError, JsonObject
 from fusionsam.weights import checkpoint
 from fusionsam.weights.checkpoint import Card
 
@@ -48,14 +48,21 @@ def evaluate(config: EvaluateConfig) -> Report:
     """
     _check(config)
     data = open_labelled(config)
+    _require_modality(config.modality, data.entries)
     split = report_files.split_digest([entry.id for entry in data.entries])
-    if config.out is not None:
-        report_files.require_split(Path(config.out), config.dataset, split)
+    labels = report_files.labels_digest(data)
+    out = None if config.out is None else Path(config.out)
+    outs = [out] * len(config.weights)
+    if out is not None and len(config.weights) > 1:
+        outs = [out / f"checkpoint_{number}" for number in range(1, len(config.weights) + 1)]
+    for place in dict.fromkeys([out, *outs]):
+        if place is not None:
+            report_files.require_split(place, config.dataset, split, labels)
     other = None
     if config.against is not None:
         other = report_files.read_comparable(config.against, config.dataset, split)
     if config.predictions is not None:
-        return _evaluate_folder(config, data, other)
+        return _evaluate_folder(config, data, labels, other)
     cards = []
     for source in config.weights:  # all are judged before hours are spent on the first
         model_config, card = checkpoint.read_card(source)
@@ -69,10 +76,7 @@ def evaluate(config: EvaluateConfig) -> Report:
     _check_seeds(config, cards)
     guard = leak_guard(config, data.entries, cards)
     found: list[Report] = []
-    for number, source in enumerate(config.weights, 1):
-        out = None if config.out is None else Path(config.out)
-        if len(config.weights) > 1:
-            out = None if out is None else out / f"checkpoint_{number}"
+    for source, place in zip(config.weights, outs, strict=True):
         # one at a time: five of the largest would not fit
         model = FusionSAM.from_pretrained(
             source, config.device, calibrated=not config.as_trained, precision=config.precision
@@ -80,17 +84,20 @@ def evaluate(config: EvaluateConfig) -> Report:
         if line := slower(model.precision, model.device):
             tqdm.write(line, file=sys.stderr)
         options = (config.prompts, config.modality, config.flip, tuple(config.scales), config.seed)
-        found.append(_run(config, data, NetworkPredictor(model, *options), guard, out, other, source, model.card))
+        predictor = NetworkPredictor(model, *options)
+        found.append(_run(config, data, labels, predictor, guard, place, other, source, model.card))
     if len(found) == 1:
         return found[0]
     report = summarise(found)
     report.title = _title(config, f"mean of {len(found)} checkpoints", report, None)
-    if config.out is not None:
-        report_files.write(Path(config.out), report, None)
+    if out is not None:
+        report_files.write(out, report, None)
     return report
 
 
-def _evaluate_folder(config: EvaluateConfig, data: LabelledPairs, other: tuple[Report, ImageMatrices] | None) -> Report:
+def _evaluate_folder(
+    config: EvaluateConfig, data: LabelledPairs, labels: str, other: tuple[Report, ImageMatrices] | None
+) -> Report:
     """Score label maps that somebody predicted."""
     assert config.predictions is not None
     folder = FolderPredictor(config.predictions, data, config.prediction_format, config.allow_partial)
@@ -105,7 +112,7 @@ def _evaluate_folder(config: EvaluateConfig, data: LabelledPairs, other: tuple[R
     _check_seeds(config, cards)
     guard = leak_guard(config, data.entries, cards)
     out = None if config.out is None else Path(config.out)
-    return _run(config, data, folder, guard, out, other, None, cards[0] if cards else {})
+    return _run(config, data, labels, folder, guard, out, other, None, cards[0] if cards else {})
 
 
 def open_labelled(config: EvaluateConfig) -> LabelledPairs:
@@ -119,13 +126,24 @@ def open_labelled(config: EvaluateConfig) -> LabelledPairs:
     return data
 
 
+def _require_modality(modality: str, entries: Sequence[Entry]) -> None:
+    """InputError for a pair without the only image that is wanted, before hours are spent on those before it."""
+    for entry in entries:
+        alone = {"visible": entry.visible, "infrared": entry.infrared}
+        if modality in alone and not (alone[modality] or entry.rgbt or entry.radiometric):
+            raise InputError(
+                f"{entry.id}: has no {modality} image, but --modality {modality} asks for it; leave it off the list"
+            )
+
+
 def _check(config: EvaluateConfig) -> None:
     if bool(config.weights) == (config.predictions is not None):
         raise InputError("evaluate: give either --weights or --predictions, one of them")
-    needing = config.prompts or config.flip or config.as_trained or config.modality != "both"
+    needing = config.prompts or config.flip or config.as_trained or config.modality != "both" or config.align
     if config.predictions is not None and (needing or config.precision != "fp32"):
         raise InputError(
-            "predictions: --prompts, --modality, --as-trained, --flip and --precision need --weights; leave them out"
+            "predictions: --prompts, --modality, --align, --as-trained, --flip and --precision need --weights; leave "
+            "them out"
         )
     if not all(map(math.isfinite, config.scales)) or config.seed < 0:
         raise InputError(
@@ -186,11 +204,13 @@ def leak_guard(
     on."""
     off = config.train_split == "none"
     sources = [*config.weights, *([config.predicted_by] if config.predicted_by is not None else [])]
+    folders = [*map(checkpoint.locate, sources), *folders]
+    data = (config.dataset, config.root, config.train_split, config.class_file)
     return check_leaks(
         evaluated,
         config.split,
-        [] if off else training_lists(cards, config.dataset, config.root, config.train_split, config.class_file),
-        [*map(checkpoint.locate, sources), *folders],
+        [] if off else training_lists(cards, *data, folders),
+        folders,
         off=off,
         wanted=config.train_split,
         known_weights=bool(cards),
@@ -201,6 +221,7 @@ def leak_guard(
 def _run(
     config: EvaluateConfig,
     data: LabelledPairs,
+    labels: str,
     predictor: NetworkPredictor | FolderPredictor,
     guard: LeakCheck,
     out: Path | None,
@@ -220,6 +241,7 @@ def _run(
     report = Report(
         **vars(figures),
         **_context(config, data, guard),
+        labels_sha256=labels,
         **predictor.describe(),
         title="",
         prompts="named" if config.prompts == "named" else prompts,
@@ -229,13 +251,9 @@ def _run(
         seconds_counting=counting,
     )
     report.notes += fitted_notes(fitted, len(data.entries))
-    if data.row.labels_map:
-        pairs = sorted(data.row.labels_map.items())
-        mapped = ", ".join(f"{was} left out" if now == IGNORE else f"{was} as {now}" for was, now in pairs)
-        report.notes.append(f"label ids were read otherwise than stored: {mapped}")
     whole = len(todo) == len(data.entries)
     official = config.split == "test" and whole and TEST_IMAGES.get(config.dataset) == len(todo)
-    if official and not report.oracle and not guard.leaks and not guard.off:
+    if official and not (report.oracle or guard.leaks or guard.off or report.relabelled):
         report.published = SINCE[config.dataset]
     name = str(weights if weights is not None else config.predictions)
     report.title = _title(config, name, report, None if whole else (len(todo), len(data.entries)))
@@ -279,6 +297,8 @@ def _context(config: EvaluateConfig, data: LabelledPairs, guard: LeakCheck) -> J
         "split": config.split,
         "split_ids_sha256": report_files.split_digest([entry.id for entry in data.entries]),
         "split_images": len(data.entries),
+        "labels_map": {str(was): now for was, now in sorted(data.row.labels_map.items())} or None,
+        "other_classes": data.row.classes != (CATALOG[config.dataset].classes or data.row.classes),
         "as_trained": config.as_trained,
         "modality": config.modality,
         "flip": config.flip,
@@ -301,6 +321,7 @@ def _title(config: EvaluateConfig, name: str, report: Report, partial: tuple[int
     marks += ["LEAK GUARD OFF (the training split was not compared)"] if guard.off else []
     marks += [f"PARTIAL ({partial[0]} of {partial[1]} images)"] if partial else []
     how = [f"prompts {report.prompts}" if report.prompts else f"predictions read as {report.prediction_format}"]
+    how += report.relabelled
     how += [f"{config.modality} only"] if config.modality != "both" else []
     how += [f"scales {', '.join(f'{s:g}' for s in config.scales)}"] if list(config.scales) != [1.0] else []
     how += [f"aligned by {config.align}"] if config.align else []

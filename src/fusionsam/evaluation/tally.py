@@ -15,6 +15,7 @@ from fusionsam.evaluation.report_parts import (
     AwayScore,
     ByClass,
     CheckpointScore,
+    Interval,
     ProtocolScore,
     SequenceScore,
     TimeScore,
@@ -82,6 +83,12 @@ def _number(value: float) -> float | None:
     return plain([value])[0]
 
 
+def interval_of(stack: NDArray[np.integer], protocol: str, draws: int, seed: int) -> Interval | None:
+    """95 % bootstrap interval, in percent, of the matrices (n,K,K) of images or sequences; None without draws, and of
+    fewer than two, whose resamples are all alike."""
+    return plain(bootstrap_miou(stack, protocol, draws, seed)) if draws and len(stack) > 1 else None
+
+
 def scores(
     tally: Tally,
     dataset: str,
@@ -93,22 +100,22 @@ def scores(
 
     Args:
         tally: The counts.
-        dataset: Name of the data set, which decides on protocols and on day and night.
+        dataset: Name of the data set, which decides on day and night, and with the classes on protocols.
         draws: Resamples of the bootstrap; 0 = no interval.
         seed: Of the bootstrap.
         sequences: Image id -> recording sequence, for the interval over sequences.
     """
     matrix, classes = tally.confusion.matrix, tally.classes
-    protocol = headline(dataset, matrix.sum(1) > 0)
+    protocol = headline(dataset, classes, matrix.sum(1) > 0)
     protocols = {}
-    for name in protocols_of(dataset):
+    for name in protocols_of(dataset, classes):
         score = PROTOCOLS[name](matrix)
         protocols[name] = ProtocolScore(_number(score.miou), [classes[i] for i in score.classes])
     return Scores(
         miou=protocols[protocol].miou,
         protocol=protocol,
         protocols=protocols,
-        interval=plain(bootstrap_miou(tally.images.dense(), protocol, draws, seed)) if draws else None,
+        interval=interval_of(tally.images.dense(), protocol, draws, seed),
         by_sequence=_sequence_score(tally, protocol, draws, seed, sequences),
         bootstrap={"draws": draws, "seed": seed},
         n_images=len(tally.images.ids),
@@ -145,7 +152,7 @@ def _sequence_score(
     if not ids or sequences is None or not all(i in sequences for i in ids):
         return None
     stack = by_sequence(tally.images.dense(), [sequences[i] for i in ids])
-    return SequenceScore(len(stack), plain(bootstrap_miou(stack, protocol, draws, seed)) if draws else None)
+    return SequenceScore(len(stack), interval_of(stack, protocol, draws, seed))
 
 
 def _by_time(tally: Tally, draws: int, seed: int) -> dict[str, TimeScore]:
@@ -159,7 +166,7 @@ def _by_time(tally: Tally, draws: int, seed: int) -> dict[str, TimeScore]:
             found[name] = TimeScore(
                 n_images=len(ids),
                 miou=_number(score.miou),
-                interval=plain(bootstrap_miou(matrices, "present", draws, seed)) if draws else None,
+                interval=interval_of(matrices, "present", draws, seed),
                 per_class_iou=_named(tally.classes, iou(matrix)),
                 classes=[tally.classes[i] for i in score.classes],
             )

@@ -167,6 +167,10 @@ class FolderPredictor:
 def _drawn_from_truth(folder: Path) -> bool:
     """Whether `fusionsam baselines --prompts oracle` made these label maps: it says so in the file beside them."""
     try:
-        return json.loads((folder.parent / "settings.json").read_text(encoding="utf-8")).get("prompts") == "oracle"
+        # the parent of "." is "." again
+        return (
+            json.loads((folder.resolve().parent / "settings.json").read_text(encoding="utf-8")).get("prompts")
+            == "oracle"
+        )
     except (OSError, ValueError, AttributeError):
         return False

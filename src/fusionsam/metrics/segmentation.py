@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fusionsam.config.datasets import CATALOG
 from fusionsam.types import InputError, JsonObject
 
 Counts = NDArray[np.int64]
@@ -207,16 +208,24 @@ PROTOCOLS: dict[str, Protocol] = {
 """Every named protocol. `13` leaves out, and `14-zero` counts as 0, a further class absent from a subset."""
 
 
-def protocols_of(dataset: str) -> tuple[str, ...]:
-    """Names of the protocols that fit a data set of the catalogue: five for FMB, three for every other."""
-    return ("15-nan", "15-zero", "14-zero", "13", "14-present") if dataset == "fmb" else ("present", "nan", "zero")
+def _fmb(dataset: str, classes: Sequence[str]) -> bool:
+    # a class file may name others, of which the five protocols say nothing
+    return dataset == "fmb" and tuple(classes) == CATALOG["fmb"].classes
 
 
-def headline(dataset: str, occurs: ArrayLike) -> str:
+def protocols_of(dataset: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Names of the protocols that fit a data set with these classes: five for FMB with its own, three for every
+    other."""
+    own = ("15-nan", "15-zero", "14-zero", "13", "14-present")
+    return own if _fmb(dataset, classes) else ("present", "nan", "zero")
+
+
+def headline(dataset: str, classes: Sequence[str], occurs: ArrayLike) -> str:
     """Name of the protocol whose figure stands in the title of a report: `present` everywhere but on FMB (with every
-    class in the labels it equals `nan` and `zero`). FMB: `14-present` while bicycle is absent, as in the official test
-    split; the mean over 15 classes where it occurs. `occurs` (K,): whether the labels hold each class."""
-    if dataset != "fmb":
+    class in the labels it equals `nan` and `zero`). FMB with its own classes: `14-present` while bicycle is absent, as
+    in the official test split; the mean over 15 classes where it occurs. `occurs` (K,): whether the labels hold each
+    class."""
+    if not _fmb(dataset, classes):
         return "present"
     return "15-nan" if np.asarray(occurs)[13] else "14-present"
 

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 
 from fusionsam.config.schema import ModelConfig
 from fusionsam.io import digest, require_writable, write_json, write_text
-from fusionsam.types import InputError
+from fusionsam.types import FROM_TRUTH, InputError, JsonObject
 from fusionsam.weights.checkpoint import CONFIG, HUB_CONFIG, WEIGHTS, Card, locate, read_card
 from fusionsam.weights.hub import LICENSE, refused, split_name
 from fusionsam.weights.ship import ship
@@ -37,7 +37,8 @@ def write_repository(
         license: As the hub abbreviates it.
 
     Raises:
-        InputError: `folder` holds files, a report is of other weights, the checkpoint cannot be read.
+        InputError: `folder` holds files, the checkpoint cannot be read, a report is of other weights, was prompted by
+            the ground truth, or scores pictures that were trained on or that no training list was compared with.
     """
     folder = Path(folder)
     require_writable(folder)
@@ -82,20 +83,47 @@ def push(
 
 
 def _figures(report: Path, source: str | Path) -> list[EvalResult]:
-    """mIoU, and that of day and night, of a report.json; InputError unless it is of the weights `source`."""
+    """mIoU, and that of day and night, of a report.json; InputError unless it is of the weights `source` and honest."""
     own = digest(locate(source) / WEIGHTS)
     try:
         found = json.loads(report.read_text(encoding="utf-8"))
         data, split, protocol, of = (found[key] for key in ("dataset", "split", "protocol", "weights_sha256"))
         means = {"mIoU": found["miou"]}
         means |= {f"mIoU, {time}": scores["miou"] for time, scores in (found.get("by_time") or {}).items()}
+        how, guard = _how(found), found.get("leak_guard") or {}
+        faults = {
+            "its prompts were drawn from the ground truth": found.get("prompts") in FROM_TRUTH,
+            f"it scores {guard.get('leaks')} pictures that were trained on": guard.get("leaks"),
+            "no training list was compared with its pictures": guard.get("off"),
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"report {report}: is no report.json of fusionsam evaluate ({type(error).__name__}: {str(error)[:80]})"
         ) from None
     if of != own:
         raise InputError(f"report {report}: is of other weights than {source}; evaluate these, and give that report")
-    return [_figure(data, split, protocol, label, mean) for label, mean in means.items() if mean is not None]
+    for fault, is_so in faults.items():
+        if is_so:
+            raise InputError(f"report {report}: {fault}, which is no figure of a model card; give another report")
+    return [
+        _figure(data, split, protocol, ", ".join([label, *how]), mean)
+        for label, mean in means.items()
+        if mean is not None
+    ]
+
+
+def _how(report: JsonObject) -> list[str]:
+    """What was different from one view of both images as the data set has them, in words."""
+    modality, scales = report.get("modality") or "both", report.get("scales") or [1.0]
+    told = [f"{modality} only"] if modality != "both" else []
+    told += ["flip"] if report.get("flip") else []
+    told += ["scales " + " ".join(f"{scale:g}" for scale in scales)] if scales != [1.0] else []
+    told += [report["precision"]] if report.get("precision", "fp32") != "fp32" else []
+    told += ["as trained"] if report.get("as_trained") else []
+    told += ["label ids mapped"] if report.get("labels_map") else []
+    told += ["classes of a class file"] if report.get("other_classes") else []
+    fitted = (report.get("fitted") or {}).get("class_offsets")
+    return told + (["class offsets fitted on these pairs"] if fitted else [])
 
 
 def _validation(card: Card) -> list[EvalResult]:

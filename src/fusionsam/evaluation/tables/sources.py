@@ -50,18 +50,18 @@ class Scored:
             name = f"{_name(report.weights[0])} and {len(report.weights) - 1} more"
         else:
             name = _name(report.weights or report.predictions or self.path.parent)
-        marks = report.inference
+        marks = report.inference + report.relabelled
         marks += ["as trained"] if report.as_trained else []
         marks += ["class offsets fitted on these pairs"] if report.fitted.get("class_offsets") else []
         return ", ".join([name, *marks])
 
     @property
     def official(self) -> bool:
-        """Whether every picture of an official test split was scored, none of them trained on."""
+        """Whether every picture of an official test split was scored, with its own labels, none of them trained on."""
         report, guard = self.report, self.report.leak_guard
         count = TEST_IMAGES.get(report.dataset)
         whole = report.n_images == count and report.split_images in (count, None)
-        return report.split == "test" and whole and not guard.leaks and not guard.off
+        return report.split == "test" and whole and not (guard.leaks or guard.off or report.relabelled)
 
     @property
     def group(self) -> str:
@@ -73,8 +73,9 @@ class Scored:
             return f"this evaluation: official test split, {count} images"
         images = f"{count} images" if count == total else f"{count} of {total} images"
         leak = f", {leaks} of them TRAINED ON" if leaks else ""
+        truth = "".join(f", {words}" for words in report.relabelled)
         behind = ": not comparable with published rows" if report.dataset in TEST_IMAGES else ""
-        return f"our split: {report.split}, {images}{leak}{behind}"
+        return f"our split: {report.split}, {images}{leak}{truth}{behind}"
 
     @cached_property
     def config(self) -> JsonObject | None:
@@ -121,18 +122,34 @@ def _name(source: object) -> str:
 def collect(folders: Sequence[str | Path]) -> list[Scored]:
     """Every report.json, report_oracle.json and report_named.json in the folders, at any depth, in order of path.
 
-    Of a summary over checkpoints its single reports are left out. InputError for a missing folder or a file that is no
-    report; an empty list where there is none."""
+    Of a summary over checkpoints its single reports are left out. InputError for a missing folder, a file that is no
+    report, and reports of the same ids with other labels; an empty list where there is none."""
     found: dict[Path, Scored] = {}
     for folder in _folders(folders):
         for path in sorted(path for name in REPORTS for path in folder.rglob(name)):
             found.setdefault(path.resolve(), Scored(path, read(path)))
+    _require_same_labels(list(found.values()))
     summaries = {path.parent for path, one in found.items() if one.report.checkpoints}
     return [
         one
         for path, one in found.items()
         if not (path.parent.parent in summaries and re.fullmatch(r"checkpoint_\d+", path.parent.name))
     ]
+
+
+def _require_same_labels(found: Sequence[Scored]) -> None:
+    """InputError for two reports of the same ids and other labels, whose rows would stand side by side."""
+    first: dict[tuple[object, ...], Scored] = {}
+    for one in found:
+        r = one.report
+        if r.labels_sha256 is None:  # of an earlier version
+            continue
+        before = first.setdefault((r.dataset, r.split_ids_sha256, *r.relabelled), one)
+        if before.report.labels_sha256 != r.labels_sha256:
+            raise InputError(
+                f"{one.path}: is of pairs with the ids of those in {before.path} and other labels; expected one set of "
+                "pairs, give each --reports of its own"
+            )
 
 
 def collect_fusion(folders: Sequence[str | Path]) -> dict[str, dict[str, dict[str, float | None]]]:
