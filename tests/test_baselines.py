@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,15 +19,17 @@ from transformers import (
 )
 
 from fusionsam.config.datasets import find
+from fusionsam.data.dataset import open_labelled_split
 from fusionsam.data.synthetic.scenes import draw_scene, synthesize
 from fusionsam.errors import InputError
 from fusionsam.evaluation import sam_baseline as baselines
 from fusionsam.evaluation.options import BaselineConfig
-from fusionsam.evaluation.report_files import read_comparable
+from fusionsam.evaluation.report_files import read_comparable, split_digest
 from fusionsam.evaluation.sam_baseline import assemble, baseline, drawn_prompts
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.segment_anything import PlainSam
+from fusionsam.io import write_json
 from fusionsam.types import Prompts, Sample
 from fusionsam.weights.checkpoint import save_checkpoint
 
@@ -245,3 +248,49 @@ def test_what_is_no_sam_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "sam"}')
     with pytest.raises(InputError, match="cannot be loaded"):
         PlainSam.open(tmp_path)
+
+
+def test_a_report_of_other_pairs_or_of_another_command_is_refused(street, tmp_path):
+    config = BaselineConfig("mfnet", street, sam="nothere.pth", out=tmp_path, image="infrared", prompts="oracle")
+    ids = (street / "val.txt").read_text().split()
+    baseline_report = {"dataset": "fmb", "split": "val", "split_ids_sha256": "0", "baseline": {"sam": "x"}}
+    evaluation = {"dataset": "mfnet", "split": "val", "split_ids_sha256": split_digest(ids)}
+    for stored, told in (
+        (baseline_report, r"is of fmb/val .*, not of mfnet"),
+        (evaluation, r"report_oracle\.json: was not written by baselines; choose another --out"),
+    ):
+        (tmp_path / "report_oracle.json").write_text(json.dumps(stored))
+        with pytest.raises(InputError, match=told):
+            baseline(config)
+    (tmp_path / "report_oracle.json").write_text(json.dumps({**evaluation, "baseline": {"sam": "x"}}))
+    with pytest.raises(InputError, match=r"nothere\.pth"):  # ours: it goes on to the weights
+        baseline(config)
+
+
+def test_label_maps_of_other_pictures_labels_or_classes_are_not_kept(street, tmp_path, monkeypatch):
+    data = Path(shutil.copytree(street, tmp_path / "data"))
+    config = BaselineConfig("mfnet", data, sam="x", out=tmp_path / "out", image="infrared", prompts="oracle")
+
+    def painted(config, data, folder, settings):
+        write_json(Path(config.out) / "settings.json", settings)
+
+    monkeypatch.setattr(baselines, "_paint", painted)
+    monkeypatch.setattr(baselines, "_score", lambda *given: None)
+    for _ in range(2):
+        baseline(config)
+    split = open_labelled_split("mfnet", data, "val")
+    told = baselines._settings(config, split)
+    classes, palette = list(split.row.classes), list(split.row.palette)
+    for changed in ({"classes": classes[::-1]}, {"palette": palette[::-1]}, {"labels_map": {2: 1}}):
+        with monkeypatch.context() as patch:
+            patch.setattr(split, "row", replace(split.row, **changed))
+            now = baselines._settings(config, split)
+        assert [name for name in told if told[name] != now[name]] == list(changed)
+    ids = (data / "val.txt").read_text().split()
+    (data / "val.txt").write_text("\n".join(ids[::-1]))  # the place of a pair is part of its seed
+    with pytest.raises(InputError, match="made with another ids, files;"):
+        baseline(config)
+    (data / "val.txt").write_text("\n".join(ids))
+    Image.new("L", (97, 71)).save(data / f"labels/{ids[0]}.png")
+    with pytest.raises(InputError, match="made with another files;"):
+        baseline(config)

@@ -9,9 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from fusionsam.data.synthetic.scenes import synthesize
 from fusionsam.errors import InputError
+from fusionsam.evaluation import clicks
 from fusionsam.evaluation.click_options import ClicksOptions
 from fusionsam.evaluation.click_report import Measured, grouped_interval, scores, table
 from fusionsam.evaluation.clicks import Lines, measure
@@ -172,6 +174,30 @@ def test_a_run_does_not_go_on_with_other_pictures_of_the_same_names(sam, street,
     with Image.open(label) as stored:
         Image.fromarray(np.zeros_like(np.asarray(stored))).save(label)
     with pytest.raises(InputError, match="measured with another files_sha256"):
+        measure(config)
+
+
+def test_a_run_does_not_go_on_with_another_sam_or_other_meanings_of_ids(sam, street, tmp_path, monkeypatch):
+    folder = shutil.copytree(sam[1], tmp_path / "sam")
+    config = ClicksOptions(
+        dataset="mfnet", root=street, out=tmp_path / "out", sam=str(folder), images=("visible",), min_pixels=200,
+        most=5, bootstrap=0, device="cpu", pairs=1,
+    )  # fmt: skip
+    measure(config)
+    split = clicks.open_labelled
+
+    def mapped(plain):
+        data = split(plain)
+        data.row = replace(data.row, labels_map={2: 1})
+        return data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clicks, "open_labelled", mapped)
+        with pytest.raises(InputError, match="measured with another labels_map;"):
+            measure(config)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(InputError, match="measured with another sam_sha256;"):
         measure(config)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -34,10 +35,11 @@ from fusionsam.training.segmentation_task import SegmentationTask
 from fusionsam.types import Batch
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "experiments" / folder) for folder in ("two_stream", "ablation")]
+sys.path[:0] = [str(ROOT / "experiments" / folder) for folder in ("two_stream", "ablation", "sam_clicks")]
 import baselines as peers  # noqa: E402
 import cityscapes  # noqa: E402
 import parts  # noqa: E402
+import tune  # noqa: E402
 from networks import LITE0, PEERS, PeerNetwork, fourth_channel, one_channel  # noqa: E402
 
 STEPS = 4
@@ -281,7 +283,50 @@ def test_reports_are_those_of_the_package(scenes, trained, tmp_path):
     assert read_table(table)["conditions"]["full"]["miou"] == values["miou"]
     # held against itself there is no difference
     assert peers.run(["evaluate", *given, "--out", str(tmp_path / "b"), "--against", str(out)]) == 0
-    assert json.loads((tmp_path / "b" / "report.json").read_text())["against"]["difference"] == 0
+    against = json.loads((tmp_path / "b" / "report.json").read_text())["against"]
+    assert (against["difference"], against["report"]) == (0, str(out))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--against", "nowhere"], "nowhere"),
+        (["--bootstrap", "-1"], "--bootstrap -1: expected at least 1"),
+        (["--bootstrap", "0", "--against", "nowhere"], "--bootstrap 0: expected at least 1"),
+    ],
+)
+def test_what_a_peer_cannot_be_held_against_is_told_before_the_network_runs(scenes, trained, tmp_path, flags, told):
+    given = ["--weights", str(trained / "final"), "--dataset", "mfnet", "--root", str(scenes)]
+    with pytest.raises(InputError, match=told):
+        peers.run(["evaluate", *given, "--out", str(tmp_path), *flags])
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_a_peer_without_a_counted_pixel_has_an_undefined_score(scenes, trained, tmp_path):
+    root = Path(shutil.copytree(scenes, tmp_path / "void"))
+    for label in (root / "labels").iterdir():
+        with Image.open(label) as stored:
+            size = stored.size
+        Image.new("L", size, 255).save(label)
+    given = ["--weights", str(trained / "final"), "--dataset", "mfnet", "--root", str(root), "--bootstrap", "0"]
+    assert peers.run(["evaluate", *given, "--out", str(tmp_path / "out")]) == 0
+    assert "mIoU undefined" in json.loads((tmp_path / "out/report.json").read_text())["title"]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--seed", "1"], ["--min-pixels", "100"], ["--aside", "0.5"], ["--leave-out", "bike"], []]
+)
+def test_weights_are_mixed_on_the_pairs_that_their_training_set_aside(scenes, tmp_path, monkeypatch, flags):
+    settings = {"seed": 0, "min_pixels": 400, "aside": 0.1, "leave_out": [], "lr": 0.5}
+    given = ["tune.py", "mix", "--root", str(scenes), "--cache", str(tmp_path), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*given, *flags])
+    with pytest.raises(InputError, match=r"has no training\.json and end\.safetensors"):
+        tune.main()
+    (tmp_path / "training.json").write_text(json.dumps({"settings": settings}))
+    (tmp_path / "end.safetensors").touch()
+    told = f"{flags[0]} .*: .* was trained with" if flags else "was not made by tune.py cache"
+    with pytest.raises(InputError, match=told):
+        tune.main()
 
 
 def test_a_peer_is_not_scored_on_what_it_saw_or_with_other_classes(scenes, trained, tmp_path):

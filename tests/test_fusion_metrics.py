@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sklearn.metrics import mutual_info_score
 from torchmetrics.functional.image import visual_information_fidelity as reference_vif
 
 from fusionsam.errors import InputError
+from fusionsam.evaluation.fusion import OBJECTS, write
 from fusionsam.evaluation.simple_fusions import FUSIONS
 from fusionsam.metrics import fusion as fm
 
@@ -216,3 +218,15 @@ def test_detail_of_either_source_survives(name):
 def test_fusions_refuse_what_they_cannot_fuse(visible, infrared, message):
     with pytest.raises(InputError, match=message):
         FUSIONS["average"](visible, infrared)
+
+
+def test_objects_without_contrast_in_infrared_have_no_ratio(tmp_path):
+    row = dict.fromkeys(fm.METRICS, 1.0) | dict(zip(OBJECTS, (2.0, 5.0, 0.0), strict=True))
+    write(tmp_path, {"ours": {"a": row}})
+    told = json.loads((tmp_path / "fusion_metrics.json").read_text())["ours"]
+    assert told["object_contrast"] == {"objects": 2.0, "fused": 5.0, "infrared": 0.0, "ratio": None}
+    before = (tmp_path / "fusion_metrics.csv").read_bytes()
+    assert before.endswith(b"\r\n")
+    with pytest.raises(KeyError):
+        write(tmp_path, {"theirs": {"a": row, "b": {}}})
+    assert (tmp_path / "fusion_metrics.csv").read_bytes() == before

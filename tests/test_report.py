@@ -126,7 +126,10 @@ class TestGroups:
         write_report(tmp_path / "val", seed=1)
         write_report(tmp_path / "whole", seed=2, split="test", n_images=393, split_images=393)
         write_report(tmp_path / "part", seed=3, split="test", n_images=392, split_images=393)
-        write_report(tmp_path / "leaky", seed=4, split="test", n_images=393, split_images=393, leak_guard={"leaks": 5})
+        whole = {"split": "test", "n_images": 393, "split_images": 393}
+        write_report(tmp_path / "leaky", seed=4, **whole, leak_guard={"leaks": 5})
+        write_report(tmp_path / "mapped", seed=5, **whole, labels_map={"0": 255, "7": 2})
+        write_report(tmp_path / "renamed", seed=6, **whole, other_classes=True)
         table = tables(tmp_path)["table1_mfnet"]
         found = {row.cells[0]: row.group for row in table.rows if "this evaluation" in row.cells}
         assert found == {
@@ -134,6 +137,10 @@ class TestGroups:
             "val/final": "our split: val, 3 images: not comparable with published rows",
             "part/final": "our split: test, 392 of 393 images: not comparable with published rows",
             "leaky/final": "our split: test, 393 images, 5 of them TRAINED ON: not comparable with published rows",
+            "mapped/final, labels 0 left out and 7 as 2": "our split: test, 393 images, labels 0 left out and 7 as 2: "
+            "not comparable with published rows",
+            "renamed/final, classes of a class file": "our split: test, 393 images, classes of a class file: "
+            "not comparable with published rows",
         }
 
     def test_scores_are_the_reports(self, tmp_path):
@@ -142,6 +149,15 @@ class TestGroups:
         assert row["sky"] == f"{values['per_class_iou']['sky']:.2f}"
         assert row["mIoU"] == f"{values['miou']:.2f}"
         assert row["mIoU 14-zero"] == f"{values['protocols']['14-zero']['miou']:.2f}"
+
+    def test_the_same_ids_with_other_labels_are_refused(self, tmp_path):
+        for name, labels in (("a", "1"), ("b", "1"), ("earlier", None)):
+            write_report(tmp_path / name, labels_sha256=labels)
+        write_report(tmp_path / "mapped", labels_sha256="3", labels_map={"0": 255})  # stands in another group
+        assert len(collect([tmp_path])) == 4
+        write_report(tmp_path / "c", labels_sha256="2")
+        with pytest.raises(InputError, match=r"c/report\.json: is of pairs with the ids of those in .*a/report\.json"):
+            collect([tmp_path])
 
     def test_day_and_night_are_columns_where_known(self, tmp_path):
         values = json.loads(write_report(tmp_path / "one").read_text())
@@ -291,7 +307,7 @@ class TestForms:
         scores = {name: number / 7 for number, name in enumerate(names)} | {"images": 5, "PSNR": None}
         (tmp_path / "tno").mkdir()
         (tmp_path / "tno" / "fusion_metrics.json").write_text(json.dumps({"tiny": scores}))
-        table = tables(tmp_path)["fusion_metrics"]
+        table = tables(tmp_path)["fusion_quality"]
         (row,) = rows(table, "tno")
         assert (row["images"], row["MI"], row["PSNR"]) == ("5", "0.1429", "inf")
         assert row["Nabf (lower is better)"] == "1.4286"

@@ -1,4 +1,4 @@
-"""Figures of `fusionsam report`: the data set's colours, nothing cut, nothing invented."""
+"""Figures of `fusionsam report`: the data set's colours, nothing cut, nothing invented; and what its files replace."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import pytest
 from PIL import Image
 
 from fusionsam.config.datasets import CATALOG, MFNET_CLASSES, MFNET_PALETTE
+from fusionsam.data.synthetic.scenes import synthesize
+from fusionsam.errors import InputError
+from fusionsam.evaluation.fusion import write
 from fusionsam.evaluation.tables import figures as report_figures
+from fusionsam.evaluation.tables import run as report
+from fusionsam.metrics.fusion import METRICS
 
 
 def texts_inside(figure):
@@ -99,3 +104,41 @@ class TestFigures:
     def test_undefined_scores_have_no_bar(self):
         figure = report_figures.bars("t", {"m": {"a": 40.0, "b": None, "c": 7.3}})
         assert [text.get_text() for text in figure.axes[0].texts] == ["40.0", "7.3"]
+
+
+class TestFiles:
+    """What `fusionsam report` may replace."""
+
+    @pytest.fixture
+    def measured(self, tmp_path):
+        """The --out of a fusion-metrics."""
+        write(tmp_path / "fm", {"ours": {"a": dict.fromkeys(METRICS, 1.0)}})
+        return tmp_path / "fm"
+
+    def test_the_measurements_of_fusion_metrics_stay_where_the_report_goes_beside_them(self, measured):
+        before = (measured / "fusion_metrics.csv").read_bytes()
+        for _ in range(2):
+            written = report.run([measured], measured)
+            assert (measured / "fusion_quality.csv") in written
+            assert (measured / "fusion_metrics.csv").read_bytes() == before
+            assert all(path.is_file() for path in written)
+        assert not list(measured.glob(".*"))
+
+    def test_a_file_of_somebody_else_is_refused_and_nothing_is_written(self, measured, tmp_path):
+        (tmp_path / "docs").mkdir()
+        (tmp_path / "docs/report.md").write_text("by hand")
+        with pytest.raises(InputError, match=r"report\.md: is there, and no report_files\.json of ours tells of it"):
+            report.run([measured], tmp_path / "docs")
+        assert [path.name for path in (tmp_path / "docs").iterdir()] == ["report.md"]
+        assert (tmp_path / "docs/report.md").read_text() == "by hand"
+
+    def test_panels_that_cannot_be_drawn_leave_the_tables_as_they_were(self, measured, tmp_path):
+        synthesize(tmp_path / "data", 7, 3, (64, 64), progress=False)
+        report.run([measured], tmp_path / "out", draw=False)
+        before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        write(measured, {"ours": {"a": dict.fromkeys(METRICS, 2.0)}})
+        for ids, told in ((["zz"], "--ids zz: not in"), ([], "has a prediction")):
+            panels = report.PanelConfig("mfnet", tmp_path / "data", runs={"a": measured}, ids=ids)
+            with pytest.raises(InputError, match=told):
+                report.run([measured], tmp_path / "out", panels)
+        assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 
@@ -47,6 +48,26 @@ def test_a_table_tells_times_as_multiples_of_ours_in_the_same_run():
     table = speed_report.as_markdown([row((64, 128), 2.0), other])
     assert "| FusionSAM | 1.00 | 1.00-1.00 |" in table
     assert "| 1.50 | 0.67-2.33 | 5.0 | 200 | 2.0 |" in table
+    assert "| model | time, FusionSAM = 1 |" in table
+
+
+def test_without_ours_the_first_model_is_the_unit_by_its_name(tmp_path):
+    rows = [speed.Row(name, (64, 128), 1, [2.0], 5.0, 200.0, 2) for name in ("sam2_tiny", "segformer_b2")]
+    name = speed_models.MODELS["sam2_tiny"][0]
+    assert f"| model | time, {name} = 1 |" in speed_report.as_markdown(rows)
+    assert f"time, {name} = 1 (1 thread)" in speed_report.plot(rows, tmp_path / "b.svg").read_text()
+
+
+def test_peak_memory_is_in_megabytes_on_either_system(monkeypatch):
+    class Used:
+        ru_maxrss = 3 * 2**20
+
+    monkeypatch.setattr(speed.resource, "getrusage", lambda who: Used)
+    monkeypatch.setitem(speed.MODELS, "none", ("none", lambda of: (None, lambda: None)))
+    of = speed.Setting((64, 96), torch.get_num_threads(), "tiny", None)
+    for system, wanted in (("linux", 3 * 2**10), ("darwin", 3)):
+        monkeypatch.setattr(speed.sys, "platform", system)
+        assert speed.measure("none", of, 1).peak_mb == wanted
 
 
 def test_the_command_measures_and_writes_what_it_measured(tmp_path, capsys):
@@ -87,12 +108,31 @@ def test_the_command_measures_and_writes_what_it_measured(tmp_path, capsys):
         (["--plot", "x.jpg"], "--plot x.jpg: expected a name that ends in .png or .svg"),
         (["--sizes", "640"], "--sizes 640: expected HEIGHTxWIDTH"),
         (["--runs", "0"], "--runs 0: expected 1 to 1000"),
+        (["--out", "x.md"], "--out x.md: expected a name that ends in .json"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(flags, told, tmp_path, capsys):
     assert main(["benchmark", "--out", str(tmp_path / "b.json"), *flags]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "b.json").exists()
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(speed, "benchmark", lambda *given: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    (tmp_path / "a.md").write_text("by hand")
+    (tmp_path / "b.json").write_text('{"rows": []}')
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    for flags, told in (
+        (["--out", "file/b.json"], "file: cannot be written"),
+        (["--out", "a.json"], "a.md: is there, and no a.json of ours tells of it; choose another --out"),
+        (["--out", "b.json"], "b.json: was not written by benchmark; choose another --out"),
+        (["--plot", "b.svg"], "pip install 'fusionsam[report]', or leave out --plot"),
+    ):
+        assert main(["benchmark", *flags]) == 2
+        assert told in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.md", "b.json", "file"]
 
 
 def test_two_streams_see_both_images():

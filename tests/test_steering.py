@@ -25,7 +25,7 @@ from fusionsam.page.session import PairSession
 from fusionsam.server.jobs import Engine, Images, Predict
 from fusionsam.training.run import train
 from fusionsam.types import Prompts
-from fusionsam.weights.checkpoint import load_network, save_checkpoint
+from fusionsam.weights.checkpoint import CARD, load_network, save_checkpoint
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 H, W = 70, 83
@@ -333,5 +333,9 @@ def test_clicks_steer_from_end_to_end(steered, plain, street, tmp_path):
     assert (tmp_path / "out/steered.jsonl").read_text() == lines
     with pytest.raises(InputError, match="measured with another min_pixels"):
         measure_steering(replace(config, min_pixels=101))
+    card = tmp_path / "steered" / CARD
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"class_offsets": {"offsets": {"car": 1.0}}}))
+    with pytest.raises(InputError, match="measured with another calibration;"):  # as `fusionsam calibrate` leaves it
+        measure_steering(config)
     with pytest.raises(InputError, match="have no steering"):
         measure_steering(replace(config, weights=str(tmp_path / "plain")))

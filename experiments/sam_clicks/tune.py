@@ -8,9 +8,9 @@
 `end.safetensors`: encoders stay as they are, most of the mask decoder learns. The clicks are those of `fusionsam
 clicks`, and each answer is scored at the picture's own size. `mix` measures weights between start and end on training
 pairs that were set aside (the last of the draw), objects of classes left out among them, and writes the best share as
-`model.safetensors`. The weights `sam` began as MobileSAM's (`--start`); `checkpoints/sam/training.json` tells how.
-What came out is measured by `fusionsam clicks --sam out/sam/model.safetensors`, and `compare.py` sets that against the
-weights before.
+`model.safetensors`; it takes the --seed, --min-pixels, --aside and --leave-out of train. The weights `sam` began as
+MobileSAM's (`--start`); `checkpoints/sam/training.json` tells how. What came out is measured by `fusionsam clicks
+--sam out/sam/model.safetensors`, and `compare.py` sets that against the weights before.
 """
 
 from __future__ import annotations
@@ -301,14 +301,25 @@ class Cached(InteractivePair):
         return self._at_hand
 
 
+def require_same(given: argparse.Namespace) -> None:
+    """InputError unless `given` sets the pairs and classes aside that the training did not see."""
+    told = OutputFolder(given.out, "tune.py train", "run tune.py train first").read("training.json")
+    if told is None or not (given.out / "end.safetensors").is_file():
+        raise InputError(f"{given.out}: has no training.json and end.safetensors; run tune.py train to its end first")
+    trained = told.get("settings") or {}
+    for name in ("seed", "min_pixels", "aside", "leave_out"):
+        if trained.get(name) != getattr(given, name):
+            flag = f"--{name.replace('_', '-')} {getattr(given, name)}"
+            raise InputError(f"{flag}: {given.out} was trained with {trained.get(name)}; give mix the same")
+
+
 def mix(given: argparse.Namespace) -> None:
     """Weights between start and end, by the clicks they need on the pairs set aside."""
+    require_same(given)
     _, aside, classes = cases(given)
     aside = [case for case in aside if case.on in given.on]
     if not aside:
         raise InputError(f"--on {' '.join(given.on)}: the pairs set aside have no such picture; expected {ON}")
-    if not (given.out / "end.safetensors").is_file():
-        raise InputError(f"{given.out}: has no end.safetensors; run tune.py train first")
     end = PlainSam.open(given.out / "end.safetensors").model
     rows = []
     for share in given.shares:

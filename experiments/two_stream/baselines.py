@@ -58,7 +58,7 @@ from fusionsam.evaluation.run import (
 )
 from fusionsam.evaluation.tables.formats import to_markdown
 from fusionsam.io import commit, digest, whole, whole_folder, write_json
-from fusionsam.metrics.segmentation import CalibrationError
+from fusionsam.metrics.segmentation import CalibrationError, plain
 from fusionsam.training.callbacks import LAST, BestWeights
 from fusionsam.training.data import PairData, open_data, pairs_digest, refuse_seen
 from fusionsam.training.losses import segmentation_loss
@@ -283,7 +283,13 @@ def evaluate_peer(config: EvaluateConfig, folder: Path) -> Report:
     ours = {f"{entry.id}.png" for entry in data.entries}
     if other := sorted({path.name for path in (out / "predictions").glob("*.png")} - ours):
         raise InputError(f"{out}/predictions: holds {other[0]}, which is not in {config.split}; choose another --out")
-    report_files.require_split(out, config.dataset, report_files.split_digest([entry.id for entry in data.entries]))
+    split = report_files.split_digest([entry.id for entry in data.entries])
+    report_files.require_split(out, config.dataset, split)
+    if config.bootstrap < 0 or (config.against is not None and config.bootstrap < 1):
+        raise InputError(f"--bootstrap {config.bootstrap}: expected at least 1 (0 = no interval, without --against)")
+    held = None
+    if config.against is not None:
+        held = report_files.read_comparable(config.against, config.dataset, split)
     guard = leak_guard(config, data.entries, [card], [folder])
     ece = CalibrationError()
     for index in tqdm(range(len(data)), desc=f"{card['peer']} on {config.dataset}/{config.split}"):
@@ -300,16 +306,19 @@ def evaluate_peer(config: EvaluateConfig, folder: Path) -> Report:
         report = evaluate(EvaluateConfig(**{**vars(config), **known}))
         report, images = report_files.read_comparable(scratch, config.dataset, report.split_ids_sha256)
     single = card["peer"] in ("visible", "infrared")
-    report.weights, report.weights_sha256, report.ece = str(folder), digest(folder / WEIGHTS), 100 * ece.value()
+    report.weights, report.weights_sha256 = str(folder), digest(folder / WEIGHTS)
+    report.ece = plain([100 * ece.value()])[0]
     report.modality, report.command = card["peer"] if single else "both", config.command
     report.peer = {key: value for key, value in card.items() if key not in ("config", "classes")}
     report.leak_guard, report.notes = guard.findings, guard.notes
     name = f"peer {card['peer']} on {config.dataset}/{config.split}"
-    report.title = f"{name}: mIoU {report.miou:.2f} ({report.protocol})"
-    if config.against is not None:
-        theirs, matrices = report_files.read_comparable(config.against, config.dataset, report.split_ids_sha256)
+    score = "undefined" if report.miou is None else f"{report.miou:.2f}"
+    report.title = f"{name}: mIoU {score} ({report.protocol})"
+    if held is not None:
+        theirs, matrices = held
         how = (report.classes, report.protocol, config.bootstrap, config.seed, theirs.title)
         report.against = compare(images, matrices, *how, recording_sequences(data.entries))
+        report.against.report = str(config.against)
     report_files.write(out, report, images)
     return report
 

@@ -15,10 +15,11 @@ from fusionsam.types import InputError
 @dataclass(frozen=True, kw_only=True)
 class Options(WeightsOption, CommandLine):
     """Measure time, memory and arithmetic of the model beside SAM, SAM2, SegFormer and the obvious alternative, all in
-    one run on this machine. Each is a process of its own; times are printed as multiples of ours."""
+    one run on this machine. Each is a process of its own; times are printed as multiples of ours, or of the first
+    model's where ours is not among --models."""
 
     out: Path = field(default=Path("benchmark.json"), metadata={"metavar": "FILE"})
-    """JSON with every run's seconds, the machine and the commit; the table is FILE.md"""
+    """a .json with every run's seconds, the machine and the commit; the table beside it is a .md"""
     models: tuple[str, ...] = ("fusionsam", "two_streams", "segformer_b2", "two_mit_b2", "sam2_tiny", "sam_vit_b")
     """which, by name; bf16, two_streams_bf16, compiled, onnx, int8 and openvino are more"""
     onnx: Path | None = field(default=None, metadata={"metavar": "DIR"})
@@ -36,6 +37,7 @@ class Options(WeightsOption, CommandLine):
 def main(options: Options) -> int:
     """Measure, write the JSON and the table, print the table."""
     from fusionsam.evaluation import speed, speed_report
+    from fusionsam.evaluation.tables import figures
     from fusionsam.io import commit, write_json, write_text
 
     sizes = [_size(text) for text in options.sizes]
@@ -44,9 +46,12 @@ def main(options: Options) -> int:
     if bad := [count for count in options.threads if count < 0]:
         raise InputError(f"--threads {bad[0]}: expected 0 (all cores) or more")
     threads = [count or os.cpu_count() or 1 for count in options.threads]
-    if options.plot is not None and options.plot.suffix not in (".png", ".svg"):
-        raise InputError(f"--plot {options.plot}: expected a name that ends in .png or .svg")
+    if options.plot is not None:
+        if options.plot.suffix not in (".png", ".svg"):
+            raise InputError(f"--plot {options.plot}: expected a name that ends in .png or .svg")
+        figures.require("leave out --plot")
     models = [*options.models, *(name for name in _of_folder(options.onnx) if name not in options.models)]
+    _require_writable(options)
     started = os.getloadavg()[0]
     rows = speed.benchmark(
         models, sizes, threads, options.runs, options.weights, None if options.onnx is None else str(options.onnx)
@@ -63,6 +68,23 @@ def main(options: Options) -> int:
     print(table)
     print(f"-> {options.out}, {options.out.with_suffix('.md')}")
     return 0
+
+
+def _require_writable(options: Options) -> None:
+    """InputError where the results could not be written, or would replace what this command did not write."""
+    from fusionsam.io import Made, OutputFolder, require_writable
+
+    if options.out.suffix != ".json":  # the table beside it has the same name, but for .md
+        raise InputError(f"--out {options.out}: expected a name that ends in .json")
+    require_writable(options.out.parent)
+    if options.plot is not None:
+        require_writable(options.plot.parent, "choose another --plot")
+    folder = OutputFolder(options.out.parent, "benchmark")
+    stored = folder.read(options.out.name)
+    if stored is not None and not {"exponents", "machine", "rows"} <= set(stored):
+        folder.foreign(options.out.name)
+    table = options.out.with_suffix(".md").name
+    folder.state(options.out.name, None if stored is None else Made({}), Made({}), [table])
 
 
 def _of_folder(folder: Path | None) -> list[str]:

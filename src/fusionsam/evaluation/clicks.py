@@ -55,7 +55,7 @@ def measure(options: ClicksOptions) -> dict[str, object]:
     data = open_labelled(plain)
     require_writable(options.out)
     rules = _settings(options)
-    told = {**rules, "classes": list(data.row.classes), "files_sha256": files_digest(data)}
+    told = {**rules, **pairs_told(data)}
     lines = Lines(options.out, NAME, LINES, told, lambda row: Measured(**row))
     device = choose_device(options.device)
     model = FusionSAM.from_pretrained(options.weights, device) if "fused" in options.images else None
@@ -92,11 +92,21 @@ def measure(options: ClicksOptions) -> dict[str, object]:
 def _settings(options: ClicksOptions) -> dict[str, object]:
     """All that a line of objects.jsonl depends on."""
     found: dict[str, object] = settings(options)
-    if Path(located := locate_sam(options.sam)).is_file():
-        found["sam_sha256"] = digest(Path(located))
+    located = Path(locate_sam(options.sam))
+    if located.is_file():
+        found["sam_sha256"] = digest(located)
+    elif located.is_dir():
+        found["sam_sha256"] = {file.name: digest(file) for file in sorted(located.glob("*.safetensors"))}
     if "fused" in options.images:
         found["weights_sha256"] = digest(checkpoint.locate(options.weights) / checkpoint.WEIGHTS)
     return found
+
+
+def pairs_told(data: LabelledPairs) -> dict[str, object]:
+    """What a line depends on of the pairs: their files, and what the ids of their labels mean."""
+    mapped = {str(was): now for was, now in data.row.labels_map.items()}
+    # None, as in lines of before this was told: most data sets have no such map
+    return {"classes": list(data.row.classes), "labels_map": mapped or None, "files_sha256": files_digest(data)}
 
 
 def files_digest(data: LabelledPairs) -> str:

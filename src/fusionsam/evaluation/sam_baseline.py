@@ -25,6 +25,7 @@ from fusionsam.data.dataset import LabelledPairs, open_labelled_split
 from fusionsam.data.images import write_png
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluation import report_files
+from fusionsam.evaluation.clicks import files_digest
 from fusionsam.evaluation.leak_guard import FITTED
 from fusionsam.evaluation.options import BaselineConfig, EvaluateConfig
 from fusionsam.evaluation.report import Report
@@ -119,14 +120,17 @@ def baseline(config: BaselineConfig) -> Report:
     """Label maps of the whole split in `out`/predictions, and their report as `fusionsam evaluate` writes it.
 
     Label maps that are there already, made with the same settings, are kept. Raises InputError for unusable options,
-    data or weights, and for an `out` that holds label maps made with other settings."""
+    data or weights, and for an `out` that holds label maps made with other settings, or a report of other pairs or of
+    another command."""
     if config.points < 1:
         raise InputError(f"--points: {config.points}; expected at least 1")
     if config.seed < 0 or config.bootstrap < 0:
         raise InputError(f"--seed {config.seed}, --bootstrap {config.bootstrap}: expected at least 0")
     data = open_labelled_split(config.dataset, config.root, config.split, config.class_file)
     folder = Path(config.out) / "predictions"
-    settings = _settings(config)
+    settings = _settings(config, data)
+    require_writable(config.out)
+    _require_ours(Path(config.out), config.dataset, data)
     _require_same(Path(config.out), settings)
     plain = _evaluation(config, folder)
     cards = [] if plain.predicted_by is None else [checkpoint.read_checkpoint(plain.predicted_by)[2]]
@@ -139,10 +143,15 @@ def _uses_network(config: BaselineConfig) -> bool:
     return config.image == "fused" or config.prompts == "self"
 
 
-def _settings(config: BaselineConfig) -> JsonObject:
-    """All that a label map depends on; files by name, size and time."""
+def _settings(config: BaselineConfig, data: LabelledPairs) -> JsonObject:
+    """All that a label map depends on; pictures and labels by content, weights by name, size and time."""
     kept = ("dataset", "root", "split", "image", "prompts", "points", "seed", "class_file")
     found: JsonObject = {name: _text(getattr(config, name)) for name in kept}
+    found["ids"] = [entry.id for entry in data.entries]
+    found["files"] = {"sha256": files_digest(data)}
+    found["classes"] = list(data.row.classes)
+    found["palette"] = [list(color) for color in data.row.palette]
+    found["labels_map"] = {str(was): now for was, now in data.row.labels_map.items()}
     found["sam"] = [str(config.sam), *_stamps(Path(config.sam))]
     if _uses_network(config):
         card = checkpoint.read_checkpoint(config.weights)[2]
@@ -160,10 +169,19 @@ def _stamps(source: Path) -> list[list[object]]:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
+def _require_ours(out: Path, dataset: str, data: LabelledPairs) -> None:
+    """InputError if `out` holds a report of other pairs, or one that no run of this command wrote."""
+    report_files.require_split(out, dataset, report_files.split_digest([entry.id for entry in data.entries]))
+    folder = OutputFolder(out, "baselines")
+    for name in report_files.REPORTS:
+        stored = folder.read(name)
+        if stored is not None and not stored.get("baseline"):
+            folder.foreign(name)
+
+
 def _require_same(out: Path, settings: JsonObject) -> None:
-    """InputError if `out` cannot be written, or if its settings.json, where there is one, differs from `settings`."""
+    """InputError if the settings.json of `out`, where there is one, differs from `settings`."""
     folder = OutputFolder(out, "baselines", "choose another --out, or remove it")
-    require_writable(out)
     stored = folder.read(SETTINGS)
     maps = [f"predictions/{path.name}" for path in sorted((out / "predictions").glob("*.png"))]
     told = None if stored is None else Made({**dict.fromkeys(settings), **stored})

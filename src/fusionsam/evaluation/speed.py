@@ -73,7 +73,8 @@ def measure(name: str, of: Setting, runs: int) -> Row:
         run()
         seconds = [_timed(run, clock) for _ in range(runs)]
         row = Row(name, of.size, of.threads, seconds, None, 0.0, None)
-        row.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS tells bytes, Linux kilobytes
+        row.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         if network is None:
             return row
         row.parameters = sum(p.numel() for p in network.parameters())

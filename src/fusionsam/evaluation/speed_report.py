@@ -9,25 +9,30 @@ from fusionsam.evaluation.speed import STAGES, Row, exponent
 from fusionsam.evaluation.speed_models import MODELS, OURS
 
 
+def reference(group: Sequence[Row]) -> Row:
+    """The row of which times are multiples: ours, or the first where ours was not measured."""
+    return next((row for row in group if row.name == OURS), group[0])
+
+
 def as_markdown(rows: Sequence[Row]) -> str:
-    """A table a size and number of threads, times as multiples of ours in the same run; then the stages of ours."""
+    """A table a size and number of threads, times as multiples of the `reference` in the same run; then the stages of
+    ours."""
     lines = []
     for key in dict.fromkeys((row.size, row.threads) for row in rows):
         group = [row for row in rows if (row.size, row.threads) == key]
-        ours = next((row.median for row in group if row.name == OURS), group[0].median)
+        one = reference(group)
         (height, width), threads = key
         lines += [f"### {height}x{width}, {_threads(threads)}", ""]
         lines += [
-            "| model | time, ours = 1 | spread | GFLOP | peak memory MB | parameters M |",
+            f"| model | time, {MODELS[one.name][0]} = 1 | spread | GFLOP | peak memory MB | parameters M |",
             "|---|---|---|---|---|---|",
         ]
         for row in group:
             spread = f"{min(row.seconds) / row.median:.2f}-{max(row.seconds) / row.median:.2f}"
             flop = "" if row.gflop is None else f"{row.gflop:.1f}"
             size = "" if row.parameters is None else f"{row.parameters / 1e6:.1f}"
-            lines.append(
-                f"| {MODELS[row.name][0]} | {row.median / ours:.2f} | {spread} | {flop} | {row.peak_mb:.0f} | {size} |"
-            )
+            time = f"{row.median / one.median:.2f}"
+            lines.append(f"| {MODELS[row.name][0]} | {time} | {spread} | {flop} | {row.peak_mb:.0f} | {size} |")
         lines.append("")
     for threads in dict.fromkeys(row.threads for row in rows):
         lines += _stages([row for row in rows if row.name == OURS and row.threads == threads])
@@ -63,15 +68,16 @@ def _stages(ours: Sequence[Row]) -> list[str]:
 
 
 def plot(rows: Sequence[Row], path: Path) -> Path:
-    """Time beside ours and peak memory of every model, one row of bars each, at the first size and number of threads;
-    the format is that of the suffix. InputError without matplotlib, or where it cannot be written."""
+    """Time beside the `reference` and peak memory of every model, one row of bars each, at the first size and number of
+    threads; the format is that of the suffix. InputError without matplotlib, or where it cannot be written."""
     from matplotlib import rc_context
 
     from fusionsam.evaluation.tables.figures import new_figure
     from fusionsam.io import whole
 
     group = [row for row in rows if (row.size, row.threads) == (rows[0].size, rows[0].threads)]
-    ours = next((row.median for row in group if row.name == OURS), group[0].median)
+    one = reference(group)
+    beside = f"time, {MODELS[one.name][0]} = 1 ({_threads(one.threads)})"
     names = [MODELS[row.name][0].replace(" (", "\n(") for row in group]
     height, width = group[0].size
     with (
@@ -82,7 +88,7 @@ def plot(rows: Sequence[Row], path: Path) -> Path:
         left, right = figure.subplots(1, 2, sharey=True)
         colours = ["#1f77b4" if MODELS[row.name][0].startswith("FusionSAM") else "#999999" for row in group]
         for axes, values, label in (
-            (left, [row.median / ours for row in group], f"time, FusionSAM = 1 ({_threads(group[0].threads)})"),
+            (left, [row.median / one.median for row in group], beside),
             (right, [row.peak_mb for row in group], "peak memory of the process, MB"),
         ):
             bars = axes.barh(names, values, color=colours)

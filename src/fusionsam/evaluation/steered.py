@@ -21,7 +21,7 @@ from fusionsam.data.sequences import recording_sequences
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluation.click_options import ClicksOptions
 from fusionsam.evaluation.click_report import AFTER, FEW_OBJECTS, grouped_interval, selections
-from fusionsam.evaluation.clicks import Lines, drawn_pairs, files_digest
+from fusionsam.evaluation.clicks import Lines, drawn_pairs, pairs_told
 from fusionsam.evaluation.run import EvaluateConfig, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import Row, Table, write_table
 from fusionsam.inference.device import choose_device
@@ -78,7 +78,7 @@ def measure_steering(options: ClicksOptions) -> Values:
         "min_pixels": options.min_pixels,
         "seed": options.seed,
     }
-    told = {**settings, "classes": list(data.row.classes), "files_sha256": files_digest(data)}
+    told = {**settings, **pairs_told(data), "calibration": checkpoint.calibrated_digest(model.card)}
     lines = Lines(options.out, NAME, LINES, told, Steered.of)
     for index in progress_bar(lines.left(data, drawn), desc="clicks", unit="pair"):
         lines.add(data.entries[index].id, _pair(model, data, index, options.min_pixels))

@@ -27,12 +27,11 @@ _CHARACTER = 0.6 / 72  # inches a character is wide on average, for each point o
 _STYLE: Any = {"font.size": 9, "text.parse_math": False, "pdf.fonttype": 42}
 
 
-def require() -> None:
-    """InputError unless matplotlib is there."""
+def require(otherwise: str = "give --no-figures") -> None:
+    """InputError unless matplotlib is there; it ends in what can be done without."""
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError(
-            "report: figures need matplotlib, which is not installed; pip install 'fusionsam[report]', or give "
-            "--no-figures"
+            f"figures need matplotlib, which is not installed; pip install 'fusionsam[report]', or {otherwise}"
         )
 
 

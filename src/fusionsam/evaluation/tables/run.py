@@ -19,11 +19,13 @@ from fusionsam.evaluation.tables import tables as report_tables
 from fusionsam.evaluation.tables.figures import PanelRow
 from fusionsam.evaluation.tables.formats import to_markdown, write_table
 from fusionsam.evaluation.tables.sources import Scored, collect, collect_fusion
-from fusionsam.io import write_text
+from fusionsam.io import Made, OutputFolder, require_writable, scratch, write_json, write_text
 from fusionsam.types import InputError
 
 DEFAULT_ROWS = 4
 """Pairs in the panels when no ids are named, spread evenly over the split."""
+RECORD = "report_files.json"
+"""The names of all files that this command wrote into a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +148,8 @@ def run(
     class_file: Path | None = None,
 ) -> list[Path]:
     """Write tables, figures and report.md, which shows them all, into `out`; returns the files written. Raises
-    InputError where nothing is found, and as its parts do."""
+    InputError where nothing is found, for a file that would be replaced and that this command did not write, and as its
+    parts do; `out` then is as it was."""
     if draw:
         report_figures.require()
     if panels is not None and not draw:
@@ -158,14 +161,28 @@ def run(
             "fusion_metrics.json; give folders that fusionsam evaluate or fusion-metrics wrote"
         )
     tables = report_tables.build(found, fusion)
-    written = [path for table in tables for path in write_table(table, out)]
-    pictures: list[Path] = []
-    if draw:
-        pictures = figures(found, out, class_file)
-    if panels is not None:
-        rows, row = panel_rows(panels)
-        figure = report_figures.panels(rows, row.classes, row.palette)
-        pictures += report_figures.save(figure, out / f"panels_{panels.dataset}_{panels.split}")
-    links = [f"![{path.stem}]({path.name})\n" for path in pictures if path.suffix == ".png"]
-    whole = write_text(out / "report.md", "\n".join([*map(to_markdown, tables), *links]))
-    return [*written, *pictures, whole]
+    shown = None if panels is None else panel_rows(panels)
+    require_writable(out)
+    with scratch(out) as part:  # all of it is made before anything is replaced
+        written = [path for table in tables for path in write_table(table, part)]
+        pictures = figures(found, part, class_file) if draw else []
+        if panels is not None and shown is not None:
+            rows, row = shown
+            figure = report_figures.panels(rows, row.classes, row.palette)
+            pictures += report_figures.save(figure, part / f"panels_{panels.dataset}_{panels.split}")
+        links = [f"![{path.stem}]({path.name})\n" for path in pictures if path.suffix == ".png"]
+        whole = write_text(part / "report.md", "\n".join([*map(to_markdown, tables), *links]))
+        made = [*written, *pictures, whole]
+        _record(out, [path.name for path in made])
+        return [path.replace(out / path.name) for path in made]
+
+
+def _record(out: Path, names: Sequence[str]) -> None:
+    """Note that these files of `out` are ours; InputError for one that is there and that somebody else wrote."""
+    folder = OutputFolder(out, "report")
+    stored = folder.read(RECORD)
+    told = [] if stored is None else stored.get("files")
+    if not isinstance(told, list) or not all(isinstance(name, str) for name in told):
+        folder.foreign(RECORD)
+    folder.state(RECORD, None, Made({}), [name for name in names if name not in told])
+    write_json(folder / RECORD, {"files": sorted({*told, *names})})

@@ -215,7 +215,8 @@ def fusion_quality(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]
         for method, scores in methods.items():
             values = ("inf" if (value := scores[m]) is None else f"{value:.4f}" for m in METRICS)
             rows.append(Row(name, (method, f"{scores.get('images') or 0:.0f}", *values)))
-    return Table("fusion_metrics", "Fusion quality, means over images", columns, rows)
+    # fusion-metrics writes a fusion_metrics.csv itself, perhaps into the same folder
+    return Table("fusion_quality", "Fusion quality, means over images", columns, rows)
 
 
 def build(found: Sequence[Scored], fusion: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> list[Table]:
