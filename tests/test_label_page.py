@@ -219,6 +219,89 @@ def test_brush_eraser_select_and_the_class_by_number(page, home):
     assert not saved(home, 0).any()
 
 
+def hold(page, ending, until, then="real(...asked)"):
+    """Answers at addresses with this ending wait until a condition of the page's script holds."""
+    script = """const real = (window.real ??= window.fetch);
+        window.ups = 0; window.onpointerup = () => window.ups++;
+        window.downs = 0; window.onpointerdown = () => window.downs++;
+        window.fetch = async (...asked) => {
+          if (!asked[0].endsWith("ENDING")) return real(...asked);
+          if (window.began) window.began();
+          while (!(UNTIL)) await new Promise((go) => setTimeout(go, 10));
+          return THEN;
+        };"""
+    page.browser.execute_script(script.replace("ENDING", ending).replace("UNTIL", until).replace("THEN", then))
+
+
+def test_strokes_drawn_while_one_is_saved_are_kept_and_of_one_object(page, home):
+    page.keys("b", "1", "n")
+    hold(page, "/change", "downs >= 2")
+    page.pointer((30, 20, "click_and_hold"), (60, 20, "release"), (30, 40, "click_and_hold"))
+    page.pointer((60, 40, "release"))  # the first was saved in the middle of the second
+    hold(page, "/change", "ups >= 2")
+    page.pointer(*((x, y, act) for y in (60, 80) for x, act in ((30, "click_and_hold"), (60, "release"))))
+    assert [saved(home, 0)[y, 45] for y in (20, 40, 60, 80)] == [1] * 4
+    assert page.count("#objects button") == 1
+    page.keys("n")
+    hold(page, "/change", "ups >= 2")
+    page.pointer(*((x, y, act) for y in (20, 40) for x, act in ((90, "click_and_hold"), (110, "release"))))
+    assert page.count("#objects button") == 2  # a new one, and the second stroke is of it
+    page.keys(*"z" * 6)
+    assert not saved(home, 0).any()
+
+
+def test_the_pair_asked_for_last_is_shown_and_late_answers_of_others_are_not(page):
+    refused, silent = 'new Response(`{"error": "late"}`, { status: 422 })', 'Promise.reject(new TypeError("late"))'
+    shown = "state.index === 2 && $('status').textContent === 'ready'"
+    for ending, then in (("/pairs/1", "real(...asked)"), ("/pairs/1", refused), ("/pairs/1/temperatures", silent)):
+        again = Page(page.browser, page.server)
+        hold(again, ending, shown, then)
+        again.browser.execute_script("window.began = () => { window.began = null; open(2); }; open(1);")
+        again.settle()
+        assert again.browser.execute_script("return [state.index, state.pair.id]") == [2, "p2"]
+        assert again.says() == "ready"
+
+
+def test_the_boxes_stand_as_the_pair_does_after_a_refused_change(page):
+    hold(page, "/change", "true", 'new Response(`{"error": "no room"}`, { status: 422 })')
+    page.keys("d")
+    assert page.says() == "no room"
+    assert not page.browser.find_element(By.ID, "done").is_selected()
+
+
+def test_two_fingers_leave_no_box_and_the_picture_stays_under_the_one_that_is_left(page):
+    touch = """const c = document.querySelector("#stage canvas"), r = c.getBoundingClientRect();
+        c.setPointerCapture = () => {};
+        const fire = (type, pointerId, x, y) => c.dispatchEvent(
+          new PointerEvent("pointer" + type, { pointerId, clientX: r.x + x, clientY: r.y + y, pointerType: "touch" }));
+        fire("down", 7, 50, 50); fire("move", 7, 90, 90);
+        const drawn = state.box;
+        fire("down", 8, 150, 150); fire("move", 8, 190, 160); fire("up", 8, 190, 160);
+        const before = { ...state.view };
+        fire("move", 7, 93, 90);
+        const moved = [state.view.x - before.x, state.view.y - before.y];
+        fire("up", 7, 93, 90);
+        return [drawn !== null, state.box, moved.map(Math.round), state.points.length];"""
+    assert page.browser.execute_script(touch) == [True, None, [3, 0], 0]
+
+
+def test_a_window_of_another_size_leaves_what_was_zoomed_where_it_is(page):
+    resized = 'window.dispatchEvent(new Event("resize")); return [state.view.scale, state.view.x, state.view.y]'
+    fitted = page.browser.execute_script(resized)
+    zoomed = "zoom(canvases()[0], { clientX: 300, clientY: 300 }, 2); const v = state.view; return [v.scale, v.x, v.y]"
+    there = page.browser.execute_script(zoomed)
+    assert page.browser.execute_script(resized) == there != fitted
+    page.keys("f")
+    assert page.browser.execute_script(resized) == fitted
+
+
+def test_a_pair_without_a_visible_picture_is_not_black(page):
+    centre = """state.pair.pictures = ["fused", "infrared"]; delete state.images.visible; $("slider").value = 0;
+        const canvas = canvases()[0]; render(canvas);
+        return canvas.getContext("2d").getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data[3]"""
+    assert page.browser.execute_script(centre) == 255
+
+
 def test_an_unsure_mark_stays_and_is_listed(page, home):
     page.keys("u")
     listed = "return [...document.querySelectorAll('#pair option')].map((o) => o.text.endsWith('?'))"

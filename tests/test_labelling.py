@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gc
 import json
 import os
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -30,6 +32,7 @@ from fusionsam.data.labelling.drawing import Drawing, apply, cropped, from_runs,
 from fusionsam.data.labelling.folder import LabelFolder
 from fusionsam.data.splits import entries, pair_entries
 from fusionsam.errors import InputError
+from fusionsam.server.labelling.training import training_command
 from fusionsam.server.labelling.workspace import OPEN, Workspace, readings
 from fusionsam.weights.checkpoint import CONFIG, WEIGHTS
 
@@ -245,6 +248,66 @@ def test_finished_pairs_stay_listed_while_others_are_labelled(pairs, tmp_path):
     assert listed(out) == ["q1"]
 
 
+def rewrite(path, change):
+    """Every row of a manifest as a person changes it."""
+    rows = [change(row) for row in csv.DictReader(path.open())]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=";")  # as a spreadsheet saves it
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_splits_and_columns_of_a_person_stay_in_the_manifest(pairs, tmp_path):
+    out = tmp_path / "out"
+    for entry in pairs[:2]:
+        done(entry, LabelFolder(out, pairs, NAMES, PALETTE))
+    rewrite(out / "manifest.csv", lambda row: {**row, "split": "test", "sequence": "s" + row["id"], "weather": "fog"})
+    others = recording(tmp_path / "second", "q0")
+    done(others[0], LabelFolder(out, others, NAMES, PALETTE))
+    folder = LabelFolder(out, pairs, NAMES, PALETTE)
+    drawing = folder.open(pairs[1])
+    for drawing.done in (False, True):  # taken back to be mended, and done again
+        folder.save(pairs[1], drawing, "mark")
+    rows = {row["id"]: row for row in csv.DictReader((out / "manifest.csv").open())}
+    assert {id: (row["split"], row["sequence"], row["weather"]) for id, row in rows.items()} == {
+        "p0": ("test", "sp0", "fog"),
+        "p1": ("test", "sp1", "fog"),
+        "q0": ("val", "", ""),
+    }
+
+
+@pytest.mark.parametrize("kept", [("labels", "manifest.csv", "classes.yaml"), ("labels",), ("manifest.csv",)])
+def test_label_maps_of_others_are_refused_before_anything_is_written(pairs, tmp_path, kept):
+    out = tmp_path / "out"
+    done(pairs[0], LabelFolder(out, pairs, NAMES, PALETTE))
+    for path in sorted(out.iterdir()):
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_png(out / "instances/p0.png", np.zeros((H, W), np.uint8))  # not a drawing of ours either
+    before = contents(out)
+    with pytest.raises(
+        InputError, match=r"out: holds label maps that label did not draw \(.*choose another --out"
+    ) as caught:
+        LabelFolder(out, pairs, NAMES, PALETTE)
+    assert "\n" not in str(caught.value)
+    assert contents(out) == before
+
+
+def test_what_a_class_file_says_besides_is_kept(pairs, tmp_path):
+    out, given = tmp_path / "out", {"classes": NAMES, "palette": [list(color) for color in PALETTE]}
+    more = {"foreground": ["car"], "labels_map": {2: 1, 255: 3}}  # 2 is person in what is drawn
+    (tmp_path / "classes.yaml").write_text(yaml.safe_dump({**given, **more}))
+    command = ["label", "--visible", tmp_path / "vi", "--out", out, "--classes", tmp_path / "classes.yaml"]
+    command = [*map(str, command), "--export"]
+    assert main([*command, f"coco:{tmp_path / 'a.json'}"]) == 0
+    stored = yaml.safe_load((out / "classes.yaml").read_text())
+    assert stored == {**given, "foreground": ["car"], "labels_map": {255: 3}}
+    by_hand = yaml.safe_dump({**stored, "foreground": [3]}) + "# mine\n"
+    (out / "classes.yaml").write_text(by_hand)
+    assert main([*command, f"coco:{tmp_path / 'b.json'}"]) == 0
+    assert (out / "classes.yaml").read_text() == by_hand
+
+
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_drawing_is_not_shown_on_another_picture_of_the_same_id(pairs, tmp_path, monkeypatch, finished):
     if finished:  # as earlier versions kept it: the manifest alone tells of the pictures
@@ -285,7 +348,13 @@ def test_a_label_map_that_a_kill_left_behind_is_made_again(pairs, tmp_path, monk
         folder.save(pairs[0], Drawing.empty((H, W)), "clear")
         os.utime(label, (1, 1))
     with monkeypatch.context() as killed:
-        killed.setattr("fusionsam.data.labelling.folder.write_png", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+
+        def once(part, path, replaced=os.replace):  # the drawing alone takes its place
+            if os.path.dirname(path).endswith("labels"):
+                raise KeyboardInterrupt
+            replaced(part, path)
+
+        killed.setattr("os.replace", once)
         with pytest.raises(KeyboardInterrupt):
             folder.save(pairs[0], drawn(), "paint")
     (out / "instances/odd.png").write_bytes(b"no png")
@@ -319,6 +388,43 @@ def test_what_cannot_be_ours_is_one_line(pairs, tmp_path):
         folder.open(pairs[0])
     with pytest.raises(InputError, match="labelled with other classes"):
         LabelFolder(tmp_path / "out", pairs, [*NAMES, "dog"], [*PALETTE, (9, 9, 9)])
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("fails", ["pictures", "log"])
+def test_a_change_that_cannot_be_saved_has_not_been(pairs, tmp_path, monkeypatch, fails):
+    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
+    workspace = Workspace(folder, SeesDark(), None)
+    left, right = (np.arange(W) < 5) & np.ones((H, 1), bool), (np.arange(W) > 8) & np.ones((H, 1), bool)
+    seen = workspace.change(0, paint(left))["revision"]
+    drawing, progress = workspace.pair(0).drawing.copy(), folder.progress["p0"]
+    files = {path: content for path, content in contents(folder.out).items() if path.name != "log.jsonl"}
+    with monkeypatch.context() as disk:
+        disk.setattr("os.replace", full) if fails == "pictures" else disk.setattr(folder, "_log", tmp_path)
+        for change in (paint(right, class_id=2), {"kind": "undo"}, {"kind": "mark", "done": True, "unsure": True}):
+            with pytest.raises(InputError, match="cannot be written"):
+                workspace.change(0, {**change, "revision": seen})
+    again = workspace.pair(0).drawing
+    np.testing.assert_array_equal(again.instances, drawing.instances)
+    assert (again.classes, again.done, again.unsure) == (drawing.classes, False, False)
+    assert (again.clicks, again.revision, folder.progress["p0"]) == (1, seen, progress)
+    assert files == {path: content for path, content in contents(folder.out).items() if path.name != "log.jsonl"}
+    assert len(workspace.change(0, {**paint(right, class_id=2), "revision": seen})["objects"]) == 2
+    assert [len(workspace.change(0, {"kind": "undo"})["objects"]) for _ in range(2)] == [1, 0]
+    workspace.close()
+
+
+def test_a_page_of_an_earlier_opening_changes_nothing(pairs, tmp_path):
+    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
+    first, second = (Workspace(folder, SeesDark(), None) for _ in range(2))
+    seen = first.change(0, paint(np.ones((H, W), bool)))["revision"]
+    second.change(0, paint(np.ones((H, W), bool)))  # as many changes
+    with pytest.raises(InputError, match="opened anew or changed in another window; load the page again"):
+        second.change(0, {"kind": "clear", "revision": seen})
+    first.close(), second.close()
 
 
 def test_a_second_server_is_kept_out_and_a_lock_left_behind_is_none(pairs, tmp_path):
@@ -413,7 +519,7 @@ def test_two_cameras_that_see_apart_are_labelled_in_the_visible_ones_pixels(tmp_
     x, y = told["hottest"]
     assert 6 <= y <= 11
     assert 8 <= x <= 15
-    command = folder.training_command()
+    command = training_command(folder)
     config = parse_settings("train", shlex.split(command)[2:]).settings
     assert (config.data.align, config.data.dataset) == (str(tmp_path / "rig.json"), "manifest")
 
@@ -512,6 +618,26 @@ def test_temperatures_of_two_cameras_that_see_apart_are_those_under_the_object(t
     row = next(csv.DictReader((tmp_path / "t.csv").open()))
     assert (row["area"], row["unknown"]) == ("5", "3")  # infrared does not reach the first three columns
     assert (row["minimum_c"], row["maximum_c"]) == ("200.00", "201.00")
+
+
+def test_a_table_of_temperatures_replaces_its_like_alone_and_tells_what_it_lacks(pairs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "classes.yaml").write_text(json.dumps({"classes": NAMES, "palette": PALETTE}))
+    folder = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE)
+    for entry in pairs[:2]:
+        folder.save(entry, drawn(), "paint")
+    heat = np.zeros((H, W), np.float32)
+    monkeypatch.setattr("fusionsam.inference.temperatures.read_celsius", lambda p: heat if p.stem == "p1" else None)
+    command = ["label", "--visible", tmp_path / "vi", "--infrared", tmp_path / "ir", "--out", tmp_path / "out"]
+    command += ["--classes", tmp_path / "classes.yaml", "--export-temperatures", tmp_path / "t.csv"]
+    for _ in range(2):
+        assert main([*map(str, command)]) == 0
+        told = capsys.readouterr().out
+        assert f"3 objects in {tmp_path / 't.csv'}" in told
+        assert "1 of 2 labelled pairs have no temperatures" in told
+    (tmp_path / "t.csv").write_text("measured by hand")
+    assert main([*map(str, command)]) == 2
+    assert "t.csv: is there, and is not what" in capsys.readouterr().err
+    assert (tmp_path / "t.csv").read_text() == "measured by hand"
 
 
 def test_the_page_is_told_every_objects_and_every_class_temperatures(pairs, tmp_path):

@@ -48,7 +48,7 @@ class Options(PairOptions, OutOption, WeightsOption, DeviceOption):
 
 def main(options: Options) -> int:
     """Serve the page until interrupted; or exchange files, and end."""
-    from fusionsam.config.datasets import find
+    from fusionsam.config.datasets import besides, find
     from fusionsam.data.labelling.folder import LabelFolder
     from fusionsam.data.splits import pair_entries
 
@@ -61,7 +61,8 @@ def main(options: Options) -> int:
     entries = pair_entries(options.visible, options.infrared)
     if not entries:
         raise InputError(f"{options.visible or options.infrared}: holds no picture; give a folder of pairs")
-    folder = LabelFolder(options.out, entries, row.classes, row.palette, options.who, options.align)
+    more = besides(options.classes)
+    folder = LabelFolder(options.out, entries, row.classes, row.palette, options.who, options.align, more)
     if _exchange(options, folder):
         return 0
     with folder.alone():
@@ -70,11 +71,11 @@ def main(options: Options) -> int:
 
 def _exchange(options: Options, folder: LabelFolder) -> bool:
     """Read and write files as asked; whether anything was."""
-    from fusionsam.data.labelling.exchange import export, into_folder
+    from fusionsam.data.labelling.exchange import Format, export, into_folder
     from fusionsam.data.labelling.formats import FORMATS, named
 
     read = [named(text, "--import") for text in options.import_]
-    written = [named(text, "--export") for text in options.export]
+    written: list[tuple[Format, Path]] = [named(text, "--export") for text in options.export]
     if options.import_coco:
         read.append((FORMATS["coco"], options.import_coco))
     if options.export_coco:
@@ -84,18 +85,20 @@ def _exchange(options: Options, folder: LabelFolder) -> bool:
             taken = into_folder(path, kind, folder)
         other = f"; {len(taken.others)} pictures of it are of no pair" if taken.others else ""
         print(f"{taken.objects} objects of {taken.pairs} pairs taken from {path}{other}")
-    for count, path in export(written, folder):
-        print(f"{count} objects in {path}")
     if options.export_temperatures:
         from fusionsam.data.rigs import read_aligner
-        from fusionsam.inference.temperatures import read_celsius, write_csv
-        from fusionsam.server.labelling.workspace import readings
+        from fusionsam.server.labelling.temperatures import TemperatureTable
 
-        found = readings(folder, read_celsius, read_aligner(options.align))
-        write_csv(options.export_temperatures, found)
-        objects = sum(one.object > 0 for one in found)
-        print(f"{objects} objects, {len(found) - objects} classes in {options.export_temperatures}")
-    return bool(read or written or options.export_temperatures)
+        table = TemperatureTable(folder, read_aligner(options.align))
+        written.append((table, options.export_temperatures))
+    for count, path in export(written, folder):
+        print(f"{count} objects in {path}")
+    if options.export_temperatures and table.without:
+        print(
+            f"{table.without} of {table.labelled} labelled pairs have no temperatures: their infrared files are not "
+            "radiometric"
+        )
+    return bool(read or written)
 
 
 def _serve(options: Options, folder: LabelFolder) -> int:

@@ -186,6 +186,16 @@ def _with_class_file(row: DatasetRow, path: Path) -> DatasetRow:
     return replace(row, classes=tuple(classes), palette=colors, foreground=shown, labels_map=mapped)
 
 
+def besides(path: Path) -> dict[str, object]:
+    """What a class file that `find` has read says beside classes and palette, for label maps that are drawn anew.
+
+    What its labels_map says of class ids is left out: such maps hold what they were mapped to."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    mapped = {id: to for id, to in (content.get("labels_map") or {}).items() if id >= len(content["classes"])}
+    found = {"foreground": content.get("foreground"), "labels_map": mapped or None}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _labels_map(path: Path, given: object, count: int) -> dict[int, int]:
     """{id in the files: class id, or MAX_CLASSES (ignore)}."""
     pairs = list(given.items()) if isinstance(given, dict) else [(None, None)]

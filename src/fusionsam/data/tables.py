@@ -33,7 +33,7 @@ def read_table(path: Path) -> tuple[set[str], list[dict[str, str]]]:
     """
     if not path.is_file():
         raise NoSplit(f"{path}: no such manifest; expected a CSV or Parquet file")
-    columns, rows = _parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _csv(path)
+    columns, rows = _parquet(path) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path)
     names = _named(path, columns)
     return set(names.values()), [{names[key]: value for key, value in row.items() if key in names} for row in rows]
 
@@ -58,7 +58,8 @@ def _named(path: Path, columns: list[str]) -> dict[str, str]:
     return names or {column: column for column in columns}
 
 
-def _csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns as they are written, and the rows. InputError for what is no CSV."""
     try:
         data = path.read_bytes()
         text = data.decode(_BOMS.get(data[:2], "utf-8-sig"))

@@ -6,7 +6,7 @@ Masks travel as runs inside a box: counts of pixels row by row, outside and insi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ class Drawing:
     clicks: int = 0
     """Clicks, boxes and strokes that were spent on it."""
     revision: int = 0
-    """Counts the changes since it was opened."""
+    """Counts the changes, from whatever number it has when it is opened."""
 
     def __post_init__(self) -> None:
         self._undo: list[_Step] = []
@@ -53,6 +53,12 @@ class Drawing:
     def empty(cls, size: tuple[int, int]) -> Drawing:
         """Nothing drawn on a picture of `size` (H, W)."""
         return cls(np.zeros(size, np.uint16))
+
+    def copy(self) -> Drawing:
+        """As it is now, with all that can be taken back; changes of this one do not reach it."""
+        twin = replace(self, instances=self.instances.copy(), classes=dict(self.classes))
+        twin._undo, twin._redo = list(self._undo), list(self._redo)  # what stands in them is never changed
+        return twin
 
     @property
     def labels(self) -> NDArray[np.uint8]:

@@ -19,9 +19,8 @@ import getpass
 import io
 import json
 import os
-import shlex
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,13 +35,11 @@ from fusionsam.data.image_files import image_size
 from fusionsam.data.images import write_png
 from fusionsam.data.labelling.drawing import Drawing
 from fusionsam.data.splits import Entry, held_out
-from fusionsam.data.tables import read_table
+from fusionsam.data.tables import ALIASES, read_csv, read_table
 from fusionsam.io import digest, require_writable, whole, write_text
 from fusionsam.types import InputError, JsonObject
 
 _KEY = "fusionsam"
-STEPS = 100
-"""Of the training that the page proposes."""
 _REMEDY = "make room, or choose another --out"
 _CAMERAS = ("visible", "infrared")
 _COLUMNS = ("id", *_CAMERAS, "label", "split")
@@ -69,8 +66,10 @@ class LabelFolder:
     """Reads and writes the drawings of `entries` in `out`.
 
     Two cameras that see apart are labelled in the visible one's pixels, the other being brought there by `rig`.
-    Raises InputError for a folder that cannot be written, was labelled with other classes, or holds drawings of other
-    pictures under the ids of these. What it holds of pairs that are not among `entries` is kept."""
+    `class_file` is what else the class file says: its foreground and labels_map.
+    Raises InputError for a folder that cannot be written, holds label maps of others, was labelled with other classes,
+    or holds drawings of other pictures under the ids of these. What it holds of pairs that are not among `entries` is
+    kept."""
 
     def __init__(
         self,
@@ -80,19 +79,38 @@ class LabelFolder:
         palette: Sequence[tuple[int, int, int]],
         who: str = "",
         rig: Path | None = None,
+        class_file: Mapping[str, object] | None = None,
     ) -> None:
         self.out, self.entries, self.rig = Path(out), list(entries), rig
         self.classes, self.palette = list(classes), [(red, green, blue) for red, green, blue in palette]
-        self.who = who or _user()
+        self.who, self._log = who or _user(), self.out / "log.jsonl"
         self._lock = threading.Lock()  # of the log and the manifest
         self._drawn_on: dict[str, dict[str, list[str]]] = {}
+        self._listed: dict[str, dict[str, str]] = {}  # rows that the manifest has had
+        self._require_ours()
         require_writable(self.out)
         stored = {entry.id: self._stored(entry.id) for entry in self.entries}
         self._require_same_pictures(stored)
-        self._keep_classes()
+        self._keep_classes(class_file or {})
         self._mend_labels()
         self.progress = {id: _progress(one) for id, one in stored.items()}
         self._write_manifest()
+        if not self._log.is_file():
+            write_text(self._log, "", _REMEDY)  # from now on the folder is ours
+
+    def _require_ours(self) -> None:
+        """InputError for label maps, or a list of them, where neither a log nor a drawing is."""
+        drawings = (self.out / "instances").glob("*.png")
+        if self._log.is_file() or any(self._stored(path.stem) for path in drawings):
+            return
+        there = [path for path in (self.out / "labels").rglob("*") if path.is_file()]
+        manifest = self.out / "manifest.csv"
+        if there or (manifest.is_file() and read_table(manifest)[1]):
+            found = next(iter(there), manifest).relative_to(self.out)
+            raise InputError(
+                f"{self.out}: holds label maps that label did not draw ({found}); expected a new folder, or one that "
+                "label began; choose another --out"
+            )
 
     def instances_path(self, id: str) -> Path:
         """Where the drawing of a pair is kept."""
@@ -141,31 +159,40 @@ class LabelFolder:
         return pair_size(entry)
 
     def save(self, entry: Entry, drawing: Drawing, action: str, **details: object) -> None:
-        """Write the drawing and its label map, and a line of the log. InputError where that cannot be; what was saved
-        before stays."""
+        """Write the drawing and its label map, and a line of the log. InputError where that cannot be; all that was
+        saved before stays."""
         stored = {
             "classes": drawing.classes, "unsure": drawing.unsure, "done": drawing.done, "clicks": drawing.clicks,
             "pictures": self._pictures(entry),
         }  # fmt: skip
         text = PngInfo()
         text.add_text(_KEY, json.dumps(stored))
-        with whole(self.instances_path(entry.id), _REMEDY) as part:
-            Image.fromarray(drawing.instances).save(part, format="PNG", pnginfo=text, compress_level=1)
-        write_png(self.out / "labels" / f"{entry.id}.png", drawing.labels)
-        before = self.progress.get(entry.id)
-        self.progress[entry.id] = Progress(len(drawing.classes), drawing.unsure, drawing.done, drawing.clicks)
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "who": self.who, "pair": entry.id,
             "action": action, **details,
         }  # fmt: skip
-        with self._lock:
-            try:
-                with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(line) + "\n")
-            except OSError as error:
-                raise InputError(f"{self.out}: the log cannot be written ({error.strerror}); {_REMEDY}") from None
-            if before is None or before.done != drawing.done:
-                self._write_manifest()
+        before, path = self.progress.get(entry.id, Progress()), self.instances_path(entry.id)
+        try:  # both take their places when all else is written, the drawing first: on a full disk neither does
+            with whole(self.out / "labels" / path.name, _REMEDY) as label, whole(path, _REMEDY) as part:
+                Image.fromarray(drawing.instances).save(part, format="PNG", pnginfo=text, compress_level=1)
+                Image.fromarray(drawing.labels).save(label, format="PNG")
+                with self._lock:
+                    self._note(entry.id, drawing, line)
+        except Exception:
+            self.progress[entry.id] = before
+            raise
+
+    def _note(self, id: str, drawing: Drawing, line: JsonObject) -> None:
+        """In the log, the progress and the manifest."""
+        try:
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.out}: the log cannot be written ({error.strerror}); {_REMEDY}") from None
+        before = self.progress.get(id, Progress())
+        self.progress[id] = Progress(len(drawing.classes), drawing.unsure, drawing.done, drawing.clicks)
+        if before.done != drawing.done:
+            self._write_manifest()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -183,27 +210,18 @@ class LabelFolder:
                 raise InputError(f"{self.out}: is being labelled by another server; end it first") from None
             yield
 
-    def training_command(self) -> str:
-        """What fine-tunes the shipped checkpoint on the pairs that are done: some minutes for a first look."""
-        words = [
-            "fusionsam", "train", "--model.preset", "tiny", "--model.start_from", "tiny",
-            "--train.freeze_tokenizer", "true", "--train.max_steps", str(STEPS), "--data.dataset", "manifest",
-            "--data.root", str(self.out / "manifest.csv"), "--data.class_file", str(self.out / "classes.yaml"),
-            "--train.out", str(self.out / "run"), *([] if self.rig is None else ["--data.align", str(self.rig)]),
-        ]  # fmt: skip
-        return shlex.join(words)
-
-    def _keep_classes(self) -> None:
+    def _keep_classes(self, class_file: Mapping[str, object]) -> None:
+        """What stands in classes.yaml stays, put there by hand or not; what it lacks is added."""
         path = self.out / "classes.yaml"
-        content = {"classes": self.classes, "palette": [list(color) for color in self.palette]}
+        content = {"classes": self.classes, "palette": [list(color) for color in self.palette], **class_file}
+        stored: JsonObject = {}
         if path.is_file():
-            try:
+            with suppress(yaml.YAMLError, OSError, ValueError):
                 stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, OSError, ValueError):
-                stored = None
             if not isinstance(stored, dict) or stored.get("classes") != self.classes:
                 raise InputError(f"{path}: this folder was labelled with other classes; choose another --out")
-        write_text(path, yaml.safe_dump(content, sort_keys=False), _REMEDY)
+        if content.keys() - stored.keys():
+            write_text(path, yaml.safe_dump({**content, **stored}, sort_keys=False), _REMEDY)
 
     def _stored(self, id: str) -> JsonObject:
         """The text chunk of a drawing alone: a folder of 200 large pairs opens at once. Empty where there is none; what
@@ -262,27 +280,35 @@ class LabelFolder:
                     write_png(label, self._read(path).labels)
 
     def _rows(self) -> list[dict[str, str]]:
-        """Of the standing manifest, as far as their label maps are there."""
+        """Of the standing manifest, with columns that are not ours, as far as their label maps are there."""
         path = self.out / "manifest.csv"
-        rows = read_table(path)[1] if path.is_file() else []
+        if not path.is_file():
+            return []
+        others = [{name: row[name] for name in row if name.lower() not in ALIASES} for row in read_csv(path)[1]]
+        rows = [other | row for other, row in zip(others, read_table(path)[1], strict=True)]
         return [row for row in rows if (self.out / row.get("label", "")).is_file()]
 
     def _write_manifest(self) -> None:
-        """The pairs that are done, behind those of the standing manifest that are not open now."""
-        rows = [
-            {name: row.get(name, "") for name in _COLUMNS} for row in self._rows() if row.get("id") not in self.progress
-        ]
+        """The pairs that are done, behind those of the standing manifest that are not open now. Splits and other
+        columns stay as they stand there, also of a pair that is taken back and done again."""
+        there = self._rows()
+        self._listed |= {row.get("id", ""): row for row in there}
+        rows = [row for row in there if row.get("id") not in self.progress]
         for entry in self.entries:
             if self.progress[entry.id].done:
                 parts = {camera: self._relative(path) for camera, path in _cameras(entry).items()}
-                rows.append({"id": entry.id, **parts, "label": f"labels/{entry.id}.png"})
-        val = {row["id"] for row in rows if held_out(row["id"])}
-        if rows and not val:
-            val = {rows[-1]["id"]}  # training wants at least one pair to look at
+                ours = {"id": entry.id, **dict.fromkeys(_CAMERAS, ""), **parts, "label": f"labels/{entry.id}.png"}
+                rows.append(self._listed.get(entry.id, {}) | ours)
+        new = [row for row in rows if not row.get("split")]
+        for row in new:
+            row["split"] = "val" if held_out(row.get("id", "")) else "train"
+        if new and all(row["split"] != "val" for row in rows):
+            new[-1]["split"] = "val"  # training wants at least one pair to look at
         text = io.StringIO()
-        writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+        columns = list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)]))
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({**row, "split": "val" if row["id"] in val else "train"} for row in rows)
+        writer.writerows(rows)
         write_text(self.out / "manifest.csv", text.getvalue(), _REMEDY)
 
     def _relative(self, path: Path) -> str:
@@ -302,10 +328,9 @@ def _cameras(entry: Entry) -> dict[str, Path]:
 
 def _content(path: Path) -> str:
     """SHA-256 of a picture; empty where it cannot be read: a change is saved all the same."""
-    try:
+    with suppress(OSError):
         return digest(path)
-    except OSError:
-        return ""
+    return ""
 
 
 def pair_size(entry: Entry) -> tuple[int, int]:
@@ -319,7 +344,6 @@ def pair_size(entry: Entry) -> tuple[int, int]:
 
 
 def _user() -> str:
-    try:
+    with suppress(OSError, KeyError):  # a container without a user of that number
         return getpass.getuser()
-    except (OSError, KeyError):  # a container without a user of that number
-        return "unknown"
+    return "unknown"

@@ -25,6 +25,7 @@ from fusionsam.data.splits import Entry
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.temperatures import Reading, of_instances
+from fusionsam.server.labelling.training import training_command
 from fusionsam.server.labelling.uncertainty import uncertainty
 from fusionsam.types import InputError, JsonObject
 
@@ -160,7 +161,7 @@ class Workspace:
             "order": self.order,
             "weights": self.model.name,
             "proposed": sorted(i for i in self.names.values() if i),
-            "train": self.folder.training_command(),
+            "train": training_command(self.folder),
         }
 
     def pair(self, index: int) -> OpenPair:
@@ -174,6 +175,8 @@ class Workspace:
                 return held
             entry = self.entries[index]
             opened = OpenPair(entry, self.folder.open(entry), self.model, self.sam, self._predicting, self.align)
+            # else a page of an earlier opening might have the same number, and change what it has not seen
+            opened.drawing.revision = secrets.randbelow(1 << 48)
             with self._lock:
                 self._open[index] = opened
                 while len(self._open) > OPEN:
@@ -232,26 +235,34 @@ class Workspace:
     def change(self, index: int, change: Mapping[str, object]) -> JsonObject:
         """Apply and save one change of the page; with `revision`, only to the state the page has seen.
 
-        InputError for a change that cannot be, and one that another window has overtaken; then nothing is changed."""
+        InputError for a change that cannot be, or cannot be saved, and one that another window has overtaken; then
+        nothing is changed, in memory and on disk."""
         pair = self.pair(index)
         if change.get("kind") == "propose":
             pair.prediction()  # not while the drawing is held
         with pair.lock:
             seen = change.get("revision")
             if seen is not None and seen != pair.drawing.revision:
-                raise InputError(f"{pair.entry.id}: was changed in another window; load the page again")
-            if change.get("kind") == "mark":
-                touched = self._mark(pair, change)
-            else:
-                class_id = change.get("class")
-                if isinstance(class_id, int) and not 0 < class_id < len(self.folder.classes):
-                    raise InputError(f"class {class_id}: is not known; expected 1 to {len(self.folder.classes) - 1}")
-                touched = apply(pair.drawing, change, lambda: self.proposal(pair))
-            details = {key: change[key] for key in ("class", "tool", "on", "clicks") if key in change}
-            details = {key: value for key, value in details.items() if isinstance(value, int | str)}
-            kind = str(change["kind"])
-            self.folder.save(pair.entry, pair.drawing, kind, object=touched["object"], **details)
+                raise InputError(f"{pair.entry.id}: was opened anew or changed in another window; load the page again")
+            before = pair.drawing.copy()
+            try:
+                touched = self._apply(pair, change)
+                details = {key: change[key] for key in ("class", "tool", "on", "clicks") if key in change}
+                details = {key: value for key, value in details.items() if isinstance(value, int | str)}
+                kind = str(change["kind"])
+                self.folder.save(pair.entry, pair.drawing, kind, object=touched["object"], **details)
+            except Exception:
+                pair.drawing = before
+                raise
             return {**self._state(pair, touched["box"]), "object": touched["object"]}
+
+    def _apply(self, pair: OpenPair, change: Mapping[str, object]) -> JsonObject:
+        if change.get("kind") == "mark":
+            return self._mark(pair, change)
+        class_id = change.get("class")
+        if isinstance(class_id, int) and not 0 < class_id < len(self.folder.classes):
+            raise InputError(f"class {class_id}: is not known; expected 1 to {len(self.folder.classes) - 1}")
+        return apply(pair.drawing, change, lambda: self.proposal(pair))
 
     def _mark(self, pair: OpenPair, change: Mapping[str, object]) -> JsonObject:
         for key in ("unsure", "done"):

@@ -33,18 +33,19 @@ async function ask(path, body) {
   } finally { count(-1); }
 }
 
-function change(what) {  // one after another: each says which state it was made on
+function change(what) {  // one after another: each says which state it was made on; a function is asked in its turn
   const index = state.index;
   unsaved++;
   const job = queue.then(async () => {
     if (index !== state.index || !state.pair) return null;
     say("saving ...");
     try {
-      const answer = await ask(`/api/pairs/${index}/change`, { ...what, revision: state.pair.revision });
+      const asked = typeof what === "function" ? what() : what;
+      const answer = await ask(`/api/pairs/${index}/change`, { ...asked, revision: state.pair.revision });
       if (index === state.index) take(answer);
       say("saved");
       return answer;
-    } catch (error) { say(error.message, true); return null; }
+    } catch (error) { say(error.message, true); lists(); return null; }  // boxes stand again as the pair does
   }).finally(() => { unsaved--; });
   queue = job;
   return job;
@@ -87,18 +88,24 @@ function colour([x0, y0, w, h]) {  // the overlay inside a box
   context.putImageData(image, x0, y0);
 }
 
+let opened = 0;
 async function open(index) {
   if (index < 0 || index >= state.project.pairs.length) return;
+  const mine = ++opened;  // only the pair that was asked for last is shown, whichever answer comes last
   await queue;
+  if (mine !== opened) return;
   coming.forEach((image) => { if (!image.complete) image.src = ""; });  // or the few connections of a browser wait on
   coming = [];
   say("opening ...");
   let pair;
-  try { pair = await ask(`/api/pairs/${index}`); } catch (error) {  // nothing may be drawn on the pair before
+  try { pair = await ask(`/api/pairs/${index}`); } catch (error) {
+    if (mine !== opened) return;
+    // nothing may be drawn on the pair before
     Object.assign(state, { index, pair: null, images: {} });
     discard();
     return say(error.message, true);
   }
+  if (mine !== opened) return;
   const [H, W] = pair.size;
   Object.assign(state, { index, pair, instances: new Uint16Array(H * W), images: {}, selected: 0, temperatures: null });
   discard();
@@ -130,7 +137,7 @@ async function readTemperatures() {
       objects: new Map(answer.objects.map((o) => [o.id, o])), classes: new Map(answer.classes.map((o) => [o.class, o])),
     };
     lists(); draw();
-  } catch (error) { state.temperatures = false; say(error.message, true); }
+  } catch (error) { if (state.pair === pair) { state.temperatures = false; say(error.message, true); } }
 }
 
 // ---- masks ---------------------------------------------------------------------------------------------------------
@@ -205,8 +212,11 @@ async function paintRegion(inside, box, tool) {
   const [, , w, h] = box;
   const runs = toRuns(inside, w, h);
   if (tool === "erase") return change({ kind: "erase", box, runs, tool });
-  const object = state.selected && objectOf(state.selected)?.class === state.classId ? state.selected : 0;
-  const answer = await change({ kind: "paint", box, runs, object, class: state.classId, tool });
+  const classId = state.classId;
+  const answer = await change(() => {  // the stroke before may have made the object that this one belongs to
+    const object = state.selected && objectOf(state.selected)?.class === classId ? state.selected : 0;
+    return { kind: "paint", box, runs, object, class: classId, tool };
+  });
   if (answer) { state.selected = answer.object; lists(); draw(); }
 }
 
@@ -252,16 +262,17 @@ function fit() {
   const canvas = canvases()[0];
   if (!canvas || !state.pair) return;
   const [H, W] = state.pair.size, r = canvas.getBoundingClientRect(), scale = Math.min(r.width / W, r.height / H) || 1;
-  state.view = { scale, x: (r.width - W * scale) / 2, y: (r.height - H * scale) / 2 };
+  state.view = { scale, x: (r.width - W * scale) / 2, y: (r.height - H * scale) / 2, fitted: true };
   draw();
 }
 
 function draw() { if (!drawn) drawn = requestAnimationFrame(() => { drawn = 0; canvases().forEach(render); }); }
 
+function there(name) { return state.pair.pictures.includes(name) ? name : "fused"; }  // that every pair has
+
 function shownPicture(canvas) {
   if (canvas.dataset.picture !== "one") return canvas.dataset.picture;
-  const wanted = ["visible", "fused", "infrared"][Math.round(+$("slider").value)];
-  return state.pair.pictures.includes(wanted) ? wanted : "fused";
+  return there(["visible", "fused", "infrared"][Math.round(+$("slider").value)]);
 }
 
 function render(canvas) {
@@ -283,7 +294,7 @@ function render(canvas) {
   };
   if (canvas.dataset.picture === "one") {
     const at = +$("slider").value, low = ["visible", "fused"][Math.min(1, Math.floor(at))], high = at < 1 ? "fused" : "infrared";
-    picture(low, 1); picture(high, at - Math.min(1, Math.floor(at)));
+    picture(there(low), 1); picture(high, at - Math.min(1, Math.floor(at)));
   } else picture(canvas.dataset.picture, 1);
   canvas.nextSibling.textContent = state.images[shownPicture(canvas)] ? shownPicture(canvas) : `${shownPicture(canvas)} ...`;
   context.globalAlpha = +$("opacity").value;
@@ -343,8 +354,9 @@ function listen(canvas) {
     canvas.focus(); canvas.setPointerCapture(event.pointerId);
     fingers.set(event.pointerId, [event.clientX, event.clientY]);
     const pan = state.tool === "move" || event.button === 1 || fingers.size > 1;
-    down = { place: at(event), client: [event.clientX, event.clientY], view: { ...state.view }, pan, off: event.button === 2 || event.shiftKey || $("off").checked };
-    if (fingers.size > 1) { state.stroke = null; return; }
+    const box = fingers.size > 1 && down ? down.box : state.box;  // of the mask, before a finger drags another
+    down = { place: at(event), client: [event.clientX, event.clientY], view: { ...state.view }, pan, box, off: event.button === 2 || event.shiftKey || $("off").checked };
+    if (fingers.size > 1) { state.stroke = null; state.box = box; return; }
     if (!pan && (state.tool === "brush" || state.tool === "erase")) { begin(); dab(at(event), at(event)); }
   });
   canvas.addEventListener("pointermove", (event) => {
@@ -352,8 +364,8 @@ function listen(canvas) {
     const before = state.cursor;
     state.cursor = at(event);
     if (fingers.size === 2 && fingers.has(event.pointerId)) pinch(canvas, fingers, event);
-    else if (down?.pan) Object.assign(state.view, { x: down.view.x + event.clientX - down.client[0], y: down.view.y + event.clientY - down.client[1] });
-    else if (state.stroke) dab(before || state.cursor, state.cursor);
+    else if (down?.pan) Object.assign(state.view, { x: down.view.x + event.clientX - down.client[0], y: down.view.y + event.clientY - down.client[1], fitted: false });
+    else if (down && state.stroke) dab(before || state.cursor, state.cursor);
     else if (down && state.tool === "click" && far(down, event)) state.box = boxOf(pixel(down.place), pixel(state.cursor));
     if (fingers.has(event.pointerId)) fingers.set(event.pointerId, [event.clientX, event.clientY]);
     draw();
@@ -361,9 +373,17 @@ function listen(canvas) {
   const up = (event) => {
     fingers.delete(event.pointerId);
     const was = down;
-    if (!was || !state.pair || fingers.size) return;
+    if (!was || !state.pair) return;
+    if (fingers.size) {  // the finger that stays moves the picture on from where it is now
+      down = { ...was, client: [...fingers.values()][0], view: { ...state.view } };
+      return;
+    }
     down = null;
-    if (was.pan || event.type === "pointercancel") { state.stroke = null; return draw(); }
+    if (was.pan || event.type === "pointercancel") {
+      state.stroke = null;
+      if (!was.pan) state.box = was.box;
+      return draw();
+    }
     if (state.stroke) return finish();
     const [x, y] = pixel(at(event));
     if (state.tool === "click") { state.on = shownPicture(canvas); clicked(was, event, [x, y]); }
@@ -425,9 +445,10 @@ function dab(from, to) {  // discs along the way: a pixel is inside when its cen
 }
 
 async function finish() {
-  const { inside, box: [x0, y0, x1, y1] } = state.stroke, W = state.pair.size[1], w = x1 - x0 + 1;
+  const mine = state.stroke, { inside, box: [x0, y0, x1, y1] } = mine, W = state.pair.size[1], w = x1 - x0 + 1;
   if (x1 >= 0) await paintRegion((i) => inside[(y0 + Math.floor(i / w)) * W + x0 + (i % w)] === 1, [x0, y0, w, y1 - y0 + 1], state.tool);
-  state.stroke = null; draw();
+  if (state.stroke === mine) state.stroke = null;  // else the next one was begun while this one was saved
+  draw();
 }
 
 async function closePolygon() {
@@ -490,7 +511,7 @@ function resize(by) { $("size").value = +$("size").value + by; $("sized").textCo
 
 const KEYS = {
   c: () => tool("click"), b: () => tool("brush"), e: () => tool("erase"), p: () => tool("polygon"), s: () => tool("select"), m: () => tool("move"),
-  z: undo, y: () => change({ kind: "redo" }), a: () => change({ kind: "propose" }), n: () => { state.selected = 0; lists(); draw(); },
+  z: undo, y: () => change({ kind: "redo" }), a: () => change({ kind: "propose" }), n: () => queue.then(() => { state.selected = 0; lists(); draw(); }),
   f: fit, u: () => toggle("unsure"), d: () => toggle("done"), v: () => toggle("side"), Tab: nextMask,
   Enter: () => (state.polygon.length ? closePolygon() : accept()), Escape: discard, Delete: remove, Backspace: remove,
   ArrowRight: () => open(state.index + 1), ArrowLeft: () => open(state.index - 1), "[": () => resize(-2), "]": () => resize(2),
@@ -518,7 +539,7 @@ $("done").onchange = () => change({ kind: "mark", done: $("done").checked });
 $("side").onchange = () => { panes(); fit(); };
 for (const id of ["slider", "opacity", "brightness"]) $(id).oninput = draw;
 $("size").oninput = () => resize(0);
-window.addEventListener("resize", fit);
+window.addEventListener("resize", () => (state.view.fitted ? fit() : draw()));  // what was zoomed stays where it is
 window.addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(); });
 
 // after the page itself: else a browser counts the pictures as part of it, and waits for a network to fuse them
