@@ -15,9 +15,11 @@ from fusionsam.config.datasets import find
 from fusionsam.data import palettes
 from fusionsam.data.check import check
 from fusionsam.data.dataset import PairDataset, read_sample
+from fusionsam.data.fingerprints import of_training
 from fusionsam.data.images import read_heat
 from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.label_faults import require_teachable
+from fusionsam.data.manifests import read_manifest
 from fusionsam.data.pairing import pair_folders
 from fusionsam.data.polarity import DOUBTFUL, white_hot_score
 from fusionsam.data.splits import Entry, entries
@@ -51,6 +53,19 @@ def _root(tmp_path, scene, ids, camera="infrared", suffix="png"):
 def _refusal(root):
     row = find("pairs", root / "two.yaml")
     require_teachable(PairDataset(entries("pairs", root, "train", root / "two.yaml"), row), row, root)
+
+
+def test_what_was_guessed_of_training_files_is_said(scene, tmp_path, capsys):
+    root = _root(tmp_path, scene, [0, 1])
+    path = root / "train" / "infrared" / "a.png"
+    Image.fromarray(palettes.table("rainbow")[np.asarray(Image.open(path))]).save(path)
+    where = ["--dataset", "pairs", "--root", str(root), "--class-file", str(root / "two.yaml")]
+    assert run_command(["data", "check", *where, "--splits", "train"]) == 0
+    told = capsys.readouterr().out
+    assert "what was guessed of the files, or is odd about them (a note): " in told
+    assert "red was taken for hot, by the look of the scene" in told
+    of_training(PairDataset(entries("pairs", root, "train", root / "two.yaml"), find("pairs", root / "two.yaml")))
+    assert capsys.readouterr().err.startswith("a: ")
 
 
 @pytest.mark.parametrize(
@@ -202,6 +217,11 @@ def test_names_of_two_unicode_forms_are_one(scene, tmp_path):
         Image.fromarray(scene.infrared[0].numpy()).save(tmp_path / folder / f"{name}.png")
     (entry,) = pair_folders(tmp_path / "v", tmp_path / "i").entries
     assert entry.id == "stra\u00dfe-\u00fc"
+    table = tmp_path / "m.csv"
+    for header, row in (("visible", "v/stra\u00dfe-\u00fc.png"), ("id,infrared", "u\u0308,i/stra\u00dfe-u\u0308.png")):
+        table.write_text(f"{header}\n{row}\n")
+        (read,), (listed,) = entries("manifest", table, "all"), read_manifest(str(table), ())
+        assert read.id == listed.id == ("\u00fc" if "id" in header.split(",") else "stra\u00dfe-\u00fc")
 
 
 # -- colours and polarity ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from fusionsam.cli.main import main
-from fusionsam.config.datasets import MFNET_CLASSES, MFNET_PALETTE
+from fusionsam.config.datasets import MFNET_CLASSES, MFNET_PALETTE, find
 from fusionsam.data.dataset import open_labelled_split
 from fusionsam.data.images import write_png
 from fusionsam.data.label_files import read_label
@@ -75,6 +75,19 @@ def run(pairs: Path, annotations: Path, *more: str, out: str = "o") -> int:
     return main(["data", "import", "--annotations", str(annotations), *given, *more])
 
 
+class Ended:
+    """A reader of COCO that is interrupted after `count` pictures."""
+
+    def __init__(self, count: int) -> None:
+        self.reader, self.count = READERS["coco"], count
+
+    def read(self, path, size_of):
+        for number, picture in enumerate(self.reader.read(path, size_of)):
+            if number == self.count:
+                raise KeyboardInterrupt
+            yield picture
+
+
 def back(out: Path, id: str, classes: list[str]) -> np.ndarray:
     """A label map in MFNet's ids."""
     ids = read_label(out / "labels" / f"{id}.png").numpy()
@@ -102,17 +115,8 @@ def test_what_was_annotated_comes_back_exactly_and_train_reads_it(form, scenes, 
 
 def test_an_import_that_was_ended_goes_on_and_nothing_is_replaced_in_silence(scenes, pairs, capsys, monkeypatch):
     file = written("coco", scenes, pairs)
-    reader, count = READERS["coco"], iter(range(9))
-
-    class Ended:
-        def read(self, path, size_of):
-            for picture in reader.read(path, size_of):
-                if next(count) == 2:
-                    raise KeyboardInterrupt
-                yield picture
-
     with monkeypatch.context() as patch:
-        patch.setitem(READERS, "coco", Ended())
+        patch.setitem(READERS, "coco", Ended(2))
         assert run(pairs, file) == 130
     out = pairs / "o"
     assert sorted(path.stem for path in (out / "labels").iterdir()) == ["a", "b"]
@@ -134,6 +138,74 @@ def test_an_import_that_was_ended_goes_on_and_nothing_is_replaced_in_silence(sce
     assert "labels: is there, and no import.json of ours tells of it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("record", [None, '{"done": false}', "{"])
+def test_a_folder_of_something_else_is_not_written_over_on_any_word(scenes, pairs, capsys, record):
+    mine = pairs / "o" / "labels" / "a.png"
+    write_png(mine, np.zeros((H, W), np.uint8))
+    if record is not None:
+        (pairs / "o" / "import.json").write_text(record)
+    assert run(pairs, written("coco", scenes, pairs), "--overwrite") == 2
+    told = capsys.readouterr().err
+    assert "import.json" in told
+    assert told.endswith("; choose another --out\n")
+    assert not read_label(mine).any()
+    assert not (pairs / "o" / "manifest.csv").exists()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_label_maps_of_other_settings_are_not_gone_on_with(scenes, pairs, monkeypatch, finished):
+    file, out = written("coco", scenes, pairs), pairs / "o"
+
+    def imported(names, count, *more):
+        classes = {"classes": names, "palette": [list(color) for color in MFNET_PALETTE]}
+        (pairs / "classes.yaml").write_text(json.dumps(classes))
+        with monkeypatch.context() as patch:
+            patch.setitem(READERS, "coco", Ended(count))
+            return run(pairs, file, "--class-file", str(pairs / "classes.yaml"), *more)
+
+    before = list(MFNET_CLASSES)
+    now = [before[0], *before[:0:-1]]
+    assert imported(before, 9 if finished else 2) == (0 if finished else 130)
+    assert imported(now, 1, *(["--overwrite"] if finished else [])) == 130
+    assert [path.stem for path in (out / "labels").iterdir()] == ["a"]
+    assert imported(now, 9) == 0
+    for id, scene in scenes.items():
+        np.testing.assert_array_equal(back(out, id, now), scene.label.numpy())
+
+
+def test_the_class_file_that_was_given_is_kept_whole(scenes, pairs):
+    given = pairs / "classes.yaml"
+    colors = [[index, 7, 9] for index in range(len(MFNET_CLASSES))]
+    content = {"classes": MFNET_CLASSES, "palette": colors, "foreground": ["person", 1], "labels_map": {"200": 255}}
+    given.write_text(json.dumps(content).replace('"200"', "200"))
+    assert run(pairs, written("coco", scenes, pairs), "--class-file", str(given)) == 0
+    assert find("pairs", pairs / "o" / "classes.yaml") == find("pairs", given)
+
+
+def test_a_class_to_drop_that_no_object_has_is_told(scenes, pairs, capsys):
+    file = written("coco", scenes, pairs)
+    assert run(pairs, file, "--drop", "car", "Person") == 2
+    told = capsys.readouterr().err
+    assert "--drop Person: no object is of that class, met were " in told
+    assert "car, " in told
+    assert "person" in told
+    assert not (pairs / "o" / "manifest.csv").exists()
+    assert run(pairs, file, "--drop", "car", "person") == 0
+
+
+def test_uploads_to_label_studio_are_told_as_of_no_pair_only_where_they_are(scenes, pairs, capsys):
+    file = written("label-studio", scenes, pairs)
+    tasks = json.loads(file.read_text())
+    for task in tasks:
+        task["data"] = {"note": "at night", "image": f"/data/upload/3/0a1b2c3d-{task['data']['image']}"}
+    images = ("/data/upload/3/0a1b2c3d-y.png", "/data/upload/3/0a1b2c3d-z.png")
+    others = [{"data": {"note": "at night", "image": image}, "annotations": []} for image in images]
+    file.write_text(json.dumps([*tasks, *others]))
+    assert run(pairs, file) == 0
+    told = capsys.readouterr().out
+    assert "2 annotated pictures are of no pair, the first: 0a1b2c3d-y.png, 0a1b2c3d-z.png\n" in told
+
+
 def test_what_is_left_out_is_counted(scenes, pairs, capsys):
     content = json.loads(written("coco", scenes, pairs).read_text())
     last = content["images"][2]["id"]
@@ -143,13 +215,13 @@ def test_what_is_left_out_is_counted(scenes, pairs, capsys):
     write_png(pairs / "v" / "d.png", scenes["a"].visible)
     write_png(pairs / "i" / "d.png", scenes["a"].infrared[:, :90])
     write_png(pairs / "v" / "alone.png", scenes["a"].visible)
-    assert run(pairs, pairs / "x.json", "--drop", "car") == 0
+    assert run(pairs, pairs / "x.json", "--drop", "person") == 0
     told = capsys.readouterr()
     assert "1 annotated pictures are of no pair, the first: elsewhere.png" in told.out
     assert "1 pairs are not annotated and were left out, the first: d" in told.out
     assert "1 pairs without an object: background alone" in told.out
     assert "no infrared file for 'alone'" in told.err
-    assert "car," not in told.out
+    assert "person" not in told.out.splitlines()[0]
 
 
 def test_classes_of_a_class_file_are_held_to(scenes, pairs, capsys):
@@ -158,7 +230,7 @@ def test_classes_of_a_class_file_are_held_to(scenes, pairs, capsys):
     assert run(pairs, file, "--class-file", str(pairs / "classes.yaml")) == 2
     told = capsys.readouterr().err
     assert "is not in the class file (background, person); add it there, or leave it out by --drop " in told
-    others = [name for name in MFNET_CLASSES[1:] if name != "person"]
+    others = {one.class_name for picture in annotated(scenes) for one in picture.regions} - {"person"}
     assert run(pairs, file, "--class-file", str(pairs / "classes.yaml"), "--drop", *others) == 0
     for id, scene in scenes.items():
         expected = (scene.label.numpy() == 2).astype(int)

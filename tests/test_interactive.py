@@ -107,14 +107,14 @@ def test_a_bad_prompt_is_one_line_that_says_what_was_expected(sam, picture, name
     assert "\n" not in str(caught.value)
 
 
-def test_a_pair_is_encoded_once_a_picture_even_when_prepared_in_the_background(sam, picture):
+def test_a_pair_is_encoded_once_a_picture_even_when_asked_for_in_the_background(sam, picture):
     ours = InteractiveSAM.from_pretrained(sam[1])
     seen, encode = [], ours.encode
     ours.encode = lambda image: (seen.append(image.mean()), encode(image))[1]
     pair = InteractivePair(ours, {"visible": picture, "fused": 255 - picture})
     with ThreadPoolExecutor(2) as pool:
-        pair.prepare(pool)
-        pair.prepare(pool)
+        for on in ("fused", "visible", "fused", "visible"):
+            pool.submit(pair.encoded, on)
         answers = [ours.mask(pair.encoded("fused"), [[50, 40]]).logits for _ in range(3)]
     other = ours.mask(pair.encoded("visible"), [[50, 40]]).logits
     assert len(seen) == 2

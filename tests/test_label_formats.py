@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from pycocotools.coco import COCO
 from fusionsam.cli.main import main
 from fusionsam.data.images import write_png
 from fusionsam.data.labelling.drawing import Drawing
-from fusionsam.data.labelling.exchange import Taken, into_folder, of_folder
+from fusionsam.data.labelling.exchange import Taken, export, into_folder, of_folder
 from fusionsam.data.labelling.folder import LabelFolder
 from fusionsam.data.labelling.formats import FORMATS, named
 from fusionsam.data.labelling.label_studio import decode, encode
@@ -90,6 +91,23 @@ def test_a_class_that_the_folder_lacks_and_another_size_write_nothing(folder, pa
         into_folder(file, FORMATS[name], other)
     assert not (fewer.out / "instances").exists()
     assert not (other.out / "instances").exists()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_export_anew_holds_no_object_that_was_deleted(folder, pairs, tmp_path, name):
+    file = tmp_path / "exchanged"
+    assert [count for count, _ in export([(FORMATS[name], file)], folder)] == [8]
+    folder.save(pairs[0], Drawing.empty((H, W)), "delete")
+    for _ in range(2):  # the second time, too, it is as it was written
+        assert [count for count, _ in export([(FORMATS[name], file)], folder)] == [4]
+    again = LabelFolder(tmp_path / "again", pairs, NAMES, PALETTE)
+    assert into_folder(file, FORMATS[name], again) == Taken(4, 1, ())
+    assert not again.progress["p0"].objects
+
+
+def test_a_path_behind_a_colon_begins_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/nobody")
+    assert named("coco:~/x.json", "--export") == (FORMATS["coco"], Path("/nobody/x.json"))
 
 
 @settings(deadline=None)
@@ -233,7 +251,7 @@ def test_files_of_other_tools_are_read(pairs, tmp_path, case):
     (tmp_path / "theirs").write_text(content)
     folder = LabelFolder(tmp_path / "new", pairs, NAMES, PALETTE)
     taken = into_folder(tmp_path / "theirs", FORMATS[name], folder)
-    assert (taken.objects, taken.pairs) == (1, 1)
+    assert taken == Taken(1, 1, ())
     np.testing.assert_array_equal(folder.open(pairs[1]).labels, square())
 
 

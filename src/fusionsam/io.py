@@ -157,7 +157,8 @@ class OutputFolder:
 
     def require_none_lost(self, record: str, what: str, told: Iterable[str], kept: Iterable[str]) -> None:
         """InputError if the record tells of some `what` that this run would not write again."""
-        if lost := [name for name in told if name not in set(kept)]:
+        stays = set(kept)
+        if lost := [name for name in told if name not in stays]:
             shown = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
             raise InputError(f"{self / record}: tells of {what} {shown}, which would be lost; {self.remedy}")
 
@@ -310,6 +311,12 @@ def fetch(source: str, filename: str) -> Path:
 
 
 # -- what standard error tells meanwhile -----------------------------------------------------------------------------
+
+
+def say(line: str) -> None:
+    """A line on stderr that leaves a progress bar whole."""
+    tqdm.write(line, file=sys.stderr)
+
 
 EVERY = 60.0
 """Seconds between two lines where the output is no terminal."""

@@ -184,6 +184,9 @@ def _problems(report: JsonObject) -> list[str]:
         "infrared lies off, pixels to move it right and down (a note; --align takes such shifts off)": [
             f"{e['split']} {e['id']}: {e['x']:+.1f} {e['y']:+.1f}" for e in report["misaligned"]
         ],
+        "what was guessed of the files, or is odd about them (a note)": [
+            f"{e['split']} {e['id']}: {e['text']}" for e in report["notices"]
+        ],
     }
     return [*(_listed(found) or ["no problems found"]), *_listed(notes)]
 

@@ -39,12 +39,13 @@ def check(
     pixel, too), absent_classes (in other splits: a note), unread (folders of pictures whose name is not known),
     misaligned (pairs of all splits whose edges agree clearly better after a shift: x and y in pixels to move infrared
     by, the largest first: a note, no problem), shared (leaks, each with kind, splits, ids), look_alikes (the same of
-    what `leaks.weigh` only mentions: a note, no problem), ok. Raises InputError only for an
-    unknown data set, a bad class file, or if no split can be listed."""
+    what `leaks.weigh` only mentions: a note, no problem), notices (what was guessed of a pair's files, or is odd about
+    them: a note), ok. Raises InputError only for an unknown data set, a bad class file, or if no split can be
+    listed."""
     row = find(dataset, class_file).with_labels_map(labels_map or {})
     report: JsonObject = {"dataset": dataset, "root": str(root), "splits": {}}
     report |= {"unreadable": [], "size_mismatches": [], "bad_labels": [], "shared": [], "look_alikes": []}
-    report |= {"misaligned": [], "label_faults": [], "absent_classes": [], "unread": []}
+    report |= {"misaligned": [], "label_faults": [], "absent_classes": [], "unread": [], "notices": []}
     own = splits is None and row.splits == ("all",)
     # a user's own pairs may have splits, by folders, lists or a column; only then can they be compared
     found, report["errors"] = _listed(
@@ -112,6 +113,7 @@ def _counted(
         sizes["x".join(map(str, sample.size))] += 1
         if (shift := _misaligned(entry, split, sample, report)) is not None:
             shifts.append(shift)
+        report["notices"] += [{"split": split, "id": entry.id, "kind": k, "text": text} for k, text in sample.notices]
         there.update(name for name in ("visible", "infrared", "label") if getattr(sample, name) is not None)
         if sample.label is not None:
             pixels += torch.bincount(sample.label.clamp(0, 255).flatten(), minlength=256)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from fusionsam.data.dataset import PairDataset, read_pictures
+from fusionsam.data.notices import NoticeBook
 from fusionsam.data.splits import FLIP, Entry
 from fusionsam.io import progress_bar, write_text
 from fusionsam.types import InputError, Sample
@@ -155,10 +156,14 @@ def fingerprint(name: str, entries: Sequence[Entry], progress: bool = True) -> F
 def of_training(data: PairDataset, started_from: Sequence[Path] = ()) -> Fingerprints:
     """Every pair of a training set, and what the checkpoint folders it `started_from` had seen before.
 
-    Samples are read through the data set, so that a cache is filled and not read past."""
-    found = Fingerprints()
+    Samples are read through the data set, so that a cache is filled and not read past. What was guessed of their files
+    is said."""
+    found, notices = Fingerprints(), NoticeBook()
     for index, entry in enumerate(data.entries):
-        found.add(entry, data[index] if data.align is None else read_pictures(entry))
+        sample = data[index] if data.align is None else read_pictures(entry)
+        found.add(entry, sample)
+        notices.add(sample)
+    notices.close("; `fusionsam data check` lists them")
     for folder in started_from:
         if (earlier := Fingerprints.read(folder)) is not None:
             found.extend(earlier)

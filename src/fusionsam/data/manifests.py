@@ -76,9 +76,9 @@ def _rows(manifest: str) -> list[Listed]:
                 f"{manifest}: row {number + 1} names a radiometric file, which holds both pictures, and another; leave "
                 "one out"
             )
-        id = row.get("id") or one_name(PurePosixPath(file_name(first)).stem)
+        id = one_name(row.get("id") or PurePosixPath(file_name(first)).stem)
         if id in seen:
-            id = row.get("id") or _long_id(first, folder)
+            id = one_name(row.get("id") or _long_id(first, folder))
         if id in seen:
             raise InputError(f"{manifest}: id {id!r} occurs more than once; list each pair once, or add a column id")
         _require_name(id, manifest)

@@ -98,11 +98,10 @@ def is_colorful(rgb: NDArray[np.uint8]) -> bool:
     return bool((sample.max(1) - sample.min(1)).mean() > COLORFUL)
 
 
-def best_match(rgb: NDArray[np.uint8], extra: NDArray[np.uint8] | None = None) -> Match:
-    """The palette on which the colours of uint8 (H,W,3) lie nearest; `extra` (N,3) is the file's own, named "file"."""
+def best_match(rgb: NDArray[np.uint8]) -> Match:
+    """The palette on which the colours of uint8 (H,W,3) lie nearest."""
     sample = _sample(rgb).astype(np.float32)
-    tables = {name: table(name) for name in KNOWN} | ({} if extra is None else {"file": extra})
-    return min((_match(name, colors, sample) for name, colors in tables.items()), key=lambda match: match.error)
+    return min((_match(name, table(name), sample) for name in KNOWN), key=lambda match: match.error)
 
 
 def match(rgb: NDArray[np.uint8], name: str) -> Match:

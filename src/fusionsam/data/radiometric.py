@@ -27,7 +27,7 @@ MAX_PIXELS = 2 * LARGEST**2
 MAX_BYTES = 256 << 20
 """Largest file that is looked at, in bytes."""
 SUFFIXES = (".jpg", ".jpeg")
-_RAW, _EMBEDDED, _CAMERA, _PALETTE, _PIP = 0x01, 0x0E, 0x20, 0x22, 0x2A  # types of FLIR's records
+_RAW, _EMBEDDED, _CAMERA, _PIP = 0x01, 0x0E, 0x20, 0x2A  # types of FLIR's records
 _RECORDS = 256  # a file has some twenty
 _SEGMENTS = 4096  # counts of the largest picture are a thousand; empty ones could be millions
 _FLIR, _DJI = b"FLIR\0", 0xE3
@@ -81,8 +81,6 @@ class Radiometric:
     visible: NDArray[np.uint8] | None = None
     """(H',W',3) RGB, the embedded visible picture."""
     alignment: MakerAlignment | None = None
-    palette: NDArray[np.uint8] | None = None
-    """(N,3) RGB of the preview, cold first."""
 
     def celsius(self) -> NDArray[np.float32] | None:
         """(H,W) degrees Celsius with the file's own constants; None without them."""
@@ -220,7 +218,6 @@ def _from_flir(data: bytes, exif: dict[str, str], limit: int) -> Radiometric:
         file,
         visible=_embedded(records[_EMBEDDED], limit) if _EMBEDDED in records else None,
         alignment=_pip(records[_PIP]) if _PIP in records else None,
-        palette=_flir_palette(records[_PALETTE]) if _PALETTE in records else None,
     )
 
 
@@ -313,15 +310,6 @@ def _pip(record: bytes) -> MakerAlignment | None:
         return None
     scale, x, y, x1, x2, y1, y2 = struct.unpack("<f6h", record[:16])
     return MakerAlignment(scale, x, y, (x1, x2, y1, y2)) if np.isfinite(scale) and 0.05 < scale < 20 else None
-
-
-def _flir_palette(record: bytes) -> NDArray[np.uint8] | None:
-    count = record[0] if record else 0
-    body = np.frombuffer(record[0x70 : 0x70 + 3 * count], np.uint8)
-    if count < 16 or len(body) < 3 * count:
-        return None
-    colors = np.ascontiguousarray(body.reshape(1, count, 3)[:, :, [0, 2, 1]])  # stored as Y, Cr, Cb
-    return np.array(Image.fromarray(colors, "YCbCr").convert("RGB"))[0]
 
 
 # -- DJI ---------------------------------------------------------------------------------------------------------

@@ -292,9 +292,9 @@ def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> l
                 f"{path}: row {number + 1} of split {split!r} names a radiometric file, which holds both pictures, and "
                 "another; leave one out"
             )
-        id = row.get("id") or first.stem
+        id = one_name(row.get("id") or first.stem)
         if id in seen:  # equal stems in different folders
-            id = row.get("id") or _long_id(first, path.parent)
+            id = one_name(row.get("id") or _long_id(first, path.parent))
         if id in seen:
             raise InputError(
                 f"{path}: id {id!r} occurs more than once in split {split!r}; list each pair once, "

@@ -20,14 +20,14 @@ from fusionsam.data.manifests import CAMERAS, Listed, read_manifest
 from fusionsam.data.rigs import AUTO, Agreement, fit, keep, open_aligner
 from fusionsam.data.splits import Entry
 from fusionsam.data.storage import Folder, fixed_part, is_remote, local_path, parent
-from fusionsam.inference.batch import SOME_FAILED, say
+from fusionsam.inference.batch import SOME_FAILED
 from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import prompts_file
 from fusionsam.inference.results import RESULTS, Request, describe, open_model
 from fusionsam.inference.shards import TABLE, Done, Shard, Worker, open_shard, pairs_digest, shard_name
 from fusionsam.inference.views import require_one_as_it_is
-from fusionsam.io import progress_bar, require_writable
+from fusionsam.io import progress_bar, require_writable, say
 from fusionsam.types import InputError, JsonObject
 
 RECORD = f"{TABLE}/_run.json"

@@ -1,27 +1,18 @@
-"""What a batch tells beside its results: the pairs that failed, and what is odd about those that did not."""
+"""What a batch tells beside its results: the pairs that failed."""
 
 from __future__ import annotations
 
 import csv
 import io
-import sys
-from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from tqdm import tqdm
-
-from fusionsam.io import whole
-from fusionsam.types import InputError, Sample
+from fusionsam.io import say, whole
+from fusionsam.types import InputError
 
 FAILURES = "failures.csv"
 SOME_FAILED = 3
 """Exit code of a batch that is done but for some pairs."""
-
-
-def say(line: str) -> None:
-    """A line on stderr that leaves a progress bar whole."""
-    tqdm.write(line, file=sys.stderr)
 
 
 class Failures:
@@ -105,25 +96,3 @@ def _table(rows: Iterable[tuple[str, str]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode("utf-8")
-
-
-class NoticeBook:
-    """Notices of many pairs: the first of a kind is said at once, the others are counted."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.pairs = 0
-
-    def add(self, sample: Sample) -> None:
-        """Those of one pair."""
-        self.pairs += 1
-        for kind, text in sample.notices:
-            if not self.counts[kind]:
-                say(f"{sample.id}: {text}")
-            self.counts[kind] += 1
-
-    def close(self) -> None:
-        """How often each was seen, where it was more than once."""
-        for kind, count in self.counts.items():
-            if count > 1:
-                say(f"{kind}: {count} of {self.pairs} pairs, each told in its JSON")

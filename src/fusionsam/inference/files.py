@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from fusionsam.alignment.maker import MATRIX
 from fusionsam.data.dataset import read_sample
+from fusionsam.data.notices import NoticeBook
 from fusionsam.data.pairing import Paired
 from fusionsam.data.rigs import AUTO, Agreement, fit, keep, open_aligner
 from fusionsam.data.splits import Entry
 from fusionsam.data.storage import Folder
-from fusionsam.inference.batch import Failures, NoticeBook, say
+from fusionsam.inference.batch import Failures
 from fusionsam.inference.celsius import add_celsius
 from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.prediction import Prediction
@@ -26,7 +27,7 @@ from fusionsam.inference.prompts import Mode, prompt_mode, prompts_file, read_pr
 from fusionsam.inference.results import RESULTS, SOURCES, Request, describe, masked, open_model, pictures, sources_of
 from fusionsam.inference.selection import select
 from fusionsam.inference.views import require_one_as_it_is
-from fusionsam.io import Made, OutputFolder, State, progress_bar, require_writable, scratch
+from fusionsam.io import Made, OutputFolder, State, progress_bar, require_writable, say, scratch
 from fusionsam.types import InputError, JsonObject, Prompts, Sample
 
 UNFINISHED: JsonObject = {"run": None}
@@ -132,7 +133,7 @@ def run(options: PredictOptions) -> tuple[int, int]:
             head["celsius"] = add_celsius(out, entry, prediction, options.celsius, moved)
         _write(out, entry.id, prediction, with_confidence, options.min_confidence, head)
         done += 1
-    notices.close()
+    notices.close(", each told in its JSON")
     for line in aligned.lines(str(options.align)):
         tqdm.write(line)
     skipped = len(entries) - len(todo)

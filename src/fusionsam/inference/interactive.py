@@ -8,8 +8,8 @@ earlier answer are fed back, as the authors of Segment Anything do (Kirillov et 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -163,12 +163,6 @@ class InteractivePair:
                     self._encoded.pop(on, None)
                 waiting.set_exception(error)
         return waiting.result()
-
-    def prepare(self, pool: ThreadPoolExecutor, order: Sequence[Picture] = ("fused", "visible", "infrared")) -> None:
-        """Encode the pictures in the background, one after another in `order`."""
-        for on in order:
-            if on in self.pictures:
-                pool.submit(self.encoded, on)
 
 
 @lru_cache(maxsize=2)

@@ -17,13 +17,13 @@ from fusionsam.alignment.apply import Aligner
 from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.splits import Entry
 from fusionsam.inference import onnx as backends
-from fusionsam.inference.batch import say
 from fusionsam.inference.device import slower
 from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import Mode, given_prompts, prompts_file, read_prompts
 from fusionsam.inference.render import confidence_map
+from fusionsam.io import say
 from fusionsam.types import IGNORE, InputError, JsonObject, Prompts, Sample
 from fusionsam.weights.checkpoint import WEIGHTS, calibrated_digest, config_file, locate
 

@@ -11,8 +11,8 @@ from fusionsam.data.layouts import one_name
 from fusionsam.data.pairing import Paired, left_aside, pair_folders
 from fusionsam.data.radiometric import SUFFIXES as RADIOMETRIC
 from fusionsam.data.splits import Entry, by_stem
-from fusionsam.inference.batch import say
 from fusionsam.inference.options import PredictOptions
+from fusionsam.io import say
 from fusionsam.types import InputError
 
 

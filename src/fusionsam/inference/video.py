@@ -25,7 +25,7 @@ from fusionsam.data.dataset import read_sample
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions
 from fusionsam.data.rigs import Fit, fit, fit_frames, open_aligner
 from fusionsam.data.splits import pair_entries
-from fusionsam.inference.batch import SOME_FAILED, say
+from fusionsam.inference.batch import SOME_FAILED
 from fusionsam.inference.films import (
     FILM_RATE,
     Film,
@@ -42,7 +42,7 @@ from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.prompts import Mode, prompt_mode, prompts_file, read_prompts
 from fusionsam.inference.render import Color, legend_strip, overlay
 from fusionsam.inference.results import open_model
-from fusionsam.io import OutputFolder, progress_bar, whole, write_json
+from fusionsam.io import OutputFolder, progress_bar, say, whole, write_json
 from fusionsam.types import InputError, Prompts
 
 if TYPE_CHECKING:

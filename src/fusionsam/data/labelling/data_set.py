@@ -14,7 +14,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Protocol
 
@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from fusionsam.config.datasets import MAX_CLASSES, find
+from fusionsam.config.datasets import MAX_CLASSES, besides, find
 from fusionsam.data.image_files import image_size
 from fusionsam.data.images import write_png
 from fusionsam.data.labelling.coco import Coco, read_json
@@ -65,6 +65,8 @@ class Imported:
     """Annotated pictures that are of no pair."""
     unlabelled: list[str] = field(default_factory=list)
     """Pairs that the annotations do not name."""
+    met: set[str] = field(default_factory=set)
+    """Classes of the annotations, those that were left out among them."""
     two_sizes: int = 0
     """Pairs whose cameras have two sizes."""
     finished: bool = False
@@ -111,22 +113,25 @@ def import_labels(
         entries: pairs; an annotated picture is found by the name of either of its files.
         out: the folder; one of an import that was ended is gone on with.
         form: a key of READERS, or auto.
-        class_file: the classes; without one they are numbered in the order in which they are met, after `background`.
+        class_file: the classes, kept in `out` with palette and foreground; without one they are numbered in the order
+            in which they are met, after `background`.
         drop: classes whose objects are left out.
-        overwrite: make a folder anew that is of other annotations.
+        overwrite: make a folder anew that an import wrote.
 
     Raises:
-        InputError: what cannot be read or does not fit, by the annotation; a folder of something else; a pair that is
-            annotated twice; no picture in common.
+        InputError: what cannot be read or does not fit, by the annotation; a folder of something else, also with
+            `overwrite`; a pair that is annotated twice; no picture in common; a class to drop that is nowhere.
     """
     form = detect(source) if form == "auto" else form
-    given = list(find("pairs", class_file).classes) if class_file is not None else None
+    row = None if class_file is None else find("pairs", class_file)
+    given = None if row is None else list(row.classes)
     settings = {"digest": _digest(source), "format": form, "drop": sorted(drop), "classes": given}
-    folder = OutputFolder(out, "data import", REMEDY)
     require_writable(out)
-    ours, done = _ours(folder, str(source.resolve()), settings, overwrite)
+    ours, done = _ours(out, str(source.resolve()), settings, overwrite)
     if done:
         return Imported(list(find("pairs", out / "classes.yaml").classes), finished=True)
+    if not ours:
+        _clear(out)
     write_json(out / RECORD, {"annotations": str(source.resolve()), **settings, "done": False}, REMEDY)
     names = _Names(entries)
     found = Imported(given or [BACKGROUND])
@@ -138,29 +143,44 @@ def import_labels(
         else:
             write_png(path, label)
     _require_some(source, found, names)
-    _finish(out, entries, names, found)
+    _require_met(source, found, drop)
+    content: dict[str, object] = {"classes": found.classes}
+    if row is None or class_file is None:
+        content["palette"] = [[0, 0, 0], *(_color(index) for index in range(len(found.classes) - 1))]
+    else:
+        content |= {"palette": [list(color) for color in row.palette], **besides(class_file)}
+    _finish(out, entries, names, found, content)
     write_json(out / RECORD, {"annotations": str(source.resolve()), **settings, "done": True}, REMEDY)
     return found
 
 
-def _ours(folder: OutputFolder, source: str, settings: Mapping[str, object], overwrite: bool) -> tuple[bool, bool]:
+def _ours(out: Path, source: str, settings: Mapping[str, object], overwrite: bool) -> tuple[bool, bool]:
     """Whether labels that are there are of this very import, and whether it is finished. InputError for a folder of
-    something else, without `overwrite`."""
+    something else, and, without `overwrite`, for one of another import."""
+    folder, files = OutputFolder(out, "data import"), ["classes.yaml", "manifest.csv"]
     stored = folder.read(RECORD)
+    now = Made({"annotations": source}, {**settings, "done": True})
+    if stored is None:
+        folder.state(RECORD, None, now, files, ["labels"])
+        return False, False
+    if not {"annotations", *now.settings} <= set(stored):
+        folder.foreign(RECORD)
     if overwrite:
         return False, False
-    now = Made({"annotations": source}, {**settings, "done": True})
-    told = None
-    if stored is not None:
-        inputs = {"annotations": stored.get("annotations")}
-        told = Made(inputs, {name: stored.get(name) for name in now.settings})
-        changed = [name for name in settings if stored.get(name) != settings[name]]
-        if changed and not stored.get("done"):
-            return False, False  # what an import with other settings left, which was ended
-        if changed:
-            raise InputError(f"{folder / RECORD}: was made with another {', '.join(changed)}; {REMEDY}")
-    state = folder.state(RECORD, told, now, ["classes.yaml", "manifest.csv"], ["labels"])
-    return stored is not None, state is State.FINISHED
+    changed = [name for name in settings if stored[name] != settings[name]]
+    if changed and not stored["done"]:
+        return False, False  # what an import with other settings left, which was ended
+    if changed:
+        raise InputError(f"{folder / RECORD}: was made with another {', '.join(changed)}; {REMEDY}")
+    told = Made({"annotations": stored["annotations"]}, {name: stored[name] for name in now.settings})
+    return True, replace(folder, remedy=REMEDY).state(RECORD, told, now, files) is State.FINISHED
+
+
+def _clear(out: Path) -> None:
+    """Remove what another import left: gone on with, its label maps would pass for those of this one. The manifest goes
+    first, without which no import is finished."""
+    for path in (out / "manifest.csv", *(out / "labels").glob("*.png")):
+        path.unlink(missing_ok=True)
 
 
 class _Names:
@@ -180,11 +200,12 @@ class _Names:
         stems = (one_name(stem) for stem in original_stems(name))
         return next((self.by_stem[stem] for stem in stems if stem in self.by_stem), None)
 
-    def size_of(self, name: str) -> Size | None:
+    def size_of(self, name: str, guess: bool = False) -> Size | None:
         """That of the pair's visible picture (infrared without one), which a label has; None for no pair."""
         entry = self.find(name)
         if entry is None:
-            self.unknown[name] = None
+            if not guess:
+                self.unknown[name] = None
             return None
         if (before := self.asked.setdefault(entry.id, name)) != name:
             raise InputError(f"{name}: is of pair {entry.id!r}, as {before} is; annotate each pair once")
@@ -209,7 +230,7 @@ def _drawn(
         if entry.id in drawn:
             raise InputError(f"{source}: annotates {picture.name} twice; expected each picture once")
         drawn.add(entry.id)
-        yield entry, _paint(source, picture, found.classes, fixed, drop)
+        yield entry, _paint(source, picture, found, fixed, drop)
     if form == "coco":  # a picture that is listed without an annotation shows background alone
         for id, name in names.asked.items():
             if id not in drawn and (entry := names.find(name)) is not None:
@@ -217,10 +238,11 @@ def _drawn(
     found.unknown = list(names.unknown)
 
 
-def _paint(source: Path, picture: Annotated, classes: list[str], fixed: bool, drop: set[str]) -> NDArray[np.uint8]:
-    label = np.zeros(picture.size, np.uint8)
+def _paint(source: Path, picture: Annotated, found: Imported, fixed: bool, drop: set[str]) -> NDArray[np.uint8]:
+    label, classes = np.zeros(picture.size, np.uint8), found.classes
     for region in picture.regions:
         name = region.class_name
+        found.met.add(name)
         if name in drop:
             continue
         if name not in classes:
@@ -244,8 +266,15 @@ def _require_some(source: Path, found: Imported, names: _Names) -> None:
         raise InputError(f"{source}: annotates {told}, none of them of a pair (first: {first}); names must be alike")
 
 
-def _finish(out: Path, entries: Sequence[Entry], names: _Names, found: Imported) -> None:
-    """The class file and the manifest, with the split that the name of a picture tells, or a tenth as val."""
+def _require_met(source: Path, found: Imported, drop: Sequence[str]) -> None:
+    if strange := [name for name in drop if name not in found.met and name not in found.classes]:
+        met = ", ".join(sorted(found.met)) or "none"
+        raise InputError(f"{source}: --drop {strange[0]}: no object is of that class, met were {met}; drop one of them")
+
+
+def _finish(out: Path, entries: Sequence[Entry], names: _Names, found: Imported, classes: dict[str, object]) -> None:
+    """The class file, and the manifest, with the split that the name of a picture
+    tells, or a tenth as val."""
     labelled = [entry for entry in entries if entry.id in names.asked]
     found.unlabelled = [entry.id for entry in entries if entry.id not in names.asked]
     splits = {entry.id: _split(names.asked[entry.id], entry.id) for entry in labelled}
@@ -261,8 +290,6 @@ def _finish(out: Path, entries: Sequence[Entry], names: _Names, found: Imported)
         ]
         writer.writerow([entry.id, *parts, f"labels/{entry.id}.png", splits[entry.id]])
         found.two_sizes += _differ(entry)
-    palette = [[0, 0, 0], *(_color(index) for index in range(len(found.classes) - 1))]
-    classes = {"classes": found.classes, "palette": palette}
     write_text(out / "classes.yaml", yaml.safe_dump(classes, sort_keys=False, allow_unicode=True), REMEDY)
     write_text(out / "manifest.csv", text.getvalue(), REMEDY)
 

@@ -7,7 +7,7 @@ Objects are given as the later ones over the earlier ones, as a `Drawing` has th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -62,8 +62,12 @@ class Annotated:
     regions: Sequence[Region]
 
 
-SizeOf = Callable[[str], Size | None]
-"""The size that the picture of a name must have; None where it is not wanted, and its objects are not read."""
+class SizeOf(Protocol):
+    """Asked by readers about every picture."""
+
+    def __call__(self, name: str, guess: bool = False) -> Size | None:
+        """The size that the picture of a name must have; None where it is not wanted, and its objects are not read. A
+        name that is of no pair is told to the user, unless it is one guess of several."""
 
 
 class Format(Protocol):
@@ -73,7 +77,8 @@ class Format(Protocol):
         """The wanted pictures of a file. InputError for one that is not of this kind, or does not fit."""
 
     def write(self, path: Path, pictures: Iterable[Annotated], classes: Sequence[str], palette: Sequence[Color]) -> int:
-        """Write pictures with the classes of a class file (the first is nothing's); how many objects."""
+        """Write pictures with the classes of a class file (the first is nothing's), in place of what an earlier call
+        wrote there; how many objects."""
 
 
 def of_folder(folder: LabelFolder) -> Iterator[Annotated]:
@@ -176,9 +181,9 @@ def _theirs(
     def entry_of(name: str) -> Entry | None:
         return by_id.get(one_name(PurePosixPath(name.replace("\\", "/")).stem))
 
-    def size_of(name: str) -> Size | None:
+    def size_of(name: str, guess: bool = False) -> Size | None:
         entry = entry_of(name)
-        if entry is None:
+        if entry is None and not guess:
             others[name] = None
         return None if entry is None else folder.size_of(entry)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fusionsam.data.labelling.coco import Coco
@@ -21,8 +22,8 @@ FORMATS: dict[str, Format] = {
 
 
 def named(text: str, flag: str) -> tuple[Format, Path]:
-    """Format and file of FORMAT:FILE. InputError for another text."""
+    """Format and file of FORMAT:FILE, ~ expanded: no shell does it behind a colon. InputError for another text."""
     name, colon, file = text.partition(":")
     if not colon or not file or name not in FORMATS:
         raise InputError(f"{flag}: found {text!r}; expected FORMAT:FILE, FORMAT being one of {', '.join(FORMATS)}")
-    return FORMATS[name], Path(file)
+    return FORMATS[name], Path(os.path.expanduser(file))

@@ -58,7 +58,9 @@ class LabelStudio:
         ):
             raise InputError(f"{path}: is no list of tasks; export from Label Studio as JSON (not JSON-MIN)")
         for task in tasks:
-            name = next((name for name in _names(task["data"]) if size_of(name) is not None), None)
+            names = sorted(_names(task["data"]), key=lambda name: "." not in name)  # what looks like a file first
+            known = (name for name in names if size_of(name, guess=True) is not None)
+            name = next(known, names[0] if names else None)  # a task of no pair is told once
             size = None if name is None else size_of(name)
             if name is None or size is None:
                 continue

@@ -31,8 +31,8 @@ class Labelme:
     """A folder of labelme's files."""
 
     def write(self, path: Path, pictures: Iterable[Annotated], classes: Sequence[str], palette: Sequence[Color]) -> int:
-        """NAME.json for every picture that has objects; how many objects."""
-        count = 0
+        """NAME.json for every picture that has objects, in place of all JSON files of the folder; how many objects."""
+        count, written = 0, set()
         for picture in pictures:
             if not picture.regions:
                 continue
@@ -41,8 +41,10 @@ class Labelme:
                 "version": VERSION, "flags": {}, "shapes": [_shape(one) for one in picture.regions],
                 "imagePath": picture.name, "imageData": None, "imageHeight": height, "imageWidth": width,
             }  # fmt: skip
-            write_json(path / f"{Path(picture.name).stem}.json", content, "choose another folder")
+            written.add(write_json(path / f"{Path(picture.name).stem}.json", content, "choose another folder"))
             count += len(picture.regions)
+        for file in set(path.glob("*.json")) - written:  # of pictures whose objects are gone
+            file.unlink()
         return count
 
     def read(self, path: Path, size_of: SizeOf) -> Iterator[Annotated]:

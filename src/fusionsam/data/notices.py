@@ -1,0 +1,30 @@
+"""What is odd about the files of many pairs, or was guessed of them, is said once a kind."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from fusionsam.io import say
+from fusionsam.types import Sample
+
+
+class NoticeBook:
+    """Notices of many pairs: the first of a kind is said at once, the others are counted."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.pairs = 0
+
+    def add(self, sample: Sample) -> None:
+        """Those of one pair."""
+        self.pairs += 1
+        for kind, text in sample.notices:
+            if not self.counts[kind]:
+                say(f"{sample.id}: {text}")
+            self.counts[kind] += 1
+
+    def close(self, where: str = "") -> None:
+        """How often each was seen, where it was more than once; `where` says where all of them are told."""
+        for kind, count in self.counts.items():
+            if count > 1:
+                say(f"{kind}: {count} of {self.pairs} pairs{where}")
