@@ -75,8 +75,6 @@ def test_visible_infrared_and_label_move_together(seed, height, width, scale):
         )
         assert not (wrong & ~edge).any()
     assert set(label.unique().tolist()) <= {0, 1, IGNORE}
-    assert not visible[:, label == IGNORE].any()
-    assert not infrared[:, label == IGNORE].any()
 
 
 def test_padding_lies_outside_of_the_image_only():
@@ -84,9 +82,28 @@ def test_padding_lies_outside_of_the_image_only():
     transform = TrainTransform(replace(PLAIN, scale=(1.0, 1.0)), [1])
     visible, infrared, label, present, _, _, _ = transform(sample, _generator(0))
     assert int((label == 0).sum()) == 20 * 30
-    assert int((visible[0] > 0).sum()) == 20 * 30
+    # as the network pads what it predicts: black would move a picture's mean
+    assert (visible == visible[:, label == 0].mean()).all()
     assert present.tolist() == [True, False]
     assert not infrared.any()
+
+
+def test_nothing_is_taught_where_no_camera_is_left():
+    covered = torch.ones(2, 64, 96, dtype=torch.bool)
+    covered[1, :, 48:] = False  # infrared reaches the left half
+    sample = Sample(
+        "x", torch.full((3, 64, 96), 200, dtype=torch.uint8), torch.full((1, 64, 96), 90, dtype=torch.uint8),
+        torch.zeros(64, 96, dtype=torch.long), covered,
+    )  # fmt: skip
+    transform = TrainTransform(replace(PLAIN, crop=(64, 96), scale=(1.0, 1.0), flip=0.0, modality_dropout=0.5), [1])
+    seen = set()
+    for seed in range(8):
+        item = transform(sample, _generator(seed))
+        lost = not item.present[0]
+        assert (item.label[:, 48:] == (IGNORE if lost else 0)).all()
+        assert (item.label[:, :48] == 0).all()
+        seen.add(lost)
+    assert seen == {False, True}
 
 
 @settings(max_examples=25, deadline=None)
@@ -179,13 +196,11 @@ def test_where_a_camera_reaches_moves_with_its_picture(seed, scale):
     covered = torch.stack([torch.ones_like(there), there])
     sample = Sample("x", torch.full((3, 97, 113), 255, dtype=torch.uint8), there[None].byte() * 255, None, covered)
     item = TrainTransform(replace(PLAIN, scale=scale, shift=3), [1])(sample, _generator(seed))
-    outside = item.visible[0] < 0.99  # of the source: both are black there and count as covered
     assert item.covered[0].all()
-    near = torch.nn.functional.max_pool2d(outside[None].float(), 9, 1, 4)[0] > 0
     wrong = (item.infrared[0] > 0.5) != item.covered[1]
     edge = torch.nn.functional.max_pool2d(item.covered[1:].float(), 9, 1, 4)[0] > 0
     edge &= torch.nn.functional.max_pool2d(1 - item.covered[1:].float(), 9, 1, 4)[0] > 0
-    assert not (wrong & ~near & ~edge).any()
+    assert not (wrong & ~edge).any()
     batch = collate([item, item._replace(covered=None)])
     assert batch.covered[1].all()
     assert torch.equal(batch.covered[0], item.covered)

@@ -93,6 +93,16 @@ def test_backbones_learn_more_slowly_than_what_joins_them_to_the_rest(make_debug
     assert {rate for name, rate in found.items() if name.startswith(("tokenizer.", "fusion.", "head."))} == {1.0}
 
 
+def test_no_table_decays(make_debug):
+    network = make_debug(lambda c: setattr(c.tokenizer, "codebook_update", "gradient"))
+    groups = parameter_groups(network, TrainConfig(weight_decay=0.1))
+    decaying = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    tables = [name for name, p in network.named_parameters() if name.endswith("_codebook.embed") and p.requires_grad]
+    assert tables
+    assert not [name for name, p in network.named_parameters() if name in tables and id(p) in decaying]
+    assert decaying
+
+
 def test_in_stage_distill_nothing_of_the_encoder_is_new(make_debug):
     whole = EncoderConfig(guided=True, thermal=True)
     student, teacher = (make_debug(lambda c: setattr(c, "encoder", whole)) for _ in range(2))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fusionsam.config.load import read_settings
-from fusionsam.config.schema import ModelConfig, SteeringConfig
+from fusionsam.config.schema import Config, ModelConfig, SteeringConfig
 from fusionsam.data.synthetic.scenes import synthesize
 from fusionsam.errors import InputError
 from fusionsam.evaluation.click_options import ClicksOptions
@@ -24,6 +24,7 @@ from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.page.session import PairSession
 from fusionsam.server.jobs import Engine, Images, Predict
 from fusionsam.training.run import train
+from fusionsam.training.steering_data import Drawn, Seen
 from fusionsam.types import Prompts
 from fusionsam.weights.checkpoint import CARD, load_network, save_checkpoint
 
@@ -76,6 +77,30 @@ def test_the_pixel_of_a_click_gets_its_class_whatever_the_weights(steered, size)
     ids = out.logits[0].argmax(0)
     assert [int(ids[y, x]) for x, y in places] == classes
     assert out.prompts.point_classes.tolist() == [classes]
+
+
+@torch.no_grad()
+def test_logits_of_float32_are_steered_in_bfloat16(steered, pair):
+    encoded = steered.encode(pair[0][:1], pair[1][:1])
+    first = steered.first_pass(encoded)
+    clicks = steered.class_clicks(encoded, Prompts.naming([(9, 20)], [2]))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = steered.steering(steered.steering_context(encoded, first), first.logits.float(), clicks)
+    assert found.dtype == torch.float32
+    assert found.isfinite().all()
+
+
+def test_each_device_draws_examples_of_its_own(steered):
+    config = Config(model=steered.config)
+    label = np.zeros((64, 96), np.uint8)
+    label[8:40, 8:40] = 2
+    width = steered.steering.mean.numel()
+    one = Seen(torch.zeros(width, 16, 24), torch.zeros(len(config.model.classes), 16, 24), label)
+    seeds = []
+    for device, devices in ((0, 1), (0, 2), (1, 2)):
+        drawn = Drawn([one], config, steered, 0, 4, device, devices)
+        seeds.append([drawn[index].seed for index in range(len(drawn))])
+    assert seeds == [[0, 1, 2, 3], [0, 2, 4, 6], [1, 3, 5, 7]]
 
 
 @pytest.mark.parametrize("given", ["both", "covered in part", "visible", "infrared"])
@@ -266,11 +291,12 @@ def test_training_moves_steering_alone_and_resumes_to_the_same_bits(plain, stree
     [
         ("--model.steering.width=0", "model.steering.width: 0"),
         ("--model.start_from=null", "model.start_from: none"),
-        ("--data.crop=[66,96]", "multiples of 4"),
+        ("--data.crop=[72,96]", "multiples of 16"),
         ("--train.stage=segmentation", "trained afterwards"),
     ],
 )
-def test_settings_that_cannot_train_steering_are_one_line(street, tmp_path, flag, words):
+def test_settings_that_cannot_train_steering_are_one_line(plain, street, tmp_path, flag, words):
+    save_checkpoint(tmp_path / "start", plain, {})
     with pytest.raises(InputError, match=words):
         train(_settings(street, tmp_path / "start", tmp_path / "run", flag))
 

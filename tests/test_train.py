@@ -33,6 +33,7 @@ from fusionsam.errors import InputError
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.training.callbacks import BestWeights, WholeFiles
 from fusionsam.training.data import _refuse_leaks
+from fusionsam.training.distill_task import DistillTask
 from fusionsam.training.requirements import require_same_sources
 from fusionsam.training.run import open_trainer, strategy, total_steps, train
 from fusionsam.training.segmentation_task import SegmentationTask
@@ -439,9 +440,16 @@ def test_validation_sees_an_absent_image_as_prediction_does(make_debug: Any) -> 
     assert set(task.used) == {"visible"} or int(task.used["infrared"].sum()) == 0
 
 
-def test_a_large_gradient_of_one_part_leaves_the_others_theirs(make_debug: Any) -> None:
+@pytest.mark.parametrize("stage", ["segmentation", "distill"])
+def test_a_large_gradient_of_one_part_leaves_the_others_theirs(make_debug: Any, stage: str) -> None:
     network = make_debug()
-    task = SegmentationTask(network, Config(model=network.config), 7, torch.full((9,), 1 / 9))
+    config = Config(model=network.config)
+    if stage == "distill":
+        config.train.stage, config.train.distill = "distill", ["image_encoder", "picture_head"]
+        task: Any = DistillTask(network, make_debug(), config, 7)
+        network.requires_grad_(True)
+    else:
+        task = SegmentationTask(network, config, 7, torch.full((9,), 1 / 9))
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     next(network.picture_head.parameters()).grad.view(-1)[0] = 200.0

@@ -95,6 +95,9 @@ class TrainTransform:
         heat = heat if present[1] else torch.zeros_like(heat)
         label = None if sample.label is None else mask.as_subclass(Tensor).long()
         lesson = None if taught is None else taught.as_subclass(Tensor).long()
+        if covered is not None:  # where no camera is left, there is nothing to learn from
+            unseen = ~(covered & present[:, None, None]).any(0)
+            label, lesson = (None if ids is None else ids.masked_fill(unseen, IGNORE) for ids in (label, lesson))
         return Item(light, heat, label, present, sample.id, covered, lesson)
 
     def _geometry(self, sample: Sample, generator: torch.Generator) -> Views:
@@ -115,13 +118,15 @@ class TrainTransform:
         padding = [place[1], place[0], free[1] - place[1], free[0] - place[0]]
         mirror = _chance(generator, config.flip)
 
-        def moved(array: Tensor, nearest: bool, outside: int = 0) -> Tensor:
+        def moved(array: Tensor, nearest: bool, outside: int | None = None) -> Tensor:
             mode = InterpolationMode.NEAREST_EXACT if nearest else InterpolationMode.BILINEAR
             array = F.crop(array, top, left, size[0], size[1])
             if size != inner:
                 # resize_image also for masks: F.resize would use the older `nearest`, half a pixel off the images.
                 array = F.resize_image(array.as_subclass(Tensor), inner, interpolation=mode, antialias=not nearest)
-            if any(padding):
+            if any(padding) and outside is None:  # as the network pads: black would move the mean of a picture
+                array = F.pad(array, padding, padding_mode="edge")
+            elif any(padding):
                 array = F.pad(array, padding, fill=outside)
             return F.horizontal_flip(array) if mirror else array
 
@@ -130,8 +135,8 @@ class TrainTransform:
         infrared = blank if sample.infrared is None else sample.infrared
         mask = blank[0] if sample.label is None else sample.label.to(torch.uint8)
         covered = None
-        if sample.covered is not None:  # what lies outside of the source is black in both, as of pairs without a mask
-            covered = moved(tv_tensors.Mask(sample.covered.to(torch.uint8)), nearest=True, outside=1)
+        if sample.covered is not None:
+            covered = moved(tv_tensors.Mask(sample.covered.to(torch.uint8)), nearest=True)
 
         def moved_ids(ids: Tensor) -> tv_tensors.Mask:
             return tv_tensors.Mask(moved(tv_tensors.Mask(ids)[None], nearest=True, outside=IGNORE)[0])

@@ -77,7 +77,8 @@ class Steering(nn.Module):
         maps = self._maps(self.key(seen), logits, clicks, rows, kinds)
         names = self.named(self.class_embedding(kinds))[:, :, None, None]
         change = self._unet(seen, maps, rows, names)
-        steered = logits.index_put((rows, kinds), change[:, 0], accumulate=True)
+        # under autocast the change may be of another type than the logits
+        steered = logits.index_put((rows, kinds), change[:, 0].to(logits.dtype), accumulate=True)
         return self._obeyed(steered, clicks)
 
     def _maps(self, keys: Tensor, logits: Tensor, clicks: ClassClicks, rows: Tensor, kinds: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.nn import functional as F
 
 from fusionsam.config.schema import Config, TrainConfig
 from fusionsam.metrics.segmentation import PROTOCOLS, ConfusionMatrix, iou, plain
@@ -20,7 +20,7 @@ from fusionsam.training.losses import (
     teacher_loss,
 )
 from fusionsam.training.task import Task, schedule_factor
-from fusionsam.types import Batch, InputError, Output, PromptMode
+from fusionsam.types import IGNORE, Batch, InputError, Output, PromptMode
 
 NEW = ("lateral", "neck.", "guide.", "inject.")
 """What an image encoder has beside foreign weights: it learns at the rate of new parts."""
@@ -38,7 +38,8 @@ def parameter_groups(
         "mask_decoder": config.sam_lr_factor,
     }
     tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
-    tables |= {id(p) for name, p in network.named_parameters() if name == "tokenizer.missing"}
+    of_tables = ("tokenizer.missing", "_codebook.embed")  # the second where it learns by gradient
+    tables |= {id(p) for name, p in network.named_parameters() if name.endswith(of_tables)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for part, module in network.parts().items():
         for name, parameter in module.named_parameters():
@@ -163,7 +164,9 @@ class SegmentationTask(Task[FusionSAMNetwork]):
             first = self.network.first_pass(encoded, mode=mode)
             terms = self.losses(self.network.decode(encoded, mode=mode, first=first), batch)
             assert first.features is not None
-            lesson = teacher_loss(self.teacher_head(first.features), batch.taught)
+            beyond = [to - here for to, here in zip(encoded.padded, batch.taught.shape[-2:], strict=True)]
+            taught = F.pad(batch.taught, (0, beyond[1], 0, beyond[0]), value=IGNORE)  # the features cover the padding
+            lesson = teacher_loss(self.teacher_head(first.features), taught)
             terms["teacher"] = self.settings.loss.teacher_weight * lesson
         return self.total(terms, len(batch.ids))
 
@@ -172,15 +175,6 @@ class SegmentationTask(Task[FusionSAMNetwork]):
         super().on_train_batch_start(batch, batch_idx)
         if self.frozen_tokenizer:
             self.network.tokenizer.eval()
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Every part's gradients by their own norm: on a dark or flat pair that of the fused picture's loss is up to a
-        hundred times the encoder's, and one norm over all would leave the other parts no step to learn from it."""
-        if gradient_clip_val:
-            for part in self.network.children():
-                nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
 
     def on_validation_epoch_start(self) -> None:
         """A fresh confusion matrix and no code seen."""

@@ -98,11 +98,21 @@ def statistics(seen: Sequence[Seen]) -> tuple[Tensor, Tensor]:
 
 
 class Drawn(Dataset[Examples]):
-    """The batches of the steps from `start` on; each depends on the seed and its step alone."""
+    """The batches of the steps from `start` on; each depends on the seed, its step, and the device of several."""
 
-    def __init__(self, seen: Sequence[Seen], config: Config, network: FusionSAMNetwork, start: int, steps: int) -> None:
+    def __init__(
+        self,
+        seen: Sequence[Seen],
+        config: Config,
+        network: FusionSAMNetwork,
+        start: int,
+        steps: int,
+        device: int = 0,
+        devices: int = 1,
+    ) -> None:
         assert network.steering is not None
         self.seen, self.config, self.start, self.steps = seen, config, start, steps
+        self.device, self.devices = device, devices
         self.middle, self.head_width = network.steering.mean.cpu(), network.head.feature_channels
         self.table: dict[int, list[tuple[int, Bools]]] = {}
         for number, one in enumerate(seen):
@@ -118,7 +128,7 @@ class Drawn(Dataset[Examples]):
         return self.steps - self.start
 
     def __getitem__(self, index: int) -> Examples:
-        step = self.start + index
+        step = (self.start + index) * self.devices + self.device  # each device has examples of its own
         rng = np.random.default_rng((self.config.train.seed, step))
         parts = [self._example(rng) for _ in range(self.config.train.batch_size)]
         context, logits, label, asked, box = (list(values) for values in zip(*parts, strict=True))
@@ -215,7 +225,8 @@ class SteeringData(L.LightningDataModule):
         seen = see(self.network.eval(), self.train, self.config)
         if not start:
             steering.normalise(*statistics(seen))
-        drawn = Drawn(seen, self.config, self.network, start, self.total_steps)
+        at = self.trainer.global_rank, self.trainer.world_size
+        drawn = Drawn(seen, self.config, self.network, start, self.total_steps, *at)
         return DataLoader(drawn, batch_size=None, shuffle=False)
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -19,7 +19,7 @@ from fusionsam.models.prompts import CELL
 from fusionsam.training.segmentation_task import scheduled_optimizer
 from fusionsam.training.steering_data import Examples
 from fusionsam.training.task import Task, require_finite
-from fusionsam.types import IGNORE, Batch, ClassClicks, Frame, InputError, Prompts
+from fusionsam.types import IGNORE, Batch, ClassClicks, InputError, Prompts
 from fusionsam.weights.checkpoint import Card, load_network, read_card
 
 CLICKS = 3
@@ -38,8 +38,6 @@ def require_steering(config: Config) -> None:
         raise InputError("model.start_from: none, but train.stage is steering; give the checkpoint to be steered")
     if not config.model.steering.width:
         raise InputError("model.steering.width: 0, but train.stage is steering; give its channels, 16 say")
-    if any(side % CELL for side in config.data.crop):
-        raise InputError(f"data.crop: {tuple(config.data.crop)}, expected multiples of {CELL} in stage steering")
 
 
 def steered_network(config: Config) -> tuple[FusionSAMNetwork, Card]:
@@ -52,6 +50,11 @@ def steered_network(config: Config) -> tuple[FusionSAMNetwork, Card]:
         raise InputError(
             f"model.start_from: {config.model.start_from} knows {', '.join(stored.classes)}, the data other classes; "
             "expected the same"
+        )
+    if any(side % network.multiple for side in config.data.crop):  # what was seen before is kept in whole cells
+        raise InputError(
+            f"data.crop: {tuple(config.data.crop)}, expected multiples of {network.multiple} in stage steering of "
+            f"{config.model.start_from}"
         )
     network.config = replace(stored, steering=config.model.steering)
     network.add_steering()
@@ -103,7 +106,7 @@ class SteeringTask(Task[FusionSAMNetwork]):
         """Click CLICKS times at every large object of a pair, as `fusionsam clicks --steer` does."""
         network = self.evaluated().eval()
         assert batch.label is not None
-        encoded = network.encode(batch.visible, batch.infrared, batch.present)
+        encoded = network.encode(batch.visible, batch.infrared, batch.present, batch.covered)
         first = network.first_pass(encoded)
         label, device = batch.label[0].cpu().numpy(), batch.label.device
 
@@ -196,4 +199,4 @@ class _User:
         size = (batch.label.shape[1], batch.label.shape[2])
         given = Prompts(points=points, point_classes=classes, boxes=boxes, box_classes=named).to(batch.logits.device)
         with torch.no_grad():
-            return network.prompt_encoder.class_clicks(given, size, Frame(size, size))
+            return network.prompt_encoder.class_clicks(given, size, network.image_encoder.frame(*size))

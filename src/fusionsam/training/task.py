@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 from fusionsam.config.schema import Config, TrainConfig
@@ -65,6 +66,16 @@ class Task(L.LightningModule, Generic[NetworkT]):
                 network, multi_avg_fn=moving_average(config.train.ema_decay), use_buffers=False
             )
             self.average.requires_grad_(False)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Every part's gradients by their own norm: on a dark or flat pair that of the fused picture's loss is up to a
+        hundred times the encoder's, and one norm over all would leave the other parts no step to learn from it."""
+        if gradient_clip_val:
+            own = [part for name, part in self.named_children() if name not in ("network", "average")]
+            for part in (*self.network.children(), *own):
+                nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
 
     def evaluated(self) -> NetworkT:
         """The network that is validated and shipped: the moving average where there is one."""
