@@ -152,8 +152,8 @@ def scale_prompts(prompts: Prompts, source: Size, target: Size) -> Prompts:
 
 
 def keep_inside(prompts: Prompts, size: Size) -> Prompts:
-    """Points and boxes moved to the nearest pixel of (H, W) = `size`: the last cell, and a box that ends at W and H,
-    reach past the image."""
+    """Points and boxes that reach past the right or lower edge of (H, W) = `size`, as the last cell and a box that ends
+    at W and H do, moved to the last pixel."""
 
     def move(xy: Tensor | None) -> Tensor | None:
         if xy is None:
