@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,6 +98,13 @@ def fingerprint(weights: str, backend: str) -> str:
         folder = locate(weights)
         files = [folder / WEIGHTS, config_file(folder)]
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+
+
+def made_with(model: FusionSAM) -> JsonObject:
+    """What the labels of a model depend on, beside the pair: names do not tell, for the last folder of every training
+    is called alike. A network in memory has no files, and is never taken for another."""
+    weights = secrets.token_hex(8) if model.folder is None else fingerprint(str(model.folder), "torch")
+    return {"weights": weights, "calibrated": calibrated_digest(model.card)}
 
 
 def identity(path: Path | None) -> list[object] | None:
