@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
 import math
 import multiprocessing
 import sys
@@ -31,17 +29,7 @@ from fusionsam.data.splits import Entry, pair_entries
 from fusionsam.evaluation import simple_fusions as fusion_baselines
 from fusionsam.evaluation.options import FusionMetricsOptions
 from fusionsam.evaluation.simple_fusions import FUSIONS
-from fusionsam.io import (
-    Made,
-    OutputFolder,
-    commit,
-    digest,
-    progress_bar,
-    require_writable,
-    whole,
-    write_json,
-    write_text,
-)
+from fusionsam.io import Made, OutputFolder, commit, digest, progress_bar, require_writable, whole, write_json
 from fusionsam.metrics.contrast import SMALLEST_OBJECT, Surrounded, contrast, surrounded
 from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, luma, prepare
 from fusionsam.types import IGNORE, InputError, JsonObject, Sample
@@ -254,16 +242,12 @@ def write(out: Path, table: Table) -> dict[str, Scores]:
         plain[method]["object_contrast"] = {
             key: round(value, 4) if math.isfinite(value) else None for key, value in row.items()
         }
-    lines = io.StringIO(newline="")
-    writer = csv.writer(lines)
-    writer.writerow(["method", "image", *METRICS])
-    for method, rows in table.items():
-        writer.writerows([method, id, *(row[metric] for metric in METRICS)] for id, row in rows.items())
-    # both are spelt before either is written: what cannot be spelt leaves an older pair as it was
-    told = json.dumps(plain, indent=1, allow_nan=False) + "\n"
-    with whole(out / ROWS) as part:
-        part.write_bytes(lines.getvalue().encode())  # as text, Windows would end its lines twice
-    write_text(out / MEANS, told)
+    with whole(out / ROWS) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "image", *METRICS])
+        for method, rows in table.items():
+            writer.writerows([method, id, *(row[metric] for metric in METRICS)] for id, row in rows.items())
+    write_json(out / MEANS, plain, allow_nan=False)
     return found
 
 

@@ -166,11 +166,8 @@ class FolderPredictor:
 
 def _drawn_from_truth(folder: Path) -> bool:
     """Whether `fusionsam baselines --prompts oracle` made these label maps: it says so in the file beside them."""
+    beside = folder.resolve().parent / "settings.json"  # the parent of "." is "." again
     try:
-        # the parent of "." is "." again
-        return (
-            json.loads((folder.resolve().parent / "settings.json").read_text(encoding="utf-8")).get("prompts")
-            == "oracle"
-        )
+        return json.loads(beside.read_text(encoding="utf-8")).get("prompts") == "oracle"
     except (OSError, ValueError, AttributeError):
         return False

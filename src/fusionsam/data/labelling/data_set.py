@@ -273,8 +273,7 @@ def _require_met(source: Path, found: Imported, drop: Sequence[str]) -> None:
 
 
 def _finish(out: Path, entries: Sequence[Entry], names: _Names, found: Imported, classes: dict[str, object]) -> None:
-    """The class file, and the manifest, with the split that the name of a picture
-    tells, or a tenth as val."""
+    """The class file and the manifest, with the split that the name of a picture tells, or a tenth as val."""
     labelled = [entry for entry in entries if entry.id in names.asked]
     found.unlabelled = [entry.id for entry in entries if entry.id not in names.asked]
     splits = {entry.id: _split(names.asked[entry.id], entry.id) for entry in labelled}
