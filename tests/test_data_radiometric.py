@@ -190,7 +190,7 @@ def test_the_page_takes_a_radiometric_file_alone_in_either_area(tmp_path):
     path = str(flir_file(tmp_path / "f.jpg", flir_counts(), visible=np.zeros((240, 320, 3), np.uint8)))
     expected = read_sample(Entry("x", radiometric=path))
     for areas in ((path, None), (None, path)):
-        pair = read_for_page(*areas)
+        pair, _ = read_for_page(*areas)
         visible, infrared = pair.visible, pair.infrared
         assert torch.equal(visible, expected.visible)
         assert torch.equal(infrared, expected.infrared)

@@ -1,5 +1,6 @@
 """The demo page without a browser: what a session answers, and what becomes of bad uploads."""
 
+import json
 import re
 import socket
 import threading
@@ -15,13 +16,14 @@ from PIL import Image
 
 from fusionsam.cli.main import main
 from fusionsam.config.schema import preset
+from fusionsam.data.images import write_png
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.page.handlers import WAITING, Handlers, Turns
 from fusionsam.page.session import MOST, PairSession, picked, read_pair
-from fusionsam.page.views import complaint, marks, write_files
+from fusionsam.page.views import complaint, describe, marks, write_files
 from fusionsam.types import Prompts
 from fusionsam.weights.checkpoint import save_checkpoint
 
@@ -145,10 +147,27 @@ def test_bad_uploads_are_one_sentence_with_the_files_own_name(tmp_path):
 def test_deep_uploads_reach_the_reader_as_they_are(tmp_path):
     ramp = np.linspace(29000, 31000, 80 * 90).reshape(80, 90).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "heat.png")
-    pair = read_pair(None, str(tmp_path / "heat.png"))
+    pair, told = read_pair(None, str(tmp_path / "heat.png"))
     visible, infrared = pair.visible, pair.infrared
     assert visible is None
     assert (int(infrared.min()), int(infrared.max())) == (0, 255)  # 8 bits of it would be flat
+    assert told["infrared"]["range"]["how"] == "found"
+
+
+def test_what_is_guessed_of_uploads_is_on_the_page_and_in_the_download(tmp_path, model):
+    scene = draw_scene(5, 0, (H, W))
+    write_png(tmp_path / "street.png", scene.visible)
+    write_png(tmp_path / "heat.png", scene.infrared // 8 + 60)  # few grey values
+    pair, told = read_pair(str(tmp_path / "street.png"), str(tmp_path / "heat.png"))
+    session = PairSession(model, pair.visible, pair.infrared, input=told)
+    assert "<br>note: the infrared picture uses the grey values" in describe(session)
+    assert "(options of fusionsam predict)" in describe(session)
+    stored = json.loads(Path(write_files(session, tmp_path)[-1]).read_text())["input"]
+    assert stored == told
+    assert stored["infrared"]["polarity"]["how"] == "assumed"
+    twice, told = read_pair(str(tmp_path / "street.png"), str(tmp_path / "street.png"))
+    assert "visible image street.png" in told["notices"][-1]
+    assert str(tmp_path) not in describe(PairSession(model, twice.visible, twice.infrared, input=told))
 
 
 def test_marks_lie_where_the_prompts_are():

@@ -24,7 +24,7 @@ from fusionsam.data.dataset import open_split
 from fusionsam.data.fingerprints import of_training
 from fusionsam.data.images import write_png
 from fusionsam.data.predictions import PredictionFolder
-from fusionsam.data.synthetic.scenes import synthesize
+from fusionsam.data.synthetic.scenes import draw_scene, synthesize
 from fusionsam.errors import InputError
 from fusionsam.evaluation import run as evaluation
 from fusionsam.evaluation.comparison import compare
@@ -586,6 +586,29 @@ def test_labels_read_otherwise_and_other_classes_are_told_and_not_official(home,
         assert report.published is None
         assert Report.from_dict(report.to_dict()).relabelled == report.relabelled != []
     assert "labels_map" not in run(home, split="test").to_dict()
+
+
+def test_what_was_guessed_of_infrared_files_is_in_the_report_and_the_table(home, tmp_path, capsys):
+    root = tmp_path / "pairs"
+    for index in range(2):
+        scene = draw_scene(4, index, (64, 80))
+        write_png(root / "visible" / f"{index}.png", scene.visible)
+        write_png(root / "infrared" / f"{index}.png", scene.infrared // 8 + 60)  # few grey values
+        write_png(root / "labels" / f"{index}.png", scene.label.to(torch.uint8))
+    classes = root / "classes.yaml"
+    classes.write_text(yaml.safe_dump({"classes": list(MFNET_CLASSES), "palette": [list(c) for c in MFNET_PALETTE]}))
+    told = "input files: low contrast: 2 of 2 pairs"
+    asked = ["--weights", home / "a", "--dataset", "pairs", "--root", root, "--split", "all", "--class-file", classes]
+    for command, name in (("evaluate", "report"), ("robustness", "robustness")):
+        out = tmp_path / command
+        more = ["--conditions", "fog"] if command == "robustness" else []
+        given = [*asked, "--train-split", "none"] if command == "evaluate" else asked
+        assert cli([command, *map(str, [*given, *more, "--bootstrap", "0", "--out", out])]) == 0
+        said = capsys.readouterr()
+        assert said.err.count("0: the infrared picture uses the grey values") == 1
+        assert "low contrast: 2 of 2 pairs; `fusionsam data check` lists them" in said.err
+        assert told in said.out
+        assert told in json.loads((out / f"{name}.json").read_text())["notes"]
 
 
 def test_bad_input_is_refused_by_name(home, tmp_path):

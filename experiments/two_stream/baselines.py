@@ -334,7 +334,7 @@ def robustness_of_peer(config: EvaluateConfig, folder: Path, others: list[str]) 
     values = robustness.measure(predictor(network), data, seed=config.seed, bootstrap=config.bootstrap)
     values = {
         "title": f"peer {card['peer']}", **values, "split": config.split, "weights": str(folder),
-        "weights_sha256": digest(folder / WEIGHTS), "notes": guard.notes, "commit": commit(),
+        "weights_sha256": digest(folder / WEIGHTS), "notes": guard.notes + values["notes"], "commit": commit(),
         "command": config.command,
     }  # fmt: skip
     return to_markdown(robustness.write(values, out, tables))

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from fusionsam.data.dataset import PairDataset, read_pictures
-from fusionsam.data.notices import NoticeBook
+from fusionsam.data.notices import CHECK_TELLS, NoticeBook
 from fusionsam.data.splits import FLIP, Entry
 from fusionsam.io import progress_bar, write_text
 from fusionsam.types import InputError, Sample
@@ -163,7 +163,7 @@ def of_training(data: PairDataset, started_from: Sequence[Path] = ()) -> Fingerp
         sample = data[index] if data.align is None else read_pictures(entry)
         found.add(entry, sample)
         notices.add(sample)
-    notices.close("; `fusionsam data check` lists them")
+    notices.close(CHECK_TELLS)
     for folder in started_from:
         if (earlier := Fingerprints.read(folder)) is not None:
             found.extend(earlier)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from fusionsam.data.fingerprints import Digests, Fingerprints, fingerprint
 from fusionsam.data.splits import Entry
+from fusionsam.io import progress_bar
 from fusionsam.types import InputError
 
 Kind = Literal["id", "content", "mirrored", "perceptual", "partial"]
@@ -25,6 +26,7 @@ LOOK_ALIKES = 0.2
 NEAR = 5
 """Largest Hamming distance of two 64-bit hashes of one picture. On 156 MFNet pairs, JPEG at quality 40 and gamma 0.7
 stay within 4; consecutive frames of one recording begin at 6, frames of neighbouring blocks of a recording at 9."""
+_MANY = 10**7  # comparisons of one pair with another that take some seconds
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def _near(one: Fingerprints, two: Fingerprints) -> list[tuple[tuple[int, int], i
     a, b = np.stack(one.hashes), np.stack(two.hashes)  # (n, variants, 2)
     known_a, known_b = np.stack(one.known), np.stack(two.known)  # (n, 2)
     found = []
-    for i in range(len(a)):
+    for i in progress_bar(range(len(a)), desc="leak guard: comparing", disable=len(a) * len(b) < _MANY):
         known = known_a[i] & known_b  # (m, 2)
         # The copy may be the one that was cut, or the original: whole (or its mirror) against variants, both ways
         # round. Mirrored wholes stand in `b`, since fingerprints that come with weights have none.

@@ -7,6 +7,9 @@ from collections import Counter
 from fusionsam.io import say
 from fusionsam.types import Sample
 
+CHECK_TELLS = "; `fusionsam data check` lists them"
+"""Where those of a data set are told one by one."""
+
 
 class NoticeBook:
     """Notices of many pairs: the first of a kind is said at once, the others are counted."""
@@ -28,3 +31,7 @@ class NoticeBook:
         for kind, count in self.counts.items():
             if count > 1:
                 say(f"{kind}: {count} of {self.pairs} pairs{where}")
+
+    def lines(self) -> list[str]:
+        """The same for a report: a line a kind, those that were seen once too."""
+        return [f"input files: {kind}: {count} of {self.pairs} pairs" for kind, count in self.counts.items()]

@@ -32,6 +32,12 @@ class ReadPair:
     """How the files were read: plain JSON types."""
     notices: list[Notice] = field(default_factory=list)
 
+    def told(self) -> JsonObject:
+        """The key `input` of a result: facts and the sentences of the notices; empty where there is nothing."""
+        if not self.facts and not self.notices:
+            return {}
+        return {**self.facts, "notices": [notice.text for notice in self.notices]}
+
 
 def read_pair(entry: Entry, reading: InfraredOptions = DEFAULT) -> ReadPair:
     """Both pictures of an entry. Raises InputError for what cannot be read."""

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from fusionsam.data.dataset import LabelledPairs
 from fusionsam.data.image_files import image_size
+from fusionsam.data.notices import CHECK_TELLS, NoticeBook
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluation import logit_adjustment as class_offsets
 from fusionsam.evaluation.logit_adjustment import blocks, but
@@ -115,16 +116,19 @@ def stride(sizes: Sequence[tuple[int, int]], limit: int = PIXELS) -> int:
 def collect(model: FusionSAM, data: LabelledPairs) -> list[Pixels]:
     """The network's logits (as they are, no temperature) and labels of each pair, in float16, thinned to PIXELS."""
     found: list[Pixels] = []
+    notices = NoticeBook()
     sizes = [image_size(entry.label) for entry in data.entries if entry.label is not None]  # of the headers
     step = stride(sizes)
     for index in progress_bar(range(len(data)), desc="calibrate", unit="pair"):
         sample = data[index]
+        notices.add(sample)
         visible, infrared = (
             None if image is None else to_unit(image)[None] for image in (sample.visible, sample.infrared)
         )
         logits = model.infer(visible, infrared).logits[0, :, ::step, ::step].flatten(1).T.half().cpu()
         label = sample.label[::step, ::step].flatten()
         found.append(Pixels(logits[label != IGNORE], label[label != IGNORE]))
+    notices.close(CHECK_TELLS)
     return found
 
 

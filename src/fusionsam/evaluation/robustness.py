@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from fusionsam.config.options import BootstrapOptions
 from fusionsam.data.dataset import LabelledPairs
+from fusionsam.data.notices import CHECK_TELLS, NoticeBook
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluation.conditions import CONDITIONS, disturb, reached
 from fusionsam.evaluation.leak_guard import fitted_notes, fitted_on
@@ -160,6 +161,7 @@ def measure(
 ) -> Measured:
     """mIoU in percent of every condition on a labelled split, with its 95 % bootstrap interval, the difference from
     `full` in points and the share of `full` in percent; plain JSON types, None where the predictor gave nothing.
+    `notes` tell what was guessed of the files.
 
     InputError for an unknown condition, and for a pair that lacks an image or the label.
     """
@@ -172,7 +174,8 @@ def measure(
             )
     require_known(conditions)
     told = _images(data)
-    counted = _count(predict, data, list(dict.fromkeys(["full", *conditions])), seed)
+    notices = NoticeBook()
+    counted = _count(predict, data, list(dict.fromkeys(["full", *conditions])), seed, notices)
     full = counted["full"]
     occurs = np.zeros(data.num_classes, bool) if full is None else full.dense().sum((0, 2), dtype=np.int64) > 0
     protocol = headline(data.row.name, data.row.classes, occurs)
@@ -184,11 +187,15 @@ def measure(
     for row in rows.values():
         if (miou := row["miou"]) is not None and whole:
             row["difference"], row["share"] = miou - whole, 100 * miou / whole
-    return {**told, "protocol": protocol, "unit": "percent", "seed": seed, "conditions": rows}
+    notes = notices.lines()
+    return {**told, "protocol": protocol, "unit": "percent", "seed": seed, "conditions": rows, "notes": notes}
 
 
-def _count(predict: Predict, data: LabelledPairs, names: Sequence[str], seed: int) -> dict[str, ImageMatrices | None]:
-    """Condition -> the matrices of each image; None where the predictor cannot do with it."""
+def _count(
+    predict: Predict, data: LabelledPairs, names: Sequence[str], seed: int, notices: NoticeBook
+) -> dict[str, ImageMatrices | None]:
+    """Condition -> the matrices of each image; None where the predictor cannot do with it. What was guessed of the
+    files goes into `notices`."""
     found = {name: ImageMatrices(data.num_classes) for name in names}
     impossible: set[str] = set()
     with progress_bar(range(len(names) * len(data)), desc=NAME, unit="image") as progress:
@@ -196,6 +203,7 @@ def _count(predict: Predict, data: LabelledPairs, names: Sequence[str], seed: in
             sample = data[index]
             assert sample.visible is not None
             assert sample.infrared is not None
+            notices.add(sample)
             visible, infrared = to_unit(sample.visible), to_unit(sample.infrared)
             for name in names:
                 seen = disturb(name, visible, infrared, sample.id, seed)
@@ -210,6 +218,7 @@ def _count(predict: Predict, data: LabelledPairs, names: Sequence[str], seed: in
                     ids = _at_size(ids, sample.size)
                     found[name].add(sample.id, ConfusionMatrix(data.num_classes).update(ids, sample.label))
                 progress.update()
+    notices.close(CHECK_TELLS)
     return {name: None if name in impossible else images for name, images in found.items()}
 
 
@@ -317,7 +326,7 @@ def run(options: RobustnessOptions) -> Table:
         "weights_sha256": digest(checkpoint.locate(options.weights) / checkpoint.WEIGHTS),
         "align": aligned,
         "prompts": options.prompts or model.config.prompts.mode, "as_trained": options.as_trained,
-        "notes": guard.notes + fitted_notes(fitted, len(data)),
+        "notes": guard.notes + fitted_notes(fitted, len(data)) + values["notes"],
         "commit": commit(), "command": options.command, "seconds": time.perf_counter() - started,
     }  # fmt: skip
     return write(values, options.out, others)

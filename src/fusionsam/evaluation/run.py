@@ -14,6 +14,7 @@ from tqdm import tqdm
 from fusionsam.config.datasets import CATALOG, DatasetRow
 from fusionsam.data.dataset import LabelledPairs, open_labelled_split
 from fusionsam.data.label_faults import require_lossless
+from fusionsam.data.notices import CHECK_TELLS, NoticeBook
 from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.sequences import recording_sequences
 from fusionsam.data.splits import Entry, layout_line
@@ -232,7 +233,8 @@ def _run(
     started = time.perf_counter()
     absent = set(predictor.folder.missing) if isinstance(predictor, FolderPredictor) else set()
     todo = [index for index, entry in enumerate(data.entries) if entry.id not in absent]
-    tally, prompts, counting = _count(config, data, predictor, todo)
+    notices = NoticeBook()
+    tally, prompts, counting = _count(config, data, predictor, todo, notices)
     sequences = recording_sequences(data.entries)
     figures = scores(tally, config.dataset, config.bootstrap, config.seed, sequences)
     fitted = fitted_on(card, guard.content)
@@ -250,7 +252,7 @@ def _run(
         fitted=fitted,
         seconds_counting=counting,
     )
-    report.notes += fitted_notes(fitted, len(data.entries))
+    report.notes += fitted_notes(fitted, len(data.entries)) + notices.lines()
     whole = len(todo) == len(data.entries)
     official = config.split == "test" and whole and TEST_IMAGES.get(config.dataset) == len(todo)
     if official and not (report.oracle or guard.leaks or guard.off or report.relabelled):
@@ -275,18 +277,26 @@ def _run(
 
 
 def _count(
-    config: EvaluateConfig, data: LabelledPairs, predictor: NetworkPredictor | FolderPredictor, todo: Sequence[int]
+    config: EvaluateConfig,
+    data: LabelledPairs,
+    predictor: NetworkPredictor | FolderPredictor,
+    todo: Sequence[int],
+    notices: NoticeBook,
 ) -> tuple[Tally, str | None, float]:
-    """Predict and count the pairs at the places `todo`: the counts, what steered SAM, and the seconds of counting."""
+    """Predict and count the pairs at the places `todo`: the counts, what steered SAM, and the seconds of counting;
+    what was guessed of their files goes into `notices`."""
     tally, used, counting = Tally(data.row.classes), set(), 0.0
     for index in progress_bar(todo, desc=f"evaluating {config.dataset}/{config.split}"):
         predicted = predictor(data, index)
+        if predicted.sample is not None:
+            notices.add(predicted.sample)
         before = time.perf_counter()
         tally.update(data.entries[index].id, predicted.ids, predicted.label, predicted.confidence)
         counting += time.perf_counter() - before
         if predicted.away is not None and predicted.own is not None:
             tally.update_away(predicted.ids, predicted.own, predicted.label, predicted.away)
         used.add(predicted.prompts)
+    notices.close(CHECK_TELLS)
     return tally, next(iter(used)) if len(used) == 1 else "mixed", counting
 
 

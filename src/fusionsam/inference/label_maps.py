@@ -33,6 +33,7 @@ class Predicted(NamedTuple):
     prompts: PromptMode | None  # what steered SAM, as the model's output says; None for a folder
     away: NDArray[np.bool_] | None = None  # (H,W), false where points that named their class painted it themselves
     own: NDArray[np.int64] | None = None  # (H,W), the ids without those points
+    sample: LabelledSample | None = None  # the pair as it was read; None for a folder
 
 
 REACH = 2 * Tokenizer.STRIDE
@@ -87,7 +88,8 @@ class NetworkPredictor:
 
     def _predicted(self, sample: LabelledSample, output: Output) -> Predicted:
         confidence, ids = (output.logits.float() / self.model.temperature).softmax(1)[0].max(0)
-        return Predicted(sample.label, ids.cpu().numpy(), confidence.cpu().numpy(), output.prompts.source)
+        found = (ids.cpu().numpy(), confidence.cpu().numpy())
+        return Predicted(sample.label, *found, output.prompts.source, sample=sample)
 
     def images(self, sample: Sample) -> list[Tensor | None]:
         """Visible (1,3,H,W) and infrared (1,1,H,W) in [0,1] as the network sees them; InputError if neither is left."""

@@ -63,7 +63,8 @@ class AlignHandlers:
     def begin(self, visible: str | None, infrared: str | None, rig: Aligner | None) -> list[object]:
         """Take the uploaded pair as it is: [aligning, line, visible, infrared, edges]."""
         try:
-            one, two = read_uploads(visible, infrared)
+            pair = read_uploads(visible, infrared)
+            one, two = pair.visible, pair.infrared
             if one is None or two is None:
                 raise InputError("align: drop a visible and an infrared image above first")
             aligning = Aligning(one, two, None if rig is None else rig.rig)

@@ -105,13 +105,13 @@ class Handlers:
         if visible is None and infrared is None:
             return [*nothing, "", waiting(), None]
         try:
-            pair = read_pair(visible, infrared, None if self._drawn(visible) else rig)
+            pair, told = read_pair(visible, infrared, None if self._drawn(visible) else rig)
             images = (pair.visible, pair.infrared)
             with self.turn():
                 if self.newest.get(page) != number:
                     return [gr.skip()] * 7
                 session = PairSession(
-                    self.model, *images, pair.covered, "both" if None in images else USES[use], pair.told
+                    self.model, *images, pair.covered, "both" if None in images else USES[use], pair.told, told
                 )
                 answer = self._answer(session, on)
         except InputError as error:

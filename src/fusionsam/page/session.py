@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from fusionsam.alignment.apply import Aligned, Aligner, alone
-from fusionsam.data.images import read_infrared, read_visible
+from fusionsam.data.pairs import ReadPair
 from fusionsam.data.pairs import read_pair as read_both
 from fusionsam.data.radiometric import is_radiometric
 from fusionsam.data.splits import Entry
@@ -28,43 +28,45 @@ MOST = 64
 """Clicks a pair takes; more help nobody and each costs the decoder a token."""
 
 
-def read_uploads(visible: str | None, infrared: str | None) -> tuple[Tensor | None, Tensor | None]:
-    """Two uploads as uint8 (3,H,W) and (1,H',W'); either may be None. InputError speaks of the file by its own name."""
-    images: list[Tensor | None] = []
-    for name, path, read in (("visible", visible, read_visible), ("infrared", infrared, read_infrared)):
-        try:
-            images.append(None if path is None else read(path))
-        except InputError as error:
-            raise InputError(f"{name} image {str(error).replace(str(path), Path(str(path)).name)}") from None
-    return images[0], images[1]
+def read_uploads(visible: str | None, infrared: str | None) -> ReadPair:
+    """Two uploads; either may be None. InputError and notices call a file by its camera and its own name."""
+    one, two = (None if path is None else Path(path) for path in (visible, infrared))
+    return _named(Entry("pair", one, two))
 
 
-def read_pair(visible: str | None, infrared: str | None, aligner: Aligner | None = None) -> Aligned:
-    """Two uploads in one frame; either may be None. A radiometric JPEG alone gives both, aligned by its maker.
-    InputError as `read_uploads`, for pairs of two sizes without `aligner`, and for other cameras' pairs."""
+def _named(entry: Entry) -> ReadPair:
+    def own(text: str) -> str:
+        for camera in ("visible", "infrared", "radiometric"):
+            if (path := getattr(entry, camera)) is not None:
+                text = text.replace(str(path), f"{camera} image {path.name}")
+        return text
+
+    try:
+        pair = read_both(entry)
+    except InputError as error:
+        raise InputError(own(str(error))) from None
+    return replace(pair, notices=[notice._replace(text=own(notice.text)) for notice in pair.notices])
+
+
+def read_pair(visible: str | None, infrared: str | None, aligner: Aligner | None = None) -> tuple[Aligned, JsonObject]:
+    """Two uploads in one frame, and `ReadPair.told`; either may be None. A radiometric JPEG alone gives both, aligned
+    by its maker. InputError as `read_uploads`, for pairs of two sizes without `aligner`, and for other cameras'
+    pairs."""
     single = infrared if visible is None else visible if infrared is None else None
-    if single is not None and is_radiometric(single):
-        return _one_file(single)
-    one, two = read_uploads(visible, infrared)
-    if one is None or two is None or aligner is not None:
-        return alone(one, two) if aligner is None else aligner(one, two)
+    whole = single is not None and is_radiometric(single)
+    pair = _named(Entry("pair", radiometric=Path(str(single)))) if whole else read_uploads(visible, infrared)
+    one, two = pair.visible, pair.infrared
+    if aligner is not None and not whole:
+        return aligner(one, two), pair.told()
+    if one is None or two is None:
+        return alone(one, two), pair.told()
     sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in (one, two)]
     if len(set(sizes)) > 1:
         raise InputError(
             f"visible image is {sizes[0]}, infrared image {sizes[1]} pixels; give an aligned pair, "
             "or align the two below (Two cameras that see apart)"
         )
-    return Aligned(one, two, torch.ones(2, *one.shape[1:], dtype=torch.bool))
-
-
-def _one_file(path: str) -> Aligned:
-    try:
-        pair = read_both(Entry("pair", radiometric=Path(path)))
-    except InputError as error:
-        raise InputError(f"radiometric image {str(error).replace(path, Path(path).name)}") from None
-    if pair.visible is None or pair.infrared is None:
-        return alone(pair.visible, pair.infrared)
-    return Aligned(pair.visible, pair.infrared, torch.ones(2, *pair.visible.shape[1:], dtype=torch.bool))
+    return Aligned(one, two, torch.ones(2, *one.shape[1:], dtype=torch.bool)), pair.told()
 
 
 def picked(labels: NDArray[np.uint8], prompts: Prompts) -> NDArray[np.bool_]:
@@ -101,6 +103,7 @@ class PairSession:
     covered: Tensor | None = None  # bool (2,H,W): where the visible, where the infrared camera reaches
     use: Use = "both"
     alignment: JsonObject = field(default_factory=dict)  # how the two cameras were brought together; plain JSON
+    input: JsonObject = field(default_factory=dict)  # how the files were read, every guess named; plain JSON
     points: list[tuple[float, float, int]] = field(default_factory=list)  # x, y, 1 on or 0 off the object
     boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
     point_classes: list[int] = field(default_factory=list)  # id that a point names, -1 = none

@@ -179,7 +179,7 @@ def _count(number: int, noun: str, plural: str = "") -> str:
 
 
 def describe(session: PairSession) -> str:
-    """The line below the pictures: what was used, how long it took, what the prompts did."""
+    """The lines below the pictures: what was used, how long it took, what the prompts did, what was guessed."""
     now = session.now
     parts = [f"{session.size[1]}x{session.size[0]} pixels"]
     if session.alignment:
@@ -206,7 +206,9 @@ def describe(session: PairSession) -> str:
         boxes = 0 if own.boxes is None else own.boxes.shape[1]
         parts.append(f"the model gave itself {_count(points, 'point')} and {_count(boxes, 'box', 'boxes')}")
     parts.append(f"{now.seconds:.2f} s")
-    return f"<span>{' · '.join(parts)}</span>"
+    notices = "".join(f"<br>note: {html.escape(text)}" for text in session.input.get("notices", []))
+    whose = " (options of fusionsam predict)" if "--" in notices else ""
+    return f"<span>{' · '.join(parts)}{notices}{whose}</span>"
 
 
 def complaint(error: InputError) -> str:
@@ -223,5 +225,6 @@ def write_files(session: PairSession, folder: Path) -> list[str]:
         pictures["mask"] = session.mask().astype(np.uint8) * 255
     for name, picture in pictures.items():
         write_png(folder / f"{name}.png", picture)
-    (folder / "summary.json").write_text(json.dumps(now.summary(), indent=1) + "\n")
+    read = {name: told for name in ("alignment", "input") if (told := getattr(session, name))}
+    (folder / "summary.json").write_text(json.dumps({**read, **now.summary()}, indent=1) + "\n")
     return [str(folder / f"{name}.png") for name in pictures] + [str(folder / "summary.json")]

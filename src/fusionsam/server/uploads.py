@@ -223,9 +223,8 @@ def _read(paths: dict[str, Path]) -> Images:
 
 def _told(pair: ReadPair, folder: Path) -> JsonObject:
     """The key `input` of an answer, as predict has it in NAME.json; the upload's own folder is nobody's business."""
-    if not pair.facts and not pair.notices:
-        return {}
-    return {**pair.facts, "notices": [notice.text.replace(f"{folder}{os.sep}", "") for notice in pair.notices]}
+    told = pair.told()
+    return told and {**told, "notices": [text.replace(f"{folder}{os.sep}", "") for text in told["notices"]]}
 
 
 def check_sizes(sizes: dict[str, tuple[int, int]], equal: bool = True) -> None:
