@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fusionsam.data.fingerprints import Digests, Fingerprints, fingerprint
@@ -26,7 +27,7 @@ LOOK_ALIKES = 0.2
 NEAR = 5
 """Largest Hamming distance of two 64-bit hashes of one picture. On 156 MFNet pairs, JPEG at quality 40 and gamma 0.7
 stay within 4; consecutive frames of one recording begin at 6, frames of neighbouring blocks of a recording at 9."""
-_MANY = 10**7  # comparisons of one pair with another that take some seconds
+_MANY = 10**8  # comparisons of one pair with another that take some seconds
 
 
 @dataclass(frozen=True)
@@ -102,16 +103,27 @@ def _near(one: Fingerprints, two: Fingerprints) -> list[tuple[tuple[int, int], i
         return []
     a, b = np.stack(one.hashes), np.stack(two.hashes)  # (n, variants, 2)
     known_a, known_b = np.stack(one.known), np.stack(two.known)  # (n, 2)
+    columns = [np.ascontiguousarray(b[:, :, m].T) for m in (0, 1)]  # (variants, n)
     found = []
     for i in progress_bar(range(len(a)), desc="leak guard: comparing", disable=len(a) * len(b) < _MANY):
         known = known_a[i] & known_b  # (m, 2)
-        # The copy may be the one that was cut, or the original: whole (or its mirror) against variants, both ways
-        # round. Mirrored wholes stand in `b`, since fingerprints that come with weights have none.
-        bits = np.concatenate([a[i, :1] ^ b, a[i] ^ b[:, :1], a[i] ^ b[:, 1:2]], axis=1)  # (m, 3 * variants, 2)
-        distance = np.where(known[:, None], np.bitwise_count(bits), 0).max(axis=2).min(axis=1)
-        for j in np.flatnonzero((distance <= NEAR) & known.any(axis=1)):
-            found.append(((i, int(j)), int(distance[j])))
+        # each modality alone leaves few of many for both together
+        left = np.flatnonzero(known.any(axis=1))
+        for m in (0, 1):
+            near = _distances(a[i, :, m], columns[m][:, left]).min(axis=0) <= NEAR
+            left = left[near | ~known[left, m]]
+        both = [_distances(a[i, :, m], columns[m][:, left]) * known[left, m] for m in (0, 1)]
+        distance = np.maximum(*both).min(axis=0)
+        found += [((i, int(j)), int(far)) for j, far in zip(left, distance, strict=True) if far <= NEAR]
     return found
+
+
+def _distances(one: NDArray[np.uint64], many: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """Bits by which the variants (v,) of a picture differ from those of others (v, m) -> (3 * v, m).
+
+    The copy may be the one that was cut, or the original: whole (or its mirror) against variants, both ways round.
+    Mirrored wholes are those of the others, since fingerprints that come with weights have none."""
+    return np.bitwise_count(np.concatenate([one[0] ^ many, one[:, None] ^ many[0], one[:, None] ^ many[1]]))
 
 
 def weigh(found: Sequence[Leak], splits: Mapping[str, Sized]) -> tuple[list[Leak], list[Leak]]:
