@@ -250,6 +250,30 @@ def test_strokes_drawn_while_one_is_saved_are_kept_and_of_one_object(page, home)
     assert not saved(home, 0).any()
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_strokes_drawn_while_the_next_pair_comes_are_kept(page, home, lost):
+    script = """const real = window.fetch, answer = LOST;
+        let sent = 0, next = false;
+        window.fetch = async (...asked) => {
+          if (asked[0].endsWith("/change")) { sent++; while (!next) await new Promise((go) => setTimeout(go, 10)); }
+          if (!asked[0].endsWith("/pairs/1")) return real(...asked);
+          while (!sent) await new Promise((go) => setTimeout(go, 10));
+          setTimeout(() => { next = true; }, 200);
+          return answer ? answer() : real(...asked);
+        };
+        open(1);
+        setTimeout(() => { for (const y of [20, 40]) paintRegion(() => true, [30, y, 20, 5], "brush"); }, 50);"""
+    refused = """() => new Response('{"error": "no"}', { status: 422 })"""
+    page.browser.execute_script(script.replace("LOST", refused if lost else "null"))
+    WebDriverWait(page.browser, PATIENCE).until(lambda _: page.browser.execute_script("return state.index") == 1)
+    page.settle()
+    assert [bool(saved(home, 0)[y, 40]) for y in (22, 42)] == [True, True]
+    page = Page(page.browser, page.server)
+    assert page.count("#objects button") == 1
+    page.keys(*"z" * 2)
+    assert not saved(home, 0).any()
+
+
 def test_the_pair_asked_for_last_is_shown_and_late_answers_of_others_are_not(page):
     refused, silent = 'new Response(`{"error": "late"}`, { status: 422 })', 'Promise.reject(new TypeError("late"))'
     shown = "state.index === 2 && $('status').textContent === 'ready'"

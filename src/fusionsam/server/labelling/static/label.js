@@ -98,7 +98,13 @@ async function open(index) {
   coming = [];
   say("opening ...");
   let pair;
-  try { pair = await ask(`/api/pairs/${index}`); } catch (error) {
+  try {
+    do {  // what was drawn on the pair before, while this one came, is saved first
+      await queue;
+      pair = await ask(`/api/pairs/${index}`);
+    } while (unsaved && mine === opened);
+  } catch (error) {
+    await queue;
     if (mine !== opened) return;
     // nothing may be drawn on the pair before
     Object.assign(state, { index, pair: null, images: {} });
