@@ -14,7 +14,7 @@ from sklearn.metrics import mutual_info_score
 from torchmetrics.functional.image import visual_information_fidelity as reference_vif
 
 from fusionsam.errors import InputError
-from fusionsam.evaluation.fusion import OBJECTS, write
+from fusionsam.evaluation.fusion_report import OBJECTS, write
 from fusionsam.evaluation.simple_fusions import FUSIONS
 from fusionsam.metrics import fusion as fm
 

@@ -22,6 +22,7 @@ from fusionsam.data.splits import pair_entries
 from fusionsam.data.synthetic.scenes import draw_scene, synthesize
 from fusionsam.errors import InputError
 from fusionsam.evaluation import fusion as fusion_quality
+from fusionsam.evaluation import fusion_report
 from fusionsam.evaluation.options import FusionMetricsOptions
 from fusionsam.evaluation.simple_fusions import FUSIONS
 from fusionsam.inference import files as predict_files
@@ -107,10 +108,10 @@ def test_the_json_holds_the_means_of_the_csv_and_the_csv_what_each_picture_score
 def test_an_infinite_psnr_is_null_in_the_json(tmp_path):
     # PSNR of a picture that equals both sources
     table = {"ours": {"a": scores(PSNR=np.inf, EN=2.0), "b": scores(PSNR=30.0, EN=5.0)}, "sum": {"a": scores(EN=1.0)}}
-    found = fusion_quality.write(tmp_path, table)
+    found = fusion_report.write(tmp_path, table)
     assert strict(tmp_path / "fusion_metrics.json")["ours"] == {**scores(EN=3.5), "PSNR": None, "images": 2}
     assert [row["PSNR"] for row in rows_of(tmp_path / "fusion_metrics.csv")] == ["inf", "30.0", "0.0"]
-    assert fusion_quality.ranks(found, "PSNR") == {"ours": 1, "sum": 2}
+    assert fusion_report.ranks(found, "PSNR") == {"ours": 1, "sum": 2}
 
 
 def test_several_processes_score_as_one_does(pairs, tmp_path):
@@ -118,6 +119,17 @@ def test_several_processes_score_as_one_does(pairs, tmp_path):
         measured(*folders(pairs), tmp_path / str(workers), fused=[pairs / "darker"], workers=workers)
     for name in ("fusion_metrics.csv", "fusion_metrics.json"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def test_what_is_guessed_of_infrared_files_is_told_and_kept(pairs, tmp_path, capsys):
+    for index in range(2):
+        for part in ("visible", "darker"):
+            save(tmp_path / f"{part}/p{index}.png", np.asarray(Image.open(pairs / f"{part}/p{index}.png")))
+        save(tmp_path / f"infrared/p{index}.png", np.asarray(Image.open(pairs / f"infrared/p{index}.png")) // 8 + 60)
+    told = "input files: low contrast: 2 of 2 pairs"
+    assert told in measured(*folders(tmp_path), tmp_path / "out", fused=[tmp_path / "darker"], baselines=False)
+    assert "p0: the infrared picture uses the grey values" in capsys.readouterr().err
+    assert strict(tmp_path / "out/fusion_metrics_run.json")["notes"] == [told]
 
 
 def test_a_checkpoint_scores_as_the_pictures_that_predict_writes_from_it(pairs, tmp_path):
@@ -164,9 +176,9 @@ def test_places_by_hand():
         "c": scores(VIF=0.5, Nabf=0.1),
         "d": scores(VIF=0.4, Nabf=0.7),
     }
-    assert fusion_quality.ranks(values, "VIF") == {"a": 2, "b": 1, "c": 2, "d": 4}
-    assert fusion_quality.ranks(values, "Nabf") == {"a": 2, "b": 2, "c": 1, "d": 4}  # lower is better
-    lines = fusion_quality.as_text(values, {"a": 7, "b": 7, "c": 7, "d": 7}, ["c"]).splitlines()
+    assert fusion_report.ranks(values, "VIF") == {"a": 2, "b": 1, "c": 2, "d": 4}
+    assert fusion_report.ranks(values, "Nabf") == {"a": 2, "b": 2, "c": 1, "d": 4}  # lower is better
+    lines = fusion_report.as_text(values, {"a": 7, "b": 7, "c": 7, "d": 7}, ["c"]).splitlines()
     column = 2 + METRICS.index("VIF")
     assert [line.split()[column] for line in lines[1:5]] == ["0.5000+", "0.9000*", "0.5000+", "0.4000"]
     assert [line.split()[-1] for line in lines[1:5]] == ["0.3000+", "0.3000+", "0.1000*", "0.7000"]

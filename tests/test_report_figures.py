@@ -9,7 +9,7 @@ from PIL import Image
 from fusionsam.config.datasets import CATALOG, MFNET_CLASSES, MFNET_PALETTE
 from fusionsam.data.synthetic.scenes import synthesize
 from fusionsam.errors import InputError
-from fusionsam.evaluation.fusion import write
+from fusionsam.evaluation.fusion_report import write
 from fusionsam.evaluation.tables import figures as report_figures
 from fusionsam.evaluation.tables import run as report
 from fusionsam.metrics.fusion import METRICS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import multiprocessing
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,29 +20,35 @@ from fusionsam.alignment.apply import filled
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.fingerprints import Fingerprints, fingerprint
 from fusionsam.data.image_files import image_size
-from fusionsam.data.images import read_infrared, read_visible
+from fusionsam.data.images import read_visible
 from fusionsam.data.label_files import read_label
 from fusionsam.data.leaks import compare
+from fusionsam.data.notices import NoticeBook
 from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.splits import Entry, pair_entries
 from fusionsam.evaluation import simple_fusions as fusion_baselines
+from fusionsam.evaluation.fusion_report import (
+    MEANS,
+    OBJECTS,
+    ROWS,
+    Scores,
+    Table,
+    as_text,
+    contrast_lines,
+    object_contrast,
+    write,
+)
 from fusionsam.evaluation.options import FusionMetricsOptions
 from fusionsam.evaluation.simple_fusions import FUSIONS
-from fusionsam.io import Made, OutputFolder, commit, digest, progress_bar, require_writable, whole, write_json
-from fusionsam.metrics.contrast import SMALLEST_OBJECT, Surrounded, contrast, surrounded
-from fusionsam.metrics.fusion import LOWER_IS_BETTER, METRICS, SMALLEST_SIDE, fusion_metrics, luma, prepare
+from fusionsam.io import Made, OutputFolder, commit, digest, progress_bar, require_writable, write_json
+from fusionsam.metrics.contrast import Surrounded, contrast, surrounded
+from fusionsam.metrics.fusion import SMALLEST_SIDE, fusion_metrics, luma, prepare
 from fusionsam.types import IGNORE, InputError, JsonObject, Sample
 
 if TYPE_CHECKING:
-    from fusionsam.inference.inputs import ImageLike
     from fusionsam.inference.predictor import FusionSAM
 
-MEANS, ROWS, RUN = "fusion_metrics.json", "fusion_metrics.csv", "fusion_metrics_run.json"
-OBJECTS = ("objects", "contrast_fused", "contrast_infrared")
-"""What `measure` says of labelled objects beside METRICS."""
-
-Scores = dict[str, float]  # metric -> value
-Table = dict[str, dict[str, Scores]]  # method -> image -> metrics
+RUN = "fusion_metrics_run.json"
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,11 @@ class Job:
     """One pair and every fusion of it that is to be measured."""
 
     id: str
-    visible: Path
-    infrared: Path
+    name: Path  # of its visible picture
+    visible: NDArray[np.uint8]  # (3,H,W)
+    infrared: NDArray[np.uint8]  # (1,H,W)
     fused: Mapping[str, Path | NDArray[np.uint8]]  # method -> file, or picture (H,W,3)
     built_in: tuple[str, ...] = ()  # names of FUSIONS
-    aligned: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None  # (3,H,W), (1,H,W) in the place of the files
     label: Path | None = None
     label_id: int = 0  # objects of this id are measured against their surroundings
 
@@ -63,7 +68,7 @@ class Job:
 def measure(job: Job) -> dict[str, Scores]:
     """Method -> its eleven measures on one pair, in the order of `job`; with a label also OBJECTS: how many there are,
     and the mean contrast of each in the fused and in the infrared picture. InputError names the file."""
-    visible, infrared = job.aligned or (read_visible(job.visible).numpy(), read_infrared(job.infrared).numpy())
+    visible, infrared = job.visible, job.infrared
     pictures: dict[str, NDArray[np.uint8]] = {
         name: read_visible(given).numpy() if isinstance(given, Path) else given for name, given in job.fused.items()
     }
@@ -71,7 +76,7 @@ def measure(job: Job) -> dict[str, Scores]:
     try:
         sources = prepare(visible, "visible"), prepare(infrared, "infrared")
     except InputError as error:
-        raise InputError(f"{job.visible}: {error}") from None
+        raise InputError(f"{job.name}: {error}") from None
     for name in (*pictures, *job.built_in):
         try:
             picture = pictures[name] if name in pictures else FUSIONS[name](visible, infrared)
@@ -80,7 +85,7 @@ def measure(job: Job) -> dict[str, Scores]:
                 means = [float(np.mean(contrast(luma(each), objects))) for each in (picture, infrared)]
                 found[name] |= dict(zip(OBJECTS, (float(len(objects)), *means), strict=True))
         except InputError as error:
-            raise InputError(f"{job.visible} ({name}): {error}") from None
+            raise InputError(f"{job.name} ({name}): {error}") from None
     return found
 
 
@@ -171,86 +176,6 @@ def _in_processes(jobs: Iterable[Job], workers: int) -> Iterator[tuple[str, dict
         pool.shutdown(cancel_futures=True)
 
 
-def means(table: Table) -> dict[str, Scores]:
-    """Method -> metric -> mean over its images."""
-    return {
-        method: {metric: float(np.mean([row[metric] for row in rows.values()])) for metric in METRICS}
-        for method, rows in table.items()
-    }
-
-
-def ranks(values: Mapping[str, Scores], metric: str) -> dict[str, int]:
-    """Method -> its place by `metric`, 1 = best; equal values share a place (1, 2, 2, 4)."""
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    return {
-        method: 1 + sum(sign * other[metric] > sign * scores[metric] for other in values.values())
-        for method, scores in values.items()
-    }
-
-
-def object_contrast(table: Table) -> dict[str, Scores]:
-    """Method -> objects, fused and infrared contrast (grey levels, means over all objects) and `ratio`, fused to
-    infrared; empty where no object was measured."""
-    found = {}
-    for method, rows in table.items():
-        measured = [row for row in rows.values() if OBJECTS[0] in row]
-        objects = sum(row[OBJECTS[0]] for row in measured)
-        if objects:
-            fused, infrared = (sum(row[OBJECTS[0]] * row[key] for row in measured) / objects for key in OBJECTS[1:])
-            ratio = fused / infrared if infrared else math.inf
-            found[method] = {"objects": objects, "fused": fused, "infrared": infrared, "ratio": ratio}
-    return found
-
-
-def _contrast_lines(found: Mapping[str, Scores], label_id: int) -> list[str]:
-    lines = [f"contrast of objects of id {label_id} against their surroundings, grey levels, and to that in infrared:"]
-    for method, row in found.items():
-        lines.append(
-            f"{method}: {row['fused']:.1f} of {row['infrared']:.1f}, {row['ratio']:.2f} ({row['objects']:.0f} objects)"
-        )
-    return lines if found else [f"no object of id {label_id} of at least {SMALLEST_OBJECT} pixels in the labels"]
-
-
-def as_text(values: Mapping[str, Scores], counts: Mapping[str, int], ours: Sequence[str]) -> str:
-    """The table for the terminal: best marked *, second +, then the places of `ours`."""
-    places = {metric: ranks(values, metric) for metric in METRICS}
-    width = max(len("method"), *map(len, values)) + 2
-    heads = [metric + ("(low)" if metric in LOWER_IS_BETTER else "") for metric in METRICS]
-    lines = ["method".ljust(width) + f"{'n':>5}" + "".join(f"{head:>11}" for head in heads)]
-    for method, scores in values.items():
-        cells = []
-        for metric in METRICS:
-            mark = {1: "*", 2: "+"}.get(places[metric][method], " ")
-            cells.append(f"{scores[metric]:.4f}{mark}".rjust(11))
-        lines.append(method.ljust(width) + f"{counts[method]:>5}" + "".join(cells))
-    lines.append("* best, + second; higher is better except (low). n images each; means over them.")
-    for method in ours:
-        lines.append(f"rank of {method} among {len(values)}: " + ", ".join(f"{m} {places[m][method]}" for m in METRICS))
-    return "\n".join(lines)
-
-
-def write(out: Path, table: Table) -> dict[str, Scores]:
-    """Write fusion_metrics.csv (method, image, metrics; every digit) and fusion_metrics.json (method -> metric ->
-    mean, null where it is not finite, and the number of `images`) into `out`; returns the means. InputError if it
-    cannot."""
-    found = means(table)
-    plain: dict[str, JsonObject] = {
-        method: {"images": len(table[method]), **{m: v if math.isfinite(v) else None for m, v in scores.items()}}
-        for method, scores in found.items()
-    }
-    for method, row in object_contrast(table).items():
-        plain[method]["object_contrast"] = {
-            key: round(value, 4) if math.isfinite(value) else None for key, value in row.items()
-        }
-    with whole(out / ROWS) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "image", *METRICS])
-        for method, rows in table.items():
-            writer.writerows([method, id, *(row[metric] for metric in METRICS)] for id, row in rows.items())
-    write_json(out / MEANS, plain, allow_nan=False)
-    return found
-
-
 def method_names(sources: Sequence[str | Path]) -> list[str]:
     """A name for each folder or shipped name: its last part, with the folder above where that occurs twice. InputError
     if names still collide, with each other or with a built-in fusion."""
@@ -300,31 +225,30 @@ def run(options: FusionMetricsOptions) -> str:
         for name, count in _trained_on(dict(zip(names, weights, strict=False)), entries).items():  # weights stand first
             notes.append(f"{name}: at least a part of it was trained on {count} of these {len(entries)} pairs")
 
+    read_as = NoticeBook()
+
     def jobs() -> Iterator[Job]:
         for entry in entries:
             assert entry.visible is not None
-            assert entry.infrared is not None
             given: dict[str, Path | NDArray[np.uint8]] = {}
-            pair: tuple[ImageLike | None, ImageLike | None] = (entry.visible, entry.infrared)
-            sample = None if aligner is None else read_sample(entry, align=aligner)
-            covered = None if sample is None else sample.covered
-            if sample is not None:
-                pair = (sample.visible, sample.infrared)
+            sample = read_sample(entry, align=aligner)
+            read_as.add(sample)
             for name, model in zip(names, models, strict=False):  # weights stand first among the names
                 try:
-                    given[name] = model.predict(pair[0], pair[1], covered=covered).fused
+                    given[name] = model.predict(sample.visible, sample.infrared, covered=sample.covered).fused
                 except InputError as error:
                     raise InputError(f"{entry.visible} ({name}): {error}") from None
             given |= {name: files[entry.id] for name, files in folders.items()}
-            aligned, built_in = None if sample is None else _arrays(sample), tuple(FUSIONS) if baselines else ()
-            label = labels.get(entry.id), options.label_id or 0
-            yield Job(entry.id, entry.visible, entry.infrared, given, built_in, aligned, *label)
+            built_in, label = tuple(FUSIONS) if baselines else (), (labels.get(entry.id), options.label_id or 0)
+            yield Job(entry.id, entry.visible, *_arrays(sample), given, built_in, *label)
 
     table = measure_all(jobs(), len(entries), workers)
+    read_as.close()
+    notes += (guessed := read_as.lines())
     found = write(out, table)
-    write_json(out / RUN, made_by)
+    write_json(out / RUN, {**made_by, "notes": guessed} if guessed else made_by)
     if options.labels is not None and options.label_id is not None:
-        notes = [*_contrast_lines(object_contrast(table), options.label_id), *notes]
+        notes = [*contrast_lines(object_contrast(table), options.label_id), *notes]
     return "\n".join([as_text(found, {method: len(rows) for method, rows in table.items()}, names), *notes])
 
 
@@ -341,8 +265,9 @@ def _made_by(options: FusionMetricsOptions, names: Sequence[str], pairs: int) ->
 def _arrays(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The pair as it is measured: what infrared does not reach is as in the visible picture, for both are all that a
     fused picture can show there."""
-    assert sample.covered is not None
-    visible, infrared = filled(sample.visible, sample.infrared, sample.covered)
+    visible, infrared = sample.visible, sample.infrared
+    if sample.covered is not None:
+        visible, infrared = filled(visible, infrared, sample.covered)
     assert visible is not None
     assert infrared is not None
     return visible.numpy(), infrared.numpy()
