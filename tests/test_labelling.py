@@ -293,6 +293,17 @@ def test_label_maps_of_others_are_refused_before_anything_is_written(pairs, tmp_
     assert contents(out) == before
 
 
+def test_a_label_map_that_was_put_into_our_folder_is_not_replaced(pairs, tmp_path):
+    out = tmp_path / "out"
+    done(pairs[0], LabelFolder(out, pairs, NAMES, PALETTE))
+    write_png(out / f"labels/{pairs[1].id}.png", np.ones((H, W), np.uint8))
+    before = contents(out)
+    with pytest.raises(InputError, match=rf"labels/{pairs[1].id}\.png: is there, and no drawing of it; remove it, or"):
+        LabelFolder(out, pairs, NAMES, PALETTE)
+    assert contents(out) == before
+    LabelFolder(out, pairs[:1], NAMES, PALETTE)  # of a pair that is not labelled now
+
+
 def test_what_a_class_file_says_besides_is_kept(pairs, tmp_path):
     out, given = tmp_path / "out", {"classes": NAMES, "palette": [list(color) for color in PALETTE]}
     more = {"foreground": ["car"], "labels_map": {2: 1, 255: 3}}  # 2 is person in what is drawn

@@ -92,6 +92,7 @@ def test_the_command_measures_and_writes_what_it_measured(tmp_path, capsys):
     assert sum(ours["stage_gflop"].values()) == pytest.approx(ours["gflop"], rel=0.05)
     assert ours["peak_gflops"] > 0
     assert "two-stream FPN" in (tmp_path / "b.svg").read_text()
+    assert str(tmp_path / "b.svg") in found["command"]  # by which the next run knows its own plot
     # a convolution of known size: the counter takes a multiply and an add as two
     stem = 2 * 3 * 9 * 32 * 32 * 48 * 2 / 1e9
     assert other["gflop"] > stem
@@ -122,8 +123,14 @@ def test_what_cannot_be_written_is_told_before_anything_is_measured(tmp_path, mo
     (tmp_path / "file").touch()
     (tmp_path / "a.md").write_text("by hand")
     (tmp_path / "b.json").write_text('{"rows": []}')
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "mine.svg").write_text("by hand")
+    record = {"exponents": {}, "machine": {}, "rows": [], "command": "fusionsam benchmark --out c.json"}
+    (tmp_path / "c.json").write_text(json.dumps(record))
     monkeypatch.chdir(tmp_path)
+    for out in ("d.json", "c.json"):
+        assert main(["benchmark", "--out", out, "--plot", "mine.svg"]) == 2
+        assert f"mine.svg: is there, and {out} tells of no such plot; choose another --plot" in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for flags, told in (
         (["--out", "file/b.json"], "file: cannot be written"),
         (["--out", "a.json"], "a.md: is there, and no a.json of ours tells of it; choose another --out"),
@@ -132,7 +139,8 @@ def test_what_cannot_be_written_is_told_before_anything_is_measured(tmp_path, mo
     ):
         assert main(["benchmark", *flags]) == 2
         assert told in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.md", "b.json", "file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.md", "b.json", "c.json", "file", "mine.svg"]
+    assert (tmp_path / "mine.svg").read_text() == "by hand"
 
 
 def test_two_streams_see_both_images():

@@ -77,14 +77,18 @@ def _require_writable(options: Options) -> None:
     if options.out.suffix != ".json":  # the table beside it has the same name, but for .md
         raise InputError(f"--out {options.out}: expected a name that ends in .json")
     require_writable(options.out.parent)
-    if options.plot is not None:
-        require_writable(options.plot.parent, "choose another --plot")
     folder = OutputFolder(options.out.parent, "benchmark")
     stored = folder.read(options.out.name)
     if stored is not None and not {"exponents", "machine", "rows"} <= set(stored):
         folder.foreign(options.out.name)
     table = options.out.with_suffix(".md").name
     folder.state(options.out.name, None if stored is None else Made({}), Made({}), [table])
+    if options.plot is not None:
+        require_writable(options.plot.parent, "choose another --plot")
+        if options.plot.exists() and str(options.plot) not in (stored or {}).get("command", ""):
+            raise InputError(
+                f"{options.plot}: is there, and {options.out} tells of no such plot; choose another --plot"
+            )
 
 
 def _of_folder(folder: Path | None) -> list[str]:

@@ -40,6 +40,7 @@ from fusionsam.io import digest, require_writable, whole, write_text
 from fusionsam.types import InputError, JsonObject
 
 _KEY = "fusionsam"
+_ANEW = "remove it, and the label map of its name, to begin this pair anew"
 _REMEDY = "make room, or choose another --out"
 _CAMERAS = ("visible", "infrared")
 _COLUMNS = ("id", *_CAMERAS, "label", "split")
@@ -88,6 +89,7 @@ class LabelFolder:
         self._drawn_on: dict[str, dict[str, list[str]]] = {}
         self._listed: dict[str, dict[str, str]] = {}  # rows that the manifest has had
         self._require_ours()
+        self._require_drawn()
         require_writable(self.out)
         stored = {entry.id: self._stored(entry.id) for entry in self.entries}
         self._require_same_pictures(stored)
@@ -112,6 +114,13 @@ class LabelFolder:
                 "label began; choose another --out"
             )
 
+    def _require_drawn(self) -> None:
+        """InputError for a label map whose pair has no drawing: the first stroke would replace it."""
+        for entry in self.entries:
+            drawing = self.instances_path(entry.id)
+            if (label := self.out / "labels" / drawing.name).is_file() and not drawing.is_file():
+                raise InputError(f"{label}: is there, and no drawing of it; remove it, or choose another --out")
+
     def instances_path(self, id: str) -> Path:
         """Where the drawing of a pair is kept."""
         return self.out / "instances" / f"{id}.png"
@@ -131,7 +140,7 @@ class LabelFolder:
                 if size is not None and (image.height, image.width) != size:  # before its pixels are decoded
                     raise InputError(
                         f"{path}: was drawn on {image.height}x{image.width} pixels, the pair has {size[0]}x{size[1]} "
-                        "(height x width); remove it to begin this pair anew"
+                        "(height x width); {_ANEW}"
                     )
                 instances = np.array(image)
             drawing = Drawing(
@@ -145,11 +154,11 @@ class LabelFolder:
             raise
         except _DAMAGED as error:
             reason = " ".join(str(error).split())[:100]
-            raise InputError(f"{path}: is no drawing of ours ({reason}); remove it to begin this pair anew") from None
+            raise InputError(f"{path}: is no drawing of ours ({reason}); {_ANEW}") from None
         if (bad := [c for c in drawing.classes.values() if not 0 < c < len(self.classes)]) or (
             set(np.unique(drawing.instances).tolist()) - {0, *drawing.classes}
         ):
-            raise InputError(f"{path}: holds class {bad[:1]} or pixels of no object; remove it to begin this pair anew")
+            raise InputError(f"{path}: holds class {bad[:1]} or pixels of no object; {_ANEW}")
         return drawing
 
     def size_of(self, entry: Entry) -> tuple[int, int]:
