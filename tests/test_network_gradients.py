@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import SamConfig, SamModel
 
 from fusionsam.config.schema import Config, EncoderConfig, TrainConfig
 from fusionsam.training.distill_task import DistillTask
@@ -134,15 +133,6 @@ def test_a_frozen_encoder_passes_gradients_on_to_lstg_and_fmp(make_debug):
     check_finite(network)
 
 
-def small_sam(folder) -> str:
-    vision = {
-        "hidden_size": 24, "output_channels": 32, "num_hidden_layers": 1, "num_attention_heads": 3, "image_size": 64,
-        "window_size": 3, "global_attn_indexes": [0], "num_pos_feats": 16, "mlp_dim": 44,
-    }  # fmt: skip
-    SamModel(SamConfig(vision_config=vision)).save_pretrained(folder)
-    return str(folder)
-
-
 VARIANTS = {
     "A: pixels": lambda c: setattr(c.tokenizer, "tokens", "pixels"),
     "B: concat": lambda c: setattr(c.fusion, "kind", "concat"),
@@ -168,13 +158,12 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_learns_end_to_end(make_debug, variant, tmp_path):
+def test_every_variant_learns_end_to_end(make_debug, variant, sam):
     change = VARIANTS[variant]
     if change is None:
-        source = small_sam(tmp_path)
 
         def change(config):
-            config.encoder = EncoderConfig(kind="sam", source=source)
+            config.encoder = EncoderConfig(kind="sam", source=str(sam[1]))
 
     network = make_debug(change)
     wake(network)

@@ -12,20 +12,22 @@ import torch
 from torch import nn
 
 from fusionsam.config.load import read_settings
-from fusionsam.config.schema import Config, ModelConfig, SteeringConfig
-from fusionsam.data.synthetic.scenes import synthesize
+from fusionsam.config.schema import Config, EncoderConfig, ModelConfig, SteeringConfig
+from fusionsam.data.synthetic.scenes import draw_scene, synthesize
+from fusionsam.data.transforms import to_unit
 from fusionsam.errors import InputError
 from fusionsam.evaluation.click_options import ClicksOptions
 from fusionsam.evaluation.steered import Steered, measure_steering, scores, steering_table
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import prompts_from, prompts_to_json
-from fusionsam.metrics.interaction import Corrected, Object, correct
+from fusionsam.metrics.interaction import Click, Corrected, Object, correct, iou
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.page.session import PairSession
 from fusionsam.server.jobs import Engine, Images, Predict
 from fusionsam.training.run import train
-from fusionsam.training.steering_data import Drawn, Seen
-from fusionsam.types import Prompts
+from fusionsam.training.steering_data import Drawn, Examples, Seen
+from fusionsam.training.steering_task import SteeringTask, _User
+from fusionsam.types import Batch, Prompts
 from fusionsam.weights.checkpoint import CARD, load_network, save_checkpoint
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -265,8 +267,6 @@ def test_training_moves_steering_alone_and_resumes_to_the_same_bits(plain, stree
     class Killed(Exception):
         pass
 
-    from fusionsam.training.steering_task import SteeringTask
-
     step, original = [], SteeringTask.training_step
 
     def killed(self, batch, index):
@@ -284,6 +284,51 @@ def test_training_moves_steering_alone_and_resumes_to_the_same_bits(plain, stree
     train(two, resume=True, command="a test")
     again = load_network(tmp_path / "halves/final")[0].state_dict()
     assert all(torch.equal(after[name], again[name]) for name in after)
+
+
+def test_clicks_in_training_are_those_of_prediction_where_sam_takes_the_picture_letterboxed(make_debug, sam):
+    def letterboxed(config):
+        config.encoder = EncoderConfig(kind="sam", source=str(sam[1]))
+        config.steering = SteeringConfig(width=8)
+
+    network = make_debug(letterboxed)
+    assert network.image_encoder.frame(64, 96).content != (64, 96)
+    label = torch.zeros(1, 64, 96, dtype=torch.int64)
+    label[0, 20:40, 30:60] = 2
+    batch = Examples(
+        torch.zeros(1), torch.zeros(1), label, torch.tensor([2]), label > 0, torch.zeros(1), torch.tensor([False]), 1, 0
+    )
+    user = _User(batch, np.random.default_rng(0))
+    user.made[0] = [Click(31, 22, True), Click(80, 50, True)]
+    found = user.clicks(network)
+    given = Prompts(points=torch.tensor([[[31.0, 22.0], [80.0, 50.0]]]), point_classes=torch.tensor([[2, 0]]))
+    with torch.no_grad():
+        wanted = network.class_clicks(network.encode(torch.rand(1, 3, 64, 96), torch.rand(1, 1, 64, 96)), given)
+    assert torch.equal(found.points, wanted.points)
+    assert torch.equal(found.point_classes, wanted.point_classes)
+    assert torch.equal(found.tokens[:, :2], wanted.tokens)
+
+
+def test_validation_tells_the_network_where_the_cameras_of_a_rig_reach(steered, street, tmp_path):
+    task = SteeringTask(steered, _settings(street, tmp_path, tmp_path / "run"), 1)
+    scene = draw_scene(5, 0, (96, 128))
+    images = to_unit(scene.visible)[None], to_unit(scene.infrared)[None]
+    covered = torch.ones(1, 2, 96, 128, dtype=torch.bool)
+    covered[:, 1, :, :64] = False
+    with torch.no_grad():
+        ids = steered.decode(steered.encode(*images, None, covered)).logits[0].argmax(0)
+        whole = steered.decode(steered.encode(*images)).logits[0].argmax(0)
+    kind = int(ids[(ids != whole) & (ids > 0)].mode().values)  # a class on which the two answers differ
+    label = torch.zeros(96, 128, dtype=torch.int64)
+    label[20:80, 10:110] = kind
+    batch = Batch(*images, label[None], torch.ones(1, 2, dtype=torch.bool), covered=covered)
+    inside = (label == kind).numpy()
+    for given, answer in ((batch, ids), (replace(batch, covered=None), whole)):
+        task.ious = []
+        with torch.no_grad():
+            task.validation_step(given, 0)
+        assert [before for before, _ in task.ious] == [iou((answer == kind).numpy(), inside, inside)]
+    assert iou((ids == kind).numpy(), inside, inside) != iou((whole == kind).numpy(), inside, inside)
 
 
 @pytest.mark.parametrize(
