@@ -140,7 +140,7 @@ class LabelFolder:
                 if size is not None and (image.height, image.width) != size:  # before its pixels are decoded
                     raise InputError(
                         f"{path}: was drawn on {image.height}x{image.width} pixels, the pair has {size[0]}x{size[1]} "
-                        "(height x width); {_ANEW}"
+                        f"(height x width); {_ANEW}"
                     )
                 instances = np.array(image)
             drawing = Drawing(
