@@ -128,7 +128,9 @@ def test_what_is_guessed_of_infrared_files_is_told_and_kept(pairs, tmp_path, cap
         save(tmp_path / f"infrared/p{index}.png", np.asarray(Image.open(pairs / f"infrared/p{index}.png")) // 8 + 60)
     told = "input files: low contrast: 2 of 2 pairs"
     assert told in measured(*folders(tmp_path), tmp_path / "out", fused=[tmp_path / "darker"], baselines=False)
-    assert "p0: the infrared picture uses the grey values" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "p0: the infrared picture uses the grey values" in said
+    assert "(options of fusionsam predict)" in said  # it has none of its own
     assert strict(tmp_path / "out/fusion_metrics_run.json")["notes"] == [told]
 
 

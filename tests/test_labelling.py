@@ -391,7 +391,7 @@ def test_what_cannot_be_ours_is_one_line(pairs, tmp_path):
     with pytest.raises(InputError, match="no drawing of ours"):
         folder.open(pairs[0])
     folder.save(pairs[0], Drawing.empty((H, W + 1)), "x")
-    with pytest.raises(InputError, match="was drawn on .*begin this pair anew"):
+    with pytest.raises(InputError, match=r"was drawn on .*begin this pair anew"):
         folder.open(pairs[0])
     strange = Drawing(np.full((H, W), 2, np.uint16), {1: 1})
     folder.save(pairs[0], strange, "x")

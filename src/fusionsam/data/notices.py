@@ -11,10 +11,17 @@ CHECK_TELLS = "; `fusionsam data check` lists them"
 """Where those of a data set are told one by one."""
 
 
-class NoticeBook:
-    """Notices of many pairs: the first of a kind is said at once, the others are counted."""
+def without_options(text: str) -> str:
+    """A notice where there is none of the options that it may speak of: they are those of `predict`."""
+    return f"{text} (options of fusionsam predict)" if "--" in text else text
 
-    def __init__(self) -> None:
+
+class NoticeBook:
+    """Notices of many pairs: the first of a kind is said at once, the others are counted. `options`: whether the
+    command has those that they speak of."""
+
+    def __init__(self, options: bool = False) -> None:
+        self.options = options
         self.counts: Counter[str] = Counter()
         self.pairs = 0
 
@@ -23,7 +30,7 @@ class NoticeBook:
         self.pairs += 1
         for kind, text in sample.notices:
             if not self.counts[kind]:
-                say(f"{sample.id}: {text}")
+                say(f"{sample.id}: {text if self.options else without_options(text)}")
             self.counts[kind] += 1
 
     def close(self, where: str = "") -> None:

@@ -114,7 +114,7 @@ def run(options: PredictOptions) -> tuple[int, int]:
     failures = Failures(out, tried, keep_others=alone_here)
     for name, reason in selected.alone.items():
         failures.add(name, reason)
-    notices, aligned, done = NoticeBook(), Agreement(), 0
+    notices, aligned, done = NoticeBook(options=True), Agreement(), 0
     for entry in progress_bar(todo, desc="predict", unit="pair", disable=len(entries) == 1):
         try:
             sources = sources_of(entry)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fusionsam.data.images import write_png
+from fusionsam.data.notices import without_options
 from fusionsam.page.session import PairSession
 from fusionsam.types import InputError, Prompts
 
@@ -206,9 +207,8 @@ def describe(session: PairSession) -> str:
         boxes = 0 if own.boxes is None else own.boxes.shape[1]
         parts.append(f"the model gave itself {_count(points, 'point')} and {_count(boxes, 'box', 'boxes')}")
     parts.append(f"{now.seconds:.2f} s")
-    notices = "".join(f"<br>note: {html.escape(text)}" for text in session.input.get("notices", []))
-    whose = " (options of fusionsam predict)" if "--" in notices else ""
-    return f"<span>{' · '.join(parts)}{notices}{whose}</span>"
+    notices = [f"<br>note: {html.escape(without_options(text))}" for text in session.input.get("notices", [])]
+    return f"<span>{' · '.join(parts)}{''.join(notices)}</span>"
 
 
 def complaint(error: InputError) -> str:
