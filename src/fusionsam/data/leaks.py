@@ -27,7 +27,7 @@ LOOK_ALIKES = 0.2
 NEAR = 5
 """Largest Hamming distance of two 64-bit hashes of one picture. On 156 MFNet pairs, JPEG at quality 40 and gamma 0.7
 stay within 4; consecutive frames of one recording begin at 6, frames of neighbouring blocks of a recording at 9."""
-_MANY = 10**8  # comparisons of one pair with another that take some seconds
+_MANY = 10**7  # comparisons of one pair with another: from here on they take seconds
 
 
 @dataclass(frozen=True)
