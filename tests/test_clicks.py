@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from fusionsam.metrics.interaction import (
     objects,
     simulate,
 )
+from fusionsam.types import Notice, Sample
 
 
 @pytest.fixture
@@ -160,6 +162,25 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same_figures(sam, street, t
     best = measure(replace(config, out=tmp_path / "b", choose="best"))
     first = best["groups"]["all"]["pictures"]["visible"]["iou1"]
     assert first >= whole["groups"]["all"]["pictures"]["visible"]["iou1"]
+
+
+def test_what_was_guessed_of_the_files_is_told_of_pairs_measured_earlier_too(tmp_path, capsys):
+    pairs = [Sample(id, None, None, notices=[Notice("polarity", "looks black-hot", "--polarity black")]) for id in "ab"]
+    pairs.append(Sample("c", None, None))
+    data = SimpleNamespace(entries=pairs)
+
+    def opened():
+        return Lines(tmp_path, "clicks", "objects.jsonl", {}, lambda row: Measured(**row))
+
+    first = opened()
+    assert first.left(data, [0, 1, 2]) == [0, 1, 2]
+    first.add(pairs[0], [])
+    assert "a: looks black-hot (fusionsam predict: --polarity black)" in capsys.readouterr().err
+    again = opened()
+    assert again.left(data, [0, 1, 2]) == [1, 2]
+    for pair in pairs[1:]:
+        again.add(pair, [])
+    assert again.notices.lines() == ["input files: polarity: 2 of 3 pairs"]
 
 
 def test_a_run_does_not_go_on_with_other_pictures_of_the_same_names(sam, street, tmp_path):

@@ -268,9 +268,9 @@ def test_a_photograph_given_as_infrared_is_told(tmp_path):
     Image.fromarray(photo).save(tmp_path / "photo.png")
     Image.fromarray(grey).save(tmp_path / "grey.png")
     sample = read_sample(Entry("x", visible=tmp_path / "grey.png", infrared=tmp_path / "photo.png"))
-    assert {"coloured infrared", "exchanged cameras"} <= {kind for kind, _ in sample.notices}
+    assert {"coloured infrared", "exchanged cameras"} <= {kind for kind, *_ in sample.notices}
     twice = read_sample(Entry("x", visible=tmp_path / "photo.png", infrared=tmp_path / "photo.png"))
-    assert "one picture twice" in {kind for kind, _ in twice.notices}
+    assert "one picture twice" in {kind for kind, *_ in twice.notices}
 
 
 def test_one_camera_turned_by_exif_is_told(scene, tmp_path):
@@ -280,7 +280,7 @@ def test_one_camera_turned_by_exif_is_told(scene, tmp_path):
     picture.save(tmp_path / "v.jpg", exif=exif)
     Image.fromarray(scene.infrared[0].numpy()).save(tmp_path / "i.png")
     sample = read_sample(Entry("x", visible=tmp_path / "v.jpg", infrared=tmp_path / "i.png"))
-    assert [kind for kind, _ in sample.notices if kind == "one camera turned"]
+    assert [kind for kind, *_ in sample.notices if kind == "one camera turned"]
     assert sample.input["visible"]["orientation"] == 3
 
 

@@ -161,7 +161,7 @@ def test_what_is_guessed_of_uploads_is_on_the_page_and_in_the_download(tmp_path,
     pair, told = read_pair(str(tmp_path / "street.png"), str(tmp_path / "heat.png"))
     session = PairSession(model, pair.visible, pair.infrared, input=told)
     assert "<br>note: the infrared picture uses the grey values" in describe(session)
-    assert "(options of fusionsam predict)" in describe(session)
+    assert "(fusionsam predict: --" in describe(session)
     stored = json.loads(Path(write_files(session, tmp_path)[-1]).read_text())["input"]
     assert stored == told
     assert stored["infrared"]["polarity"]["how"] == "assumed"

@@ -211,7 +211,7 @@ def _photograph(folder):
     write_png(folder / "grey.png", np.asarray(Image.fromarray(photo).convert("L")))
     sample = read_sample(Entry("x", visible=folder / "grey.png", infrared=folder / "photo.png"))
     close(sample.infrared[0].numpy(), np.asarray(Image.fromarray(photo).convert("L")), 1)
-    assert {"coloured infrared", "exchanged cameras"} <= {kind for kind, _ in sample.notices}
+    assert {"coloured infrared", "exchanged cameras"} <= {kind for kind, *_ in sample.notices}
 
 
 @row("black-hot")
@@ -280,7 +280,7 @@ def _turned(folder):
     write_png(folder / "i.png", HEAT)
     sample = read_sample(Entry("x", visible=folder / "v.png", infrared=folder / "i.png"))
     np.testing.assert_array_equal(sample.visible.permute(1, 2, 0).numpy(), VISIBLE[::-1, ::-1])
-    assert "one camera turned" in [kind for kind, _ in sample.notices]
+    assert "one camera turned" in [kind for kind, *_ in sample.notices]
 
 
 @row("the same picture twice")
@@ -288,7 +288,7 @@ def _twice(folder):
     write_png(folder / "v.png", VISIBLE)
     sample = read_sample(Entry("x", visible=folder / "v.png", infrared=folder / "v.png"))
     np.testing.assert_array_equal(sample.visible.permute(1, 2, 0).numpy(), VISIBLE)
-    assert "one picture twice" in [kind for kind, _ in sample.notices]
+    assert "one picture twice" in [kind for kind, *_ in sample.notices]
 
 
 # -- labels ------------------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def test_what_is_guessed_of_infrared_files_is_told_and_kept(pairs, tmp_path, cap
     assert told in measured(*folders(tmp_path), tmp_path / "out", fused=[tmp_path / "darker"], baselines=False)
     said = capsys.readouterr().err
     assert "p0: the infrared picture uses the grey values" in said
-    assert "(options of fusionsam predict)" in said  # it has none of its own
+    assert "(fusionsam predict: --" in said  # it has none of its own
     assert strict(tmp_path / "out/fusion_metrics_run.json")["notes"] == [told]
 
 

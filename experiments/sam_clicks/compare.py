@@ -38,7 +38,8 @@ def measured(folder: Path) -> tuple[JsonObject, dict[str, list[Measured]]]:
     """The settings of a folder of `fusionsam clicks`, and the objects of each pair."""
     if not (folder / LINES).is_file():
         raise InputError(f"{folder / LINES}: no such file; give a folder of fusionsam clicks")
-    return read_lines(folder / LINES, lambda row: Measured(**row))[:2]
+    read = read_lines(folder / LINES, lambda row: Measured(**row))
+    return read.settings, read.objects
 
 
 def require_classes(names: Sequence[str], classes: Sequence[str]) -> None:

@@ -59,6 +59,29 @@ class NoSplit(InputError):
     """What was asked for is not there at all, which some may live without, unlike what is there and flawed."""
 
 
+class Notice(NamedTuple):
+    """Something that a person should know about a pair's files: its kind, by which batches count, and one sentence."""
+
+    kind: str
+    text: str
+    option: str = ""
+    """The option of `predict` that reads the file otherwise, and when to give it; empty where none does."""
+
+    def sentence(self, options: bool = False) -> str:
+        """The text with the option. `options`: whether who reads it has just called `predict`, on the command line."""
+        if not self.option:
+            return self.text
+        return f"{self.text}; {self.option}" if options else f"{self.text} (fusionsam predict: {self.option})"
+
+
+def told_of(facts: JsonObject, notices: Sequence[Notice], options: bool = False) -> JsonObject:
+    """The key `input` of a result: how the files were read, and the sentences of the notices; empty where there is
+    nothing."""
+    if not facts and not notices:
+        return {}
+    return {**facts, "notices": [notice.sentence(options) for notice in notices]}
+
+
 @dataclass
 class Sample:
     """One pair as read from disk: uint8 images, ids as stored. Either image may be None, and so may the label."""
@@ -72,7 +95,7 @@ class Sample:
     )
     alignment: JsonObject = field(default_factory=dict)  # what was done to bring the two into one frame; plain JSON
     input: JsonObject = field(default_factory=dict)  # how the files were read, every guess named; plain JSON
-    notices: list[tuple[str, str]] = field(default_factory=list)  # kind and sentence of what a person should know
+    notices: list[Notice] = field(default_factory=list)  # what a person should know
     taught: Tensor | None = None  # uint8 (H,W): ids of other classes by a teacher (data.teacher_labels), 255 = unsure
 
     @property

@@ -165,8 +165,6 @@ def _sizes(sizes: dict[str, int]) -> str:
 
 
 def _problems(report: JsonObject) -> list[str]:
-    from fusionsam.data.notices import without_options
-
     found = {
         "splits that cannot be listed": [f"{e['split']}: {e['reason']}" for e in report["errors"]],
         "unreadable files": [f"{e['split']} {e['id']}: {e['reason']}" for e in report["unreadable"]],
@@ -187,7 +185,7 @@ def _problems(report: JsonObject) -> list[str]:
             f"{e['split']} {e['id']}: {e['x']:+.1f} {e['y']:+.1f}" for e in report["misaligned"]
         ],
         "what was guessed of the files, or is odd about them (a note)": [
-            f"{e['split']} {e['id']}: {without_options(e['text'])}" for e in report["notices"]
+            f"{e['split']} {e['id']}: {e['text']}" for e in report["notices"]
         ],
     }
     return [*(_listed(found) or ["no problems found"]), *_listed(notes)]

@@ -113,7 +113,9 @@ def _counted(
         sizes["x".join(map(str, sample.size))] += 1
         if (shift := _misaligned(entry, split, sample, report)) is not None:
             shifts.append(shift)
-        report["notices"] += [{"split": split, "id": entry.id, "kind": k, "text": text} for k, text in sample.notices]
+        report["notices"] += [
+            {"split": split, "id": entry.id, "kind": n.kind, "text": n.sentence()} for n in sample.notices
+        ]
         there.update(name for name in ("visible", "infrared", "label") if getattr(sample, name) is not None)
         if sample.label is not None:
             pixels += torch.bincount(sample.label.clamp(0, 255).flatten(), minlength=256)

@@ -153,8 +153,7 @@ def read_pictures(entry: Entry, reading: InfraredOptions = DEFAULT) -> Sample:
     if entry.mirrored:
         visible = None if visible is None else visible.flip(-1)
         infrared = None if infrared is None else infrared.flip(-1)
-    notices = [(notice.kind, notice.text) for notice in pair.notices]
-    return Sample(entry.id, visible, infrared, input=pair.facts, notices=notices)
+    return Sample(entry.id, visible, infrared, input=pair.facts, notices=pair.notices)
 
 
 def read_sample(

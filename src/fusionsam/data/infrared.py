@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from fusionsam.data import palettes
 from fusionsam.data.polarity import DOUBTFUL, Polarity, white_hot_score
-from fusionsam.data.stretch import Array, Notice, Range, find_range, given_range, stretch
-from fusionsam.types import LUMA, InputError, JsonObject
+from fusionsam.data.stretch import Range, find_range, given_range, stretch
+from fusionsam.types import LUMA, Array, InputError, JsonObject, Notice
 
 NARROW = 40
 """An 8-bit scene over fewer grey values than this gets a hint."""
@@ -152,15 +152,16 @@ def _without_colors(
                 Notice(
                     "palette",
                     f"the infrared picture is coloured; it was turned back into heat by the palette {found.name} (mean "
-                    f"colour error {found.error:.0f} of 255); --palette NAME or none sets another",
+                    f"colour error {found.error:.0f} of 255)",
+                    "--palette NAME or none sets another",
                 )
             )
         elif not found.known:
             notices.append(
                 Notice(
                     "palette that does not fit",
-                    f"the infrared picture's colours are not of --palette {found.name} (mean colour error "
-                    f"{found.error:.0f} of 255)",
+                    f"the infrared picture's colours are not of the palette {found.name} that was given (mean colour "
+                    f"error {found.error:.0f} of 255)",
                 )
             )
         return palettes.heat(rgb, palettes.table(found.name))
@@ -173,7 +174,8 @@ def _without_colors(
         Notice(
             "coloured infrared",
             f"the infrared picture is coloured by no palette that is known, so its luma was taken for heat; {looks}; "
-            "give the grey original, or --palette NAME",
+            "give the grey original, or the palette",
+            "--palette NAME gives it",
         )
     )
     return grey.round().astype(np.uint8)
@@ -202,8 +204,8 @@ def _hot_is_black(
         notices.append(
             Notice(
                 "direction of a rainbow",
-                f"rainbows are in use both ways; {hot} was taken for hot, by the look of the scene; --polarity white "
-                "says that red is hot, black that it is cold",
+                f"rainbows are in use both ways; {hot} was taken for hot, by the look of the scene",
+                "--polarity white says that red is hot, black that it is cold",
             )
         )
         return black
@@ -212,8 +214,8 @@ def _hot_is_black(
         notices.append(
             Notice(
                 "polarity",
-                "the infrared picture looks like black-hot (hot things dark) and was read as white-hot; if so, give "
-                "--polarity black, or else --polarity white ends this line",
+                "the infrared picture looks like black-hot (hot things dark) and was read as white-hot",
+                "--polarity black where it is black-hot; where it is not, --polarity white ends this line",
             )
         )
     return False
@@ -226,7 +228,7 @@ def _contrast(grey: NDArray[np.uint8]) -> list[Notice]:
     return [
         Notice(
             "low contrast",
-            f"the infrared picture uses the grey values {low} to {high} of 0 to 255; --infrared-range auto stretches "
-            "it",
+            f"the infrared picture uses the grey values {low} to {high} of 0 to 255",
+            "--infrared-range auto stretches it",
         )
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from fusionsam.io import say
 from fusionsam.types import Sample
@@ -11,14 +12,9 @@ CHECK_TELLS = "; `fusionsam data check` lists them"
 """Where those of a data set are told one by one."""
 
 
-def without_options(text: str) -> str:
-    """A notice where there is none of the options that it may speak of: they are those of `predict`."""
-    return f"{text} (options of fusionsam predict)" if "--" in text else text
-
-
 class NoticeBook:
     """Notices of many pairs: the first of a kind is said at once, the others are counted. `options`: whether the
-    command has those that they speak of."""
+    command is `predict`, which has those that they speak of."""
 
     def __init__(self, options: bool = False) -> None:
         self.options = options
@@ -28,10 +24,15 @@ class NoticeBook:
     def add(self, sample: Sample) -> None:
         """Those of one pair."""
         self.pairs += 1
-        for kind, text in sample.notices:
-            if not self.counts[kind]:
-                say(f"{sample.id}: {text if self.options else without_options(text)}")
-            self.counts[kind] += 1
+        for notice in sample.notices:
+            if not self.counts[notice.kind]:
+                say(f"{sample.id}: {notice.sentence(self.options)}")
+            self.counts[notice.kind] += 1
+
+    def count(self, kinds: Sequence[str]) -> None:
+        """Those of one pair that was told earlier."""
+        self.pairs += 1
+        self.counts.update(kinds)
 
     def close(self, where: str = "") -> None:
         """How often each was seen, where it was more than once; `where` says where all of them are told."""

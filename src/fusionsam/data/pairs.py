@@ -18,8 +18,7 @@ from fusionsam.data.images import read_heat, read_rgbt, read_visible_facts
 from fusionsam.data.infrared import DEFAULT, PHOTOGRAPH, Heat, InfraredOptions, to_heat
 from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
-from fusionsam.data.stretch import Notice
-from fusionsam.types import LARGEST, LUMA, SMALLEST, InputError, JsonObject
+from fusionsam.types import LARGEST, LUMA, SMALLEST, InputError, JsonObject, Notice
 
 
 @dataclass
@@ -31,12 +30,6 @@ class ReadPair:
     facts: JsonObject = field(default_factory=dict)
     """How the files were read: plain JSON types."""
     notices: list[Notice] = field(default_factory=list)
-
-    def told(self) -> JsonObject:
-        """The key `input` of a result: facts and the sentences of the notices; empty where there is nothing."""
-        if not self.facts and not self.notices:
-            return {}
-        return {**self.facts, "notices": [notice.text for notice in self.notices]}
 
 
 def read_pair(entry: Entry, reading: InfraredOptions = DEFAULT) -> ReadPair:
@@ -119,7 +112,7 @@ def _odd(entry: Entry, visible: Tensor | None, told: JsonObject, heat: Heat) -> 
         found.append(
             Notice(
                 "exchanged cameras",
-                f"{entry.visible} is grey and {entry.infrared} a colour picture; exchange --visible and --infrared",
+                f"{entry.visible} is grey and {entry.infrared} a colour picture; exchange the two",
             )
         )
     turned = {str(path): facts.get("orientation", 1) for path, facts in

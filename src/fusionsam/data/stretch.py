@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fusionsam.types import Array, InputError
+from fusionsam.types import Array, InputError, Notice
 
 TAILS = (0.5, 99.5)
 """Percentiles of the scene that become 0 and 255."""
@@ -26,13 +26,6 @@ _MOST = 0.12  # share of the picture that isolated values may fill
 _GAPS = ((1.5, 0.15), (3.0, 0.5))  # (empty stretch in widths of the scene, share of what is beyond that may lie in it)
 _EDGE, _GLOW = 3, 6  # pixels beside nodata, and beside isolated values, where resampling mixed them with the scene
 _SAMPLE = 2_000_000  # values that are sorted where a picture, or a film, has more
-
-
-class Notice(NamedTuple):
-    """Something that a person should know about a picture: its kind, by which batches count, and one sentence."""
-
-    kind: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,8 @@ class Range:
                 Notice(
                     "range",
                     f"{self.left_out:.1f} % of the infrared pixels are nodata or far from the rest and were left out "
-                    f"of the range {self.low:g} to {self.high:g}; --infrared-range LOW HIGH sets another",
+                    f"of the range {self.low:g} to {self.high:g}",
+                    "--infrared-range LOW HIGH sets another",
                 )
             )
         if self.levels < FEW_LEVELS:
@@ -76,7 +70,8 @@ class Range:
                 Notice(
                     "few grey levels",
                     f"the infrared picture has {self.levels} grey levels within {self.low:g} to {self.high:g}; give "
-                    "the deeper original, or another --infrared-range LOW HIGH",
+                    "the deeper original, or another range",
+                    "--infrared-range LOW HIGH sets it",
                 )
             )
         return said

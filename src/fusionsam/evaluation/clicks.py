@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fusionsam.data.dataset import LabelledPairs
+from fusionsam.data.notices import CHECK_TELLS, NoticeBook
 from fusionsam.data.sequences import recording_sequences
 from fusionsam.evaluation.click_options import Choose, ClicksOptions, settings
 from fusionsam.evaluation.click_report import AFTER, NAME, TARGETS, Measured, scores, table
@@ -67,6 +68,7 @@ def measure(options: ClicksOptions) -> dict[str, object]:
         raise InputError(
             f"{options.root}: split {options.split!r} has no object of {options.min_pixels} pixels; lower --min-pixels"
         )
+    lines.notices.close(CHECK_TELLS)
     sequences = recording_sequences(data.entries)
     notes = [CHOICES[options.choose], "clicks come from the ground truth, as a user knows what he wants"]
     if len(drawn) < len(data):
@@ -79,7 +81,7 @@ def measure(options: ClicksOptions) -> dict[str, object]:
         "bootstrap": options.bootstrap,
         "n_images": len(drawn),
         "guard": None if guard is None else asdict(guard.findings),
-        "notes": notes + ([] if guard is None else guard.notes),
+        "notes": notes + ([] if guard is None else guard.notes) + lines.notices.lines(),
         "commit": commit(),
         "command": options.command,
         "seconds": time.perf_counter() - started,
@@ -119,15 +121,27 @@ def files_digest(data: LabelledPairs) -> str:
     return found.hexdigest()
 
 
-def read_lines(path: Path, make: Callable[[JsonObject], T]) -> tuple[JsonObject, dict[str, list[T]], str]:
-    """The settings, the objects of each pair, and the text of a file of lines, less a line that a kill cut short.
-    InputError for a file in another form."""
+@dataclass
+class Read(Generic[T]):
+    """What a file of lines holds."""
+
+    settings: JsonObject
+    objects: dict[str, list[T]]
+    """Of each pair."""
+    notices: dict[str, list[str]]
+    """The kinds of what was guessed of each pair's files."""
+    text: str
+    """Less a line that a kill cut short."""
+
+
+def read_lines(path: Path, make: Callable[[JsonObject], T]) -> Read[T]:
+    """A file of lines. InputError for one in another form."""
     try:
         text = path.read_text(encoding="utf-8")
         kept = text[: text.rfind("\n") + 1]
         first, *rows = map(json.loads, kept.rstrip("\n").split("\n"))
-        done = {str(row["id"]): [make(one) for one in row["objects"]] for row in rows}
-        return {**first["settings"]}, done, kept
+        found = {str(row["id"]): [make(one) for one in row["objects"]] for row in rows}
+        return Read({**first["settings"]}, found, {str(row["id"]): [*row.get("notices", [])] for row in rows}, kept)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{path}: is not ours to read; {OTHER_OUT}, or remove it") from None
 
@@ -143,8 +157,11 @@ class Lines(Generic[T]):
     ) -> None:
         self.path = Path(out) / name
         self.done: dict[str, list[T]] = {}
+        self.notices = NoticeBook()
+        self._told: dict[str, list[str]] = {}
         if self.path.is_file():
-            stored, self.done, kept = read_lines(self.path, make)
+            read = read_lines(self.path, make)
+            stored, self.done, self._told, kept = read.settings, read.objects, read.notices, read.text
             differing = sorted(name for name in {*stored, *settings} if stored.get(name) != settings.get(name))
             if differing:
                 other = ", ".join(differing)
@@ -159,16 +176,24 @@ class Lines(Generic[T]):
 
     def left(self, data: LabelledPairs, drawn: Sequence[int]) -> list[int]:
         """The places of the pairs that are still to be measured; of others it is told that they are there."""
-        todo = [index for index in drawn if data.entries[index].id not in self.done]
+        ids = [data.entries[index].id for index in drawn]
+        todo = [index for index, id in zip(drawn, ids, strict=True) if id not in self.done]
+        for id in ids:
+            if id in self.done:
+                self.notices.count(self._told[id])
         if len(todo) < len(drawn):
             tqdm.write(f"{len(drawn) - len(todo)} of {len(drawn)} pairs were already in {self.path.parent}")
         return todo
 
-    def add(self, pair: str, objects: list[T]) -> None:
-        """Keep what was measured of a pair."""
-        self.done[pair] = objects
+    def add(self, pair: Sample, objects: list[T]) -> None:
+        """Keep what was measured of a pair, and tell what was guessed of its files."""
+        self.done[pair.id] = objects
+        self.notices.add(pair)
+        line = {"id": pair.id, "objects": [asdict(one) for one in objects]}  # type: ignore[call-overload]
+        if pair.notices:
+            line["notices"] = [notice.kind for notice in pair.notices]
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"id": pair, "objects": [asdict(one) for one in objects]}) + "\n")  # type: ignore[call-overload]
+            file.write(json.dumps(line) + "\n")
 
 
 def drawn_pairs(data: LabelledPairs, options: ClicksOptions) -> list[int]:
@@ -194,7 +219,7 @@ def _run(
         sample = data[index]
         label = sample.label.numpy()
         found = objects(label, options.min_pixels)
-        lines.add(sample.id, _pair(options, sample, found, label != IGNORE, sam, model) if found else [])
+        lines.add(sample, _pair(options, sample, found, label != IGNORE, sam, model) if found else [])
 
 
 def _pair(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fusionsam.data.dataset import LabelledPairs
+from fusionsam.data.notices import CHECK_TELLS
 from fusionsam.data.sequences import recording_sequences
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluation.click_options import ClicksOptions
@@ -28,7 +28,7 @@ from fusionsam.inference.device import choose_device
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.io import commit, digest, progress_bar, require_writable, write_json
 from fusionsam.metrics.interaction import Corrected, correct, iou_after, objects
-from fusionsam.types import InputError, JsonObject, Prompts
+from fusionsam.types import InputError, JsonObject, LabelledSample, Prompts
 from fusionsam.weights import checkpoint
 
 NAME = "steering"
@@ -81,7 +81,9 @@ def measure_steering(options: ClicksOptions) -> Values:
     told = {**settings, **pairs_told(data), "calibration": checkpoint.calibrated_digest(model.card)}
     lines = Lines(options.out, NAME, LINES, told, Steered.of)
     for index in progress_bar(lines.left(data, drawn), desc="clicks", unit="pair"):
-        lines.add(data.entries[index].id, _pair(model, data, index, options.min_pixels))
+        sample = data[index]
+        lines.add(sample, _pair(model, sample, options.min_pixels))
+    lines.notices.close(CHECK_TELLS)
     measured = [one for index in sorted(drawn) for one in lines.done[data.entries[index].id]]
     if not measured:
         raise InputError(
@@ -99,7 +101,7 @@ def measure_steering(options: ClicksOptions) -> Values:
         "n_images": len(drawn),
         "n_objects": len(measured),
         "guard": asdict(guard.findings),
-        "notes": [*notes, *guard.notes],
+        "notes": [*notes, *guard.notes, *lines.notices.lines()],
         "commit": commit(),
         "command": options.command,
         "seconds": time.perf_counter() - started,
@@ -110,9 +112,8 @@ def measure_steering(options: ClicksOptions) -> Values:
 
 
 @torch.inference_mode()
-def _pair(model: FusionSAM, data: LabelledPairs, index: int, min_pixels: int) -> list[Steered]:
+def _pair(model: FusionSAM, sample: LabelledSample, min_pixels: int) -> list[Steered]:
     """Every object of one pair in which the first pass errs."""
-    sample = data[index]
     label = sample.label.numpy()
     found = objects(label, min_pixels)
     if not found:

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from fusionsam.data.images import read_heat, read_visible, require_no_thermal, shallow_visible
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
-from fusionsam.data.stretch import Notice
-from fusionsam.types import LUMA, Array, InputError
+from fusionsam.types import LUMA, Array, InputError, Notice
 
 ImageLike = str | Path | bytes | IO[bytes] | Image.Image | Array | Tensor
 """A path; the content of an image file, as bytes or as an open file (io.BytesIO); a picture in memory."""

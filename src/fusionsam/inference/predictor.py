@@ -28,7 +28,7 @@ from fusionsam.models.encoders.create import prepare_for_inference
 from fusionsam.models.geometry import scale_prompts, split_classes, to_input
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.types import PROMPT_TENSORS, InputError, Output, Prompts
+from fusionsam.types import PROMPT_TENSORS, InputError, Output, Prompts, told_of
 from fusionsam.weights.checkpoint import Card, load_network, locate
 from fusionsam.weights.hub import LICENSE, at_revision
 
@@ -383,7 +383,7 @@ class FusionSAM:
             self.infer_views(*ready, own, mode, scales, flip, None if covered is None else covered[None])
         )
         # with the arrays on the CPU an accelerator has really finished
-        told = {**found.facts, "notices": [notice.text for notice in found.notices]} if found.facts else {}
+        told = told_of(found.facts, found.notices)
         return replace(result, seconds=time.perf_counter() - started, input=told)
 
 

@@ -25,7 +25,7 @@ from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import Mode, given_prompts, prompts_file, read_prompts
 from fusionsam.inference.render import confidence_map
 from fusionsam.io import say
-from fusionsam.types import IGNORE, InputError, JsonObject, Prompts, Sample
+from fusionsam.types import IGNORE, InputError, JsonObject, Prompts, Sample, told_of
 from fusionsam.weights.checkpoint import WEIGHTS, calibrated_digest, config_file, locate
 
 RESULTS = ("fused.png", "labels.png", "overlay.png", "confidence.png")
@@ -49,8 +49,8 @@ class Request:
         head: JsonObject = {"name": id, **self.described, "run": {**self.settings, **sources}}
         if sample.alignment:
             head["alignment"] = sample.alignment
-        if sample.input or sample.notices:
-            head["input"] = {**sample.input, "notices": [text for _, text in sample.notices]}
+        if told := told_of(sample.input, sample.notices, options=True):
+            head["input"] = told
         return head
 
 

@@ -180,9 +180,10 @@ class Worker:
         if entry.radiometric is not None:
             read.celsius = read_radiometric(entry.radiometric).celsius()
         sample = read.sample = read_sample(entry, align=self.request.aligner, reading=self.request.reading)
-        for kind, text in sample.notices:
-            count, first = done.notices.get(kind, (0, f"{pair.id}: {_by_address(text, read)}"))
-            done.notices[kind] = (count + 1, first)
+        for notice in sample.notices:
+            first = f"{pair.id}: {_by_address(notice.sentence(options=True), read)}"
+            count, first = done.notices.get(notice.kind, (0, first))
+            done.notices[notice.kind] = (count + 1, first)
         if sample.alignment:
             done.aligned.append({k: v for k, v in sample.alignment.items() if k in ("score", "covered", "warning")})
 

@@ -102,7 +102,7 @@ class Source:
         """What was found and guessed, for the JSON beside the film."""
         rate = {"frames_a_second": round(float(self.rate), 4), "times": "constant" if self.times is None else "kept"}
         heat = {} if self.heat is None else {"infrared_read_as": self.heat.facts}
-        notices = [] if self.heat is None else [notice.text for notice in self.heat.notices]
+        notices = [] if self.heat is None else [notice.sentence(options=True) for notice in self.heat.notices]
         return {**rate, **self.facts, **heat, "notices": notices, "left_out": self.alone}
 
 
@@ -355,7 +355,7 @@ def run(options: PredictOptions) -> tuple[int, float, Path, int]:
         if used := source.heat.facts.get("range"):
             say(f"{options.infrared}: range {used['low']:g} to {used['high']:g}, {used['grey_levels']} grey levels")
         for notice in source.heat.notices:
-            say(f"{options.infrared}: {notice.text}")
+            say(f"{options.infrared}: {notice.sentence(options=True)}")
     count, rate = overlay_video(model, source, out, prompts, keep=not options.stop_on_error)
     made = {"film": out.name, "frames": count, "weights": model.name, "commit": model.card.get("commit", "")}
     if options.precision != "fp32":

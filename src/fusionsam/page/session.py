@@ -21,7 +21,7 @@ from fusionsam.data.radiometric import is_radiometric
 from fusionsam.data.splits import Entry
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.render import overlay
-from fusionsam.types import InputError, JsonObject, Prompts
+from fusionsam.types import InputError, JsonObject, Prompts, told_of
 
 Use = Literal["both", "visible", "infrared"]
 MOST = 64
@@ -49,24 +49,24 @@ def _named(entry: Entry) -> ReadPair:
 
 
 def read_pair(visible: str | None, infrared: str | None, aligner: Aligner | None = None) -> tuple[Aligned, JsonObject]:
-    """Two uploads in one frame, and `ReadPair.told`; either may be None. A radiometric JPEG alone gives both, aligned
-    by its maker. InputError as `read_uploads`, for pairs of two sizes without `aligner`, and for other cameras'
-    pairs."""
+    """Two uploads in one frame, and what was found and guessed of their files; either may be None. A radiometric JPEG
+    alone gives both, aligned by its maker. InputError as `read_uploads`, for pairs of two sizes without `aligner`, and
+    for other cameras' pairs."""
     single = infrared if visible is None else visible if infrared is None else None
     whole = single is not None and is_radiometric(single)
     pair = _named(Entry("pair", radiometric=Path(str(single)))) if whole else read_uploads(visible, infrared)
     one, two = pair.visible, pair.infrared
     if aligner is not None and not whole:
-        return aligner(one, two), pair.told()
+        return aligner(one, two), told_of(pair.facts, pair.notices)
     if one is None or two is None:
-        return alone(one, two), pair.told()
+        return alone(one, two), told_of(pair.facts, pair.notices)
     sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in (one, two)]
     if len(set(sizes)) > 1:
         raise InputError(
             f"visible image is {sizes[0]}, infrared image {sizes[1]} pixels; give an aligned pair, "
             "or align the two below (Two cameras that see apart)"
         )
-    return Aligned(one, two, torch.ones(2, *one.shape[1:], dtype=torch.bool)), pair.told()
+    return Aligned(one, two, torch.ones(2, *one.shape[1:], dtype=torch.bool)), told_of(pair.facts, pair.notices)
 
 
 def picked(labels: NDArray[np.uint8], prompts: Prompts) -> NDArray[np.bool_]:

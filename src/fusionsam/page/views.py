@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from fusionsam.data.images import write_png
-from fusionsam.data.notices import without_options
 from fusionsam.page.session import PairSession
 from fusionsam.types import InputError, Prompts
 
@@ -207,7 +206,7 @@ def describe(session: PairSession) -> str:
         boxes = 0 if own.boxes is None else own.boxes.shape[1]
         parts.append(f"the model gave itself {_count(points, 'point')} and {_count(boxes, 'box', 'boxes')}")
     parts.append(f"{now.seconds:.2f} s")
-    notices = [f"<br>note: {html.escape(without_options(text))}" for text in session.input.get("notices", [])]
+    notices = [f"<br>note: {html.escape(text)}" for text in session.input.get("notices", [])]
     return f"<span>{' · '.join(parts)}{''.join(notices)}</span>"
 
 

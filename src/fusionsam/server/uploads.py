@@ -25,7 +25,7 @@ from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
 from fusionsam.inference.prompts import Mode, prompts_from
 from fusionsam.server.jobs import Images
-from fusionsam.types import LARGEST, SMALLEST, InputError, JsonObject, Prompts
+from fusionsam.types import LARGEST, SMALLEST, InputError, JsonObject, Prompts, told_of
 
 IMAGES = ("visible", "infrared", "rgbt", "radiometric")
 BOTH = ("rgbt", "radiometric")
@@ -223,7 +223,7 @@ def _read(paths: dict[str, Path]) -> Images:
 
 def _told(pair: ReadPair, folder: Path) -> JsonObject:
     """The key `input` of an answer, as predict has it in NAME.json; the upload's own folder is nobody's business."""
-    told = pair.told()
+    told = told_of(pair.facts, pair.notices)
     return told and {**told, "notices": [text.replace(f"{folder}{os.sep}", "") for text in told["notices"]]}
 
 
