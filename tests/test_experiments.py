@@ -231,6 +231,28 @@ def test_a_run_can_continue_from_a_trained_peer(scenes, trained, tmp_path):
         peers.run(arguments(scenes, tmp_path / "other", "--steps=1", start, peer="visible"))
 
 
+def test_the_mean_of_two_peers_lies_between_their_weights_and_remembers_what_both_saw(scenes, trained, tmp_path):
+    out, root = tmp_path / "out", tmp_path / "other"
+    synthesize(root, 10, seed=8, size=(71, 97), progress=False)
+    peers.run(arguments(root, out, "--steps=2"))
+    given = ["mean", str(trained / "final"), str(out / "final"), "--share", "0.25", "--out", str(tmp_path / "mean")]
+    assert peers.run(given) == 0
+    begun, ended = (peers.load_peer(folder)[0].state_dict() for folder in (trained / "final", out / "final"))
+    name = next(name for name, tensor in begun.items() if tensor.dim() == 4 and (tensor != ended[name]).any())
+    middle = peers.load_peer(tmp_path / "mean")[0].state_dict()[name]
+    torch.testing.assert_close(middle, 0.75 * begun[name] + 0.25 * ended[name])
+    seen = [set(Fingerprints.read(f).content) for f in (trained / "final", out / "final", tmp_path / "mean")]
+    assert seen[0] - seen[1]
+    assert seen[1] - seen[0]
+    assert seen[2] == seen[0] | seen[1]
+    card = json.loads((tmp_path / "mean/peer.json").read_text())
+    assert (card["share"], "val" in card) == (0.25, False)
+    with pytest.raises(InputError, match="is there; choose another --out"):
+        peers.run(given)
+    with pytest.raises(InputError, match=r"--share 2: expected a number from 0 to 1"):
+        peers.run([*given[:3], "--share", "2", "--out", str(tmp_path / "more")])
+
+
 def test_a_peer_remembers_what_the_one_it_continues_from_saw(scenes, trained, tmp_path):
     first, second = (scenes / "train.txt").read_text(), (scenes / "val.txt").read_text()
     root = Path(shutil.copytree(scenes, tmp_path / "others"))

@@ -6,6 +6,7 @@
         --root data/mfnet --out DIR
     python experiments/two_stream/baselines.py robustness --weights runs/peer_early/final --dataset mfnet \
         --root data/mfnet --out DIR
+    python experiments/two_stream/baselines.py mean runs/first/final runs/second/final --share 0.5 --out runs/mean
 
 A baseline is called peer in flags, folders and reports.
 Data lists, augmentation, class weights, loss, optimiser, schedule, moving average and seeds are the package's own, by
@@ -41,7 +42,7 @@ from tqdm import tqdm
 from fusionsam.cli.main import main as cli
 from fusionsam.config.load import differences, read_settings
 from fusionsam.config.schema import Config, from_dict, to_dict
-from fusionsam.data.fingerprints import of_training
+from fusionsam.data.fingerprints import Fingerprints, of_training
 from fusionsam.data.images import write_png
 from fusionsam.data.loader import class_shares, train_loader
 from fusionsam.data.sequences import recording_sequences
@@ -262,6 +263,31 @@ def load_peer(folder: Path) -> tuple[PeerNetwork, dict[str, Any]]:
     return network.eval(), card
 
 
+def mean_of(start: Path, end: Path, out: Path, share: float) -> Path:
+    """The weighted mean of two trained peers, `share` of it `end`, as `interpolate` has it of checkpoints;
+    it has seen what both saw. InputError for two networks, another share, and an `out` that is there."""
+    if not 0 <= share <= 1:
+        raise InputError(f"--share {share:g}: expected a number from 0 to 1")
+    if out.exists():
+        raise InputError(f"{out}: is there; choose another --out")
+    network, card = load_peer(end)
+    begun = start_of(start, card["peer"], from_dict(Config, card["config"], str(end / CARD)))
+    seen = Fingerprints()
+    for folder in (start, end):
+        seen.extend(Fingerprints.read(folder) or Fingerprints())
+    middle = {
+        name: begun[name].lerp(tensor, share).contiguous() if tensor.is_floating_point() else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    with whole_folder(out) as part:
+        with whole(part / WEIGHTS) as file:
+            save_file(middle, file)
+        told = {key: value for key, value in card.items() if key != "val"}  # which is of `end`
+        write_json(part / CARD, {**told, "mean_of": [str(start), str(end)], "share": share})
+        seen.write(part)
+    return out
+
+
 def predictor(network: PeerNetwork) -> robustness.Predict:
     """As `robustness.measure` wants it; a peer of one image gives nothing without it."""
 
@@ -354,6 +380,11 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument("--steps", type=int)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--resume", action="store_true")
+    mean = commands.add_parser("mean", allow_abbrev=False, help="the weighted mean of the weights of two trained peers")
+    mean.add_argument("start", type=Path)
+    mean.add_argument("end", type=Path)
+    mean.add_argument("--share", type=float, default=0.5, help="of END, from 0 to 1")
+    mean.add_argument("--out", type=Path, required=True)
     for name in ("evaluate", "robustness"):
         scored = commands.add_parser(name, allow_abbrev=False)
         scored.add_argument("--weights", type=Path, required=True, help="RUN/final or RUN/best")
@@ -379,6 +410,9 @@ def run(argv: list[str]) -> int:
         return 0
     if flags:
         raise InputError(f"{flags[0]}: not known; see python experiments/two_stream/baselines.py {args.task} --help")
+    if args.task == "mean":
+        print(f"weights: {mean_of(args.start, args.end, args.out, args.share)}")
+        return 0
     one = args.against[0] if args.task == "evaluate" and args.against else None
     config = EvaluateConfig(
         args.dataset, args.root, args.split, out=args.out, against=one, bootstrap=args.bootstrap, command=command
