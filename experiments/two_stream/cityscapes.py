@@ -4,11 +4,12 @@
     python experiments/two_stream/cityscapes.py convert --tflite FILE.tflite --root data/mfnet --out city.safetensors
     python experiments/two_stream/cityscapes.py train --peer two_stream ... \
         --model.encoder.source mobilenet_edgetpu_075 --model.encoder.weights city.safetensors
+    python experiments/two_stream/cityscapes.py fusionsam train --model.encoder.source mobilenet_edgetpu_075 ...
 
 FILE.tflite: deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite of github.com/google-coral/test_data (Apache-2.0).
 DeepLab runs the last stages dilated at stride 16; with the same weights at stride 32 they give every second feature of
 it. The norms are folded into the file's convolutions and are taken out again as benchmarks/coco_backbone.py does it.
-All but `convert` is baselines.py, to which the backbone is made known.
+All but `convert` is baselines.py, or the command `fusionsam`, to which the backbone is made known.
 """
 
 from __future__ import annotations
@@ -102,6 +103,8 @@ def convert(file: Path, root: str, out: Path) -> None:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["fusionsam"]:
+        return baselines.cli(sys.argv[2:])
     if sys.argv[1:2] != ["convert"]:
         return baselines.main()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
