@@ -358,8 +358,12 @@ t.train(read_settings(config, f"--train.out={out}", "--train.accelerator=cpu", "
 
 
 @pytest.mark.parametrize(
-    ("config", "quantizer"), [("tokenizer_debug.yaml", "vq"), ("debug.yaml", "vq"), ("debug.yaml", "fsq")],
-    ids=["stage 1", "stage 2", "stage 2, fsq"],
+    ("config", "quantizer"),
+    [
+        pytest.param("tokenizer_debug.yaml", "vq", id="stage 1"),
+        pytest.param("debug.yaml", "vq", id="stage 2"),
+        pytest.param("debug.yaml", "fsq", id="stage 2, fsq", marks=pytest.mark.slow),  # no codebook to keep alike
+    ],
 )  # fmt: skip
 def test_two_processes_of_torchrun_learn_as_one_does(config: str, quantizer: str, scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "curve.py").write_text(CURVE)
