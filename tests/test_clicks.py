@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from fusionsam.data.fingerprints import Fingerprints, fingerprint
+from fusionsam.data.splits import entries
 from fusionsam.data.synthetic.scenes import synthesize
 from fusionsam.errors import InputError
 from fusionsam.evaluation import clicks
@@ -181,6 +184,22 @@ def test_what_was_guessed_of_the_files_is_told_of_pairs_measured_earlier_too(tmp
     for pair in pairs[1:]:
         again.add(pair, [])
     assert again.notices.lines() == ["input files: polarity: 2 of 3 pairs"]
+
+
+def test_pairs_that_the_sam_was_trained_on_are_refused(sam, street, tmp_path):
+    folder = shutil.copytree(sam[1], tmp_path / "sam")
+    config = ClicksOptions(
+        dataset="mfnet", root=street, out=tmp_path / "out", sam=str(folder), images=("visible",), min_pixels=200,
+        most=5, bootstrap=0, device="cpu", pairs=1,
+    )  # fmt: skip
+    assert any("nothing tells what the SAM" in note for note in measure(config)["notes"])
+    fingerprint("street", entries("mfnet", street, "val")).write(folder)
+    with pytest.raises(InputError, match=r"2 of its 2 pictures are in the training split: sam \(fingerprints\)"):
+        measure(replace(config, out=tmp_path / "other"))
+
+
+def test_the_sam_that_ships_tells_what_it_was_trained_on():
+    assert len(Fingerprints.read(Path(clicks.locate_sam("sam")).parent).content) == 67
 
 
 def test_a_run_does_not_go_on_with_other_pictures_of_the_same_names(sam, street, tmp_path):

@@ -17,7 +17,10 @@ from safetensors.torch import load_file, save_file
 import fusionsam.io
 from fusionsam.cli.info import describe
 from fusionsam.config.schema import EncoderConfig, HeadConfig, preset
+from fusionsam.data.fingerprints import Fingerprints
+from fusionsam.data.splits import Entry
 from fusionsam.errors import InputError
+from fusionsam.types import Sample
 from fusionsam.weights import checkpoint
 from fusionsam.weights.build import build_network
 from fusionsam.weights.checkpoint import CARD, CONFIG, WEIGHTS, load_network, save_checkpoint
@@ -469,6 +472,23 @@ def test_a_retired_setting_loads_where_it_did_nothing_and_is_explained_where_it_
     (folder / "config.yaml").write_text(stored.replace("encoder:\n", "encoder:\n  thermal_share: 1.0\n"))
     with pytest.raises(InputError, match=r"encoder\.thermal_share: 1\.0, but this setting is gone .*; remove it"):
         load_network(folder)
+
+
+def test_weights_of_two_checkpoints_remember_the_pairs_of_both(make_debug, tmp_path):
+    base, steered = make_debug(), make_debug(lambda config: setattr(config.steering, "width", 8))
+    for number, (name, network) in enumerate({"base": base, "steered": steered}.items()):
+        save_checkpoint(tmp_path / name, network, {})
+        seen = Fingerprints()
+        pair = torch.randint(256, (4, 64, 64), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        seen.add(Entry(name, tmp_path / "v.png", tmp_path / "i.png"), Sample(name, pair[:3], pair[3:]))
+        seen.write(tmp_path / name)
+    both = {pair for name in ("base", "steered") for pair in Fingerprints.read(tmp_path / name).content}
+    assert len(both) == 2
+    made = [
+        with_steering(tmp_path / "base", tmp_path / "steered", tmp_path / "moved"),
+        interpolate(tmp_path / "steered", tmp_path / "base", tmp_path / "mean"),
+    ]
+    assert [set(Fingerprints.read(folder).content) for folder in made] == [both, both]
 
 
 def test_steering_moves_to_weights_of_the_same_network(make_debug, pair, tmp_path):

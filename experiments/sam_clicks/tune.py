@@ -8,9 +8,10 @@
 `end.safetensors`: encoders stay as they are, most of the mask decoder learns. The clicks are those of `fusionsam
 clicks`, and each answer is scored at the picture's own size. `mix` measures weights between start and end on training
 pairs that were set aside (the last of the draw), objects of classes left out among them, and writes the best share as
-`model.safetensors`; it takes the --seed, --min-pixels, --aside and --leave-out of train. The weights `sam` began as
-MobileSAM's (`--start`); `checkpoints/sam/training.json` tells how. What came out is measured by `fusionsam clicks
---sam out/sam/model.safetensors`, and `compare.py` sets that against the weights before.
+`model.safetensors`; the fingerprints of all these pairs lie beside it, by which `clicks` refuses them; it takes the
+--seed, --min-pixels, --aside and --leave-out of train. The weights `sam` began as MobileSAM's (`--start`);
+`checkpoints/sam/training.json` tells how. What came out is measured by `fusionsam clicks --sam
+out/sam/model.safetensors`, and `compare.py` sets that against the weights before.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fusionsam.data.dataset import LabelledPairs, open_labelled_split
+from fusionsam.data.fingerprints import Fingerprints, fingerprint
 from fusionsam.data.infrared_styles import draw_style
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluation.clicks import files_digest, user
@@ -118,6 +120,20 @@ def cache(given: argparse.Namespace) -> None:
             save_file(found, part)
 
 
+def cached(given: argparse.Namespace, data: LabelledPairs) -> list[tuple[int, Path]]:
+    """The places of the pairs that the cache holds, in the order of the draw, with their files."""
+    places = drawn(data, given.min_pixels, given.seed)
+    files = [(place, given.cache / f"{data.entries[place].id}.safetensors") for place in places]
+    return [(place, file) for place, file in files if file.exists()]
+
+
+def seen(data: LabelledPairs, places: Sequence[int], start: Path) -> Fingerprints:
+    """Fingerprints of the pairs at `places`, and of what the SAM at `start` had learned from."""
+    found = fingerprint("cache", [data.entries[place] for place in places])
+    found.extend(Fingerprints.together([start.parent]) or Fingerprints())
+    return found
+
+
 def cases(given: argparse.Namespace) -> tuple[list[Case], list[Case], Sequence[str]]:
     """Objects to learn from and those set aside, on the pictures that the cache holds; the classes."""
     data = open_labelled_split("mfnet", given.root, "train")
@@ -125,13 +141,8 @@ def cases(given: argparse.Namespace) -> tuple[list[Case], list[Case], Sequence[s
     told = OutputFolder(given.cache, "tune.py cache", "run tune.py cache first").read(CACHE)
     if told is None or told["start_sha256"] != digest(Path(locate(given.start))):
         raise InputError(f"{given.cache}: was not made by tune.py cache with --start {given.start}; make it first")
-    files = [
-        (index, given.cache / f"{data.entries[index].id}.safetensors")
-        for index in drawn(data, given.min_pixels, given.seed)
-    ]
-    there = [(index, file) for index, file in files if file.exists()]
     found: list[list[Case]] = []
-    for index, file in there:
+    for index, file in cached(given, data):
         label = data.label(index).numpy()
         pictures = sorted(load_file(file))
         ones = objects(label, given.min_pixels)
@@ -287,6 +298,8 @@ def train(given: argparse.Namespace) -> None:
         "hours": (time.perf_counter() - started) / 3600,
         "commit": commit(),
     }
+    data = open_labelled_split("mfnet", given.root, "train")
+    seen(data, [place for place, _ in cached(given, data)], Path(locate(given.start))).write(given.out)
     write_json(given.out / "training.json", facts)
 
 

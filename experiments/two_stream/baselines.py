@@ -272,9 +272,6 @@ def mean_of(start: Path, end: Path, out: Path, share: float) -> Path:
         raise InputError(f"{out}: is there; choose another --out")
     network, card = load_peer(end)
     begun = start_of(start, card["peer"], from_dict(Config, card["config"], str(end / CARD)))
-    seen = Fingerprints()
-    for folder in (start, end):
-        seen.extend(Fingerprints.read(folder) or Fingerprints())
     middle = {
         name: begun[name].lerp(tensor, share).contiguous() if tensor.is_floating_point() else tensor
         for name, tensor in network.state_dict().items()
@@ -284,7 +281,8 @@ def mean_of(start: Path, end: Path, out: Path, share: float) -> Path:
             save_file(middle, file)
         told = {key: value for key, value in card.items() if key != "val"}  # which is of `end`
         write_json(part / CARD, {**told, "mean_of": [str(start), str(end)], "share": share})
-        seen.write(part)
+        if (seen := Fingerprints.together([start, end])) is not None:
+            seen.write(part)
     return out
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -103,6 +103,17 @@ class Fingerprints:
             raise InputError(f"{path}: damaged ({str(error)[:80]}); fetch the checkpoint again") from None
         return found
 
+    @classmethod
+    def together(cls, folders: Iterable[str | Path]) -> Fingerprints | None:
+        """What weights of all `folders` together were trained on; None where none of them tells."""
+        known = [seen for folder in folders if (seen := cls.read(folder)) is not None]
+        if not known:
+            return None
+        found = cls()
+        for seen in known:
+            found.extend(seen)
+        return found
+
 
 def _as_text(hashes: NDArray[np.uint64]) -> str:
     return hashes.astype(">u8").tobytes().hex()
@@ -164,7 +175,6 @@ def of_training(data: PairDataset, started_from: Sequence[Path] = ()) -> Fingerp
         found.add(entry, sample)
         notices.add(sample)
     notices.close(CHECK_TELLS)
-    for folder in started_from:
-        if (earlier := Fingerprints.read(folder)) is not None:
-            found.extend(earlier)
+    if (earlier := Fingerprints.together(started_from)) is not None:
+        found.extend(earlier)
     return found

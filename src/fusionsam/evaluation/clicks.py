@@ -21,10 +21,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fusionsam.data.dataset import LabelledPairs
+from fusionsam.data.fingerprints import FILE as FINGERPRINTS
 from fusionsam.data.notices import CHECK_TELLS, NoticeBook
 from fusionsam.data.sequences import recording_sequences
 from fusionsam.evaluation.click_options import Choose, ClicksOptions, settings
 from fusionsam.evaluation.click_report import AFTER, NAME, TARGETS, Measured, scores, table
+from fusionsam.evaluation.leak_guard import LeakCheck, check_leaks
 from fusionsam.evaluation.run import EvaluateConfig, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import write_table
 from fusionsam.inference.device import choose_device
@@ -60,7 +62,7 @@ def measure(options: ClicksOptions) -> dict[str, object]:
     lines = Lines(options.out, NAME, LINES, told, lambda row: Measured(**row))
     device = choose_device(options.device)
     model = FusionSAM.from_pretrained(options.weights, device) if "fused" in options.images else None
-    guard = leak_guard(plain, data.entries, [model.card]) if model is not None else None
+    guard = _guard(plain, data, model, options.sam)
     drawn = drawn_pairs(data, options)
     _run(options, data, drawn, lines, model, device)
     measured = [one for index in sorted(drawn) for one in lines.done[data.entries[index].id]]
@@ -80,8 +82,8 @@ def measure(options: ClicksOptions) -> dict[str, object]:
         **rules,
         "bootstrap": options.bootstrap,
         "n_images": len(drawn),
-        "guard": None if guard is None else asdict(guard.findings),
-        "notes": notes + ([] if guard is None else guard.notes) + lines.notices.lines(),
+        "guard": asdict(guard.findings),
+        "notes": notes + guard.notes + lines.notices.lines(),
         "commit": commit(),
         "command": options.command,
         "seconds": time.perf_counter() - started,
@@ -89,6 +91,19 @@ def measure(options: ClicksOptions) -> dict[str, object]:
     write_json(Path(options.out) / f"{NAME}.json", values, allow_nan=False)
     write_table(table(values), Path(options.out))
     return values
+
+
+def _guard(plain: EvaluateConfig, data: LabelledPairs, model: FusionSAM | None, sam: str) -> LeakCheck:
+    """Whether the SAM, or the network that fuses, was trained on the pairs. InputError where one was."""
+    located = Path(locate_sam(sam))
+    folder = located if located.is_dir() else located.parent
+    if model is not None:
+        guard = leak_guard(plain, data.entries, [model.card], [folder])
+    else:
+        guard = check_leaks(data.entries, plain.split, folders=[folder])
+    if not (folder / FINGERPRINTS).is_file():
+        guard.notes.append(f"nothing tells what the SAM {sam} was trained on: it has no {FINGERPRINTS} beside it")
+    return guard
 
 
 def _settings(options: ClicksOptions) -> dict[str, object]:

@@ -14,10 +14,10 @@ from fusionsam.weights.ship import with_fingerprints
 
 def interpolate(start: str | Path, end: str | Path, folder: str | Path, share: float = 0.5) -> Path:
     """The weighted mean of a fine-tuned checkpoint's weights (`share`) and those it started from (WiSE-FT, arXiv
-    2109.01903): often better than both, and on disturbed images as well. What `start` did not have counts as
-    fine-tuning began it; an LSTG that `end` had from elsewhere stays, and so does a head of another kind. Settings (as
-    FMP's strides), fingerprints and card are those of `end`, less what was measured on it. InputError if `end` cannot
-    have started from `start`, or has other classes, and for another share."""
+    2109.01903): often better than both, and on disturbed images as well. What `start` did not have counts as fine-
+    tuning began it; an LSTG that `end` had from elsewhere stays, and so does a head of another kind. Settings (as FMP's
+    strides) and card are those of `end`, less what was measured on it; the fingerprints are of both. InputError if
+    `end` cannot have started from `start`, or has other classes, and for another share."""
     if not 0 <= share <= 1:
         raise InputError(f"share: {share}, expected a number from 0 to 1")
     network, card = load_network(end, calibrated=False)
@@ -38,6 +38,5 @@ def interpolate(start: str | Path, end: str | Path, folder: str | Path, share: f
         middle[name] = tensor if kept else tensor.lerp(middle[name], 1 - share)
     network.load_state_dict(middle)
     told = {key: value for key, value in card.items() if key not in ("name", "val")}  # val is of `end`
-    return with_fingerprints(
-        end, save_checkpoint(folder, network, {**told, "interpolated_from": str(start), "share": share})
-    )
+    mean = save_checkpoint(folder, network, {**told, "interpolated_from": str(start), "share": share})
+    return with_fingerprints(mean, end, start)

@@ -11,9 +11,9 @@ from fusionsam.types import InputError
 from fusionsam.weights.checkpoint import Card, load_network, locate, read_card, read_checkpoint, save_checkpoint
 
 
-def with_fingerprints(source: str | Path, folder: Path) -> Path:
-    """`folder`, with the fingerprints that lie beside `source`."""
-    if (seen := Fingerprints.read(locate(source))) is not None:
+def with_fingerprints(folder: Path, *sources: str | Path) -> Path:
+    """`folder`, with the fingerprints of all pairs that weights of any of `sources` were trained on."""
+    if (seen := Fingerprints.together(map(locate, sources))) is not None:
         seen.write(folder)
     return folder
 
@@ -21,8 +21,8 @@ def with_fingerprints(source: str | Path, folder: Path) -> Path:
 def with_steering(base: str | Path, steered: str | Path, folder: str | Path) -> Path:
     """The checkpoint `base` with the steering that was trained behind `steered`, a checkpoint it is near to: of weights
     that were trained on, say, or averaged. How well it steers there is to be measured (`fusionsam clicks --steer`). The
-    card is that of `base`, with what `steered` tells of its steering. InputError where `steered` has none, or another
-    network."""
+    card is that of `base`, with what `steered` tells of its steering; the fingerprints are of both. InputError where
+    `steered` has none, or another network."""
     network, _ = load_network(base, calibrated=False)
     donor, _ = load_network(steered, calibrated=False)
     if donor.steering is None:
@@ -34,7 +34,7 @@ def with_steering(base: str | Path, steered: str | Path, folder: str | Path) -> 
     assert network.steering is not None
     network.steering.load_state_dict(donor.steering.state_dict())
     card = {**read_card(base)[1], "steering": read_card(steered)[1].get("steering", {})}
-    return with_fingerprints(base, save_checkpoint(folder, network, card))
+    return with_fingerprints(save_checkpoint(folder, network, card), base, steered)
 
 
 def ship(source: str | Path, folder: str | Path, **facts: object) -> Path:
@@ -65,7 +65,7 @@ def ship(source: str | Path, folder: str | Path, **facts: object) -> Path:
     for part in kept.keys() & {"steering", "picture", "distill"}:
         kept[part] = _of_part(kept[part])
     card = {**{key: _without_folders(value) for key, value in kept.items()}, "started_from": started_from, **facts}
-    return with_fingerprints(source, save_checkpoint(folder, network, card, half=True))
+    return with_fingerprints(save_checkpoint(folder, network, card, half=True), source)
 
 
 def _of_part(card: Card) -> Card:
