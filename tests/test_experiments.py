@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,28 @@ def test_a_peer_remembers_what_the_one_it_continues_from_saw(scenes, trained, tm
     seen = Fingerprints.read(out / "final")
     assert len(seen.content) == len((first + second).split())
     assert set(Fingerprints.read(trained / "final").content) < set(seen.content)
+
+
+def test_pairs_without_a_label_do_not_move_the_labels_of_others(scenes, tmp_path, monkeypatch):
+    given = peers.open_data
+
+    def some_unlabelled(config):
+        train_set, val_set = given(config)
+        before = [train_set[place].label for place in range(len(train_set))]  # as training looks at them first
+        train_set.entries[0] = replace(train_set.entries[0], label=None)
+        wanted.update({e.id: label for e, label in zip(train_set.entries[1:], before[1:], strict=True)})
+        return train_set, val_set
+
+    def shares(data):
+        assert len(data) == len(wanted) > 1
+        assert all(torch.equal(data[place].label, wanted[entry.id]) for place, entry in enumerate(data.entries))
+        raise InputError("seen")
+
+    wanted = {}
+    monkeypatch.setattr(peers, "open_data", some_unlabelled)
+    monkeypatch.setattr(peers, "class_shares", shares)
+    with pytest.raises(InputError, match="seen"):
+        peers.run(arguments(scenes, tmp_path / "run", "--steps=1"))
 
 
 def test_minutes_become_steps_once_and_the_schedule_ends_there(scenes, tmp_path, monkeypatch):

@@ -90,10 +90,11 @@ class TestFolder:
 
     def test_figures_tell_how_they_were_made(self, checkpoint, tmp_path):
         odd = {"modality": "visible", "flip": True, "scales": [0.75, 1.0], "fitted": {"class_offsets": 3}}
+        odd |= {"prompts": "none", "align": {"rig": "ab", "refine": False}}
         write_repository(checkpoint, tmp_path / "a", "me/model", [report(tmp_path, checkpoint, **odd)])
         figure, _ = ModelCard.load(tmp_path / "a" / "README.md").data.eval_results
-        how = "visible only, flip, scales 0.75 1, class offsets fitted on these pairs"
-        assert figure.metric_name == f"mIoU, {how}, percent (present)"
+        how = "visible only, flip, scales 0.75 1, aligned without refinement, prompts none"
+        assert figure.metric_name == f"mIoU, {how}, class offsets fitted on these pairs, percent (present)"
 
     @pytest.mark.parametrize(
         ("fault", "told"),

@@ -28,8 +28,9 @@ from fusionsam.evaluation.report_parts import ORACLE
 from fusionsam.evaluation.tables import figures as report_figures
 from fusionsam.evaluation.tables import run as report
 from fusionsam.evaluation.tables.formats import latex_escape, to_csv, to_latex, to_markdown
+from fusionsam.evaluation.tables.results import evaluations
 from fusionsam.evaluation.tables.sources import collect, collect_fusion
-from fusionsam.evaluation.tables.tables import build
+from fusionsam.evaluation.tables.tables import _plain, build
 from fusionsam.evaluation.tally import Tally, scores
 from fusionsam.metrics.fusion import METRICS
 from fusionsam.weights.checkpoint import CARD, CONFIG, WEIGHTS
@@ -149,6 +150,16 @@ class TestGroups:
         assert row["sky"] == f"{values['per_class_iou']['sky']:.2f}"
         assert row["mIoU"] == f"{values['miou']:.2f}"
         assert row["mIoU 14-zero"] == f"{values['protocols']['14-zero']['miou']:.2f}"
+
+    def test_what_moves_the_score_stands_behind_the_name(self, tmp_path):
+        aligned = {"rig": "ab12", "by": "rigs/mine.json", "refine": False}
+        write_report(tmp_path / "a", align=aligned, prompts="none", leak_guard={"leaks": 0, "off": True})
+        (scored,) = collect([tmp_path])
+        how = "aligned by mine.json without refinement, prompts none, training list not compared"
+        assert scored.label == f"a/final, {how}"
+        (table,) = evaluations([scored], tmp_path)
+        assert how in table.rows[0].cells
+        assert not _plain(scored)
 
     def test_the_same_ids_with_other_labels_are_refused(self, tmp_path):
         for name, labels in (("a", "1"), ("b", "1"), ("earlier", None)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,17 @@ def test_farther_and_coarser_cameras(images):
     assert 3 <= ((edge > 0.05) & (edge < 0.95)).sum() <= 8  # an edge of four pixels and its antialiasing
 
 
+def test_a_shift_is_the_same_before_and_after_it_is_taken_back(images, monkeypatch):
+    nothing = SimpleNamespace(x=0.0, y=0.0, believed=False)
+    monkeypatch.setattr("fusionsam.evaluation.conditions.residual", lambda *_: nothing)
+    moved = [
+        [disturb(f"infrared shifted 8 px{back}", *images, name)[1] for name in "abcdefgh"]
+        for back in ("", ", realigned")
+    ]
+    assert all(torch.equal(one, two) for one, two in zip(*moved, strict=True))
+    assert any(not torch.equal(one, moved[0][0]) for one in moved[0])  # the pairs are not all moved one way
+
+
 def test_a_narrower_infrared_camera_is_blanked_where_the_model_is_told_so(scenes):
     asked = []
 
@@ -189,6 +201,7 @@ def test_tables_stand_beside_one_another_only_for_the_same_pictures(scenes, tmp_
     beside = table(values, [{**values, "title": "rival"}])
     assert beside.columns[-1] == "rival"
     assert beside.rows[0].cells[1] == beside.rows[0].cells[-1]
+    assert table(values, [{**values, "title": "rival", "notes": ["a leak"]}]).notes[-1] == "rival: a leak"
     with pytest.raises(
         InputError, match="--against, the table of rival: its seed is 1, here it is 0; measure it on this split"
     ):
@@ -212,6 +225,9 @@ def test_the_full_row_is_what_evaluate_says(root, tmp_path, make_debug):
     assert main(["robustness", *given, "--out", str(tmp_path / "b"), "--conditions", "noise"]) == 0
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     row = read_table(tmp_path / "b")["conditions"]["full"]
+    plain = ["--conditions", "noise", "--prompts", "none", "--out", str(tmp_path / "plain")]
+    assert main(["robustness", *given, *plain]) == 0
+    assert read_table(tmp_path / "plain")["title"] == f"{weights}, prompts none"
     assert (row["miou"], row["per_class_iou"]) == (report["miou"], report["per_class_iou"])
     # the worst pairs come in order, and their pictures show five panels of 96 pixels at least
     listed = json.loads((tmp_path / "a" / "worst" / "worst.json").read_text())

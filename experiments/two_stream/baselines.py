@@ -42,6 +42,7 @@ from tqdm import tqdm
 from fusionsam.cli.main import main as cli
 from fusionsam.config.load import differences, read_settings
 from fusionsam.config.schema import Config, from_dict, to_dict
+from fusionsam.data.dataset import PairDataset
 from fusionsam.data.fingerprints import Fingerprints, of_training
 from fusionsam.data.images import write_png
 from fusionsam.data.loader import class_shares, train_loader
@@ -199,7 +200,8 @@ def train_peer(
     origin = None if resume else config.model.start_from
     start = None if origin is None else start_of(Path(origin), peer, config)
     train_set, val_set = open_data(config)
-    train_set.entries = [entry for entry in train_set.entries if entry.label is not None]  # nothing else teaches
+    labelled = [entry for entry in train_set.entries if entry.label is not None]  # nothing else teaches
+    train_set = PairDataset(labelled, train_set.row, True, train_set.align)  # what was cached had other places
     # a resumed run no longer reads what it began from, so what that had seen lies beside its budget
     earlier = [out] if resume else [Path(origin)] if origin else []
     refuse_seen(config, val_set.entries, earlier)

@@ -1,10 +1,10 @@
 """One temperature that makes confidences mean something (Guo et al., arXiv
 1706.04599, section 4.2).
 
-Probabilities become softmax(logits / T); the class that is chosen stays the same. T minimises the negative log
-likelihood on labelled pairs that were not trained on. The error it promises is measured by cross-fitting: blocks of
-consecutive pairs take turns (neighbouring frames look alike), each is scored with the T, and with `--class-offsets` the
-offsets, of the others. What is stored are those of all pairs.
+Probabilities become softmax(logits / T); the class that is chosen from one view stays the same. T minimises the
+negative log likelihood on labelled pairs that were not trained on. The error it promises is measured by cross-fitting:
+blocks of consecutive pairs take turns (neighbouring frames look alike), each is scored with the T, and with `--class-
+offsets` the offsets, of the others. What is stored are those of all pairs.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ Change = Callable[[Tensor, Tensor, torch.Generator], Pair]
 
 NOISE, BLUR, EXPOSURE, FOG = 0.08, 2.5, (3.0, 0.2), 2.0
 """Deviation of the noise (of 1), of the blur (pixels), factors on the light, optical depth of the fog at the top."""
+REALIGNED = ", realigned"
 MIDDLE = 0.6
 """Share of the visible frame's sides that a narrower infrared camera covers."""
 
@@ -80,7 +81,7 @@ CONDITIONS: dict[str, Condition] = {
     "visible only": Condition(lambda v, i, g: (v, None), "no infrared image, and the model knows it"),
     "infrared only": Condition(lambda v, i, g: (None, i), "no visible image, and the model knows it"),
     **{f"infrared shifted {pixels} px": _shifted(pixels) for pixels in (2, 4, 8, 16)},
-    **{f"infrared shifted {pixels} px, realigned": _realigned(pixels) for pixels in (8, 16)},
+    **{f"infrared shifted {pixels} px{REALIGNED}": _realigned(pixels) for pixels in (8, 16)},
     "noise": Condition(
         lambda v, i, g: (noise(v, NOISE, g), noise(i, NOISE, g)), f"Gaussian, deviation {NOISE:g} of the range, on both"
     ),
@@ -122,7 +123,8 @@ def disturb(name: str, visible: Tensor, infrared: Tensor, image_id: str, seed: i
     to 8 bits, as a camera's. InputError for an unknown condition."""
     if name not in CONDITIONS:
         raise InputError(f"condition {name!r} is not known; choose from {', '.join(CONDITIONS)}")
-    drawn = hashlib.sha256(f"{seed}/{name}/{image_id}".encode()).digest()
+    kind = name.removesuffix(REALIGNED)  # the same shift, before and after it is taken back
+    drawn = hashlib.sha256(f"{seed}/{kind}/{image_id}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(drawn[:8], "big") >> 1)
     changed = CONDITIONS[name].change(visible, infrared, generator)
     first, second = (None if image is None else (image * 255).round() / 255 for image in changed)

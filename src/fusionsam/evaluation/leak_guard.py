@@ -17,7 +17,8 @@ from fusionsam.weights import checkpoint
 from fusionsam.weights.checkpoint import Card
 
 FITTED = {
-    "calibration": "the temperature was fitted on: confidences (ECE) are too good here",
+    "calibration": "the temperature was fitted on: confidences (ECE) are too good here, and so may be the "
+    "class maps of several views (--flip, --scales), whose mean depends on it",
     "class_offsets": "the class offsets were fitted on: IoUs are too good here; what they gain on other pairs is in "
     "training.json",
 }

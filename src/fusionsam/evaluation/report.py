@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionsam.evaluation.comparison import Comparison
@@ -64,6 +65,14 @@ class Scores:
     """Of the pixels away from points that named their class (prompts named)."""
 
 
+def aligned_by(align: Mapping[str, object] | None) -> list[str]:
+    """What brought the pairs into one frame, from a report's `align`, in words; empty where nothing did."""
+    if not align:
+        return []
+    words = f"aligned by {Path(str(align.get('by') or 'a rig')).name}"
+    return [words if align.get("refine", True) else f"{words} without refinement"]
+
+
 @dataclass(kw_only=True)
 class Report(Scores):
     """The outcome of one evaluation: print it, or ask `to_pandas` for the classes and `to_dict` for the JSON.
@@ -79,7 +88,7 @@ class Report(Scores):
     split: str | None = None
     split_ids_sha256: str
     labels_sha256: str | None = None
-    """Of the label pixels of every class in each image of the split; the same ids may name other pictures."""
+    """Of how many pixels of each class every label of the split has; the same ids may name other pictures."""
     split_images: int | None = None
     as_trained: bool = False
     modality: str | None = None
@@ -138,10 +147,20 @@ class Report(Scores):
 
     @property
     def inference(self) -> list[str]:
-        """How the weights were run other than once at full size in float32, in words."""
+        """How the weights were run other than once at full size in float32 on the pairs as they are, in words."""
         told = ["flip"] if self.flip else []
         told += ["scales " + " ".join(f"{scale:g}" for scale in self.scales)] if self.scales != [1.0] else []
-        return told + ([self.precision] if self.precision != "fp32" else [])
+        told += [self.precision] if self.precision != "fp32" else []
+        return told + aligned_by(self.align)
+
+    @property
+    def conditions(self) -> list[str]:
+        """All but modality and prompts of the truth that a reader must know before comparing the score, in words."""
+        told = self.inference + self.relabelled
+        told += ["prompts none"] if self.prompts == "none" else []
+        told += ["as trained"] if self.as_trained else []
+        told += ["class offsets fitted on these pairs"] if self.fitted.get("class_offsets") else []
+        return told + (["training list not compared"] if self.leak_guard.off else [])
 
     @property
     def relabelled(self) -> list[str]:

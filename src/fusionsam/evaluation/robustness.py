@@ -24,6 +24,7 @@ from fusionsam.data.transforms import to_unit
 from fusionsam.evaluation.conditions import CONDITIONS, disturb, reached
 from fusionsam.evaluation.leak_guard import fitted_notes, fitted_on
 from fusionsam.evaluation.options import CONDITION_NAMES, EvaluateConfig, RobustnessOptions
+from fusionsam.evaluation.report import aligned_by
 from fusionsam.evaluation.report_files import labels_digest, split_digest
 from fusionsam.evaluation.run import check_classes, leak_guard, open_labelled
 from fusionsam.evaluation.tables.formats import Row, Table, write_table
@@ -273,7 +274,9 @@ def table(values: Measured, others: Sequence[Measured] = ()) -> Table:
         rows.append(Row(group, (name, *shown), (row["note"],)))
     columns = ("condition", "mIoU", "from full", "% of full", *(str(other["title"]) for other in others))
     title = f"Robustness of {values['title']}: mIoU in percent"
-    return Table(NAME, title, columns, rows, list(values.get("notes", ())))
+    notes = [*values.get("notes", ())]
+    notes += [f"{other['title']}: {note}" for other in others for note in other.get("notes", ())]
+    return Table(NAME, title, columns, rows, notes)
 
 
 def _cell(value: float | None, sign: str = "") -> str:
@@ -316,16 +319,23 @@ def run(options: RobustnessOptions) -> Table:
     guard = leak_guard(config, data.entries, [model.card])
     predict = network_predictor(model, options.prompts)
     values = measure(predict, data, options.conditions, options.seed, options.bootstrap)
-    title = f"{options.weights} as trained" if options.as_trained else str(options.weights)
     fitted = {**fitted_on(model.card, guard.content), "calibration": 0}  # there is no confidence in the table
     aligned = None
     if data.align is not None:
         aligned = {"rig": data.align.rig.digest, "by": options.align, "refine": not options.no_refine}
+    prompts = options.prompts or model.config.prompts.mode
+    # the title stands above its column in the tables of others
+    title = ", ".join(
+        [str(options.weights)]
+        + (["as trained"] if options.as_trained else [])
+        + (["prompts none"] if prompts == "none" else [])
+        + aligned_by(aligned)
+    )
     values = {
         "title": title, **values, "split": options.split, "weights": str(options.weights),
         "weights_sha256": digest(checkpoint.locate(options.weights) / checkpoint.WEIGHTS),
         "align": aligned,
-        "prompts": options.prompts or model.config.prompts.mode, "as_trained": options.as_trained,
+        "prompts": prompts, "as_trained": options.as_trained,
         "notes": guard.notes + fitted_notes(fitted, len(data)) + values["notes"],
         "commit": commit(), "command": options.command, "seconds": time.perf_counter() - started,
     }  # fmt: skip

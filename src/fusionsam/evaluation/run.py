@@ -23,7 +23,7 @@ from fusionsam.evaluation.comparison import compare
 from fusionsam.evaluation.leak_guard import LeakCheck, check_leaks, fitted_notes, fitted_on, training_lists
 from fusionsam.evaluation.options import EvaluateConfig
 from fusionsam.evaluation.published import SINCE, TEST_IMAGES
-from fusionsam.evaluation.report import Report
+from fusionsam.evaluation.report import Report, aligned_by
 from fusionsam.evaluation.report_parts import ORACLE
 from fusionsam.evaluation.tally import Tally, scores, summarise
 from fusionsam.inference.device import slower
@@ -334,7 +334,7 @@ def _title(config: EvaluateConfig, name: str, report: Report, partial: tuple[int
     how += report.relabelled
     how += [f"{config.modality} only"] if config.modality != "both" else []
     how += [f"scales {', '.join(f'{s:g}' for s in config.scales)}"] if list(config.scales) != [1.0] else []
-    how += [f"aligned by {config.align}"] if config.align else []
+    how += aligned_by(report.align)
     how += ["flip"] if config.flip else []
     how += [config.precision] if config.precision != "fp32" else []
     how += [f"{guard.look_alikes} pictures look like training pictures"] if guard.look_alikes else []

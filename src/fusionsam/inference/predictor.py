@@ -53,7 +53,7 @@ class FusionSAM:
         self.precision = precision
         self._free_memory = FreeMemory()
         self.folder: Path | None = None  # of the checkpoint; what is in memory was made ready to predict only
-        # of `fusionsam calibrate`; confidences alone depend on it, the largest logit stays the largest
+        # of `fusionsam calibrate`; of one view confidences alone depend on it, of several their mean does, too
         self.temperature = float((card.get("calibration") or {}).get("temperature", 1.0))
 
     @classmethod

@@ -119,6 +119,9 @@ def _how(report: JsonObject) -> list[str]:
     told += ["flip"] if report.get("flip") else []
     told += ["scales " + " ".join(f"{scale:g}" for scale in scales)] if scales != [1.0] else []
     told += [report["precision"]] if report.get("precision", "fp32") != "fp32" else []
+    align = report.get("align") or {}
+    told += ["aligned" if align.get("refine", True) else "aligned without refinement"] if align else []
+    told += ["prompts none"] if report.get("prompts") == "none" else []
     told += ["as trained"] if report.get("as_trained") else []
     told += ["label ids mapped"] if report.get("labels_map") else []
     told += ["classes of a class file"] if report.get("other_classes") else []

@@ -40,12 +40,10 @@ def _interval(ends: Sequence[float | None] | None, form: str = ".1f") -> str:
 
 
 def _conditions(report: Report) -> str:
-    """What was different from one view of both images as trained: in words, or '-'."""
+    """What was different from one view of both images: in words, or '-'."""
     found = [f"{report.modality} only"] if report.modality in ("visible", "infrared") else []
-    found += [f"prompts {report.prompts}"] if report.prompts in ("none", *FROM_TRUTH) else []
-    found += report.inference
-    found += ["class offsets fitted on these pairs"] if report.fitted.get("class_offsets") else []
-    return ", ".join(found) or NONE
+    found += [f"prompts {report.prompts}"] if report.prompts in FROM_TRUTH else []
+    return ", ".join([*found, *report.conditions]) or NONE
 
 
 def _difference(report: Report) -> str:

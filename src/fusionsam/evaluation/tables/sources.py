@@ -50,10 +50,7 @@ class Scored:
             name = f"{_name(report.weights[0])} and {len(report.weights) - 1} more"
         else:
             name = _name(report.weights or report.predictions or self.path.parent)
-        marks = report.inference + report.relabelled
-        marks += ["as trained"] if report.as_trained else []
-        marks += ["class offsets fitted on these pairs"] if report.fitted.get("class_offsets") else []
-        return ", ".join([name, *marks])
+        return ", ".join([name, *report.conditions])
 
     @property
     def official(self) -> bool:
