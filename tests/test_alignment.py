@@ -189,6 +189,12 @@ def test_points_give_the_homography_they_were_made_with(tmp_path: Path) -> None:
     [
         ("1,2,3,4\n5,6,7,8\n9,9,9,9\n", "at least 4"),
         ("1,2,3\n", "four columns"),
+        ("62px,1,2,3\n1,1,1,1\n150,2,2,2\n3,90,3,3\n9,9,4,4\n", "'62px'"),
+        ("vx,vy,ix,l4\nb2,1,2,3\n", "'b2'"),
+        ("l62,1,2,3\n1,1,1,1\n150,2,2,2\n3,90,3,3\n9,9,4,4\n", "'l62'"),
+        ("nan,nan,nan,nan\n1,1,1,1\n150,2,2,2\n3,90,3,3\n9,9,4,4\n", "shapes"),
+        (",,,\n1,1,1,1\n150,2,2,2\n3,90,3,3\n9,9,4,4\n", "float: ''"),
+        (f"{'1' * 200_000},1,2,3\n", "field larger than"),
         ('{"visible": [[1, 2]]}', "infrared"),
         ('{"visible": [[1, 2]], "infrared": [[1, 2], [3, 4]]}', "shapes"),
         ("1,1,1,1\n2,2,2,2\n3,3,3,3\n4,4,4,4\n", "one line"),

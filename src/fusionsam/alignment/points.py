@@ -37,19 +37,24 @@ def read_points(path: str | Path) -> tuple[NDArray[np.float64], NDArray[np.float
             one, two = (np.array(values[name], dtype=np.float64) for name in ("visible", "infrared"))
         else:
             rows = [row for row in csv.reader(text.splitlines()) if row and not row[0].lstrip().startswith("#")]
-            if rows and not _is_number(rows[0][0]):
+            if rows and _is_heading(rows[0]):
                 rows = rows[1:]
             table = np.array([[float(cell) for cell in row] for row in rows], dtype=np.float64)
             if table.ndim != 2 or table.shape[1] != 4:
                 raise ValueError("not four columns")
             one, two = table[:, :2], table[:, 2:]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())[:80]}; {FORMAT}") from None
     if one.ndim != 2 or one.shape != two.shape or one.shape[1] != 2 or not np.isfinite([one, two]).all():
         raise InputError(f"{path}: found points of shapes {one.shape} and {two.shape}; {FORMAT}")
     if len(one) < FEWEST:
         raise InputError(f"{path}: {len(one)} pairs of points, expected at least {FEWEST}; click more")
     return one, two
+
+
+def _is_heading(row: list[str]) -> bool:
+    """Whether every cell is a name: a point with a typing error in it is none."""
+    return all(cell.lstrip()[:1].isalpha() and not _is_number(cell) for cell in row)
 
 
 def _is_number(text: str) -> bool:
