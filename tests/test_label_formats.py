@@ -271,7 +271,22 @@ BAD = {
     "coco: no json": ("coco", "{", "cannot be read as JSON"),
     "coco: no images": ("coco", coco([], images=None), "is no COCO file; expected images"),
     "coco: a list as an id": ("coco", coco([], categories=[{"id": [1], "name": "car"}]), "numbers and names"),
-    "coco: no category": ("coco", coco([], categories=[]), "category 5 is not listed"),
+    "coco: no category": ("coco", coco([], categories=[]), "category_id 5 is not listed"),
+    "coco: two categories of one id": (
+        "coco",
+        coco([], categories=[{"id": 5, "name": "car"}, {"id": 5, "name": "pole"}]),
+        "lists the id 5 twice in categories",
+    ),
+    "coco: two images of one id": (
+        "coco",
+        coco([], images=[{"id": 7, "file_name": "p0.png"}, {"id": 7, "file_name": "p1.png"}]),
+        "lists the id 7 twice in images",
+    ),
+    "coco: an image that is not listed": (
+        "coco",
+        coco([np.ravel(CORNERS).tolist()]).replace('"image_id": 7', '"image_id": "7"'),
+        r"annotation 1: image_id '7' is not listed; expected an id of images \(first: 7\)",
+    ),
     "coco: other pictures": (
         "coco",
         coco([CORNERS]).replace("p1.jpg", "x.jpg"),

@@ -4,7 +4,7 @@ polygons as `polygons` has them."""
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +73,9 @@ class Coco:
             height, width = size
             require_size(f"{path}: {name}", (image.get("height", height), image.get("width", width)), size)
             rows = of_image[image["id"]]
-            regions = (Region.of(names[one["category_id"]], _decode(one, size, str(path))) for one in rows)
-            yield Annotated(name, size, [region for region in regions if region.mask.any()])
+            yield Annotated(
+                name, size, [Region.of(names[one["category_id"]], _decode(one, size, str(path))) for one in rows]
+            )
 
 
 def read_json(path: Path) -> object:
@@ -107,12 +108,18 @@ def _content(path: Path) -> dict[str, list[dict[str, object]]]:
 
 
 def _names(path: Path, content: Mapping[str, Sequence[Row]]) -> dict[object, str]:
-    """Class name of every category; InputError for one that is used but not listed."""
-    names = {row["id"]: str(row["name"]) for row in content["categories"]}
-    for one in content["annotations"]:
-        if one["category_id"] not in names:
-            raise InputError(f"{path}: category {one['category_id']} is not listed; expected it in categories")
-    return names
+    """Class name of every category; InputError for one, or an image, that is used but not listed, or listed twice."""
+    for part, key in (("categories", "category_id"), ("images", "image_id")):
+        ids = Counter(row["id"] for row in content[part])
+        if twice := [id for id, count in ids.items() if count > 1]:
+            raise InputError(f"{path}: lists the id {twice[0]!r} twice in {part}; expected each once, renumber them")
+        for one in content["annotations"]:
+            if one[key] not in ids:
+                raise InputError(
+                    f"{path}: annotation {one.get('id')}: {key} {one[key]!r} is not listed; expected an id of {part} "
+                    f"(first: {next(iter(ids), None)!r}); add it there, or remove the annotation"
+                )
+    return {row["id"]: str(row["name"]) for row in content["categories"]}
 
 
 def _decode(one: Row, size: Size, path: str) -> NDArray[np.bool_]:
