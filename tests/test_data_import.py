@@ -199,11 +199,31 @@ def test_uploads_to_label_studio_are_told_as_of_no_pair_only_where_they_are(scen
     for task in tasks:
         task["data"] = {"note": "at night", "image": f"/data/upload/3/0a1b2c3d-{task['data']['image']}"}
     images = ("/data/upload/3/0a1b2c3d-y.png", "/data/upload/3/0a1b2c3d-z.png")
-    others = [{"data": {"note": "at night", "image": image}, "annotations": []} for image in images]
+    others = [{"data": {"note": "at night", "image": image}, "annotations": [{"result": []}]} for image in images]
     file.write_text(json.dumps([*tasks, *others]))
     assert run(pairs, file) == 0
     told = capsys.readouterr().out
     assert "2 annotated pictures are of no pair, the first: 0a1b2c3d-y.png, 0a1b2c3d-z.png\n" in told
+
+
+def test_tasks_that_nobody_annotated_teach_nothing(scenes, pairs, capsys):
+    file = written("label-studio", scenes, pairs)
+    one, two, three = json.loads(file.read_text())
+    write_png(pairs / "v" / "d.png", scenes["a"].visible)
+    write_png(pairs / "i" / "d.png", scenes["a"].infrared)
+    two["annotations"] = []
+    three["annotations"][0]["was_cancelled"] = True
+    empty = {"data": {"image": "d.png"}, "annotations": [{"result": []}]}
+    file.write_text(json.dumps([one, two, three, empty]))
+    assert run(pairs, file) == 0
+    told = capsys.readouterr().out
+    assert "2 pairs are not annotated and were left out, the first: b, c" in told
+    assert "1 pairs without an object: background alone" in told
+    assert sorted(path.stem for path in (pairs / "o" / "labels").iterdir()) == ["a", "d"]
+    assert [row.split(",")[0] for row in (pairs / "o" / "manifest.csv").read_text().split()] == ["id", "a", "d"]
+    file.write_text(json.dumps([two, three]))
+    assert run(pairs, file, out="none") == 2
+    assert "annotates no picture; annotate some" in capsys.readouterr().err
 
 
 def test_what_is_left_out_is_counted(scenes, pairs, capsys):

@@ -105,6 +105,34 @@ def test_an_export_anew_holds_no_object_that_was_deleted(folder, pairs, tmp_path
     assert not again.progress["p0"].objects
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_pair_that_nobody_labelled_is_not_exported_one_that_is_done_and_empty_is(pairs, tmp_path, capsys, name):
+    folder, file = LabelFolder(tmp_path / "out", pairs, NAMES, PALETTE), tmp_path / "exchanged"
+    unsure = Drawing.empty((H, W))
+    unsure.unsure, unsure.clicks = True, 1
+    for drawing, written in ((None, 0), (unsure, 0), (Drawing(np.zeros((H, W), np.uint16), done=True), 1)):
+        if drawing is not None:
+            folder.save(pairs[1], drawing, "mark")
+        assert [picture.name for picture in of_folder(folder)] == ["p1.png"][:written]
+    folder.save(pairs[0], drawn(), "paint")
+    assert [count for count, _ in export([(FORMATS[name], file)], folder)] == [4]
+    given = ["--visible", str(tmp_path / "vi"), "--infrared", str(tmp_path / "ir"), "--out", str(tmp_path / "set")]
+    form = name.removesuffix("-polygons")
+    assert main(["data", "import", "--annotations", str(file), "--format", form, *given]) == 0
+    told = capsys.readouterr().out
+    assert "2 pairs labelled; " in told
+    assert "1 pairs are not annotated and were left out, the first: p2\n" in told
+    assert "1 pairs without an object: background alone" in told
+    assert sorted(path.stem for path in (tmp_path / "set/labels").iterdir()) == ["p0", "p1"]
+
+
+def test_a_drawing_that_was_cut_is_told_not_exported_as_nothing(folder, pairs):
+    path = folder.instances_path(pairs[0].id)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(InputError, match=r"p0\.png: is no drawing of ours"):
+        list(of_folder(LabelFolder(folder.out, pairs, NAMES, PALETTE)))
+
+
 def test_a_path_behind_a_colon_begins_at_home(monkeypatch):
     monkeypatch.setenv("HOME", "/nobody")
     assert named("coco:~/x.json", "--export") == (FORMATS["coco"], Path("/nobody/x.json"))
@@ -139,7 +167,7 @@ def test_pycocotools_reads_what_was_written(folder, tmp_path, name):
             mask = read.annToMask(row)
             assert mask.sum() == row["area"]
             whole[mask > 0] = row["category_id"]
-        entry = folder.entries[image["id"] - 1]
+        entry = next(entry for entry in folder.entries if entry.visible.name == image["file_name"])
         np.testing.assert_array_equal(whole, folder.open(entry).labels)
     assert {row["name"] for row in read.loadCats(read.getCatIds())} == set(NAMES[1:])
     if name == "coco-polygons":
@@ -321,6 +349,11 @@ BAD = {
     ),
     "label-studio: short": ("label-studio", label_studio("brushlabels", {"rle": [0, 0]}), "ends too early"),
     "label-studio: bomb": ("label-studio", label_studio("brushlabels", {"rle": [255] * 9}), "expected 572"),
+    "label-studio: numbers of annotations": (
+        "label-studio",
+        '[{"data": {"image": "p1.png"}, "annotations": [12]}]',
+        "is no list of tasks",
+    ),
     "label-studio: two annotations": (
         "label-studio",
         json.dumps([{"data": {"image": "p1.png"}, "annotations": [{"result": []}] * 2}]),

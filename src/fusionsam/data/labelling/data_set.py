@@ -261,8 +261,9 @@ def _paint(source: Path, picture: Annotated, found: Imported, fixed: bool, drop:
 
 def _require_some(source: Path, found: Imported, names: _Names) -> None:
     if not found.pairs:
-        told = f"{len(found.unknown)} pictures (first: {found.unknown[0]})" if found.unknown else "no picture"
-        first = next(iter(names.by_stem), "none")
+        if not found.unknown:
+            raise InputError(f"{source}: annotates no picture; annotate some, or give another --annotations")
+        told, first = f"{len(found.unknown)} pictures (first: {found.unknown[0]})", next(iter(names.by_stem), "none")
         raise InputError(f"{source}: annotates {told}, none of them of a pair (first: {first}); names must be alike")
 
 

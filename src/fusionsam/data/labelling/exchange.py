@@ -82,14 +82,16 @@ class Format(Protocol):
 
 
 def of_folder(folder: LabelFolder) -> Iterator[Annotated]:
-    """Every pair of the folder, named by its visible file (infrared where there is none)."""
+    """Every pair of the folder with objects, or that is done without one, named by its visible file (infrared where
+    there is none): one that nobody came to is not empty."""
     for entry in folder.entries:
-        file = entry.visible or entry.infrared
-        assert file is not None
-        if not folder.progress[entry.id].objects:
-            yield Annotated(file.name, folder.size_of(entry), ())
+        if not folder.instances_path(entry.id).is_file():
             continue
         drawing, regions = folder.open(entry), []
+        if not (drawing.classes or drawing.done):
+            continue
+        file = entry.visible or entry.infrared
+        assert file is not None
         for one in drawing.objects():
             x, y, width, height = one["box"]
             mask = drawing.instances[y : y + height, x : x + width] == one["id"]

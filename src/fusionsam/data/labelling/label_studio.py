@@ -45,29 +45,35 @@ class LabelStudio:
                                   "brushlabels": [one.class_name]},
                     }
                 )  # fmt: skip
-            tasks.append({"data": {"image": picture.name}, "annotations": [{"result": results}] if results else []})
+            tasks.append({"data": {"image": picture.name}, "annotations": [{"result": results}]})
         write_text(path, json.dumps(tasks) + "\n", "choose another file")
         return count
 
     def read(self, path: Path, size_of: SizeOf) -> Iterator[Annotated]:
-        """The wanted pictures. InputError also for a task with two annotations: which of them counts?"""
+        """The wanted pictures that somebody annotated: a task without an annotation, or with one that was cancelled, is
+        no empty picture. InputError also for a task with two annotations: which of them counts?"""
         tasks = read_json(path)
         if not isinstance(tasks, list) or not all(
-            isinstance(task, dict) and isinstance(task.get("data"), dict) and isinstance(task.get("annotations"), list)
+            isinstance(task, dict)
+            and isinstance(task.get("data"), dict)
+            and isinstance(task.get("annotations"), list)
+            and all(isinstance(one, dict) for one in task["annotations"])
             for task in tasks
         ):
             raise InputError(f"{path}: is no list of tasks; export from Label Studio as JSON (not JSON-MIN)")
         for task in tasks:
+            made = [one for one in task["annotations"] if not one.get("was_cancelled")]
+            if not made:
+                continue
             names = sorted(_names(task["data"]), key=lambda name: "." not in name)  # what looks like a file first
             known = (name for name in names if size_of(name, guess=True) is not None)
             name = next(known, names[0] if names else None)  # a task of no pair is told once
             size = None if name is None else size_of(name)
             if name is None or size is None:
                 continue
-            made = [one for one in task["annotations"] if isinstance(one, dict) and not one.get("was_cancelled")]
             if len(made) > 1:
                 raise InputError(f"{path}: {name}: has {len(made)} annotations; keep one")
-            results = made[0].get("result") if made else []
+            results = made[0].get("result")
             if not isinstance(results, list) or not all(isinstance(row, dict) for row in results):
                 raise InputError(f"{path}: {name}: expected a list of results")
             yield Annotated(name, size, [region for row in results for region in _regions(path, name, row, size)])

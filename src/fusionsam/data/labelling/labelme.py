@@ -31,11 +31,9 @@ class Labelme:
     """A folder of labelme's files."""
 
     def write(self, path: Path, pictures: Iterable[Annotated], classes: Sequence[str], palette: Sequence[Color]) -> int:
-        """NAME.json for every picture that has objects, in place of all JSON files of the folder; how many objects."""
+        """NAME.json for every picture, in place of all JSON files of the folder; how many objects."""
         count, written = 0, set()
         for picture in pictures:
-            if not picture.regions:
-                continue
             height, width = picture.size
             content: dict[str, object] = {
                 "version": VERSION, "flags": {}, "shapes": [_shape(one) for one in picture.regions],
@@ -43,7 +41,7 @@ class Labelme:
             }  # fmt: skip
             written.add(write_json(path / f"{Path(picture.name).stem}.json", content, "choose another folder"))
             count += len(picture.regions)
-        for file in set(path.glob("*.json")) - written:  # of pictures whose objects are gone
+        for file in set(path.glob("*.json")) - written:  # of pictures whose drawings are gone
             file.unlink()
         return count
 
