@@ -226,6 +226,25 @@ def test_tasks_that_nobody_annotated_teach_nothing(scenes, pairs, capsys):
     assert "annotates no picture; annotate some" in capsys.readouterr().err
 
 
+def test_objects_and_classes_without_a_pixel_are_told(pairs, capsys):
+    def one(id: int, kind: int, *corners: int) -> dict[str, object]:
+        return {"id": id, "image_id": 0, "category_id": kind, "segmentation": [list(corners)]}
+
+    square = (10, 10, 20, 10, 20, 20, 10, 20)
+    content = {
+        "images": [{"id": 0, "file_name": "a.png"}],
+        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "car"}],
+        "annotations": [one(1, 1, *square), one(2, 2, *square), one(3, 2, 5, 5, 5, 5, 5, 5)],
+    }
+    (pairs / "x.json").write_text(json.dumps(content))
+    assert run(pairs, pairs / "x.json") == 0
+    told = capsys.readouterr().out
+    assert "2 objects have no pixel: of no area, or under objects drawn after them; " in told
+    assert "; classes without a pixel: person\n" in told
+    assert run(pairs, pairs / "x.json", "--drop", "person", out="cars") == 0
+    assert "1 objects have no pixel: of no area, or under objects drawn after them\n" in capsys.readouterr().out
+
+
 def test_what_is_left_out_is_counted(scenes, pairs, capsys):
     content = json.loads(written("coco", scenes, pairs).read_text())
     last = content["images"][2]["id"]

@@ -130,6 +130,9 @@ def _told(found: Imported) -> list[str]:
             lines.append(f"{len(names)} {what}, the first: {', '.join(names[:3])}")
     if found.empty:
         lines.append(f"{found.empty} pairs without an object: {found.classes[0]} alone")
+    if found.hidden:
+        without = f"; classes without a pixel: {', '.join(found.unseen)}" if found.unseen else ""
+        lines.append(f"{found.hidden} objects have no pixel: of no area, or under objects drawn after them{without}")
     if found.two_sizes:
         lines.append(
             f"{found.two_sizes} pairs of two sizes; labels are in the visible picture's; give train --data.align auto"

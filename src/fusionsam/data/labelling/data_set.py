@@ -71,11 +71,20 @@ class Imported:
     """Pairs whose cameras have two sizes."""
     finished: bool = False
     """Everything was there already."""
+    seen: set[str] = field(default_factory=set)
+    """Classes that have a pixel."""
+    hidden: int = 0
+    """Objects that have none: of no area, or wholly under later ones."""
 
 
 def detect(path: Path) -> str:
     """The name of the reader of `path`. InputError for what none reads."""
     if not path.exists():
+    @property
+    def unseen(self) -> list[str]:
+        """Classes whose objects were drawn, and have no pixel."""
+        return [name for name in self.classes if name in self.met - self.seen]
+
         raise InputError(f"{path}: no such file or folder; check the path")
     if path.is_dir():
         if next(path.rglob(CLASSES), None):
@@ -239,7 +248,7 @@ def _drawn(
 
 
 def _paint(source: Path, picture: Annotated, found: Imported, fixed: bool, drop: set[str]) -> NDArray[np.uint8]:
-    label, classes = np.zeros(picture.size, np.uint8), found.classes
+    on_top, kinds, classes = np.zeros(picture.size, np.uint32), [0], found.classes
     for region in picture.regions:
         name = region.class_name
         found.met.add(name)
@@ -255,8 +264,12 @@ def _paint(source: Path, picture: Annotated, found: Imported, fixed: bool, drop:
                 raise InputError(f"{source}: more than {MAX_CLASSES} classes; leave some out by --drop")
             classes.append(name)
         x, y, width, height = region.box
-        label[y : y + height, x : x + width][region.mask] = classes.index(name)
-    return label
+        on_top[y : y + height, x : x + width][region.mask] = len(kinds)
+        kinds.append(classes.index(name))
+    seen = set(np.unique(on_top).tolist()) - {0}
+    found.seen |= {classes[kinds[number]] for number in seen}
+    found.hidden += len(kinds) - 1 - len(seen)
+    return np.array(kinds, np.uint8)[on_top]
 
 
 def _require_some(source: Path, found: Imported, names: _Names) -> None:
