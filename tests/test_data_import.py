@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from fusionsam.config.datasets import MFNET_CLASSES, MFNET_PALETTE, find
 from fusionsam.data.dataset import open_labelled_split
 from fusionsam.data.images import write_png
 from fusionsam.data.label_files import read_label
-from fusionsam.data.labelling.data_set import READERS, import_labels
+from fusionsam.data.labelling.data_set import PART, READERS, import_labels
 from fusionsam.data.labelling.exchange import Annotated, Region
 from fusionsam.data.labelling.formats import FORMATS
 from fusionsam.data.labelling.roboflow import original_stems
@@ -88,6 +91,12 @@ class Ended:
             yield picture
 
 
+def contents(out: Path) -> dict[str, bytes]:
+    """What a finished import consists of."""
+    files = [path for path in out.rglob("*") if path.is_file() and PART not in path.parts]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
 def back(out: Path, id: str, classes: list[str]) -> np.ndarray:
     """A label map in MFNet's ids."""
     ids = read_label(out / "labels" / f"{id}.png").numpy()
@@ -119,11 +128,13 @@ def test_an_import_that_was_ended_goes_on_and_nothing_is_replaced_in_silence(sce
         patch.setitem(READERS, "coco", Ended(2))
         assert run(pairs, file) == 130
     out = pairs / "o"
-    assert sorted(path.stem for path in (out / "labels").iterdir()) == ["a", "b"]
-    times = {path: path.stat().st_mtime_ns for path in (out / "labels").iterdir()}
+    assert not (out / "labels").exists()
+    times = {path.name: path.stat().st_mtime_ns for path in (out / PART / "labels").iterdir()}
+    assert sorted(times) == ["a.png", "b.png"]
     assert run(pairs, file) == 0
     assert "3 pairs labelled, 2 of them from before" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert {name: (out / "labels" / name).stat().st_mtime_ns for name in times} == times
+    assert not (out / PART).exists()
     write_png(out / "labels" / "a.png", np.zeros((H, W), np.uint8))  # somebody goes on by hand
     assert run(pairs, file) == 0
     assert "was finished before" in capsys.readouterr().out
@@ -166,9 +177,12 @@ def test_label_maps_of_other_settings_are_not_gone_on_with(scenes, pairs, monkey
     before = list(MFNET_CLASSES)
     now = [before[0], *before[:0:-1]]
     assert imported(before, 9 if finished else 2) == (0 if finished else 130)
-    assert imported(now, 1, *(["--overwrite"] if finished else [])) == 130
-    assert [path.stem for path in (out / "labels").iterdir()] == ["a"]
-    assert imported(now, 9) == 0
+    standing = contents(out)
+    anew = ["--overwrite"] if finished else []
+    assert imported(now, 1, *anew) == 130
+    assert contents(out) == standing
+    assert [path.stem for path in (out / PART / "labels").iterdir()] == ["a"]
+    assert imported(now, 9, *anew) == 0
     for id, scene in scenes.items():
         np.testing.assert_array_equal(back(out, id, now), scene.label.numpy())
 
@@ -204,6 +218,95 @@ def test_uploads_to_label_studio_are_told_as_of_no_pair_only_where_they_are(scen
     assert run(pairs, file) == 0
     told = capsys.readouterr().out
     assert "2 annotated pictures are of no pair, the first: 0a1b2c3d-y.png, 0a1b2c3d-z.png\n" in told
+
+
+@pytest.mark.parametrize("form", ["label-studio", "coco"])
+def test_an_import_that_fails_leaves_the_one_that_it_should_replace(form, scenes, pairs, capsys):
+    assert run(pairs, written(form, scenes, pairs)) == 0
+    before = contents(pairs / "o")
+    bad = pairs / "bad.json"
+    bad.write_text((pairs / "x.json").read_text().replace("c.png", "a.png"))
+    for id in IDS:
+        write_png(pairs / "w" / f"far{id}.png", np.zeros((H, W, 3), np.uint8))
+    calls = {
+        "none of them of a pair": (pairs / "x.json", "--visible", str(pairs / "w"), "--infrared", str(pairs / "w")),
+        "--drop Person: no object is of that class": (pairs / "x.json", "--drop", "Person"),
+        "annotates a.png twice": (bad,),
+    }
+    for said, (file, *more) in calls.items():
+        assert run(pairs, file, *more, "--overwrite") == 2
+        assert said in capsys.readouterr().err
+        assert contents(pairs / "o") == before
+    assert run(pairs, pairs / "x.json", "--drop", "person", "--overwrite") == 0
+    assert not (pairs / "o" / PART).exists()
+
+
+def test_a_kill_while_the_new_takes_the_place_of_the_old_is_made_good_by_the_same_command(scenes, pairs, monkeypatch):
+    assert run(pairs, written("coco", scenes, pairs), "--drop", "person") == 0
+    again, replace = (pairs, pairs / "x.json", "--overwrite"), os.replace
+
+    def killed(at: str) -> None:
+        def move(source, target):
+            if Path(target).name == at:
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("fusionsam.data.labelling.data_set.os", SimpleNamespace(replace=move, path=os.path))
+            assert run(*again) == 130
+
+    for at in ("old", "labels", "classes.yaml", "manifest.csv"):
+        killed(at)
+    assert run(*again) == 0
+    made = contents(pairs / "o")
+    assert run(pairs, pairs / "x.json", out="fresh") == 0
+    assert made == contents(pairs / "fresh")
+
+
+def test_other_pairs_are_another_import(scenes, pairs, capsys):
+    file = written("coco", scenes, pairs)
+    assert run(pairs, file) == 0
+    before = contents(pairs / "o")
+    for kind in "vi":
+        shutil.copytree(pairs / kind, pairs / "other" / kind)
+    write_png(pairs / "other" / "v" / "d.png", scenes["a"].visible)
+    given = ["data", "import", "--annotations", str(file), "--out", str(pairs / "o"), "--visible"]
+    for folders in (
+        [str(pairs / "other" / "v"), "--infrared", str(pairs / "other" / "i")],
+        [str(pairs / "v")],
+        [str(pairs / "v"), "--infrared", str(pairs / "i"), "--class-file", str(pairs / "o" / "classes.yaml")],
+    ):
+        assert main([*given, *folders]) == 2
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert "import.json: was made with another " in told
+        assert told.endswith("or --overwrite")
+        assert contents(pairs / "o") == before
+    record = json.loads(before["import.json"])
+    old = {**record, "classes": None}
+    del old["class file"], old["list of pairs"]
+    (pairs / "o" / "import.json").write_text(json.dumps(old))
+    assert run(pairs, file) == 2
+    assert (
+        "is of an earlier version, which did not note the class file and the list of pairs; choose"
+        in capsys.readouterr().err
+    )
+    assert run(pairs, file, "--overwrite") == 0
+    assert contents(pairs / "o") == before
+    (pairs / "o" / "manifest.csv").unlink()
+    assert run(pairs, file) == 2
+    assert "classes.yaml or manifest.csv of a finished import is gone" in capsys.readouterr().err
+
+
+def test_an_import_that_was_ended_does_not_go_on_with_other_pairs(scenes, pairs, monkeypatch):
+    file = written("coco", scenes, pairs)
+    with monkeypatch.context() as patch:
+        patch.setitem(READERS, "coco", Ended(2))
+        assert run(pairs, file) == 130
+    write_png(pairs / "o" / PART / "labels" / "a.png", np.full((H, W), 1, np.uint8))  # as if of another pair
+    (pairs / "i" / "c.png").unlink()
+    assert run(pairs, file) == 0
+    assert sorted(path.stem for path in (pairs / "o" / "labels").iterdir()) == ["a", "b"]
+    assert not read_label(pairs / "o" / "labels" / "a.png").numpy().all()
 
 
 def test_tasks_that_nobody_annotated_teach_nothing(scenes, pairs, capsys):

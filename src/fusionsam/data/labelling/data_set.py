@@ -3,7 +3,9 @@
 OUT/labels/ID.png     8 bits, class ids; 0 is what no object covers
 OUT/classes.yaml      the classes, for `--data.class_file`
 OUT/manifest.csv      pairs, labels and splits, for `--data.dataset manifest`
-OUT/import.json       what it was made of; written first, so that a killed import goes on
+OUT/import.json       what it was made of
+OUT/.import           the same while it is drawn: a killed import goes on there, and what stands in OUT stays until all
+                      is drawn and judged
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import colorsys
 import csv
 import hashlib
 import io
+import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -33,8 +37,8 @@ from fusionsam.data.labelling.labelme import Labelme
 from fusionsam.data.labelling.roboflow import BACKGROUND, CLASSES, RoboflowMasks, original_stems
 from fusionsam.data.layouts import SPLITS, one_name
 from fusionsam.data.splits import Entry, held_out
-from fusionsam.io import Made, OutputFolder, State, digest, require_writable, write_json, write_text
-from fusionsam.types import InputError
+from fusionsam.io import OTHER_OUT, Made, OutputFolder, State, digest, require_writable, write_json, write_text
+from fusionsam.types import InputError, JsonObject
 
 
 class Reader(Protocol):
@@ -47,7 +51,7 @@ class Reader(Protocol):
 READERS: dict[str, Reader] = {
     "coco": Coco(), "cvat": Cvat(), "labelme": Labelme(), "label-studio": LabelStudio(), "roboflow": RoboflowMasks(),
 }  # fmt: skip
-RECORD, REMEDY = "import.json", "choose another --out, or --overwrite"
+RECORD, PART, REMEDY = "import.json", ".import", "choose another --out, or --overwrite"
 
 
 @dataclass
@@ -67,24 +71,24 @@ class Imported:
     """Pairs that the annotations do not name."""
     met: set[str] = field(default_factory=set)
     """Classes of the annotations, those that were left out among them."""
-    two_sizes: int = 0
-    """Pairs whose cameras have two sizes."""
-    finished: bool = False
-    """Everything was there already."""
     seen: set[str] = field(default_factory=set)
     """Classes that have a pixel."""
     hidden: int = 0
     """Objects that have none: of no area, or wholly under later ones."""
+    two_sizes: int = 0
+    """Pairs whose cameras have two sizes."""
+    finished: bool = False
+    """Everything was there already."""
 
-
-def detect(path: Path) -> str:
-    """The name of the reader of `path`. InputError for what none reads."""
-    if not path.exists():
     @property
     def unseen(self) -> list[str]:
         """Classes whose objects were drawn, and have no pixel."""
         return [name for name in self.classes if name in self.met - self.seen]
 
+
+def detect(path: Path) -> str:
+    """The name of the reader of `path`. InputError for what none reads."""
+    if not path.exists():
         raise InputError(f"{path}: no such file or folder; check the path")
     if path.is_dir():
         if next(path.rglob(CLASSES), None):
@@ -133,21 +137,21 @@ def import_labels(
     """
     form = detect(source) if form == "auto" else form
     row = None if class_file is None else find("pairs", class_file)
-    given = None if row is None else list(row.classes)
-    settings = {"digest": _digest(source), "format": form, "drop": sorted(drop), "classes": given}
+    settings: dict[str, object] = {
+        "digest": _digest(source), "format": form, "drop": sorted(drop),
+        "class file": None if class_file is None else digest(class_file)[:16],
+        "list of pairs": _digest_of([[entry.id, *_pictures(entry, out)] for entry in entries]),
+    }  # fmt: skip
     require_writable(out)
-    ours, done = _ours(out, str(source.resolve()), settings, overwrite)
-    if done:
+    if _finished(out, str(source.resolve()), settings, overwrite):
         return Imported(list(find("pairs", out / "classes.yaml").classes), finished=True)
-    if not ours:
-        _clear(out)
-    write_json(out / RECORD, {"annotations": str(source.resolve()), **settings, "done": False}, REMEDY)
+    part = _begun(out / PART, {"annotations": str(source.resolve()), **settings, "done": False})
     names = _Names(entries)
-    found = Imported(given or [BACKGROUND])
-    for entry, label in _drawn(source, form, names, found, given is not None, set(drop)):
-        path = out / "labels" / f"{entry.id}.png"
+    found = Imported([BACKGROUND] if row is None else list(row.classes))
+    for entry, label in _drawn(source, form, names, found, row is not None, set(drop)):
+        path = part / "labels" / f"{entry.id}.png"
         found.pairs, found.empty = found.pairs + 1, found.empty + (not label.any())
-        if ours and path.is_file():
+        if path.is_file():
             found.kept += 1
         else:
             write_png(path, label)
@@ -158,38 +162,60 @@ def import_labels(
         content["palette"] = [[0, 0, 0], *(_color(index) for index in range(len(found.classes) - 1))]
     else:
         content |= {"palette": [list(color) for color in row.palette], **besides(class_file)}
-    _finish(out, entries, names, found, content)
-    write_json(out / RECORD, {"annotations": str(source.resolve()), **settings, "done": True}, REMEDY)
+    write_text(part / "classes.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True), REMEDY)
+    write_text(part / "manifest.csv", _manifest(out, entries, names, found), REMEDY)
+    write_json(part / "done", {"annotations": str(source.resolve()), **settings, "done": True}, REMEDY)
+    _take_place(part, out)
     return found
 
 
-def _ours(out: Path, source: str, settings: Mapping[str, object], overwrite: bool) -> tuple[bool, bool]:
-    """Whether labels that are there are of this very import, and whether it is finished. InputError for a folder of
-    something else, and, without `overwrite`, for one of another import."""
+def _finished(out: Path, source: str, settings: Mapping[str, object], overwrite: bool) -> bool:
+    """Whether this very import is there and finished. InputError for a folder of something else, and, without
+    `overwrite`, for another import that was finished."""
     folder, files = OutputFolder(out, "data import"), ["classes.yaml", "manifest.csv"]
     stored = folder.read(RECORD)
-    now = Made({"annotations": source}, {**settings, "done": True})
+    now = Made({"annotations": source}, settings)
     if stored is None:
         folder.state(RECORD, None, now, files, ["labels"])
-        return False, False
-    if not {"annotations", *now.settings} <= set(stored):
+        return False
+    if not {"annotations", "digest", "format", "drop", "done"} <= set(stored):
         folder.foreign(RECORD)
-    if overwrite:
-        return False, False
-    changed = [name for name in settings if stored[name] != settings[name]]
-    if changed and not stored["done"]:
-        return False, False  # what an import with other settings left, which was ended
-    if changed:
+    if overwrite or not stored["done"]:
+        return False
+    if lacking := [name for name in settings if name not in stored]:
+        told = " and the ".join(lacking)
+        raise InputError(f"{folder / RECORD}: is of an earlier version, which did not note the {told}; {REMEDY}")
+    if changed := [name for name in settings if stored[name] != settings[name]]:
         raise InputError(f"{folder / RECORD}: was made with another {', '.join(changed)}; {REMEDY}")
-    told = Made({"annotations": stored["annotations"]}, {name: stored[name] for name in now.settings})
-    return True, replace(folder, remedy=REMEDY).state(RECORD, told, now, files) is State.FINISHED
+    there = Made({"annotations": stored["annotations"]}, settings)
+    if replace(folder, remedy=REMEDY).state(RECORD, there, now, files) is not State.FINISHED:
+        raise InputError(f"{out}: {' or '.join(files)} of a finished import is gone; put it back, or {REMEDY}")
+    return True
 
 
-def _clear(out: Path) -> None:
-    """Remove what another import left: gone on with, its label maps would pass for those of this one. The manifest goes
-    first, without which no import is finished."""
-    for path in (out / "manifest.csv", *(out / "labels").glob("*.png")):
-        path.unlink(missing_ok=True)
+def _begun(part: Path, record: JsonObject) -> Path:
+    """The folder to draw into, with what this very import drew before it was ended, and nothing else."""
+    if OutputFolder(part, "data import").read(RECORD, damaged={}) != record:
+        shutil.rmtree(part, ignore_errors=True)
+        if part.exists():
+            raise InputError(f"{part}: is of another import, and cannot be removed; remove it, or {OTHER_OUT}")
+    write_json(part / RECORD, record, REMEDY)
+    return part
+
+
+def _take_place(part: Path, out: Path) -> None:
+    """Put all of `part` in the place of what is in `out`. The record, first, says that it is not done until, last, it
+    does: ended between the two, the import is made anew."""
+    try:
+        os.replace(part / RECORD, out / RECORD)
+        if (out / "labels").exists():
+            os.replace(out / "labels", part / "old")
+        for name in ("labels", "classes.yaml", "manifest.csv"):
+            os.replace(part / name, out / name)
+        os.replace(part / "done", out / RECORD)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); {OTHER_OUT}") from error
+    shutil.rmtree(part, ignore_errors=True)
 
 
 class _Names:
@@ -286,8 +312,8 @@ def _require_met(source: Path, found: Imported, drop: Sequence[str]) -> None:
         raise InputError(f"{source}: --drop {strange[0]}: no object is of that class, met were {met}; drop one of them")
 
 
-def _finish(out: Path, entries: Sequence[Entry], names: _Names, found: Imported, classes: dict[str, object]) -> None:
-    """The class file and the manifest, with the split that the name of a picture tells, or a tenth as val."""
+def _manifest(out: Path, entries: Sequence[Entry], names: _Names, found: Imported) -> str:
+    """The manifest, with the split that the name of a picture tells, or a tenth as val; `found` is told of pairs."""
     labelled = [entry for entry in entries if entry.id in names.asked]
     found.unlabelled = [entry.id for entry in entries if entry.id not in names.asked]
     splits = {entry.id: _split(names.asked[entry.id], entry.id) for entry in labelled}
@@ -298,13 +324,14 @@ def _finish(out: Path, entries: Sequence[Entry], names: _Names, found: Imported,
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "visible", "infrared", "label", "split"])
     for entry in labelled:
-        parts = [
-            os.path.relpath(path.resolve(), out.resolve()) if path else "" for path in (entry.visible, entry.infrared)
-        ]
-        writer.writerow([entry.id, *parts, f"labels/{entry.id}.png", splits[entry.id]])
+        writer.writerow([entry.id, *_pictures(entry, out), f"labels/{entry.id}.png", splits[entry.id]])
         found.two_sizes += _differ(entry)
-    write_text(out / "classes.yaml", yaml.safe_dump(classes, sort_keys=False, allow_unicode=True), REMEDY)
-    write_text(out / "manifest.csv", text.getvalue(), REMEDY)
+    return text.getvalue()
+
+
+def _pictures(entry: Entry, out: Path) -> list[str]:
+    """Visible and infrared file as the manifest names them."""
+    return [os.path.relpath(path.resolve(), out.resolve()) if path else "" for path in (entry.visible, entry.infrared)]
 
 
 def _split(name: str, id: str) -> str:
@@ -333,4 +360,8 @@ def _digest(source: Path) -> str:
         for path in sorted(source.rglob("*"))
         if path.is_file()
     ]
-    return hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+    return _digest_of(stamps)
+
+
+def _digest_of(values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
