@@ -243,7 +243,7 @@ def _narrowed(covered: Tensor | None, size: tuple[int, int], generator: torch.Ge
 def _photometric(image: Tensor, generator: torch.Generator) -> Tensor:
     """Gain, offset, contrast, gamma, now and then noise and blur; saturation and hue where there are three channels.
 
-    For infrared this stays monotone: warm remains brighter than cold."""
+    Its tone curve is monotone: but for noise and blur, what is warm stays brighter than what is cold."""
     gain = math.exp(_uniform(generator, -0.4, 0.4))
     contrast = math.exp(_uniform(generator, -0.4, 0.4))
     offset = _uniform(generator, -0.08, 0.08)
