@@ -23,7 +23,7 @@ import fusionsam.inference.device
 from conftest import build_debug
 from fusionsam.cli.main import main
 from fusionsam.config.schema import preset
-from fusionsam.data.infrared import InfraredOptions
+from fusionsam.data.infrared import InfraredOptions, to_heat
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
 from fusionsam.inference.memory import FreeMemory
@@ -155,6 +155,61 @@ def test_forms_that_would_be_misread_are_refused_or_understood(model, pair):
     holes = np.full((H, W), np.nan, np.float32)
     with pytest.raises(InputError, match="infrared"):
         model.predict(visible, holes)
+
+
+def test_number_types_of_every_kind_are_read_and_bool_is_black_and_white(model, pair):
+    visible, infrared = pair
+    plain = model.preprocess(visible / np.float32(255), infrared / np.float32(255))
+    for kind in (">f4", ">f8", "<f8", np.longdouble):
+        for one, two in zip(plain, model.preprocess(*((v / 255).astype(kind) for v in pair)), strict=True):
+            torch.testing.assert_close(one, two)
+    assert torch.equal(model.preprocess(None, infrared.astype(">u2"))[1], model.preprocess(None, infrared * 1.0)[1])
+    hot = infrared > 128
+    wanted = torch.from_numpy(hot)[None, None].float()
+    for picture in (hot, torch.from_numpy(hot), Image.fromarray(hot)):
+        assert torch.equal(model.preprocess(None, picture)[1], wanted)
+        assert torch.equal(model.preprocess(picture, None)[0], wanted.expand(-1, 3, -1, -1))
+    assert np.array_equal(to_heat(hot).pixels, hot * np.uint8(255))
+    premultiplied = model.preprocess(*[Image.new("La", (W, H), (90, 255))] * 2)
+    assert all(bool((image == 90 / 255).all()) for image in premultiplied)
+    for empty in (np.zeros((0, 0), np.uint8), torch.zeros(1, 0, 5), Image.new("L", (0, 5))):
+        for name, given in (("infrared", (None, empty)), ("visible", (empty, None))):
+            with pytest.raises(InputError, match=rf"^{name}: found shape \(.*\), which holds no pixel"):
+                model.predict(*given)
+
+
+def test_scales_masks_and_prompts_are_taken_as_arrays_or_refused_in_one_line(model, pair):
+    labels = model.predict(*pair, scales=(1, 1.25)).labels
+    for scales in (np.array([1, 1.25]), torch.tensor([1, 1.25])):
+        assert np.array_equal(model.predict(*pair, scales=scales).labels, labels)
+    assert np.array_equal(model.predict(*pair, scales=1.0).labels, model.predict(*pair).labels)
+    for wrong in ("x", None, [[1.0]], [], 0.0):
+        with pytest.raises(InputError, match=r"^scales .*expected factors above 0"):
+            model.predict(*pair, scales=wrong)
+
+    covered = np.ones((2, H, W), bool)
+    covered[1, :, :40] = False
+    wanted = model.predict(*pair, covered=torch.from_numpy(covered)).confidence
+    for given in (covered, covered.astype(np.uint8)):
+        assert np.array_equal(model.predict(*pair, covered=given).confidence, wanted)
+        assert np.array_equal(model.encode(*pair, covered=given).predict().confidence, wanted)
+    for wrong, said in ((covered[0], rf"shape \({H}, {W}\)"), (covered[:, :9], r"shape \(2, 9"), ("x", "str")):
+        for entry in (model.predict, model.encode):
+            with pytest.raises(InputError, match=f"^covered: found {said}"):
+                entry(*pair, covered=wrong)
+
+    mask = torch.randn(1, 1, 24, 32)
+    one = model.predict(*pair, Prompts(mask=mask)).confidence
+    assert np.array_equal(model.predict(*pair, Prompts(mask=mask.double().numpy())).confidence, one)
+    with pytest.raises(InputError, match=r"^prompts\.mask: found torch\.int64, expected logits"):
+        model.predict(*pair, Prompts(mask=mask.long()))
+    points, on = np.array([[[600.0, 50]]], ">f8"), np.array([[1]])
+    with pytest.raises(InputError, match=rf"^prompts\.points: 600, 50 lies outside of the picture of {W}x{H} pixels"):
+        model.predict(*pair, Prompts(points, on))
+    with pytest.raises(InputError, match=r"^prompts\.boxes: 600, 50 lies outside"):
+        model.predict(*pair, Prompts(boxes=np.array([[[5.0, 5, 600, 50]]])))
+    padded = Prompts(np.concatenate([points, points * 0 + 9], 1), np.array([[-1, 1]]))
+    assert model.predict(*pair, padded).labels.shape == (H, W)  # padding may stand anywhere
 
 
 def test_four_channel_files_are_both_images(model, pair, weights, tmp_path):

@@ -181,17 +181,20 @@ class Prompts:
         return Prompts(points=places, point_labels=labels, point_classes=torch.tensor([list(classes)]))
 
     def as_tensors(self) -> Prompts:
-        """The same prompts, arrays (numpy) made tensors. Raises InputError for what is neither array nor tensor."""
+        """The same prompts, arrays (numpy) made tensors. Raises InputError for what is neither tensor nor array of
+        numbers."""
         import numpy as np
         import torch
 
         found: dict[str, Tensor | None] = {}
         for name in PROMPT_TENSORS:
             value = getattr(self, name)
-            if isinstance(value, np.ndarray):
-                value = torch.from_numpy(np.ascontiguousarray(value))
+            if isinstance(value, np.ndarray) and value.dtype.kind in "iufb":
+                native = f"{value.dtype.kind}{min(value.dtype.itemsize, 8)}"  # torch knows no other
+                value = torch.from_numpy(np.ascontiguousarray(value, native))
             if value is not None and not isinstance(value, torch.Tensor):
-                raise InputError(f"prompts.{name}: found {type(value).__name__}, expected a tensor or an array")
+                found_type = getattr(value, "dtype", type(value).__name__)
+                raise InputError(f"prompts.{name}: found {found_type}, expected a tensor or an array of numbers")
             found[name] = value
         return Prompts(**found, source=self.source)
 

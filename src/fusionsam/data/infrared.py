@@ -86,7 +86,7 @@ def to_heat(
     values: Array, options: InfraredOptions = DEFAULT, nodata: float | None = None, film: Range | None = None,
     hot_is_white: bool = False,
 ) -> Heat:  # fmt: skip
-    """(H,W) or (H,W,3) of any number type as heat.
+    """(H,W) or (H,W,3) of any number type as heat; of bool, true is hot.
 
     Args:
         values: counts, degrees Celsius, grey or RGB.
@@ -98,13 +98,15 @@ def to_heat(
     Raises:
         InputError: no finite value.
     """
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * 255
     facts: JsonObject = {"kind": _kind(values)}
     notices: list[Notice] = []
     if values.ndim == 3 and values.dtype == np.uint8:
         values = _without_colors(values, options, facts, notices)
     elif values.ndim == 3:
         values = luma(values[..., :3].astype(np.float32))
-    deep = values.dtype not in (np.uint8, np.bool_)
+    deep = values.dtype != np.uint8
     used = film or _range(values, options, nodata, deep)
     if used is not None:
         facts["range"] = used.to_dict()

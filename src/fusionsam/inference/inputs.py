@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fusionsam.data.images import read_heat, read_visible, require_no_thermal, shallow_visible
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
+from fusionsam.inference.views import size_of
 from fusionsam.types import LUMA, Array, InputError, Notice
 
 ImageLike = str | Path | bytes | IO[bytes] | Image.Image | Array | Tensor
@@ -44,7 +45,8 @@ def read_inputs(visible: ImageLike | None, infrared: ImageLike | None, options: 
 
     Args:
         visible: a path, the content of an image file (bytes, io.BytesIO), a PIL image, an array (H,W,3) or (H,W), or a
-            tensor (3,H,W), (1,H,W) or (H,W): uint8, float in [0,1], or deeper (16-bit integers, floats up to 255).
+            tensor (3,H,W), (1,H,W) or (H,W): uint8, bool (false 0, true 255), float in [0,1], or deeper (16-bit
+            integers, floats up to 255), in any byte order.
         infrared: the same; deeper values (16-bit counts, degrees Celsius) are stretched over the range of the scene.
         options: how the infrared picture is read.
 
@@ -65,7 +67,7 @@ def _heat(image: ImageLike, options: InfraredOptions) -> Heat | Tensor:
         if path is not None:
             return read_heat(path, options)
     if isinstance(image, Image.Image):
-        return _named(_upright(image, "infrared"), options)
+        return _named(_array(_upright(image, "infrared"), "infrared"), options)
     array = _array(image, "infrared")
     unit = array.dtype.kind == "f" and _is_unit(array)
     if unit and options == DEFAULT:
@@ -76,12 +78,13 @@ def _heat(image: ImageLike, options: InfraredOptions) -> Heat | Tensor:
         return torch.from_numpy(array).permute(2, 0, 1).float()[None] / 255
     if unit and not isinstance(options.limits, tuple):  # grey values, not counts or degrees
         array = (array * 255).round().astype(np.uint8)
-    return _named(array[..., 0] if array.shape[2] == 1 else array, options)
+    return _named(array, options)
 
 
 def _named(array: Array, options: InfraredOptions) -> Heat:
+    """(H,W,1) or (H,W,3) as heat."""
     try:
-        return to_heat(array, options)
+        return to_heat(array[..., 0] if array.shape[2] == 1 else array, options)
     except InputError as error:
         raise InputError(f"infrared: {error}") from None
 
@@ -114,6 +117,7 @@ def _upright(image: Image.Image, name: Name) -> Array:
     except (OSError, SyntaxError, ValueError) as error:  # opened, but not decoded yet
         raise InputError(f"{name}: damaged or truncated image ({error}); fetch the file again") from None
     require_no_thermal(name, image)
+    image = image.convert("LA") if image.mode == "La" else image  # all that PIL converts it to
     deep = image.mode.startswith("I") or image.mode == "F"
     grey = image.mode in ("L", "LA")
     return np.asarray(image if deep else image.getchannel(0) if grey else image.convert("RGB"))
@@ -190,7 +194,8 @@ def _is_unit(array: Array) -> bool:
 
 
 def _array(image: object, name: Name) -> Array:
-    """(H,W,1) or (H,W,3); tensors have their channels first, arrays last."""
+    """(H,W,1) or (H,W,3) of the machine's own integers or floats, bool as 0 and 255; tensors have their channels first,
+    arrays last. InputError for anything else, and for a picture without a pixel."""
     if isinstance(image, Tensor):
         tensor = image.detach().cpu()
         if tensor.dtype in (torch.bfloat16, torch.float16):
@@ -207,9 +212,33 @@ def _array(image: object, name: Name) -> Array:
         array = array[..., None] if array.ndim == 2 else array
     else:
         raise InputError(f"{name}: found {type(image).__name__}; expected {FORMS}")
+    if array.ndim == 3 and 0 in array.shape[:2]:
+        raise InputError(f"{name}: found shape {found}, which holds no pixel; give a picture")
     if array.ndim != 3 or array.shape[2] not in (1, 3):
         layout = "(C,H,W), a tensor's layout" if isinstance(image, Tensor) else "(H,W,C), an array's layout"
         raise InputError(f"{name}: found shape {found}, expected one image of 1 or 3 channels, {layout}")
     if array.dtype.kind not in "iufb":
         raise InputError(f"{name}: found {array.dtype}, expected numbers: uint8, uint16, or float")
-    return np.ascontiguousarray(array)  # torch takes no negative strides, as of a BGR picture reversed
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    # torch knows neither another machine's byte order nor long doubles, and no negative strides either
+    return np.ascontiguousarray(array, f"{array.dtype.kind}{min(array.dtype.itemsize, 8)}")
+
+
+def read_covered(covered: object, pair: Sequence[Tensor | None]) -> Tensor | None:
+    """What a caller says of which pixels (2,H,W) of a `pair` (1,C,H,W) each camera reaches, as bool (1,2,H,W); None
+    stays. InputError unless it is an array or tensor of that shape."""
+    if covered is None:
+        return None
+    try:
+        given = covered if isinstance(covered, Tensor) else torch.from_numpy(np.array(covered))
+        there = given >= 0.5  # 0 and 1 of any number type, too
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"covered: found {type(covered).__name__}, expected a bool array or tensor") from None
+    if there.shape != (2, *size_of(pair)):
+        height, width = size_of(pair)
+        raise InputError(
+            f"covered: found shape {tuple(there.shape)}, expected (2, {height}, {width}): where the visible, and where "
+            "the infrared camera reaches"
+        )
+    return there[None]

@@ -18,17 +18,17 @@ from fusionsam.config.schema import ModelConfig
 from fusionsam.data.infrared import DEFAULT, InfraredOptions
 from fusionsam.inference import onnx as backends
 from fusionsam.inference.device import choose_device, computing, out_of_memory, require_precision
-from fusionsam.inference.inputs import ImageLike, listed_pairs, read_inputs
+from fusionsam.inference.inputs import ImageLike, listed_pairs, read_covered, read_inputs
 from fusionsam.inference.memory import FreeMemory
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.prompts import Mode, given_prompts
 from fusionsam.inference.session import Session
-from fusionsam.inference.views import require_one_as_it_is, require_one_view, require_scales, size_of, view
+from fusionsam.inference.views import Scales, require_one_as_it_is, require_one_view, require_scales, size_of, view
 from fusionsam.models.encoders.create import prepare_for_inference
 from fusionsam.models.geometry import scale_prompts, split_classes, to_input
 from fusionsam.models.layers import resize
 from fusionsam.models.network import FusionSAMNetwork
-from fusionsam.types import PROMPT_TENSORS, InputError, Output, Prompts, told_of
+from fusionsam.types import PROMPT_TENSORS, Array, InputError, Output, Prompts, told_of
 from fusionsam.weights.checkpoint import Card, load_network, locate
 from fusionsam.weights.hub import LICENSE, at_revision
 
@@ -226,7 +226,7 @@ class FusionSAM:
         infrared: Tensor | None,
         prompts: Prompts | None = None,
         mode: Mode | None = None,
-        scales: Sequence[float] = (1.0,),
+        scales: Scales = (1.0,),
         flip: bool = False,
         covered: Tensor | None = None,
     ) -> Output:
@@ -236,7 +236,7 @@ class FusionSAM:
         with picture and prompts brought to the pair's own size. `covered` as in `infer`.
 
         InputError for other scales, for prompts that would be pixels of another view, and as `infer` raises it."""
-        require_scales(scales)
+        scales = require_scales(scales)
         if prompts is not None:
             require_one_view(scales, flip)
         images = (visible, infrared)
@@ -288,11 +288,13 @@ class FusionSAM:
         )
 
     @torch.inference_mode()
-    def encode(self, visible: ImageLike | None, infrared: ImageLike | None, covered: Tensor | None = None) -> Session:
+    def encode(
+        self, visible: ImageLike | None, infrared: ImageLike | None, covered: Tensor | Array | None = None
+    ) -> Session:
         """A pair (either may be None), encoded once for any number of prompts: `Session.predict` takes the time of the
         decoder alone. Images and `covered` as in `predict`. Raises InputError for images that do not fit."""
-        images = [None if image is None else image.to(self.device) for image in self.preprocess(visible, infrared)]
-        there = None if covered is None else covered[None].to(self.device)
+        ready = self.preprocess(visible, infrared)
+        images, there = self._placed(*ready, read_covered(covered, ready))
         self._free_memory()
         with self.computing():
             return Session(self, self.network.encode(images[0], images[1], covered=there), *images)
@@ -303,9 +305,9 @@ class FusionSAM:
         visible: ImageLike | None,
         infrared: ImageLike | None,
         prompts: Prompts | Mapping[str, object] | Mode | None = None,
-        scales: Sequence[float] = (1.0,),
+        scales: Scales = (1.0,),
         flip: bool = False,
-        covered: Tensor | None = None,
+        covered: Tensor | Array | None = None,
         reading: InfraredOptions = DEFAULT,
     ) -> Prediction: ...
 
@@ -315,9 +317,9 @@ class FusionSAM:
         visible: list[OneT] | None,
         infrared: list[OtherT] | None,
         prompts: Prompts | Mapping[str, object] | Mode | None = None,
-        scales: Sequence[float] = (1.0,),
+        scales: Scales = (1.0,),
         flip: bool = False,
-        covered: Tensor | None = None,
+        covered: Tensor | Array | None = None,
         reading: InfraredOptions = DEFAULT,
     ) -> list[Prediction]: ...
 
@@ -326,9 +328,9 @@ class FusionSAM:
         visible: ImageLike | list[OneT] | None,
         infrared: ImageLike | list[OtherT] | None,
         prompts: Prompts | Mapping[str, object] | Mode | None = None,
-        scales: Sequence[float] = (1.0,),
+        scales: Scales = (1.0,),
         flip: bool = False,
-        covered: Tensor | None = None,
+        covered: Tensor | Array | None = None,
         reading: InfraredOptions = DEFAULT,
     ) -> Prediction | list[Prediction]:
         """A pair (either may be None) -> fused picture, class ids, confidence; two lists -> a list of these.
@@ -341,10 +343,10 @@ class FusionSAM:
                 the object of a prompt file, {"points": [[x, y]], "labels": [1], "boxes": [[x0, y0, x1, y1]]}, lists or
                 arrays; with "classes": ["car"] (and "box_classes") they steer the class map, as far as the weights
                 learned that. They hold for every pair of a list.
-            scales: Class probabilities are means over copies resized by these factors, 1 among them.
+            scales: Class probabilities are means over copies resized by these factors, 1 among them, or by one.
             flip: And over mirrored copies (`infer_views`).
-            covered: bool (2,H,W), false at pixels that the visible, or the infrared camera does not reach, as
-                `alignment.apply.Aligner` tells it.
+            covered: bool (2,H,W), tensor or array, false at pixels that the visible, or the infrared camera does not
+                reach, as `alignment.apply.Aligner` tells it.
             reading: How the infrared picture becomes heat (range, polarity, palette); what was found and guessed is in
                 `Prediction.input`.
 
@@ -353,6 +355,7 @@ class FusionSAM:
 
         >>> model.predict(["a_rgb.png", "b_rgb.png"], ["a_th.png", "b_th.png"])[1].labels  # doctest: +SKIP
         """
+        scales = require_scales(scales)
         require_one_as_it_is(scales)
         pairs = listed_pairs(visible, infrared)
         if pairs is None:
@@ -372,16 +375,14 @@ class FusionSAM:
         prompts: Prompts | Mapping[str, object] | Mode | None,
         scales: Sequence[float],
         flip: bool,
-        covered: Tensor | None,
+        covered: Tensor | Array | None,
         reading: InfraredOptions,
     ) -> Prediction:
         found = read_inputs(visible, infrared, reading)
         ready = (found.visible, found.infrared)
         own, mode = given_prompts(prompts, size_of(ready), self.config.classes)
         started = time.perf_counter()
-        result = self.postprocess(
-            self.infer_views(*ready, own, mode, scales, flip, None if covered is None else covered[None])
-        )
+        result = self.postprocess(self.infer_views(*ready, own, mode, scales, flip, read_covered(covered, ready)))
         # with the arrays on the CPU an accelerator has really finished
         told = told_of(found.facts, found.notices)
         return replace(result, seconds=time.perf_counter() - started, input=told)

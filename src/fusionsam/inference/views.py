@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from fusionsam.types import SMALLEST, InputError
+from fusionsam.types import SMALLEST, Array, InputError
+
+Scales = float | Sequence[float] | Array
+"""One factor or several."""
 
 
 def size_of(pair: Sequence[Tensor | None]) -> tuple[int, int]:
@@ -16,10 +20,15 @@ def size_of(pair: Sequence[Tensor | None]) -> tuple[int, int]:
     return int(shape[-2]), int(shape[-1])
 
 
-def require_scales(scales: Sequence[float]) -> None:
-    """InputError unless every one of at least one factor is above 0 and up to 4."""
-    if not scales or not all(0 < scale <= 4 for scale in scales):  # NaN fails, too
-        raise InputError(f"scales {list(scales)}: expected factors above 0 and up to 4")
+def require_scales(scales: Scales) -> tuple[float, ...]:
+    """The factors as they are meant. InputError unless every one of at least one is above 0 and up to 4."""
+    try:
+        found = np.atleast_1d(np.asarray(scales, dtype=float))
+    except (TypeError, ValueError):
+        found = np.empty(0)
+    if found.ndim != 1 or not len(found) or not ((found > 0) & (found <= 4)).all():  # NaN fails, too
+        raise InputError(f"scales {scales}: expected factors above 0 and up to 4, as in (1, 1.25)")
+    return tuple(found.tolist())
 
 
 def require_one_as_it_is(scales: Sequence[float]) -> None:

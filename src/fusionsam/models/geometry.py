@@ -124,6 +124,7 @@ def to_input(logits: Float[Tensor, "B K h w"], encoded: Encoded) -> Float[Tensor
 
 def mask_to_grid(mask: Tensor, grid: Size, small: Size) -> Tensor:
     """A given mask prompt (B,1,h,w) over the picture -> over the picture and its padding, as the model's own is."""
+    mask = mask.float()  # numpy's own floats are doubles
     if same_size(mask.shape[2:], grid) or torch.compiler.is_exporting():
         return mask
     rows, columns = cells(small)
@@ -203,8 +204,11 @@ def _or_none_named(classes: Tensor | None, places: Tensor) -> Tensor:
 
 
 def require_inside(given: Prompts, size: Size) -> None:
-    """Raises InputError for points and boxes that reach outside of (H, W) = `size`: what stands there has no class."""
-    for name, found in (("points", given.points), ("boxes", given.boxes)):
+    """Raises InputError for points, but for padding, and boxes that reach outside of (H, W) = `size`."""
+    points, labels = given.points, given.point_labels
+    if points is not None and labels is not None:
+        points = points[labels >= 0]
+    for name, found in (("points", points), ("boxes", given.boxes)):
         if found is None:
             continue
         xy = found.reshape(-1, 2)
@@ -241,8 +245,8 @@ def require_classes_known(given: Prompts, classes: int, untaught: str | None) ->
         )
 
 
-def require_prompts(given: Prompts, batch: int) -> None:
-    """Raises InputError for prompts that contradict themselves or the `batch` images they are for."""
+def require_prompts(given: Prompts, batch: int, size: Size) -> None:
+    """Raises InputError for prompts that contradict themselves or the `batch` images of `size` (H, W) they are for."""
     named = {"points": (given.points, 2), "boxes": (given.boxes, 4)}
     for name, (value, columns) in named.items():
         if value is not None and (value.ndim != 3 or value.shape[2] != columns):
@@ -255,6 +259,10 @@ def require_prompts(given: Prompts, batch: int) -> None:
         )
     if given.mask is not None and (given.mask.ndim != 4 or given.mask.shape[1] != 1 or 0 in given.mask.shape):
         raise InputError(f"prompts.mask: found shape {tuple(given.mask.shape)}, expected (batch, 1, height, width)")
+    if given.mask is not None and not given.mask.is_floating_point():
+        raise InputError(
+            f"prompts.mask: found {given.mask.dtype}, expected logits as floats: below 0 off the object, above 0 on it"
+        )
     if torch.compiler.is_exporting():  # a graph cannot look at values
         return
     for name, found in (("points", given.points), ("boxes", given.boxes), ("mask", given.mask)):
@@ -269,3 +277,4 @@ def require_prompts(given: Prompts, batch: int) -> None:
             raise InputError(f"prompts.{name}: holds values that are not finite; give {wanted}")
     if given.boxes is not None and bool((given.boxes[..., :2] > given.boxes[..., 2:]).any()):
         raise InputError("prompts.boxes: a box ends before it begins; expected x0, y0, x1, y1 with x0 <= x1, y0 <= y1")
+    require_inside(given, size)

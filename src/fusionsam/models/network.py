@@ -213,7 +213,8 @@ class FusionSAMNetwork(nn.Module):
         themselves.
         """
         if prompts is not None:
-            require_prompts(prompts, encoded.mask_prompt.shape[0])  # len() would fix the batch of an export
+            # len() would fix the batch of an export
+            require_prompts(prompts, encoded.mask_prompt.shape[0], encoded.size)
             require_classes_known(prompts, len(self.config.classes), UNTAUGHT if self.steering is None else None)
         clicks, rest = split_classes(prompts)
         first = first or self.first_pass(encoded, rest, mode)
@@ -272,7 +273,7 @@ class FusionSAMNetwork(nn.Module):
         own_mask, small = encoded.mask_prompt, encoded.small
         grid = (own_mask.shape[2], own_mask.shape[3])
         if given is not None:
-            require_prompts(given, own_mask.shape[0])
+            require_prompts(given, own_mask.shape[0], encoded.size)
             # an exported decoder is given what was moved inside before
             inside = given if torch.compiler.is_exporting() else keep_inside(given, encoded.size)
             scaled = scale_prompts(inside, encoded.size, small)
