@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fusionsam.config.schema import TokenizerConfig
+from fusionsam.config.schema import TokenizerConfig, preset
 from fusionsam.errors import InputError
+from fusionsam.models.autoencoder import PixelPatches
+from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.tokenizer import Quantizer, ScalarQuantizer, Tokenizer, _nearest
 
 SMALL = {"dim": 12, "width": 8, "blocks": 1, "codebook_size": 19, "codebook_dim": 6}
@@ -196,6 +198,52 @@ def test_codebooks_never_learn_from_blank_frames():
     untouched(None, infrared, torch.tensor([[False, False]] * 3))
     for name, value in untouched.state_dict().items():
         assert torch.equal(value, start.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("kind", [{}, {"codebook_tokens": 16}, {"codebook_update": "gradient"}, {"quantizer": "fsq"}])
+def test_nothing_is_learned_of_cells_that_a_camera_does_not_reach(kind):
+    start = tokenizer(**kind).train()
+    # an encoder whose cells see their own pixels alone: what is seen beyond the border is another matter
+    start.encoders = torch.nn.ModuleList(PixelPatches(channels, 12) for channels in (3, 1))
+    visible, infrared = torch.rand(3, 3, 20, 28), torch.rand(3, 1, 20, 28)
+    cells = torch.rand(3, 2, 5, 7) < 0.6
+    cells[1, 1] = False
+    here = cells[:, 1:].repeat_interleave(4, 2).repeat_interleave(4, 3)
+    for present in (None, torch.tensor([[True, True], [True, True], [True, False]])):
+        learnt = []
+        for other in (infrared, torch.where(here, infrared, 9.0)):
+            lstg = copy.deepcopy(start)
+            torch.manual_seed(5)
+            for _ in range(3):  # k-means, then moving averages
+                found = lstg(visible, other, present, cells)
+            (found.commitment + found.infrared.square().mean()).backward()
+            learnt.append({**lstg.state_dict(), **{n: p.grad for n, p in lstg.named_parameters()}})
+        for name, value in learnt[0].items():
+            assert value is learnt[1][name] is None or torch.equal(value, learnt[1][name]), name
+    nowhere = copy.deepcopy(start)
+    found = nowhere(visible, infrared, None, torch.zeros_like(cells))
+    assert found.commitment.item() == 0
+    for name, value in nowhere.state_dict().items():
+        assert torch.equal(value, start.state_dict()[name]), name
+
+
+def test_the_infrared_codebook_does_not_move_with_visible_pixels_out_of_its_reach():
+    torch.manual_seed(3)
+    start = FusionSAMNetwork(preset("debug")).train()
+    tokens = start.config.tokenizer
+    start.tokenizer.encoders = torch.nn.ModuleList(PixelPatches(channels, tokens.dim) for channels in (3, 1))
+    visible, infrared = torch.rand(2, 3, 64, 96), torch.rand(2, 1, 64, 96)
+    covered = torch.ones(2, 2, 64, 96, dtype=torch.bool)
+    covered[:, 1, :, 40:] = False
+    books = []
+    for other in (visible, torch.where(covered[:, 1:], visible, 1 - visible)):
+        network = copy.deepcopy(start)
+        torch.manual_seed(5)
+        for _ in range(2):
+            network.sources(other, infrared, covered=covered)
+        books.append(network.tokenizer.quantizers)
+    assert torch.equal(books[0][1].codebook, books[1][1].codebook)
+    assert not torch.equal(books[0][0].codebook, books[1][0].codebook)  # its own camera saw them
 
 
 def test_shared_codebook_is_one_codebook():

@@ -27,6 +27,7 @@ from fusionsam.data.synthetic.scenes import synthesize
 from fusionsam.errors import InputError
 from fusionsam.metrics.perceptual import EncoderLevels, Vgg16, load_vgg16, perceptual_distance
 from fusionsam.metrics.reconstruction import psnr
+from fusionsam.models.autoencoder import PixelPatches
 from fusionsam.models.discriminator import adaptive_weight, discriminator_loss, generator_loss
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.models.tokenizer import Tokenizer
@@ -179,6 +180,37 @@ def test_the_gradient_is_that_of_the_whole_sum(form: Any) -> None:
         if ours.grad is not None:
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6)
     assert all(p.grad is None for p in task.discriminators.parameters())
+
+
+def test_what_no_camera_saw_is_no_example(tmp_path: Path) -> None:
+    start = build(settings(adversarial_start=0))
+    width = start.settings.model.tokenizer.dim
+    start.tokenizer.encoders[1] = PixelPatches(1, width)  # whose cells see their own pixels alone
+    data = batch()
+    covered = torch.ones(2, 2, 24, 28, dtype=torch.bool)
+    covered[:, 1, :, 12:] = False
+    blank = torch.where(covered[:, 1:], data.infrared, 0.0)
+    books = []
+    for infrared in (data.infrared, blank):
+        task = copy.deepcopy(start)
+        fit(task, replace(data, infrared=infrared, covered=covered), 1, tmp_path)
+        books.append(task.tokenizer.quantizers[1])
+        assert torch.equal(books[0].codebook, books[-1].codebook)
+    assert not torch.equal(books[0].codebook, start.tokenizer.quantizers[1].codebook)
+
+    rebuilt, _, _ = start.generate(1, blank, covered[:, 1:])
+    assert torch.equal(rebuilt[..., 12:], blank[..., 12:])  # a discriminator cannot tell them apart there
+    assert not torch.equal(rebuilt[..., :12], blank[..., :12])
+    whole = start.discriminators[1](blank)  # 5 x 6 logits, of which the last three columns are of blank pixels alone
+    assert torch.equal(start._judged(1, blank, covered[:, 1:]), whole[..., :3].flatten())
+
+    covered[:, 1] = False  # crops beside infrared's view
+    task, before = copy.deepcopy(start), state(start)
+    fit(task, replace(data, covered=covered), 1, tmp_path)
+    moved = changed(task, before)
+    assert any(name.startswith("discriminators.0.") for name in moved)
+    assert [name for name in moved if ".encoders.1." in name or ".decoders.1." in name or "quantizers.1." in name] == []
+    assert not any(name.startswith("discriminators.1.") for name in moved)
 
 
 @pytest.mark.parametrize("term", ["reconstruction", "commitment", "perceptual", "adversarial"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import FSQ, VectorQuantize
@@ -59,34 +59,38 @@ class Quantizer(nn.Module):
         return self.vq._codebook.embed
 
     def forward(
-        self, z: Float[Tensor, "B d h w"]
+        self, z: Float[Tensor, "B d h w"], there: Bool[Tensor, "B h w"] | None = None
     ) -> tuple[Float[Tensor, "B d h w"], Int[Tensor, "B h w codebooks"], Float[Tensor, ""]]:
-        """z (B,d,h,w) -> quantised (B,d,h,w), codes (B,h,w,codebooks), commitment (scalar)."""
+        """z (B,d,h,w) -> quantised (B,d,h,w), codes (B,h,w,codebooks), commitment (scalar). The codebook learns, and
+        the commitment is, of the cells that are `there`, all unless it is given."""
         batch, _, height, width = z.shape
         tokens = z.flatten(2).transpose(1, 2)
+        there = None if there is None else there.flatten(1)
         begun = bool(self.vq._codebook.initted) if self.training else True
         if not begun:
-            self._learn(tokens)
-        quantised, codes, commitment = self.look_up(tokens)
+            self._learn(tokens, there)
+        quantised, codes, commitment = self.look_up(tokens, there)
         if self.training and begun and not self.learnable:
-            self._learn(tokens)
+            self._learn(tokens, there)
         grid = quantised.transpose(1, 2).reshape(z.shape)
         return grid, codes.reshape(batch, height, width, -1), commitment
 
     @torch.no_grad()
-    def _learn(self, tokens: Tensor) -> None:
-        """Library's k-means start, EMA update and dead-code restart on a random sample of the tokens (B,N,d): on all of
-        them its distances and one-hot counts took a quarter of a training step."""
-        flat = tokens.detach().flatten(0, 1)
+    def _learn(self, tokens: Tensor, there: Tensor | None) -> None:
+        """Library's k-means start, EMA update and dead-code restart on a random sample of the tokens (B,N,d) that are
+        `there` (B,N): on all of them its distances and one-hot counts took a quarter of a training step."""
+        flat = tokens.detach().flatten(0, 1) if there is None else tokens.detach()[there]
+        if not len(flat):
+            return
         if 0 < self.sample < len(flat):
             flat = flat[torch.randint(len(flat), (self.sample,), device=flat.device)]
         self.vq(flat[None])
 
     def look_up(
-        self, tokens: Float[Tensor, "B N d"]
+        self, tokens: Float[Tensor, "B N d"], there: Bool[Tensor, "B N"] | None = None
     ) -> tuple[Float[Tensor, "B N d"], Int[Tensor, "B N codebooks"], Float[Tensor, ""]]:
         """Nearest codebook entry of each token: (B,N,d) -> (B,N,d) with straight-through gradient (eq. 3), codes
-        (B,N,codebooks) and the commitment term (eq. 6)."""
+        (B,N,codebooks) and the commitment term (eq. 6), of the tokens that are `there`."""
         x = self.vq.project_in(tokens)
         books = self.codebook
         parts = x.reshape(*x.shape[:2], books.shape[0], books.shape[2])
@@ -95,10 +99,15 @@ class Quantizer(nn.Module):
         codes = torch.stack(found, dim=-1).unflatten(0, x.shape[:2])
         nearest = self._entries(codes)
         passed = x + (nearest - x).detach() if self.training else nearest
-        return self.vq.project_out(passed), codes, self.commitment(x, nearest)
+        return self.vq.project_out(passed), codes, self.commitment(x, nearest, there)
 
-    def commitment(self, x: Tensor, nearest: Tensor) -> Tensor:
-        """Eq. 6 as a mean: beta pulls x to its entry; by gradient the entry comes too, EMA moves it on its own."""
+    def commitment(self, x: Tensor, nearest: Tensor, there: Tensor | None = None) -> Tensor:
+        """Eq. 6 as a mean over the tokens that are `there`, 0 where none is: beta pulls x to its entry; by gradient the
+        entry comes too, EMA moves it on its own."""
+        if there is not None:
+            x, nearest = x[there], nearest[there]
+            if not len(x):
+                return x.sum()
         pull = self.beta * F.mse_loss(x, nearest.detach())
         return pull + F.mse_loss(nearest, x.detach()) if self.learnable else pull
 
@@ -154,21 +163,27 @@ class ScalarQuantizer(nn.Module):
         self.register_buffer("begun", torch.tensor(not config.kmeans_init))
 
     @torch.no_grad()
-    def _begin(self, z: Tensor) -> None:
-        """Scale project_in so that its output on z has mean 0 and deviation 1 in every dimension."""
+    def _begin(self, z: Tensor, there: Tensor | None) -> None:
+        """Scale project_in so that its output on the cells of z that are `there`, if there are two, has mean 0 and
+        deviation 1 in every dimension."""
         layer = self.fsq.project_in
         x = layer(z.flatten(2).transpose(1, 2)).flatten(0, 1)
+        if there is not None:
+            x = x[there.flatten()]
+        if len(x) < 2:
+            return
         deviation = x.std(0).clamp(min=1e-6)
         layer.weight.div_(deviation[:, None])
         layer.bias.sub_(x.mean(0)).div_(deviation)
         self.begun.fill_(True)
 
     def forward(
-        self, z: Float[Tensor, "B d h w"]
+        self, z: Float[Tensor, "B d h w"], there: Bool[Tensor, "B h w"] | None = None
     ) -> tuple[Float[Tensor, "B d h w"], Int[Tensor, "B h w codebooks"], Float[Tensor, ""]]:
-        """z (B,d,h,w) -> quantised (B,d,h,w), codes (B,h,w,1), commitment 0."""
+        """z (B,d,h,w) -> quantised (B,d,h,w), codes (B,h,w,1), commitment 0. It begins by the cells that are `there`,
+        all unless it is given."""
         if self.training and not bool(self.begun):
-            self._begin(z)
+            self._begin(z, there)
         quantised, codes = self.fsq(z)
         return quantised, codes.long().unsqueeze(-1), z.new_zeros(())
 
@@ -205,16 +220,17 @@ class Tokenizer(nn.Module):
         nn.init.normal_(self.missing, std=0.02)
 
     def encode(
-        self, index: int, image: Float[Tensor, "B C H W"]
+        self, index: int, image: Float[Tensor, "B C H W"], there: Bool[Tensor, "B h w"] | None = None
     ) -> tuple[Float[Tensor, "B d h w"], Int[Tensor, "B h w codebooks"] | None, Float[Tensor, ""]]:
-        """Image (B,C_i,H,W) -> latents (B,d,h,w), codes (B,h,w,codebooks) or None, commitment (scalar)."""
+        """Image (B,C_i,H,W) -> latents (B,d,h,w), codes (B,h,w,codebooks) or None, commitment (scalar). Of cells that
+        are not `there` no codebook learns, and they have no share in the commitment."""
         z = self.encoders[index](image)
         if self.config.tokens == "quantized":
             if not torch.is_autocast_enabled(z.device.type):
-                return self.quantizers[index](z)
+                return self.quantizers[index](z, there)
             # bfloat16 cannot tell close codes apart: a training would learn other ones than evaluation chooses
             with torch.autocast(z.device.type, enabled=False):
-                return self.quantizers[index](z.float())
+                return self.quantizers[index](z.float(), there)
         return z, None, z.new_zeros(())
 
     def compared(self, index: int, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N width"]:
@@ -278,29 +294,30 @@ class Tokenizer(nn.Module):
         commitment = given.new_zeros(())
         for index, image in enumerate(images):
             token = self.missing[index][None, :, None, None].to(given.dtype)
+            covered = None if cells is None else cells[:, index]
             if image is None:
                 latents.append(token.expand(grid))
                 codes.append(None)
                 continue
             if torch.compiler.is_exporting() and present is not None:  # a graph cannot leave rows out
-                latent, code, term = self.encode(index, image)
+                latent, code, term = self.encode(index, image, covered)
                 there = present[:, index][:, None, None, None]
                 latent = torch.where(there, latent, token)
                 code = None if code is None else torch.where(there, code, -1)
             elif present is None or bool(present[:, index].all()):
-                latent, code, term = self.encode(index, image)
+                latent, code, term = self.encode(index, image, covered)
             else:
                 # the codebook must never learn from a blank frame, so only what is there is encoded
                 rows = present[:, index].nonzero()[:, 0]
                 latent, code, term = token.expand(grid), None, given.new_zeros(())
                 if len(rows):
-                    part, code, term = self.encode(index, image[rows])
+                    part, code, term = self.encode(index, image[rows], None if covered is None else covered[rows])
                     latent = latent.index_copy(0, rows, part.to(latent.dtype))  # under autocast they may differ
                     if code is not None:
                         code = code.new_full((batch, *code.shape[1:]), -1).index_copy(0, rows, code)
-            if cells is not None:
-                latent = torch.where(cells[:, index, None], latent, token.to(latent.dtype))
-                code = None if code is None else torch.where(cells[:, index, ..., None], code, -1)
+            if covered is not None:
+                latent = torch.where(covered[:, None], latent, token.to(latent.dtype))
+                code = None if code is None else torch.where(covered[..., None], code, -1)
             latents.append(latent)
             codes.append(code)
             commitment = commitment + term

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fusionsam.config.schema import Config, ModelConfig
 from fusionsam.metrics.perceptual import EncoderLevels, load_vgg16, perceptual_distance
 from fusionsam.metrics.reconstruction import MODALITIES, CodeUsage, psnr, structural_similarity
 from fusionsam.models.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
+from fusionsam.models.geometry import covered_cells
 from fusionsam.models.tokenizer import Tokenizer
 from fusionsam.training.losses import reconstruction_loss
 from fusionsam.training.task import Task, require_finite, schedule_factor
@@ -83,18 +85,27 @@ class TokenizerTask(Task[TokenizerNetwork]):
         """Whether D and eq. 8 take part in this step."""
         return self.settings.loss.adversarial_weight > 0 and self.global_step >= self.settings.train.adversarial_start
 
-    def generate(self, index: int, image: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def generate(
+        self, index: int, image: Tensor, there: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One modality's rebuilt images, the gradient of eq. 9 with respect to them, and its commitment term.
 
-        image (B,C_i,H,W) in [0,1]. The terms (weighted, detached) are named in the dictionary; `commitment` keeps its
-        graph. Everything but the commitment reaches E and G through the rebuilt image, so its gradient there is taken
-        once, and the gradient at G's last layer, which the adaptive weight compares, is one convolution away from it.
+        image (B,C_i,H,W) in [0,1]; what its camera did not see, where `there` bool (B,1,H,W) is false, teaches nothing:
+        it stands in the rebuilt image as it is. The terms (weighted, detached) are named in the dictionary;
+        `commitment` keeps its graph. Everything but the commitment reaches E and G through the rebuilt image, so its
+        gradient there is taken once, and the gradient at G's last layer, which the adaptive weight compares, is one
+        convolution away from it.
         """
         loss, form = self.settings.loss, self.settings.train.adversarial_loss
-        latents, codes, commitment = self.tokenizer.encode(index, image)
+        cells = None
+        if there is not None:
+            cells = covered_cells(there, (image.shape[2], image.shape[3]), self.tokenizer.STRIDE)[:, 0]
+        latents, codes, commitment = self.tokenizer.encode(index, image, cells)
         rebuilt = self.tokenizer.reconstruct(index, latents)
+        if there is not None:
+            rebuilt = torch.where(there, rebuilt, image)
         if codes is not None:
-            self.train_codes[index].update(codes)
+            self.train_codes[index].update(codes if cells is None else codes[cells])
         terms = {"commitment": loss.commitment_weight * commitment}
         terms["reconstruction"] = loss.reconstruction_weight * reconstruction_loss(image, rebuilt)
         kept = terms["reconstruction"]
@@ -105,7 +116,7 @@ class TokenizerTask(Task[TokenizerNetwork]):
             kept = kept + terms["perceptual"]
         (gradient,) = torch.autograd.grad(kept, rebuilt)
         if self.adversarial():
-            fooled = generator_loss(self.discriminators[index](rebuilt), form)
+            fooled = generator_loss(self._judged(index, rebuilt, there), form)
             (push,) = torch.autograd.grad(fooled, rebuilt)
             decoder: Any = self.tokenizer.decoders[index]
             last = decoder.out[-1].weight
@@ -115,6 +126,11 @@ class TokenizerTask(Task[TokenizerNetwork]):
             terms["adversarial"] = weight * fooled
             terms["adversarial_weight"] = weight
         return rebuilt, gradient, terms
+
+    def _judged(self, index: int, image: Tensor, there: Tensor | None) -> Tensor:
+        """D's logits of an image (B,C_i,H,W), of the patches that are `there` (B,1,H,W) in some part."""
+        logits = self.discriminators[index](image)
+        return logits if there is None else logits[F.adaptive_max_pool2d(there.float(), logits.shape[2:]) > 0]
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
         """E, G and codebooks descend eq. 9; then, from adversarial_start on, each D ascends eq. 8."""
@@ -126,17 +142,19 @@ class TokenizerTask(Task[TokenizerNetwork]):
         adversarial = self.adversarial()  # asked now: the generator's step moves global_step on
         self.discriminators.requires_grad_(False)
         pull: list[Tensor] = []
-        judged: list[tuple[int, Tensor, Tensor]] = []
+        judged: list[tuple[int, Tensor, Tensor, Tensor | None]] = []
         losses: list[Tensor] = []
         for index, images in enumerate((batch.visible, batch.infrared)):
-            image = images[batch.present[:, index]].contiguous(memory_format=torch.channels_last)
+            rows, there = batch.present[:, index], None
+            if batch.covered is not None:  # what no camera saw is no example
+                rows = rows & batch.covered[:, index].any(dim=(1, 2))
+                there = batch.covered[rows, index, None]
+            image = images[rows].contiguous(memory_format=torch.channels_last)
             if not len(image):
                 continue
-            rebuilt, gradient, terms = self.generate(index, image)
-            if batch.covered is not None:  # what no camera saw is no example
-                gradient = gradient * batch.covered[batch.present[:, index], index, None]
+            rebuilt, gradient, terms = self.generate(index, image, there)
             pull += [(rebuilt * gradient).sum(), terms["commitment"]]
-            judged.append((index, image, rebuilt.detach()))
+            judged.append((index, image, rebuilt.detach(), there))
             losses += [value.detach() for term, value in terms.items() if term != "adversarial_weight"]
             name = MODALITIES[index]
             self.log_dict({f"loss/{name}_{k}": v.detach() for k, v in terms.items()}, batch_size=len(image))
@@ -159,12 +177,14 @@ class TokenizerTask(Task[TokenizerNetwork]):
         if adversarial:
             self._judge(critic, judged, clip)
 
-    def _judge(self, critic: LightningOptimizer, judged: list[tuple[int, Tensor, Tensor]], clip: float) -> None:
+    def _judge(
+        self, critic: LightningOptimizer, judged: list[tuple[int, Tensor, Tensor, Tensor | None]], clip: float
+    ) -> None:
         self.discriminators.requires_grad_(True)
         total = torch.zeros((), device=self.device)
-        for index, image, rebuilt in judged:
-            judge = self.discriminators[index]
-            loss = discriminator_loss(judge(image), judge(rebuilt), self.settings.train.adversarial_loss)
+        for index, image, rebuilt, there in judged:
+            real, copied = (self._judged(index, seen, there) for seen in (image, rebuilt))
+            loss = discriminator_loss(real, copied, self.settings.train.adversarial_loss)
             self.log(f"loss/{MODALITIES[index]}_discriminator", loss.detach(), batch_size=len(image))
             total = total + loss
         critic.zero_grad()
