@@ -365,7 +365,7 @@ def test_a_run_whose_teacher_is_another_by_now_does_not_go_on(street, tmp_path):
     network.head.requires_grad_(False).mlp[0].bias += 1
     save_checkpoint(teacher, network, card)
     with pytest.raises(
-        InputError, match=r"^train\.teacher: .*teacher is not the checkpoint of that name that .*run began"
+        InputError, match=r"^train\.teacher: .*teacher is not what was there under that name when .*run began"
     ):
         train(config, resume=True, command="a test")
 

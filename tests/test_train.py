@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,22 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from PIL import Image
 from safetensors.torch import load_file
 
+from fusionsam.alignment.apply import Aligner
+from fusionsam.alignment.rig import Rig
 from fusionsam.cli.main import main
+from fusionsam.config.datasets import find
 from fusionsam.config.load import read_settings
 from fusionsam.config.schema import Config, DataConfig, ModelConfig, TrainConfig, from_dict, preset, to_dict
+from fusionsam.data.dataset import PairDataset
 from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.data.images import write_png
-from fusionsam.data.splits import Entry
+from fusionsam.data.splits import Entry, entries
 from fusionsam.data.synthetic.scenes import draw_scene, synthesize
 from fusionsam.errors import InputError
+from fusionsam.io import write_json
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.training.callbacks import BestWeights, WholeFiles
-from fusionsam.training.data import _refuse_leaks
+from fusionsam.training.data import _refuse_leaks, data_digests
 from fusionsam.training.distill_task import DistillTask
 from fusionsam.training.requirements import require_same_sources
 from fusionsam.training.run import open_trainer, strategy, total_steps, train
@@ -741,9 +747,73 @@ def test_damaged_settings_are_one_sentence(content: str, scenes: Path, tmp_path:
 def test_damaged_sources_are_one_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "sources.json").write_text(content)
     config = Config(train=TrainConfig(stage="picture", out=str(tmp_path)))
-    assert require_same_sources(config, resume=False) == {}
+    assert require_same_sources(config, resume=False, data={}) == {}
     with pytest.raises(InputError, match=r"sources\.json: was not written by train; restore it, or"):
-        require_same_sources(config, resume=True)
+        require_same_sources(config, resume=True, data={})
+
+
+def test_a_run_goes_on_with_the_validation_pictures_it_began_with_or_of_an_earlier_version(
+    scenes: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    root, out = shutil.copytree(scenes, tmp_path / "scenes"), shutil.copytree(unbroken, tmp_path / "run")
+    first = (root / "val.txt").read_text().split()[0]
+    picture = next(root.glob(f"*/{first}.png"))
+    Image.fromarray(255 - np.asarray(Image.open(picture))).save(picture)
+    with pytest.raises(InputError, match=r"^data\.val_split: val is not what was there under that name when"):
+        run(root, out, resume=True)
+    (out / "sources.json").unlink()
+    run(root, out, resume=True)
+
+
+def test_the_digests_of_the_data_change_with_rig_teacher_and_validation(scenes: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(scenes, tmp_path / "scenes")
+    row, found = find("mfnet"), entries("mfnet", root, "val")
+    taught, rig = tmp_path / f"{found[0].id}.png", Rig((96, 128), (96, 128), np.eye(3))
+    write_png(taught, torch.zeros(96, 128, dtype=torch.uint8))
+    data = DataConfig(align="rig.json", teacher_labels=str(tmp_path))
+
+    def digests(rig: Rig = rig) -> dict[str, Any]:
+        learnt = PairDataset([replace(found[0], taught=taught)], row, align=Aligner(rig))
+        return data_digests(data, learnt, PairDataset(found, row, align=Aligner(rig)))
+
+    before = digests()
+    assert before == digests()
+    assert set(before) == {"data.align", "data.teacher_labels", "data.val_split"}
+    assert set(data_digests(DataConfig(align="auto"), PairDataset([]), PairDataset([]))) == {"data.val_split"}
+    other = digests(replace(rig, infrared_to_visible=np.diag([1.0, 1.0, 1.01])))
+    assert {key for key in before if other[key] != before[key]} == {"data.align"}
+    write_png(taught, torch.ones(96, 128, dtype=torch.uint8))
+    assert {key for key, value in digests().items() if value != before[key]} == {"data.teacher_labels"}
+    write_png(taught, torch.zeros(96, 128, dtype=torch.uint8))
+    for file in (found[0].label, found[0].rgbt):
+        assert file is not None
+        kept = Path(file).read_bytes()
+        write_png(file, np.flipud(np.asarray(Image.open(file))).copy())
+        assert {key for key, value in digests().items() if value != before[key]} == {"data.val_split"}
+        Path(file).write_bytes(kept)
+
+
+def test_stage_1_goes_on_with_the_phi_it_began_with(unbroken: Path, tmp_path: Path) -> None:
+    out, checkpoint = tmp_path / "run", shutil.copytree(unbroken / "final", tmp_path / "start")
+    file = tmp_path / "phi.safetensors"
+    file.write_bytes(b"one")
+    asked = Config(train=TrainConfig(stage="tokenizer", perceptual="encoder", out=str(out)))
+    asked.model = replace(asked.model, start_from=str(checkpoint), sam_weights=str(file))
+    asked.model.encoder = replace(asked.model.encoder, weights=str(file))
+    vgg16 = replace(asked, train=replace(asked.train, perceptual="vgg16", perceptual_weights=str(file)))
+    for config, names in (
+        (asked, {"model.start_from", "model.encoder.weights", "model.sam_weights"}),
+        (vgg16, {"train.perceptual_weights"}),
+        (replace(asked, loss=replace(asked.loss, perceptual_weight=0.0)), set()),
+    ):
+        begun = require_same_sources(config, resume=False, data={})
+        assert set(begun) == names
+        for name in names:
+            write_json(out / "sources.json", {**begun, name: "another"})
+            with pytest.raises(InputError, match=rf"^{name}: .* is not what was there under that name when"):
+                require_same_sources(config, resume=True, data={})
+            write_json(out / "sources.json", {key: value for key, value in begun.items() if key != name})
+            assert require_same_sources(config, resume=True, data={}) == begun  # of an earlier version
 
 
 def test_a_damaged_history_is_told_before_the_first_step(scenes: Path, unbroken: Path, tmp_path: Path) -> None:

@@ -16,17 +16,19 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from fusionsam.alignment.maker import MAKER
 from fusionsam.config.datasets import DatasetRow, find
 from fusionsam.config.schema import Config, DataConfig
-from fusionsam.data.dataset import PairDataset
+from fusionsam.data.dataset import PairDataset, read_pictures
 from fusionsam.data.fingerprints import Fingerprints, fingerprint
 from fusionsam.data.label_faults import require_teachable
+from fusionsam.data.label_files import read_label
 from fusionsam.data.leaks import compare, require_no_leak, weigh
 from fusionsam.data.loader import train_loader, val_loader
 from fusionsam.data.predictions import PredictionFolder
-from fusionsam.data.rigs import fit, open_aligner
+from fusionsam.data.rigs import AUTO, fit, open_aligner
 from fusionsam.data.splits import Entry, entries, layout_line
-from fusionsam.types import SMALLEST, Batch, InputError, NoSplit
+from fusionsam.types import SMALLEST, Batch, InputError, JsonObject, NoSplit
 
 
 class PairData(L.LightningDataModule):
@@ -215,6 +217,30 @@ def refuse_seen(config: Config, val: list[Entry], earlier: Sequence[Path]) -> No
             raise InputError(
                 f"data.val_split: {pictures} pictures were seen by {source}: {found[0]}; validate on others"
             )
+
+
+def data_digests(data: DataConfig, train: PairDataset, val: PairDataset) -> JsonObject:
+    """What decides the numbers of a training and `pairs_digest` does not tell of, by the settings that name it: the rig
+    of a file (auto finds it in the pairs, and maker has none), a teacher's label maps, the validation pictures with
+    their labels."""
+    digests: JsonObject = {}
+    if data.align not in (None, AUTO, MAKER):
+        assert train.align is not None
+        digests["data.align"] = train.align.rig.digest
+    if data.teacher_labels is not None:
+        taught = hashlib.sha256()
+        for entry in train.entries:
+            if entry.taught is not None:
+                taught.update(entry.id.encode() + read_label(entry.taught, None).numpy().tobytes())
+        digests["data.teacher_labels"] = taught.hexdigest()
+    seen = hashlib.sha256()
+    for index, entry in enumerate(val.entries):
+        sample = val[index] if val.align is None else read_pictures(entry)
+        label = val.label(index)
+        for array in (sample.visible, sample.infrared, None if label is None else label.to(torch.uint8)):
+            seen.update(b"none" if array is None else array.contiguous().numpy().tobytes())
+    digests["data.val_split"] = seen.hexdigest()
+    return digests
 
 
 def pairs_digest(seen: Fingerprints, train: PairDataset, val: PairDataset) -> str:

@@ -3,6 +3,7 @@ sources that are not those it began with."""
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 
 import yaml
@@ -24,7 +25,8 @@ UNLABELLED = ("tokenizer", *BY_TEACHER)
 
 SETTINGS = "settings.yaml"
 SOURCES = "sources.json"
-"""Digests of the checkpoints that the parts which do not learn, or what they learn, are read from at every start."""
+"""Digests of what is read at every start and decides the numbers: the files of the parts that do not learn, or that
+others learn from, and of the data (`training.data.data_digests`)."""
 # where and how often, not what: these may differ when a run is resumed
 FREE_ON_RESUME = {
     "data.root", "data.workers", "train.out", "train.validate_every", "train.checkpoint_minutes", "train.accelerator",
@@ -158,19 +160,34 @@ def require_same_settings(file: Path, config: Config, resume: bool) -> bool:
     return False
 
 
-def require_same_sources(config: Config, resume: bool) -> JsonObject:
-    """Digests of model.start_from and train.teacher, for stages that read them at every start. InputError where a
-    resumed run began with others of these names (tiny is another one in another version), or their list is damaged."""
-    if config.train.stage not in (STEERING, *BY_TEACHER):
-        return {}
-    given = {"model.start_from": config.model.start_from, "train.teacher": config.train.teacher}
-    found = {key: digest(locate(source) / WEIGHTS) for key, source in given.items() if source}
+def _weights_read(config: Config) -> JsonObject:
+    """Digests of the checkpoints and files of weights that the stage reads at every start, by their settings."""
+    model, train, loss = config.model, config.train, config.loss
+    checkpoints, files = {"model.start_from": model.start_from}, {}
+    if train.stage == "tokenizer" and loss.perceptual_weight > 0 and train.perceptual == "vgg16":
+        checkpoints, files = {}, {"train.perceptual_weights": train.perceptual_weights}
+    elif train.stage == "tokenizer" and loss.perceptual_weight > 0:  # Phi is the image encoder
+        files = {"model.encoder.weights": model.encoder.weights, "model.sam_weights": model.sam_weights}
+    elif train.stage in (STEERING, *BY_TEACHER):
+        checkpoints["train.teacher"] = train.teacher
+    else:
+        return {}  # all that a resumed run needs is in its own checkpoint
+    found = {key: digest(locate(source) / WEIGHTS) for key, source in checkpoints.items() if source}
+    # a folder, or a name of a hub, has no digest; what is not there is refused by who reads it
+    return found | {key: digest(Path(file)) for key, file in files.items() if file and Path(file).is_file()}
+
+
+def require_same_sources(config: Config, resume: bool, data: JsonObject) -> JsonObject:
+    """Digests of what is read at every start and decides the numbers, those of the `data` among them. InputError where
+    a resumed run began with others of these names (tiny is another one in another version), or their list is damaged;
+    what an earlier version did not list is taken as it is."""
+    found = {**_weights_read(config), **data}
     folder = OutputFolder(config.train.out, "train", "restore it, or give another train.out")
     begun = (folder.read(SOURCES) if resume else None) or found
     for key, value in found.items():
         if begun.get(key, value) != value:
             raise InputError(
-                f"{key}: {given[key]} is not the checkpoint of that name that {config.train.out} began with, so it "
-                "cannot go on; take the version of then, or another train.out"
+                f"{key}: {attrgetter(key)(config)} is not what was there under that name when {config.train.out} "
+                "began, so it cannot go on to the same numbers; take the version of then, or another train.out"
             )
     return found

@@ -21,7 +21,15 @@ from fusionsam.data.fingerprints import of_training
 from fusionsam.data.loader import class_shares
 from fusionsam.io import commit, said, write_json, write_text
 from fusionsam.training.callbacks import LAST, BestWeights, SameOnAllDevices, WholeFiles, step_bar
-from fusionsam.training.data import PairData, open_data, open_unlabelled, pairs_digest, refuse_seen, require_sizes
+from fusionsam.training.data import (
+    PairData,
+    data_digests,
+    open_data,
+    open_unlabelled,
+    pairs_digest,
+    refuse_seen,
+    require_sizes,
+)
 from fusionsam.training.distill_task import DistillTask, distill_task, require_both_cameras
 from fusionsam.training.requirements import (
     BY_TEACHER,
@@ -191,7 +199,7 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     earlier = [locate(source) for source in sources if source]
     refuse_seen(config, val_set.entries, earlier)
     begun = require_same_settings(out / SETTINGS, config, resume)
-    digests = require_same_sources(config, resume)
+    digests = require_same_sources(config, resume, data_digests(config.data, train_set, val_set))
     learnt = [entry for entry in train_set.entries if unlabelled or (entry.label is not None and not entry.extra)]
     steps = total_steps(config, len(learnt))  # extra pairs of stage 2 are a share of the steps, they make none
     L.seed_everything(config.train.seed, verbose=False)
@@ -199,8 +207,7 @@ def train(config: Config, resume: bool = False, command: str = "") -> Path:
     task, data, card = _task(config, train_set, val_set, steps, resume, card)
     if not begun:
         write_text(out / SETTINGS, as_yaml(config), "choose another train.out")
-        if digests:
-            write_json(out / SOURCES, digests)
+        write_json(out / SOURCES, digests)
     seen = of_training(train_set, earlier)
     pairs = pairs_digest(seen, train_set, val_set)
     inside = config.train.stage if config.train.stage in (STEERING, *BY_TEACHER) else ""
