@@ -88,6 +88,18 @@ def test_two_trees_of_other_names_are_paired_by_the_paths_below_them(tmp_path):
     assert (only.visible.parent.parent.name, only.infrared) == ("visible", None)
 
 
+def test_paths_and_names_that_make_one_id_are_refused(tmp_path):
+    root = draw(tmp_path, [f"{camera}/{name}.png" for camera in ("vi", "ir") for name in ("d/a/x", "d/b/x", "d/a__x")])
+    said = "d/a__x and d/a/x would both be named 'd__a__x' in the results; rename one of them"
+    with pytest.raises(InputError, match=said):
+        pair_folders(root, root)
+    with pytest.raises(InputError, match=said):
+        entries("pairs", root, "all")
+    (root / "vi/d/b/x.png").rename(root / "vi/d/b/\udcff.png")
+    with pytest.raises(InputError, match=r"the file name 'vi/d/b/.udcff\.png' is not UTF-8; rename it"):
+        pair_folders(root, root)
+
+
 def test_a_tree_that_lacks_a_partner_or_has_a_broken_map_is_one_line(tmp_path):
     root = draw(tmp_path / "l", [*TREES["LLVIP's"], "visible/train/010002.jpg"])
     with pytest.raises(InputError, match=r"no infrared file for '010002' \(1 of 2 lack one\)"):

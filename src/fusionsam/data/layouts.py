@@ -16,7 +16,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -62,9 +62,10 @@ class Tree:
     name: str = "a nested"
 
     def ids(self) -> dict[tuple[str, ...], str]:
-        """File names where no two are alike, or else the path joined by __."""
-        stems = {key[-1] for key in self.files}
-        return {key: key[-1] if len(stems) == len(self.files) else "__".join(key) for key in self.files}
+        """File names where no two are alike, or else the path joined by __. InputError where two of those are alike."""
+        if len({key[-1] for key in self.files}) == len(self.files):
+            return {key: key[-1] for key in self.files}
+        return joined(self.files, str(self.root))
 
     def line(self) -> str:
         """What was recognised, to be said."""
@@ -80,7 +81,7 @@ class Tree:
 
 def read_tree(roots: Mapping[str, Path] | Path) -> Tree | None:
     """The pictures below a root whose folders tell their cameras, or below one root a camera (by its name). None where
-    no folder does. InputError for a damaged map of FLIR's."""
+    no folder does. InputError for a damaged map of FLIR's, and for a path that is not UTF-8."""
     given = {"": roots} if isinstance(roots, Path) else dict(roots)
     tree = Tree(Path(os.path.commonpath([os.path.abspath(root) for root in given.values()])))
     kinds: set[str] = set()
@@ -136,6 +137,27 @@ def one_name(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def joined(keys: Iterable[tuple[str, ...]], place: str) -> dict[tuple[str, ...], str]:
+    """Key -> its parts joined by __, which results are named after. InputError where two keys would have one name."""
+    found: dict[str, tuple[str, ...]] = {}
+    for key in keys:
+        other = found.setdefault(id := "__".join(key), key)
+        if other != key:
+            raise InputError(
+                f"{place}: {'/'.join(other)} and {'/'.join(key)} would both be named {id!r} in the results; rename one "
+                "of them"
+            )
+    return {key: id for id, key in found.items()}
+
+
+def require_utf8(name: str, place: str | Path) -> None:
+    """InputError for a file name that is not UTF-8, as reports, tables and hashes of ids are."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{place}: the file name {name!r} is not UTF-8; rename it") from None
+
+
 def _kind(relative: PurePath) -> str:
     """Whose layout a path is of."""
     parts = [part.lower() for part in relative.parts[:-1]]
@@ -155,7 +177,9 @@ def _pictures(root: Path) -> Iterator[Path]:
         below.sort()
         for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield Path(folder) / name
+                path = Path(folder) / name
+                require_utf8(str(path.relative_to(root)), root)
+                yield path
 
 
 def _flir_map(root: Path) -> dict[str, str]:
