@@ -216,6 +216,81 @@ def test_ids_stay_as_rows_are_added_and_patterns_find_pairs(archive, tmp_path):
     assert [pair.id for pair in found] == ["d1__1", "d1__2", "d2__1", "d2__2"]
     assert found[0] == Listed("d1__1", f"{tmp_path}/set/d1/vi/1.png", f"{tmp_path}/set/d1/ir/1.png")
     assert found[1].infrared is None
+    assert found[1].alone == f"{tmp_path}/set/**/*.png: no infrared file for 'd1__2'; files are paired by --match"
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def test_a_file_that_both_patterns_fit_is_of_the_one_that_says_more(tmp_path, capsys):
+    touch(tmp_path, "a.png", "a_th.png", "b_th.jpg", "b.png", "._a.png", "notes.txt")
+    found = read_manifest(f"{tmp_path}/*", ("{id}", "{id}_th"))
+    assert found == [
+        Listed(n, f"{tmp_path}/{n}.png", f"{tmp_path}/{n}_th.{end}") for n, end in (("a", "png"), ("b", "jpg"))
+    ]
+    assert (
+        capsys.readouterr().err == f"{tmp_path}/*: left aside, of no pattern of --match: 1 files, the first notes.txt\n"
+    )
+    assert (
+        read_manifest(f"{tmp_path}/*.png", ("{id}.png", "{id}_th"))[0] == found[0]
+    )  # an ending says less than letters
+    touch(tmp_path, "c_a_b.png")
+    with pytest.raises(InputError, match=r"c_a_b\.png: fits both patterns of --match c_{id} {id}_b alike; write more"):
+        read_manifest(f"{tmp_path}/*.png", ("c_{id}", "{id}_b"))
+
+
+def test_endings_in_the_patterns_tell_the_cameras_apart(tmp_path):
+    touch(tmp_path, "a.JPG", "a.png", "b.jpg", "b.png")
+    found = read_manifest(f"{tmp_path}/*", ("{id}.jpg", "{id}.png"))
+    assert found[0] == Listed("a", f"{tmp_path}/a.JPG", f"{tmp_path}/a.png")
+    assert [pair.id for pair in found] == ["a", "b"]
+    with pytest.raises(InputError, match=r"are both the visible file of 'a'; put the ending into the pattern"):
+        read_manifest(f"{tmp_path}/*", ("{id}", "{id}_th"))
+
+
+def test_folders_and_names_that_make_one_id_are_refused(tmp_path):
+    touch(tmp_path, "a/x_v.png", "a/x_t.png", "a__x_v.png", "a__x_t.png")
+    with pytest.raises(InputError, match=r"a/x and a__x would both be named 'a__x' in the results; rename one of them"):
+        read_manifest(f"{tmp_path}/**/*.png", ("{id}_v", "{id}_t"))
+    (tmp_path / "a__x_v.png").unlink()
+    (tmp_path / "a/x_t.png").unlink()
+    with pytest.raises(InputError, match="would both be named 'a__x'"):  # the two are no pair
+        read_manifest(f"{tmp_path}/**/*.png", ("{id}_v", "{id}_t"))
+
+
+def test_cameras_alone_in_a_pattern_fail_until_their_partner_comes(archive, tmp_path, capsys):
+    for name in ("n0_rgb.png", "n0_th.png", "n1_rgb.png", "n2_RGB.png"):
+        (tmp_path / name).write_bytes((archive / name.lower()).read_bytes())
+    match = ("--match", "{id}_rgb", "{id}_th")
+    assert predict(archive, tmp_path / "out", *match, manifest=f"{tmp_path}/*.png") == 3
+    told = capsys.readouterr().err
+    assert f"n1: {tmp_path}/*.png: no infrared file for 'n1'; files are paired by --match" in told
+    assert "of no pattern of --match: 1 files, the first n2_RGB.png" in told
+    assert [(row["id"], row["error"] is None) for row in table(tmp_path / "out")] == [("n0", True), ("n1", False)]
+    assert not (tmp_path / "out/n1_labels.png").exists()
+    (tmp_path / "n1_th.png").write_bytes((archive / "n1_th.png").read_bytes())
+    assert predict(archive, tmp_path / "out", *match, manifest=f"{tmp_path}/*.png") == 0
+    assert [row["error"] for row in table(tmp_path / "out")] == [None, None]
+    (tmp_path / "n0_th.png").rename(tmp_path / "m_th.png")
+    (tmp_path / "n1_th.png").unlink()
+    assert predict(archive, tmp_path / "new", *match, manifest=f"{tmp_path}/*.png") == 2
+    one_line(capsys, "no visible file for 'm'; files are paired by --match (all 3 lack one); write the patterns as")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("\udcff", "is not UTF-8; rename it"), ("y" * 241, "_rgb.png: id 'y+'... has 241 bytes, expected at most 240")],
+)
+def test_a_name_that_no_result_can_have_is_told_before_the_run(tmp_path, name, said):
+    touch(tmp_path, "a_rgb.png", "a_th.png", f"{'x' * 240}_rgb.png", f"{'x' * 240}_th.png")
+    match = ("{id}_rgb", "{id}_th")
+    assert len(read_manifest(f"{tmp_path}/*.png", match)) == 2
+    touch(tmp_path, f"{name}_rgb.png")
+    with pytest.raises(InputError, match=said):
+        read_manifest(f"{tmp_path}/*.png", match)
 
 
 @pytest.mark.parametrize(
@@ -228,9 +303,16 @@ def test_ids_stay_as_rows_are_added_and_patterns_find_pairs(archive, tmp_path):
         ("visible,radiometric\na.png,b.jpg\n", (), "row 1 names a radiometric file, which holds both pictures, and"),
         ("visible,id\na.png,1\nb.png,1\n", (), "id '1' occurs more than once"),
         ("visible,id\na.png,../1\n", (), "is no file name"),
+        ("visible,id\na.png,1\nb.png,2\0\n", (), r"row 2: id '2\x00' is no file name"),
+        ("visible\na.png\nb\0.png\n", (), "row 2: the path "),
+        (
+            f"visible,id\na.png,1\nb.png,{'é' * 121}\n",
+            (),
+            "row 2: id 'éééééééééééééééééééééééééééééé'... has 242 bytes",
+        ),
         ("*", (), "name the two files of a pair by --match"),
-        ("*", ("{id}_a", "{id}"), "no file fits --match {id}_a {id} (there is no picture)"),
-        ("*", ("a", "{id}"), "expected two names"),
+        ("*", ("{id}_a", "{id}"), "no file fits '{id}_a', the visible pattern of --match (there is no picture)"),
+        ("*", ("a", "{id}"), "expected two patterns"),
     ],
 )
 def test_a_manifest_that_lists_nothing_is_told_in_one_line(tmp_path, content, match, said):

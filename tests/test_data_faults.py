@@ -205,10 +205,28 @@ def test_patterns_pair_files_also_of_one_folder_and_nothing_is_left_out_in_silen
     assert [(e.id, e.visible.name, e.infrared.name) for e in found.entries] == [("01", "01_rgb.png", "01_th.png")]
     assert list(found.alone) == ["02"]
     assert found.aside == [f"{tmp_path}: left aside, no pictures: 1 .mp4, 1 .txt"] or "1 .txt, 1 .mp4" in found.aside[0]
+    Image.fromarray(heat).save(tmp_path / "03_RGB.png")
+    aside = pair_folders(tmp_path, tmp_path, ("{id}_rgb", "{id}_th")).aside
+    assert aside[1:] == [f"{tmp_path}: left aside, of no pattern of --match: 1 files, the first 03_RGB.png"]
     with pytest.raises(InputError, match=r"with \{id\} once"):
         pair_folders(tmp_path, tmp_path, ("rgb", "th"))
     with pytest.raises(InputError, match="no file fits"):
         pair_folders(tmp_path, tmp_path, ("{id}_v", "{id}_t"))
+
+
+def test_patterns_of_one_folder_divide_its_files(scene, tmp_path):
+    for name in ("a.png", "a.jpg", "a_th.png", "b.png", "b.jpg", "b_th.png"):
+        Image.fromarray(scene.infrared[0].numpy()).save(tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for match, names in (
+        (("{id}.jpg", "{id}_th"), ["a.jpg", "a_th.png", "b.jpg", "b_th.png"]),
+        (("{id}.png", "{id}_th"), ["a.png", "a_th.png", "b.png", "b_th.png"]),
+        (("{id}.jpg", "{id}.PNG"), ["a.jpg", "a.png", "b.jpg", "b.png"]),
+    ):
+        found = pair_folders(tmp_path, tmp_path / "link", match).entries
+        assert [path.name for entry in found for path in (entry.visible, entry.infrared)] == names
+    with pytest.raises(InputError, match=r"are both the visible file of 'a'; put the ending into the pattern"):
+        pair_folders(tmp_path, tmp_path, ("{id}", "{id}_th"))
 
 
 def test_names_of_two_unicode_forms_are_one(scene, tmp_path):

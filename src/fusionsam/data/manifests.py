@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 
 from fusionsam.data.image_files import SUFFIXES
-from fusionsam.data.layouts import one_name
+from fusionsam.data.layouts import joined, one_name, require_utf8
+from fusionsam.data.pairing import Match, unfit_line
+from fusionsam.data.splits import require_id
 from fusionsam.data.storage import fetched, file_name, find, fixed_part, is_remote, join, local_path, parent
 from fusionsam.data.tables import read_table, shown
+from fusionsam.io import say
 from fusionsam.types import InputError
 
 CAMERAS = ("visible", "infrared", "radiometric")
@@ -24,6 +26,8 @@ class Listed:
     visible: str | None
     infrared: str | None
     radiometric: str | None = None
+    alone: str | None = None
+    """Why it is no pair: a pattern found a file of one camera alone."""
 
     def files(self) -> dict[str, str]:
         """Column -> address."""
@@ -34,18 +38,21 @@ class Listed:
 def read_manifest(manifest: str, match: tuple[str, ...] = ()) -> list[Listed]:
     """The pairs, in the order of the table or sorted by id.
 
+    What a pattern leaves aside is said.
+
     Args:
         manifest: address of a CSV or Parquet table with the columns visible and infrared, of which one may be absent
             or empty, or radiometric, and perhaps id; relative files lie beside the table. Or a pattern with *.
-        match: for a pattern, the two names of a pair's files, visible first, each with {id} once: '{id}_rgb'
-            '{id}_th', or with folders 'vi/{id}' 'ir/{id}'.
+        match: for a pattern, the two names of a pair's files (`pairing.Match`), perhaps with folders. A file that both
+            fit is of the camera whose name says more of it.
 
     Returns:
         Pairs with unique ids. That of a row is its column id, or the stem of its first file, or where an earlier row
         has that, the last parts of its address. So rows that are added at the end leave those before them as they are.
 
     Raises:
-        InputError: no such manifest, no pair in it, two pairs of one id.
+        InputError: no such manifest, no pair in it, two pairs of one id, an id that no file can have, a path that is
+            not UTF-8 or holds NUL; and as `Match`.
     """
     found = _matched(manifest, match) if "*" in manifest else _rows(manifest)
     if not found:
@@ -68,20 +75,21 @@ def _rows(manifest: str) -> list[Listed]:
     folder, found, seen = parent(manifest), list[Listed](), set[str]()
     for number, row in enumerate(rows):
         files = {camera: join(folder, row[camera]) for camera in CAMERAS if row.get(camera)}
-        first = next(iter(files.values()), None)
+        first, place = next(iter(files.values()), None), f"{manifest}: row {number + 1}"
         if first is None:
-            raise InputError(f"{manifest}: row {number + 1} names neither visible nor infrared; fill in one of them")
+            raise InputError(f"{place} names neither visible nor infrared; fill in one of them")
         if "radiometric" in files and len(files) > 1:
-            raise InputError(
-                f"{manifest}: row {number + 1} names a radiometric file, which holds both pictures, and another; leave "
-                "one out"
-            )
+            raise InputError(f"{place} names a radiometric file, which holds both pictures, and another; leave one out")
+        for address in files.values():
+            require_utf8(address, place)
+            if "\0" in address:
+                raise InputError(f"{place}: the path {address!r} holds NUL, which no file name has; mend the table")
         id = one_name(row.get("id") or PurePosixPath(file_name(first)).stem)
         if id in seen:
             id = one_name(row.get("id") or _long_id(first, folder))
         if id in seen:
             raise InputError(f"{manifest}: id {id!r} occurs more than once; list each pair once, or add a column id")
-        _require_name(id, manifest)
+        require_id(id, place)
         seen.add(id)
         found.append(Listed(id, files.get("visible"), files.get("infrared"), files.get("radiometric")))
     return found
@@ -94,41 +102,28 @@ def _long_id(file: str, folder: str) -> str:
     return "__".join(parts if below != file and ".." not in parts else parts[-2:])
 
 
-def _require_name(id: str, manifest: str) -> None:
-    if Path(id).name != id or id in (".", ".."):
-        raise InputError(f"{manifest}: id {id!r} is no file name; leave out / and ..")
-
-
 def _matched(pattern: str, match: tuple[str, ...]) -> list[Listed]:
     if not match:
         raise InputError(f"{pattern}: is a pattern; name the two files of a pair by --match '{{id}}_rgb' '{{id}}_th'")
-    names = dict(zip(("visible", "infrared"), _patterns(match), strict=True))
-    root = fixed_part(pattern)
-    pairs: dict[str, dict[str, str]] = {}
-    files = [file for file in find(pattern) if file.lower().endswith(SUFFIXES)]
-    for file in files:
-        below = one_name(file.removeprefix(root).lstrip("/"))
-        for camera, name in names.items():
-            hit = name.fullmatch(str(PurePosixPath(below).with_suffix("")))
-            if hit is not None:
-                id = "__".join([*PurePosixPath(hit["folder"] or "").parts, hit["id"]])
-                if camera in pairs.setdefault(id, {}):
-                    raise InputError(f"{file} and {pairs[id][camera]}: have the same name; keep one of them")
-                pairs[id][camera] = file
-                break
-    if not pairs:
-        shown = f"the first of {len(files)} pictures is {files[0]}" if files else "there is no picture"
-        raise InputError(f"{pattern}: no file fits --match {' '.join(match)} ({shown}); name the files as they are")
-    return [Listed(id, found.get("visible"), found.get("infrared")) for id, found in sorted(pairs.items())]
-
-
-def _patterns(match: tuple[str, ...]) -> list[re.Pattern[str]]:
-    if len(match) != 2 or not all(name.count("{id}") == 1 for name in match) or match[0] == match[1]:
-        raise InputError(
-            f"--match {' '.join(match)}: expected two names, visible first, each with {{id}} once: '{{id}}_rgb' "
-            "'{id}_th', or 'vi/{id}' 'ir/{id}'"
-        )
-    stems = [name[: -len(end)] if (end := PurePosixPath(name).suffix).lower() in SUFFIXES else name for name in match]
-    return [
-        re.compile("(?:(?P<folder>.*)/)?" + "(?P<id>[^/]+)".join(map(re.escape, stem.split("{id}")))) for stem in stems
-    ]
+    names, root = Match(match), fixed_part(pattern)
+    found = [file for file in find(pattern) if not file_name(file).startswith(".")]
+    for file in found:
+        require_utf8(file, pattern)
+    below = {file.removeprefix(root).lstrip("/"): file for file in found}
+    pictures = {name: file for name, file in below.items() if name.lower().endswith(SUFFIXES)}
+    files, unfit = names.sort(pictures, pattern)
+    unfit += [name for name in below if name not in pictures]
+    if unfit:
+        say(unfit_line(pattern, unfit))
+    visible, infrared = (files[camera] for camera in ("visible", "infrared"))
+    pairs = []
+    for key, id in joined(sorted({*visible, *infrared}), pattern).items():
+        pair = Listed(id, visible.get(key), infrared.get(key))
+        require_id(id, next(iter(pair.files().values())))
+        if len(pair.files()) < 2:
+            lacking = "infrared" if pair.infrared is None else "visible"
+            pair = replace(pair, alone=f"{pattern}: no {lacking} file for {id!r}; files are paired by --match")
+        pairs.append(pair)
+    if all(pair.alone for pair in pairs):
+        raise InputError(f"{pairs[0].alone} (all {len(pairs)} lack one); write the patterns as the files are named")
+    return sorted(pairs, key=lambda pair: pair.id)

@@ -10,13 +10,15 @@ from pathlib import Path
 
 from fusionsam.config.datasets import CATALOG, DatasetRow, find
 from fusionsam.data.image_files import SUFFIXES
-from fusionsam.data.layouts import Tree, one_name, read_tree
+from fusionsam.data.layouts import Tree, one_name, read_tree, require_utf8
 from fusionsam.data.tables import read_table, shown
 from fusionsam.types import InputError, NoSplit
 
 HELD_OUT = 10
 """Where no official validation split exists, one id in this many is held out of train."""
 FLIP = "_flip"
+LONGEST = 255 - len("_confidence.png")
+"""Bytes of an id: file systems take names of 255."""
 
 
 @dataclass(frozen=True)
@@ -100,21 +102,37 @@ def pair_entries(
 def by_stem(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
     """Stem -> file of a folder, of those that end in `suffixes` in any case; hidden ones are left out. InputError for
     two files of one stem, a name that is not UTF-8, and where there is no such folder."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected images in it")
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        try:  # reports, tables and hashes of ids are UTF-8
-            path.name.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{folder}: the file name {path.name!r} is not UTF-8; rename it") from None
+    for path in pictures(folder, suffixes):
         stem = one_name(path.stem)
         if stem in files:
             raise InputError(f"{path}: has the same stem as {files[stem].name}; keep one of them")
         files[stem] = path
     return files
+
+
+def pictures(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """Files of a folder that end in `suffixes` in any case, sorted; hidden ones are left out. InputError for a name
+    that is not UTF-8, and where there is no such folder."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected images in it")
+    found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes and path.name[0] != "."]
+    for path in found:
+        require_utf8(path.name, folder)
+    return found
+
+
+def require_id(id: str, row: str) -> None:
+    """InputError where an id of a table cannot be what files are named after: ID_confidence.png is the longest. `row`
+    says whose it is."""
+    if Path(id).name != id or id == ".." or "\0" in id:
+        raise InputError(f"{row}: id {id!r} is no file name; leave out /, .. and NUL")
+    require_utf8(id, row)
+    if (length := len(id.encode())) > LONGEST:
+        raise InputError(
+            f"{row}: id {id[:30]!r}... has {length} bytes, expected at most {LONGEST}, since results are named after "
+            "it; shorten the file's name, or give a shorter one in the column id of a table"
+        )
 
 
 def _subfolders(row: DatasetRow, root: Path) -> dict[str, Path] | None:
@@ -300,8 +318,7 @@ def _from_manifest(path: Path, split: str, absent: list[str] | None = None) -> l
                 f"{path}: id {id!r} occurs more than once in split {split!r}; list each pair once, "
                 "or tell them apart by a column id"
             )
-        if Path(id).name != id or id == "..":  # results of a pair are files of its name
-            raise InputError(f"{path}: id {id!r} is no file name; leave out / and ..")
+        require_id(id, f"{path}: row {number + 1} of split {split!r}")
         seen.add(id)
         if not set(paths) - {"label"} <= there:
             assert absent is not None

@@ -84,7 +84,7 @@ def _absolute(pair: Listed) -> Listed:
     """The table is read from any folder."""
 
     found = {camera: at if is_remote(at) else abspath(local_path(at)) for camera, at in pair.files().items()}
-    return Listed(pair.id, found.get("visible"), found.get("infrared"), found.get("radiometric"))
+    return replace(pair, **found)
 
 
 def _require_apart(pairs: Sequence[Listed], folder: Folder, manifest: str) -> None:
@@ -199,11 +199,12 @@ def _unfinished(folder: Folder, shards: list[Shard]) -> list[Shard]:
         if (table.schema.metadata or {}).get(b"pairs") == pairs_digest(shard.pairs).encode():
             errors = len(table) - table.column("error").null_count
             return replace(shard, errors=errors) if errors else None
-        for row in table.select(["id", *CAMERAS]).to_pylist():
+        for row in table.select(["id", *CAMERAS, "error"]).to_pylist():
             pair = listed.get(row["id"])
             if pair is None:
                 raise InputError(f"{place}: tells of {row['id']}, which the manifest does not list; {ANOTHER}")
-            if pair.files() != {camera: row[camera] for camera in CAMERAS if row[camera] is not None}:
+            files = {camera: row[camera] for camera in CAMERAS if row[camera] is not None}
+            if row["error"] is None and pair.files() != files:  # what failed may have got its files by now
                 raise InputError(f"{place}: {row['id']} is of other files than the manifest lists; {ANOTHER}")
         return shard
 

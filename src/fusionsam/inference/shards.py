@@ -62,7 +62,7 @@ def schema(classes: Sequence[str]) -> pa.Schema:
 
 def pairs_digest(pairs: Sequence[Listed]) -> str:
     """What a shard's rows are of."""
-    listed = [[pair.id, pair.files()] for pair in pairs]
+    listed = [[pair.id, pair.files(), *([pair.alone] if pair.alone else [])] for pair in pairs]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
@@ -263,6 +263,8 @@ def _fetch(pairs: Sequence[Listed], pool: ThreadPoolExecutor, scratch: Path) -> 
     """The pairs in order, their files on this machine while they are looked at; the next AHEAD are on their way."""
 
     def bring(number: int) -> _Read:
+        if (reason := pairs[number].alone) is not None:
+            return _Read(pairs[number], InputError(reason))
         local: dict[str, Path] = {}
         for camera, address in pairs[number].files().items():
             local[camera] = local_path(address)
