@@ -201,7 +201,7 @@ def test_a_manifest_whose_words_would_be_passed_over_is_refused(text, said, tmp_
 def test_an_id_of_a_manifest_that_is_no_file_name_is_refused(id, tmp_path):
     _write_pair(tmp_path, ("v", "i", "l"), "one", 0)
     (tmp_path / "m.csv").write_text(f"visible,id\nv/one.png,{id}\n")
-    with pytest.raises(InputError, match=rf"m\.csv: id '{id}' is no file name"):
+    with pytest.raises(InputError, match=rf"m\.csv: row 1 of split 'all': id '{id}' is no file name"):
         entries("manifest", tmp_path / "m.csv", "all")
 
 
