@@ -149,6 +149,9 @@ MINE = Made({"pair": "a", "list": [1]}, {"weights": "w"})
         (Made({"pair": "b", "list": [1]}), [], r"v\.json: is of b, not of a"),
         (Made({"pair": "b", "list": [2]}), [], r"v\.json: was made with another pair, list"),
         (Made({"list": [2]}), [], r"v\.json: was made with another list"),
+        (Made({"other": "b"}), [], r"v\.json: is of b, not of a"),
+        (Made({"other": [2], "more": "b"}), [], r"v\.json: was made with another other, more"),
+        (Made({"other": "a"}), [], State.UNFINISHED),  # the same file by another name
         (Made({}), ["v.png"], State.UNFINISHED),  # begun, and broken off before it was told what of
     ],
 )

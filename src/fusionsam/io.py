@@ -91,7 +91,7 @@ class OutputFolder:
     Beside its results every command keeps a record, a JSON file that says what they were made of.
 
     1. A file of a result's name that no record tells of, and a record in another form, are somebody else's: refused.
-    2. A record of other inputs is refused, since what it tells would be lost.
+    2. A record of other inputs, or of inputs of other names alone, is refused, since what it tells would be lost.
     3. Results of the same inputs are finished if they were made in the same way and every file is there; else they may
        be replaced.
 
@@ -147,12 +147,16 @@ class OutputFolder:
             if there:
                 raise InputError(f"{self / there[0]}: is there, and no {record} of ours tells of it; {self.remedy}")
             return State.NEW
-        other = [name for name, value in stored.inputs.items() if name in now.inputs and now.inputs[name] != value]
+        common = [name for name in stored.inputs if name in now.inputs]
+        other = [name for name in common if now.inputs[name] != stored.inputs[name]]
+        was, is_now = ([inputs[name] for name in other] for inputs in (stored.inputs, now.inputs))
+        if not common and not any(value in now.inputs.values() for value in stored.inputs.values()):
+            other = [*stored.inputs] if now.inputs else []  # what was begun tells of none
+            was, is_now = [*stored.inputs.values()][:1], [*now.inputs.values()][:1]
         if other:
-            was, is_now = stored.inputs.get(other[0]), now.inputs.get(other[0])
-            if len(other) > 1 or not (isinstance(was, str) and isinstance(is_now, str)):
+            if len(was) > 1 or not all(isinstance(value, str) for value in (*was, *is_now)):
                 raise InputError(f"{self / record}: was made with another {', '.join(other)}; {self.remedy}")
-            raise InputError(f"{self / record}: is of {was}, not of {is_now}; {self.remedy}")
+            raise InputError(f"{self / record}: is of {was[0]}, not of {is_now[0]}; {self.remedy}")
         return State.FINISHED if stored == now and set(files) <= set(there) else State.UNFINISHED
 
     def require_none_lost(self, record: str, what: str, told: Iterable[str], kept: Iterable[str]) -> None:
