@@ -495,7 +495,7 @@ def test_a_name_that_begins_with_a_tilde_is_a_name():
 def test_copies_of_remote_files_go_by_their_address_in_json_too(tmp_path):
     copy = tmp_path / "größe.png"
     pair = Listed("x", "s3://bucket/größe.png", None, None)
-    read = shards._Read(pair, {"visible": copy})
+    read = shards._Coming(pair, {"visible": copy})
     notice = f"{copy}: was turned"
     assert shards._by_address(notice, read) == "s3://bucket/größe.png: was turned"
     told = json.loads(shards._by_address(json.dumps({"notices": [notice]}), read, in_json=True))

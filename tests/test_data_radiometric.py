@@ -33,7 +33,7 @@ from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.splits import Entry, entries
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
-from fusionsam.inference.celsius import add_celsius
+from fusionsam.inference.celsius import class_temperatures
 from fusionsam.page.session import read_pair as read_for_page
 from fusionsam.weights.checkpoint import save_checkpoint
 
@@ -230,8 +230,7 @@ def test_temperatures_follow_the_pixels_that_were_moved(tmp_path):
     labels = np.zeros((H, W), np.uint8)
     labels[10:20, 10:30] = 1
     prediction = SimpleNamespace(labels=labels, classes=["nothing", "one"])
-    entry = Entry("x", radiometric=path)
-    found = add_celsius(tmp_path, entry, prediction, False, [[1, 0, 4], [0, 1, 0], [0, 0, 1]])
+    found = class_temperatures(celsius, prediction, [[1, 0, 4], [0, 1, 0], [0, 0, 1]])
     assert found["classes"]["one"]["mean"] == pytest.approx(float(celsius[10:20, 6:26].mean()), abs=0.01)
 
 

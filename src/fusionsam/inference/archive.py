@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import fields, replace
@@ -23,10 +23,8 @@ from fusionsam.data.storage import Folder, fixed_part, is_remote, local_path, pa
 from fusionsam.inference.batch import SOME_FAILED
 from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.inference.prompts import prompts_file
-from fusionsam.inference.results import RESULTS, Request, describe, open_model
+from fusionsam.inference.results import ENDINGS, Request, describe, open_model, require_possible
 from fusionsam.inference.shards import TABLE, Done, Shard, Worker, open_shard, pairs_digest, shard_name
-from fusionsam.inference.views import require_one_as_it_is
 from fusionsam.io import progress_bar, require_writable, say
 from fusionsam.types import InputError, JsonObject
 
@@ -90,29 +88,36 @@ def _absolute(pair: Listed) -> Listed:
 def _require_apart(pairs: Sequence[Listed], folder: Folder, manifest: str) -> None:
     """InputError if a result would replace an input, or if a pattern would find the results at the next run."""
 
-    def place(address: str) -> str:
-        return address if is_remote(address) else realpath(address)
-
-    inputs = {place(address): address for pair in pairs for address in pair.files().values()}
-    endings = (*(f"_{name}" for name in RESULTS), ".json")
-    out = folder.address if folder.remote else realpath(folder.address)
-    for pair in pairs:
-        for ending in endings:
-            if (hit := inputs.get(f"{out}/{pair.id}{ending}")) is not None:
-                raise InputError(f"{hit}: would be overwritten by a result of that name; choose another --out")
+    inputs, out = _inputs(pairs), _place(folder.address)
+    for name in _names(pair.id for pair in pairs):
+        if (hit := inputs.get(f"{out}/{name}")) is not None:
+            raise InputError(f"{hit}: would be overwritten by a result of that name; choose another --out")
     if "*" in manifest and (out in {parent(at) for at in inputs} or ("**" in manifest and _below(out, manifest))):
         raise InputError(f"{folder.address}: is where {manifest} looks for inputs, and the next run would find the "
                          "results; choose another --out")  # fmt: skip
 
 
+def _place(address: str) -> str:
+    return address if is_remote(address) else realpath(address)
+
+
+def _inputs(pairs: Sequence[Listed]) -> dict[str, str]:
+    """Where they lie -> as they are listed."""
+    return {_place(address): address for pair in pairs for address in pair.files().values()}
+
+
+def _names(ids: Iterable[str]) -> Iterable[str]:
+    """The names of all files that there may be of the pairs."""
+    return (f"{id}{ending}" for id in ids for ending in ENDINGS)
+
+
 def _below(out: str, pattern: str) -> bool:
     root = fixed_part(pattern)
-    return f"{out}/".startswith(f"{root if is_remote(root) else realpath(root)}/")
+    return f"{out}/".startswith(f"{_place(root)}/")
 
 
 def _request(options: PredictOptions, pairs: Sequence[Listed]) -> tuple[Request, FusionSAM]:
-    require_one_as_it_is(options.scales)
-    prompts_file(options.prompts)
+    require_possible(options, any(pair.radiometric is not None for pair in pairs))
     if options.align == AUTO and any(is_remote(address) for pair in pairs for address in pair.files().values()):
         raise InputError("--align auto: looks at local pairs; find the rig by fusionsam align and give rig.json")
     entries = [
@@ -123,7 +128,7 @@ def _request(options: PredictOptions, pairs: Sequence[Listed]) -> tuple[Request,
     aligner = open_aligner(options.align, partial(fit, entries), frame=options.frame, refine=not options.no_refine)
     # what is asked for is known without the workers' device
     model = open_model(replace(options, device="cpu") if options.engine == "ray" else options)
-    request = describe(options, model, aligner)
+    request = describe(options, model, aligner, [pair.id for pair in pairs])
     return request, model
 
 
@@ -136,8 +141,7 @@ def _open_table(folder: Folder, request: Request, pairs: list[Listed]) -> list[S
     record: JsonObject = {**request.settings, "batch_size": options.batch_size, "shard": options.shard}
     stored = folder.read(RECORD)
     if options.overwrite:
-        for name in folder.names(TABLE, "part-*.parquet"):
-            folder.remove(f"{TABLE}/{name}")
+        _remove(folder, pairs)
     elif stored is None:
         _require_empty(folder, pairs)
     else:
@@ -151,10 +155,41 @@ def _open_table(folder: Folder, request: Request, pairs: list[Listed]) -> list[S
 
 def _require_empty(folder: Folder, pairs: Sequence[Listed]) -> None:
     there = set(folder.names())
-    for pair in pairs:
-        for name in (*(f"{pair.id}_{ending}" for ending in RESULTS), f"{pair.id}.json"):
-            if name in there:
-                raise InputError(f"{folder / name}: is there, and no {RECORD} of ours tells of it; {ANOTHER}")
+    names = (name for name in _names(pair.id for pair in pairs) if name in there)
+    if (name := next(iter((*map(shard_name, _parts(folder)), *names)), None)) is not None:
+        raise InputError(f"{folder / name}: is there, and no {RECORD} of ours tells of it; {ANOTHER}")
+
+
+def _parts(folder: Folder) -> list[int]:
+    """Numbers of the shards that the table has."""
+    names = [name.split(".")[0].removeprefix("part-") for name in folder.names(TABLE, "part-*.parquet")]
+    return [int(name) for name in names if name.isdigit()]
+
+
+def _remove(folder: Folder, pairs: Sequence[Listed]) -> None:
+    """Take away the table and the files of the pairs, those that it lists among them, but for inputs. The record goes
+    first, and a part of the table after its files: a run that ends here leaves nothing that passes for a result."""
+    there, inputs = set(folder.names()), _inputs(pairs)
+    if folder.read(RECORD) is not None:
+        folder.remove(RECORD)
+
+    def clear(ids: Iterable[str]) -> None:
+        for name in _names(ids):
+            if name in there and _place(folder / name) not in inputs:
+                folder.remove(name)
+                there.discard(name)
+
+    def clear_part(index: int) -> None:
+        try:
+            ids = open_shard(folder, index).column("id").to_pylist()
+        except InputError:  # damaged: of its pairs those are known that are listed now
+            ids = []
+        clear(ids)
+        folder.remove(shard_name(index))
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(clear_part, _parts(folder)))
+    clear(pair.id for pair in pairs)
 
 
 def _require_same(place: str, stored: bytes, record: JsonObject) -> None:
@@ -208,8 +243,7 @@ def _unfinished(folder: Folder, shards: list[Shard]) -> list[Shard]:
                 raise InputError(f"{place}: {row['id']} is of other files than the manifest lists; {ANOTHER}")
         return shard
 
-    names = [name.split(".")[0].removeprefix("part-") for name in folder.names(TABLE, "part-*.parquet")]
-    indices = [int(name) for name in names if name.isdigit()]
+    indices = _parts(folder)
     stored = [shards[i] if i < len(shards) else Shard(i, []) for i in indices]  # what is beyond them tells of more
     with ThreadPoolExecutor(16) as pool:
         looked = dict(zip(indices, pool.map(look, stored), strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import tifffile
@@ -13,27 +12,8 @@ from PIL import Image
 
 from fusionsam.alignment.rig import Rig
 from fusionsam.alignment.warp import Warp
-from fusionsam.data.radiometric import read_radiometric
-from fusionsam.data.splits import Entry
 from fusionsam.inference.prediction import Prediction
-from fusionsam.io import whole
 from fusionsam.types import JsonObject
-
-
-def add_celsius(
-    out: Path, entry: Entry, prediction: Prediction, keep: bool, moved: list[list[float]] | None = None
-) -> JsonObject | None:
-    """Least, mean and greatest temperature of each class that occurs, in degrees Celsius, at the size of the labels;
-    None where the file has no constants. `moved` (3 x 3) is what --align maker did to the infrared pixels of that size,
-    and temperatures follow. With `keep` NAME_celsius.tif (float32, the camera's own size) is written."""
-    assert entry.radiometric is not None
-    celsius = read_radiometric(entry.radiometric).celsius()
-    if celsius is None:
-        return None
-    if keep:
-        with whole(out / f"{entry.id}_celsius.tif") as part:
-            part.write_bytes(celsius_tiff(celsius))
-    return class_temperatures(celsius, prediction, moved)
 
 
 def celsius_tiff(celsius: NDArray[np.float32]) -> bytes:
@@ -46,8 +26,9 @@ def celsius_tiff(celsius: NDArray[np.float32]) -> bytes:
 def class_temperatures(
     celsius: NDArray[np.float32], prediction: Prediction, moved: list[list[float]] | None = None
 ) -> JsonObject:
-    """Least, mean and greatest of degrees Celsius (H,W) of all and of each class that occurs; plain JSON types. `moved`
-    as in `add_celsius`."""
+    """Least, mean and greatest of degrees Celsius (H,W) of all and of each class that occurs, at the size of the
+    labels; plain JSON types. `moved` (3 x 3) is what --align maker did to the infrared pixels of that size, and
+    temperatures follow."""
     height, width = prediction.labels.shape
     warm = np.asarray(Image.fromarray(celsius).resize((width, height), Image.Resampling.BILINEAR))
     if moved is not None:

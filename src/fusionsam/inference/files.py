@@ -11,24 +11,32 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fusionsam.alignment.maker import MATRIX
-from fusionsam.data.dataset import read_sample
 from fusionsam.data.notices import NoticeBook
 from fusionsam.data.pairing import Paired
 from fusionsam.data.rigs import AUTO, Agreement, fit, keep, open_aligner
 from fusionsam.data.splits import Entry
 from fusionsam.data.storage import Folder
 from fusionsam.inference.batch import Failures
-from fusionsam.inference.celsius import add_celsius
 from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.prompts import Mode, prompt_mode, prompts_file, read_prompts
-from fusionsam.inference.results import RESULTS, SOURCES, Request, describe, masked, open_model, pictures, sources_of
+from fusionsam.inference.results import (
+    CELSIUS,
+    CONFIDENCE,
+    ENDINGS,
+    RECORD,
+    SOURCES,
+    Read,
+    Results,
+    describe,
+    open_model,
+    require_possible,
+    sources_of,
+)
 from fusionsam.inference.selection import select
-from fusionsam.inference.views import require_one_as_it_is
 from fusionsam.io import Made, OutputFolder, State, progress_bar, require_writable, say, scratch
-from fusionsam.types import InputError, JsonObject, Prompts, Sample
+from fusionsam.types import InputError, JsonObject, Prompts
 
 UNFINISHED: JsonObject = {"run": None}
 """What a NAME.json says while its pictures are put in their places."""
@@ -57,19 +65,26 @@ def _files(entries: Sequence[Entry]) -> list[Path]:
 
 
 def _todo(entries: Sequence[Entry], out: Path, asked: JsonObject, with_confidence: bool) -> list[Entry]:
-    """Entries whose results are not there yet. InputError where files of their names are of another pair, or were
-    written by somebody else."""
+    """Entries whose results are not there yet, or that cannot be read, which is told when their turn comes. InputError
+    where files of their names are of another pair, or were written by somebody else."""
     folder = OutputFolder(out, "predict", "choose another --out, or --overwrite")
     found = []
     for entry in entries:
-        record, names = f"{entry.id}.json", [f"{entry.id}_{name}" for name in RESULTS]
+        try:
+            now = _made({**asked, **sources_of(entry)})
+        except InputError:
+            found.append(entry)
+            continue
+        record = f"{entry.id}{RECORD}"
         stored = folder.read(record, damaged=UNFINISHED)  # damaged, as an older version left it
         if stored is not None and not _is_ours(stored):
             folder.foreign(record)
         run = None if stored is None else stored["run"] or {}
         told = None if run is None else _made(run)
-        now = _made({**asked, **sources_of(entry)})
-        if folder.state(record, told, now, names[: 3 + with_confidence], names) is not State.FINISHED:
+        warm = bool(asked.get("celsius") and stored and stored.get("celsius"))
+        absent = {RECORD, *([] if with_confidence else [CONFIDENCE]), *([] if warm else [CELSIUS])}
+        every, whole = ([f"{entry.id}{end}" for end in ENDINGS if end not in but] for but in ({RECORD}, absent))
+        if folder.state(record, told, now, whole, every) is not State.FINISHED:
             found.append(entry)
     return found
 
@@ -77,7 +92,7 @@ def _todo(entries: Sequence[Entry], out: Path, asked: JsonObject, with_confidenc
 def _made(run: JsonObject) -> Made:
     """`run` of a NAME.json: the files' paths are what it was made of; size and time tell whether they are unchanged."""
     paths = {name: run[name][0] for name in SOURCES if run.get(name)}
-    return Made(paths, run)
+    return Made(paths, {key: value for key, value in run.items() if value is not None})
 
 
 def _is_ours(stored: JsonObject) -> bool:
@@ -101,10 +116,10 @@ def run(options: PredictOptions) -> tuple[int, int]:
     selected = _selected(options, out)
     entries = selected.entries
     clicks = prompts_file(options.prompts)
-    require_one_as_it_is(options.scales)
+    require_possible(options, options.radiometric is not None)
     aligner = open_aligner(options.align, partial(fit, entries), frame=options.frame, refine=not options.no_refine)
     model = open_model(options)
-    request = describe(options, model, aligner)
+    request = describe(options, model, aligner, [entry.id for entry in entries])
     require_writable(out)
     todo = entries if options.overwrite else _todo(entries, out, request.settings, with_confidence)
     if aligner and options.align == AUTO:
@@ -118,20 +133,17 @@ def run(options: PredictOptions) -> tuple[int, int]:
     for entry in progress_bar(todo, desc="predict", unit="pair", disable=len(entries) == 1):
         try:
             sources = sources_of(entry)
-            sample, prediction = _predicted(model, entry, request, clicks)
+            read = request.read(entry)
+            prediction = _predicted(model, read, options, clicks)
         except InputError as error:
-            if options.stop_on_error or len(entries) == 1:
+            if options.stop_on_error or alone_here:
                 raise
             failures.add(entry.id, str(error))
             continue
-        notices.add(sample)
-        head = request.head(entry.id, sources, sample)
-        if sample.alignment:
-            aligned.add(sample.alignment)
-        if entry.radiometric is not None:
-            moved = sample.alignment.get(MATRIX)
-            head["celsius"] = add_celsius(out, entry, prediction, options.celsius, moved)
-        _write(out, entry.id, prediction, with_confidence, options.min_confidence, head)
+        notices.add(read.sample)
+        if read.sample.alignment:
+            aligned.add(read.sample.alignment)
+        _write(out, entry.id, request.results(read, sources, prediction))
         done += 1
     notices.close(", each told in its JSON")
     for line in aligned.lines(str(options.align)):
@@ -147,46 +159,40 @@ def _selected(options: PredictOptions, out: Path) -> Paired:
     selected = select(options)
     given = (options.visible, options.infrared, options.rgbt, options.radiometric)
     folders = any(path is not None and path.is_dir() for path in given)
-    require_apart(selected.entries, out, [*(f"_{name}" for name in RESULTS), ".json"], folders)
+    require_apart(selected.entries, out, ENDINGS, folders)
     for line in selected.aside:
         say(line)
     return selected
 
 
-def _predicted(model: FusionSAM, entry: Entry, request: Request, clicks: Path | None) -> tuple[Sample, Prediction]:
-    """The pair as it was read, and what the model makes of it under the prompts of the file `clicks`."""
-    options = request.options
-    sample = read_sample(entry, align=request.aligner, reading=request.reading)
+def _predicted(model: FusionSAM, read: Read, options: PredictOptions, clicks: Path | None) -> Prediction:
+    """What the model makes of a pair under the prompts of the file `clicks`."""
+    sample = read.sample
     steer: Prompts | Mode | None = prompt_mode(options.prompts)
     if clicks is not None:
-        steer = read_prompts(clicks, entry.id, sample.size, model.config.classes)
+        steer = read_prompts(clicks, sample.id, sample.size, model.config.classes)
     try:
-        pair = (sample.visible, sample.infrared)
-        return sample, model.predict(*pair, steer, options.scales, options.flip, sample.covered)
+        return model.predict(sample.visible, sample.infrared, steer, options.scales, options.flip, sample.covered)
     except InputError as error:
         raise InputError(f"{sample.id}: {error}") from None
 
 
-def _write(
-    out: Path, name: str, prediction: Prediction, with_confidence: bool, min_confidence: float, head: JsonObject
-) -> None:
-    prediction, unknown = masked(prediction, min_confidence)
-    head, drawn = {**head, **unknown}, pictures(prediction, with_confidence)
+def _write(out: Path, name: str, results: Results) -> None:
     try:
         with scratch(out) as folder:
-            for ending, data in drawn.items():
+            for ending, data in results.files.items():
                 (folder / ending).write_bytes(data)
             part = folder / "json"
-            part.write_text(json.dumps({**head, **prediction.summary()}, indent=1) + "\n")
+            part.write_text(json.dumps(results.told, indent=1) + "\n")
             # what an earlier run said must not stand beside these pictures, and a run that ends here goes on later
             begun = folder / "begun"
             begun.write_text(json.dumps(UNFINISHED) + "\n")
-            os.replace(begun, out / f"{name}.json")
-            for ending in RESULTS:
-                if ending in drawn:
-                    os.replace(folder / ending, out / f"{name}_{ending}")
-                else:
-                    (out / f"{name}_{ending}").unlink(missing_ok=True)
-            os.replace(part, out / f"{name}.json")
+            os.replace(begun, out / f"{name}{RECORD}")
+            for ending in ENDINGS:
+                if ending in results.files:
+                    os.replace(folder / ending, out / f"{name}{ending}")
+                elif ending != RECORD:
+                    (out / f"{name}{ending}").unlink(missing_ok=True)
+            os.replace(part, out / f"{name}{RECORD}")
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None

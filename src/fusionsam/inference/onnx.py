@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 WHOLE, ENCODER, DECODER = "fusionsam.onnx", "encoder.onnx", "decoder.onnx"
 WHOLE_INT8 = "fusionsam_int8.onnx"
 Arrays = dict[str, Array]
+UNTAUGHT = "exported models take no clicks that name a class; leave the classes out, or use --backend torch"
+FILLED = (
+    "filled",
+    "what a camera does not reach is taken from the other one, as exported models have no input that tells it",
+    "--backend torch uses the token of a missing camera there",
+)
+"""Kind, text and option of the notice on pairs that a rig does not cover whole."""
 
 
 def runtime() -> ModuleType:
@@ -167,8 +174,7 @@ class OnnxNetwork(FusionSAMNetwork):
     ) -> Output:
         """As FusionSAMNetwork.decode; the files have no part for clicks that name a class, nor use for `first`."""
         if prompts is not None:
-            untaught = "exported models take no clicks that name a class; leave the classes out, or use --backend torch"
-            require_classes_known(prompts, len(self.config.classes), untaught)
+            require_classes_known(prompts, len(self.config.classes), UNTAUGHT)
         used = self.prompts_for(encoded, prompts, mode)
         points, labels = sam_points(used, len(encoded.fused))
         assert used.mask is not None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -68,14 +68,8 @@ def read_prompts(path: Path, name: str, size: tuple[int, int], classes: Sequence
     object under each pair's name. Labels: 1 on the object, 0 off it; all 1 when left out. "classes" names a class of
     `classes` (or its id, or null) for each point, "box_classes" for each box. InputError for anything else.
     """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"prompts {path}: cannot be read ({error.strerror}); give self, none or a JSON file") from None
-    except (ValueError, RecursionError) as error:  # also numbers of too many digits, and brackets in brackets
-        raise InputError(f"prompts {path}: not JSON ({error}); expected the form {FORM}") from None
-    known = set(KEYS)
-    if isinstance(raw, dict) and not known & set(raw):
+    raw = _content(path)
+    if _by_name(raw):
         if name not in raw:
             raise InputError(f"prompts {path}: holds no prompts for {name!r}; add them under that name")
         raw = raw[name]
@@ -84,6 +78,37 @@ def read_prompts(path: Path, name: str, size: tuple[int, int], classes: Sequence
 
 KEYS = ("points", "labels", "boxes", "classes", "box_classes")
 """What an object of prompts may hold."""
+ANY_SIZE = (1 << 24, 1 << 24)
+
+
+def require_clicks(path: Path, names: Collection[str], classes: Sequence[str], untaught: str | None) -> None:
+    """InputError for a file of which no pair of `names` can take its prompts, and for one that names classes for a
+    network that cannot use them: `untaught` says why and what to do, None = it can."""
+    raw = _content(path)
+    if not _by_name(raw):
+        prompts_from(raw, f"prompts {path}", "every pair", ANY_SIZE, classes)
+    elif not set(names) & set(raw):
+        first = next(iter(names), "")
+        raise InputError(f"prompts {path}: holds no prompts for {first!r} or any other pair; expected the "
+                         f"form {FORM}, or such objects under the pairs' names")  # fmt: skip
+    objects = [raw[name] for name in names if name in raw] if _by_name(raw) else [raw]
+    lists = [found.get(key) for found in objects if isinstance(found, dict) for key in ("classes", "box_classes")]
+    if untaught and any(given is not None for found in lists if isinstance(found, list) for given in found):
+        raise InputError(f"prompts {path}: names a class; {untaught}")
+
+
+def _content(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"prompts {path}: cannot be read ({error.strerror}); give self, none or a JSON file") from None
+    except (ValueError, RecursionError) as error:  # also numbers of too many digits, and brackets in brackets
+        raise InputError(f"prompts {path}: not JSON ({error}); expected the form {FORM}") from None
+
+
+def _by_name(raw: object) -> bool:
+    """Whether it is an object of objects, under names of pairs."""
+    return isinstance(raw, dict) and not set(KEYS) & set(raw)
 
 
 def prompts_from(raw: object, where: str, owner: str, size: tuple[int, int], classes: Sequence[str] = ()) -> Prompts:

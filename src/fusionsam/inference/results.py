@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,21 +15,29 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fusionsam.alignment.apply import Aligner
+from fusionsam.alignment.maker import MAKER, MATRIX
+from fusionsam.data.dataset import read_sample
 from fusionsam.data.infrared import InfraredOptions
+from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
 from fusionsam.inference import onnx as backends
+from fusionsam.inference.celsius import celsius_tiff, class_temperatures
 from fusionsam.inference.device import slower
 from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
-from fusionsam.inference.prompts import Mode, given_prompts, prompts_file, read_prompts
+from fusionsam.inference.prompts import Mode, given_prompts, prompts_file, read_prompts, require_clicks
 from fusionsam.inference.render import confidence_map
+from fusionsam.inference.views import require_one_as_it_is, require_one_view, require_scales
 from fusionsam.io import say
-from fusionsam.types import IGNORE, InputError, JsonObject, Prompts, Sample, told_of
+from fusionsam.models.network import UNTAUGHT
+from fusionsam.types import IGNORE, InputError, JsonObject, Notice, Prompts, Sample, told_of
 from fusionsam.weights.checkpoint import WEIGHTS, calibrated_digest, config_file, locate
 
-RESULTS = ("fused.png", "labels.png", "overlay.png", "confidence.png")
-SOURCES = ("visible", "infrared", "rgbt")
+CONFIDENCE, CELSIUS, RECORD = "_confidence.png", "_celsius.tif", ".json"
+ENDINGS = ("_fused.png", "_labels.png", "_overlay.png", CONFIDENCE, CELSIUS, RECORD)
+"""How the names of a pair's results end: with the pair's id before them the whole names."""
+SOURCES = ("visible", "infrared", "rgbt", "radiometric")
 
 
 @dataclass(frozen=True)
@@ -44,14 +52,54 @@ class Request:
     described: JsonObject
     """The weights in words."""
 
-    def head(self, id: str, sources: JsonObject, sample: Sample) -> JsonObject:
-        """How a pair's JSON begins."""
-        head: JsonObject = {"name": id, **self.described, "run": {**self.settings, **sources}}
+    def read(self, entry: Entry) -> Read:
+        """The pictures of a pair. InputError where they cannot be read."""
+        sample = read_sample(entry, align=self.aligner, reading=self.reading)
+        celsius = None if entry.radiometric is None else read_radiometric(entry.radiometric).celsius()
+        if self.options.backend == "onnx" and sample.covered is not None and not bool(sample.covered.all()):
+            sample.notices.append(Notice(*backends.FILLED))
+            sample.alignment["filled"] = True
+        return Read(entry.id, sample, celsius, radiometric=entry.radiometric is not None)
+
+    def results(self, read: Read, sources: JsonObject, prediction: Prediction) -> Results:
+        """The files of a pair, made of `sources`, as `predict` writes them."""
+        sample, options = read.sample, self.options
+        told: JsonObject = {"name": read.id, **self.described, "run": {**self.settings, **sources}}
         if sample.alignment:
-            head["alignment"] = sample.alignment
-        if told := told_of(sample.input, sample.notices, options=True):
-            head["input"] = told
-        return head
+            told["alignment"] = sample.alignment
+        if found := told_of(sample.input, sample.notices, options=True):
+            told["input"] = found
+        prediction, unknown = masked(prediction, options.min_confidence)  # before anything is derived
+        files = pictures(prediction, options.confidence_map)
+        if read.radiometric:
+            moved = sample.alignment.get(MATRIX)
+            told["celsius"] = None if read.celsius is None else class_temperatures(read.celsius, prediction, moved)
+            if options.celsius and read.celsius is not None:
+                files[CELSIUS] = celsius_tiff(read.celsius)
+        return Results(prediction, files, {**told, **unknown, **prediction.summary()})
+
+
+@dataclass(frozen=True)
+class Read:
+    """A pair as it was read."""
+
+    id: str
+    sample: Sample
+    celsius: NDArray[np.float32] | None
+    """Of a radiometric file that holds the constants."""
+    radiometric: bool
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is written of a pair."""
+
+    prediction: Prediction
+    """Without the labels that are not certain enough."""
+    files: dict[str, bytes]
+    """Ending of the name -> content, the JSON aside."""
+    told: JsonObject
+    """NAME.json."""
 
 
 def open_model(options: PredictOptions) -> FusionSAM:
@@ -68,9 +116,23 @@ def open_model(options: PredictOptions) -> FusionSAM:
     return model
 
 
-def describe(options: PredictOptions, model: FusionSAM, aligner: Aligner | None) -> Request:
-    """The request of a run with `model`. InputError for options that cannot be read."""
+def require_possible(options: PredictOptions, radiometric: bool) -> None:
+    """InputError for options with which no pair can be done. `radiometric`: whether a file is."""
+    require_one_as_it_is(options.scales)
+    require_scales(options.scales)
+    if prompts_file(options.prompts) is not None:
+        require_one_view(options.scales, options.flip)
+    if options.align == MAKER and not radiometric:
+        raise InputError("--align maker: is for radiometric files, and none was given; give a rig.json, or auto")
+
+
+def describe(options: PredictOptions, model: FusionSAM, aligner: Aligner | None, ids: Collection[str]) -> Request:
+    """The request of a run with `model` on the pairs `ids`. InputError for options that cannot be read, or are not for
+    this model."""
     clicks = prompts_file(options.prompts)
+    if clicks is not None:
+        untaught = backends.UNTAUGHT if options.backend == "onnx" else UNTAUGHT
+        require_clicks(clicks, ids, model.config.classes, None if model.network.steering is not None else untaught)
     reading = InfraredOptions.typed(options.infrared_range, options.polarity, options.palette)
     mode = options.prompts or model.config.prompts.mode
     steered = mode if clicks is None else hashlib.sha256(clicks.read_bytes()).hexdigest()
@@ -120,8 +182,7 @@ def identity(path: Path | None) -> list[object] | None:
 
 def sources_of(entry: Entry) -> JsonObject:
     """`identity` of each file of an entry: an unchanged one is not read twice."""
-    found: JsonObject = {key: identity(getattr(entry, key)) for key in SOURCES}
-    return found if entry.radiometric is None else {**found, "radiometric": identity(entry.radiometric)}
+    return {key: identity(getattr(entry, key)) for key in SOURCES}
 
 
 def predict_alike(model: FusionSAM, samples: Sequence[Sample], options: PredictOptions) -> list[Prediction]:
@@ -147,24 +208,29 @@ def predict_alike(model: FusionSAM, samples: Sequence[Sample], options: PredictO
 
 def masked(prediction: Prediction, min_confidence: float) -> tuple[Prediction, JsonObject]:
     """The prediction with 255 in place of labels below `min_confidence`, and what its JSON tells of that: masked before
-    it is drawn, the overlay shows what a training would be taught."""
+    it is drawn, the overlay shows what a training would be taught. What a person named stays."""
     if not min_confidence:
         return prediction, {}
     unknown = prediction.confidence < min_confidence
+    prompts = prediction.prompts
+    if prompts.points is not None and prompts.point_classes is not None:
+        height, width = unknown.shape
+        x, y = prompts.points[0][prompts.point_classes[0] >= 0].round().long().unbind(-1)
+        unknown[y.clamp(0, height - 1).numpy(), x.clamp(0, width - 1).numpy()] = False
     labels = np.where(unknown, np.uint8(IGNORE), prediction.labels)
     return replace(prediction, labels=labels), {"unknown_share": round(100 * float(unknown.mean()), 4)}
 
 
 def pictures(prediction: Prediction, with_confidence: bool) -> dict[str, bytes]:
-    """Ending of the file -> PNG. A person's own clicks belong in the overlay; the model's own would only cover it
+    """Ending of the name -> PNG. A person's own clicks belong in the overlay; the model's own would only cover it
     (they are in the JSON)."""
     found = {
-        "fused.png": prediction.fused,
-        "labels.png": prediction.labels,
-        "overlay.png": np.asarray(prediction.overlay(show_prompts=prediction.prompts.source == "user")),
+        "_fused.png": prediction.fused,
+        "_labels.png": prediction.labels,
+        "_overlay.png": np.asarray(prediction.overlay(show_prompts=prediction.prompts.source == "user")),
     }
     if with_confidence:
-        found["confidence.png"] = confidence_map(prediction.confidence)
+        found[CONFIDENCE] = confidence_map(prediction.confidence)
     return {ending: _png(picture) for ending, picture in found.items()}
 
 

@@ -90,6 +90,8 @@ def _two(visible: Path | None, infrared: Path | None, match: tuple[str, ...]) ->
         raise InputError(f"{given[0]} and {given[1]}: one is a folder and one a file; give two of a kind")
     if given[0].is_dir():
         return pair_folders(visible, infrared, match)
+    if match:
+        raise InputError(f"--match {' '.join(match)}: is of folders, and {given[0]} is a file; leave it out")
     return Paired([Entry(given[0].stem, visible=visible, infrared=infrared)])
 
 

@@ -15,28 +15,23 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from fusionsam.alignment.maker import MATRIX
-from fusionsam.data.dataset import read_sample
 from fusionsam.data.manifests import CAMERAS, Listed
-from fusionsam.data.radiometric import read_radiometric
 from fusionsam.data.splits import Entry
 from fusionsam.data.storage import Folder, file_name, is_remote, local_path, read_bytes
-from fusionsam.inference.celsius import celsius_tiff, class_temperatures
 from fusionsam.inference.prediction import Prediction
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.inference.results import (
+    RECORD,
     SOURCES,
+    Read,
     Request,
     fingerprint,
     identity,
-    masked,
     open_model,
-    pictures,
     predict_alike,
 )
-from fusionsam.types import InputError, JsonObject, Sample
+from fusionsam.types import InputError, JsonObject
 
 TABLE = "results"
 """Subfolder of the results table."""
@@ -140,9 +135,9 @@ class Worker:
         """Rows by id; the results of all of them are written when this returns."""
         rows: dict[str, Row] = {}
         writes: list[Future[None]] = []
-        waiting: dict[tuple[object, ...], list[_Read]] = {}
+        waiting: dict[tuple[object, ...], list[_Coming]] = {}
 
-        def predict(group: list[_Read]) -> None:
+        def predict(group: list[_Coming]) -> None:
             for read, prediction in self._predictions(group, rows):
                 rows[read.pair.id] = self._put(read, prediction, pool, writes)
             self.tick(len(group))
@@ -154,8 +149,8 @@ class Worker:
                 rows[read.pair.id] = self._error(read.pair, error, read.local)
                 self.tick(1)
                 continue
-            sample = read.sample
-            assert sample is not None
+            assert read.read is not None
+            sample = read.read.sample
             key = (sample.size, sample.visible is None, sample.infrared is None, sample.covered is None)
             waiting.setdefault(key, []).append(read)
             if len(waiting[key]) == self.options.batch_size:
@@ -166,7 +161,7 @@ class Worker:
             write.result()
         return rows
 
-    def _decode(self, read: _Read, done: Done) -> None:
+    def _decode(self, read: _Coming, done: Done) -> None:
         """Fill in the sample, and note what is odd about it. InputError where it cannot be read."""
         if isinstance(read.local, InputError):
             raise read.local
@@ -176,10 +171,8 @@ class Worker:
             # of a file elsewhere there is no time that all file systems tell
             read.sources[camera] = [address, path.stat().st_size, None] if is_remote(address) else identity(path)
         visible, infrared, radiometric = (read.local.get(camera) for camera in CAMERAS)
-        entry = Entry(pair.id, visible, infrared, radiometric=radiometric)
-        if entry.radiometric is not None:
-            read.celsius = read_radiometric(entry.radiometric).celsius()
-        sample = read.sample = read_sample(entry, align=self.request.aligner, reading=self.request.reading)
+        read.read = self.request.read(Entry(pair.id, visible, infrared, radiometric=radiometric))
+        sample = read.read.sample
         for notice in sample.notices:
             first = f"{pair.id}: {_by_address(notice.sentence(options=True), read)}"
             count, first = done.notices.get(notice.kind, (0, first))
@@ -196,9 +189,9 @@ class Worker:
                 return False
         return True
 
-    def _predictions(self, group: list[_Read], rows: dict[str, Row]) -> Iterator[tuple[_Read, Prediction]]:
+    def _predictions(self, group: list[_Coming], rows: dict[str, Row]) -> Iterator[tuple[_Coming, Prediction]]:
         """Predictions of a group of equal size; those that fail become rows."""
-        samples = [read.sample for read in group if read.sample is not None]
+        samples = [read.read.sample for read in group if read.read is not None]
         try:
             yield from zip(group, predict_alike(self.model, samples, self.options), strict=True)
         except InputError as error:
@@ -207,23 +200,15 @@ class Worker:
             for read in group if len(group) > 1 else ():
                 yield from self._predictions([read], rows)
 
-    def _put(self, read: _Read, prediction: Prediction, pool: ThreadPoolExecutor, writes: list[Future[None]]) -> Row:
+    def _put(self, read: _Coming, prediction: Prediction, pool: ThreadPoolExecutor, writes: list[Future[None]]) -> Row:
         """The row of a pair, whose pictures and JSON are on their way."""
-        assert read.sample is not None
-        pair, options = read.pair, self.options
-        head = self.request.head(pair.id, read.sources, read.sample)
-        prediction, unknown = masked(prediction, options.min_confidence)
-        if pair.radiometric is not None:
-            moved = read.sample.alignment.get(MATRIX)
-            head["celsius"] = None if read.celsius is None else class_temperatures(read.celsius, prediction, moved)
-        told = {**head, **unknown, **prediction.summary()}
-        told.pop("seconds")  # results are the same bytes wherever and whenever they are made
-        text = _by_address(json.dumps(told, indent=1), read, in_json=True) + "\n"
-        drawn = pictures(prediction, options.confidence_map)
-        files = {f"{pair.id}_{ending}": data for ending, data in drawn.items()}
-        files[f"{pair.id}.json"] = text.encode()
-        if options.celsius and read.celsius is not None:
-            files[f"{pair.id}_celsius.tif"] = celsius_tiff(read.celsius)
+        assert read.read is not None
+        pair, results = read.pair, self.request.results(read.read, read.sources, prediction)
+        prediction = results.prediction
+        results.told.pop("seconds")  # results are the same bytes wherever and whenever they are made
+        text = _by_address(json.dumps(results.told, indent=1), read, in_json=True) + "\n"
+        files = {f"{pair.id}{ending}": data for ending, data in results.files.items()}
+        files[f"{pair.id}{RECORD}"] = text.encode()
         while len(writes) >= AHEAD:
             writes.pop(0).result()
         writes.extend(pool.submit(self.folder.write, name, data) for name, data in files.items())
@@ -239,7 +224,7 @@ class Worker:
 
     def _error(self, pair: Listed, error: InputError, local: dict[str, Path] | InputError) -> Row:
         """The row of a pair that failed. InputError where the run is to end at the first."""
-        text = _by_address(" ".join(str(error).split()), _Read(pair, local)).removeprefix(f"{pair.id}: ")
+        text = _by_address(" ".join(str(error).split()), _Coming(pair, local)).removeprefix(f"{pair.id}: ")
         if self.options.stop_on_error:
             raise InputError(f"{pair.id}: {text}")
         empty = dict.fromkeys(self.schema.names)
@@ -247,24 +232,22 @@ class Worker:
 
 
 @dataclass
-class _Read:
+class _Coming:
     """A pair on its way into the network."""
 
     pair: Listed
     local: dict[str, Path] | InputError
     """Camera -> file on this machine, or why there is none."""
     sources: JsonObject = field(default_factory=lambda: dict.fromkeys(SOURCES))
-    sample: Sample | None = None
-    celsius: NDArray[np.float32] | None = None
-    """Of a radiometric file that holds the constants."""
+    read: Read | None = None
 
 
-def _fetch(pairs: Sequence[Listed], pool: ThreadPoolExecutor, scratch: Path) -> Iterator[_Read]:
+def _fetch(pairs: Sequence[Listed], pool: ThreadPoolExecutor, scratch: Path) -> Iterator[_Coming]:
     """The pairs in order, their files on this machine while they are looked at; the next AHEAD are on their way."""
 
-    def bring(number: int) -> _Read:
+    def bring(number: int) -> _Coming:
         if (reason := pairs[number].alone) is not None:
-            return _Read(pairs[number], InputError(reason))
+            return _Coming(pairs[number], InputError(reason))
         local: dict[str, Path] = {}
         for camera, address in pairs[number].files().items():
             local[camera] = local_path(address)
@@ -272,13 +255,13 @@ def _fetch(pairs: Sequence[Listed], pool: ThreadPoolExecutor, scratch: Path) -> 
                 try:
                     data = read_bytes(address)
                 except InputError as error:
-                    return _Read(pairs[number], error)
+                    return _Coming(pairs[number], error)
                 local[camera] = scratch / f"{number}-{camera}" / (file_name(address) or "file")
                 local[camera].parent.mkdir()
                 local[camera].write_bytes(data)
-        return _Read(pairs[number], local)
+        return _Coming(pairs[number], local)
 
-    coming: list[Future[_Read]] = [pool.submit(bring, number) for number in range(min(AHEAD, len(pairs)))]
+    coming: list[Future[_Coming]] = [pool.submit(bring, number) for number in range(min(AHEAD, len(pairs)))]
     for number in range(len(pairs)):
         read = coming.pop(0).result()
         if number + AHEAD < len(pairs):
@@ -289,7 +272,7 @@ def _fetch(pairs: Sequence[Listed], pool: ThreadPoolExecutor, scratch: Path) -> 
                 path.unlink()
 
 
-def _by_address(text: str, read: _Read, in_json: bool = False) -> str:
+def _by_address(text: str, read: _Coming, in_json: bool = False) -> str:
     """`text` with the addresses of a pair's files in place of their copies on this machine."""
     for camera, path in () if isinstance(read.local, InputError) else read.local.items():
         if is_remote(address := read.pair.files()[camera]):
