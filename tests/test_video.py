@@ -345,3 +345,31 @@ def test_frames_are_read_one_by_one_and_a_failure_keeps_the_old_video(model, sce
         overlay_video(model, Source(frames((H - 2, W)), 3, Fraction(5)), out)
     assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
     assert out.read_bytes() == before
+
+
+def test_frames_without_a_partner_are_left_out_and_told(weights, scenes, folders, tmp_path, capsys):
+    visible, infrared = folders
+    (infrared / "f2.png").unlink()
+    given = ("--visible", visible, "--infrared", infrared, "--weights", weights, "--out", tmp_path / "o")
+    assert predict(*given, "--stop-on-error") == 2
+    assert f"{infrared}: no infrared file for 'f2'" in capsys.readouterr().err
+    assert predict(*given) == 3
+    captured = capsys.readouterr()
+    assert f"{infrared}: no infrared file for 'f2'" in captured.err
+    assert "2 frames" in captured.out
+    assert len(decoded(tmp_path / "o" / "visible_overlay.mp4")[0]) == 2
+    assert len(json.loads((tmp_path / "o" / "visible_overlay.json").read_text())["left_out"]) == 1
+    for path in infrared.iterdir():
+        path.rename(path.with_name(f"x{path.name}"))
+    assert predict(*given, "--overwrite") == 2
+    assert "no infrared file for 'f1'; files are paired by name (5 of 5 frames lack one)" in capsys.readouterr().err
+
+
+def test_a_rig_is_read_for_one_film_too(weights, scenes, tmp_path, capsys):
+    heat = films(scenes, tmp_path / "films")[1]
+    given = ("--infrared", heat, "--weights", weights, "--out", tmp_path / "o")
+    assert predict(*given, "--align", tmp_path / "nope.json") == 2
+    assert "nope.json" in capsys.readouterr().err
+    assert predict(*given, "--align", "auto") == 2
+    assert "heat.mkv: is one film, and --align auto looks at two" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

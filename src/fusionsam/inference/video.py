@@ -23,8 +23,9 @@ from fusionsam.alignment.apply import Aligner
 from fusionsam.alignment.orientation import grey
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions
+from fusionsam.data.pairing import pair_folders
 from fusionsam.data.rigs import Fit, fit, fit_frames, open_aligner
-from fusionsam.data.splits import pair_entries
+from fusionsam.data.splits import by_stem
 from fusionsam.inference.batch import SOME_FAILED
 from fusionsam.inference.films import (
     FILM_RATE,
@@ -38,12 +39,13 @@ from fusionsam.inference.films import (
     pyav,
 )
 from fusionsam.inference.inputs import ImageLike
+from fusionsam.inference.onnx import FILLED
 from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.prompts import Mode, prompt_mode, prompts_file, read_prompts
 from fusionsam.inference.render import Color, legend_strip, overlay
 from fusionsam.inference.results import open_model
 from fusionsam.io import OutputFolder, progress_bar, say, whole, write_json
-from fusionsam.types import InputError, Prompts
+from fusionsam.types import InputError, Notice, Prompts
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -93,6 +95,8 @@ class Source:
     """Seconds of each frame where they are not those of the rate."""
     alone: list[str] = field(default_factory=list)
     """Frames without a partner, in words."""
+    partly: bool = False
+    """Whether a camera did not reach all of a frame, of those decoded so far."""
     heat: Heat | None = None
     """How the infrared film was read: facts and notices."""
     facts: dict[str, object] = field(default_factory=dict)
@@ -139,15 +143,21 @@ def open_source(
 def _open_folders(
     visible: Path | None, infrared: Path | None, rate: Fraction | None, align: Align, reading: InfraredOptions
 ) -> Source:
-    entries = sorted(pair_entries(visible, infrared), key=lambda entry: _natural(entry.id))
+    for folder in (visible, infrared):
+        if folder is not None and not by_stem(folder):
+            raise InputError(f"{folder}: holds no image; expected the frames of a film")
+    found = pair_folders(visible, infrared)
+    alone = [found.alone[name] for name in sorted(found.alone, key=_natural)]
+    entries = sorted(found.entries, key=lambda entry: _natural(entry.id))
     if not entries:
-        raise InputError(f"{visible or infrared}: holds no image; expected the frames of a film")
+        raise InputError(f"{alone[0]} ({len(alone)} of {len(alone)} frames lack one); name both alike")
     aligner = align(partial(fit, entries))
     heats = [entry.infrared for entry in entries if entry.infrared is not None]
     reading, told = frames_reading(heats, reading)
     samples = (read_sample(entry, align=aligner, reading=reading) for entry in entries)
     listed = ((s.id, s.size, s.visible, s.infrared, s.covered) for s in samples)
-    return Source(listed, len(entries), rate or FILM_RATE, heat=told, facts={"pairing": {"by": "name"}})
+    facts: dict[str, object] = {"pairing": {"by": "name"}}
+    return Source(listed, len(entries), rate or FILM_RATE, alone=alone, heat=told, facts=facts)
 
 
 def _open_films(
@@ -162,9 +172,13 @@ def _open_films(
         if not pairing.frames:
             raise InputError(f"{visible} and {infrared}: no frame of one is near in time to one of the other")
     ready = one_reading(films[0], films[1], reading)
-    aligner = (
-        None if pairing is None else align(lambda: fit_frames(_tensors(f) for f in _paired(films, pairing, ready)))
-    )
+
+    def find() -> Fit:
+        if pairing is None:
+            raise InputError(f"{known[0].path}: is one film, and --align auto looks at two; give both, or leave it out")
+        return fit_frames(_tensors(frame) for frame in _paired(films, pairing, ready))
+
+    aligner = align(find)  # a rig that cannot be read is told of one film too
     if len(set(sizes)) > 1 and aligner is None:
         raise InputError(
             f"{visible} is {sizes[0]}, {infrared} {sizes[1]} pixels; give an aligned pair of films, or --align auto"
@@ -172,7 +186,10 @@ def _open_films(
     frames = _paired(films, pairing, ready)
     count = known[0].count if pairing is None else len(pairing.frames)
     source = Source(
-        frames if aligner is None else _aligned(frames, aligner), count, rate or known[0].rate, heat=ready.told
+        frames if aligner is None or pairing is None else _aligned(frames, aligner),
+        count,
+        rate or known[0].rate,
+        heat=ready.told,
     )
     named = zip(("visible", "infrared"), films, strict=True)
     source.facts = {name: film.facts() for name, film in named if film is not None}
@@ -256,6 +273,7 @@ def overlay_video(
         readable = _until_damage(source) if keep else source.frames
         frames = progress_bar(readable, total=source.count, desc="video", unit="frame")
         for name, size, visible, infrared, covered in frames:
+            source.partly |= covered is not None and not bool(covered.all())
             try:
                 prediction = model.predict(visible, infrared, prompts(name, size), covered=covered)
             except InputError as error:
@@ -360,6 +378,9 @@ def run(options: PredictOptions) -> tuple[int, float, Path, int]:
     made = {"film": out.name, "frames": count, "weights": model.name, "commit": model.card.get("commit", "")}
     if options.precision != "fp32":
         made["precision"] = options.precision
+    if options.backend == "onnx" and source.partly:
+        made["filled"] = True
+        say(Notice(*FILLED).sentence(options=True))
     write_json(beside / record, {**made, "step": model.card.get("step"), **source.told()})
     for line in source.alone:
         say(line)
