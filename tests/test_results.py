@@ -211,6 +211,18 @@ def test_a_link_to_nothing_is_a_pair_that_failed(predict, tmp_path):
     refused(predict(*flags, "--stop-on-error"), "q1.png: cannot be read")
 
 
+def test_a_name_too_long_for_its_results_is_listed_and_the_rest_done(predict, tmp_path):
+    long = "n" * 245
+    for name in ("a", long):
+        picture(tmp_path / f"v/{name}.png")
+    flags = ("--visible", tmp_path / "v", "--out", tmp_path / "o")
+    assert predict(*flags)[0] == SOME_FAILED
+    assert (tmp_path / "o/a.json").is_file()
+    (listed,) = (tmp_path / "o" / FAILURES).read_text().splitlines()[1:]
+    assert "has 245 bytes, expected at most 240" in listed
+    refused(predict("--visible", tmp_path / f"v/{long}.png", "--out", tmp_path / "p"), "has 245 bytes")
+
+
 def test_the_one_whole_pair_of_a_folder_is_listed_too_where_it_is_damaged(predict, tmp_path):
     picture(tmp_path / "v/a.png")
     picture(tmp_path / "v/lone.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from os.path import realpath
 from pathlib import Path
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from fusionsam.data.notices import NoticeBook
 from fusionsam.data.pairing import Paired
 from fusionsam.data.rigs import AUTO, Agreement, fit, keep, open_aligner
-from fusionsam.data.splits import Entry
+from fusionsam.data.splits import Entry, require_id
 from fusionsam.data.storage import Folder
 from fusionsam.inference.batch import Failures
 from fusionsam.inference.options import PredictOptions
@@ -162,7 +163,14 @@ def _selected(options: PredictOptions, out: Path) -> Paired:
     require_apart(selected.entries, out, ENDINGS, folders)
     for line in selected.aside:
         say(line)
-    return selected
+    for entry in selected.entries:
+        try:
+            require_id(entry.id, str(next(path for key in SOURCES if (path := getattr(entry, key)) is not None)))
+        except InputError as error:
+            if options.stop_on_error or len(selected.entries) == 1:
+                raise
+            selected.alone[entry.id] = str(error)
+    return replace(selected, entries=[entry for entry in selected.entries if entry.id not in selected.alone])
 
 
 def _predicted(model: FusionSAM, read: Read, options: PredictOptions, clicks: Path | None) -> Prediction:
