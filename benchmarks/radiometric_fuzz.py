@@ -36,7 +36,7 @@ from fusionsam.data.images import read_heat
 from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.radiometric import is_radiometric, read_radiometric
 from fusionsam.data.splits import Entry
-from fusionsam.inference.celsius import add_celsius
+from fusionsam.inference.celsius import celsius_tiff, class_temperatures
 from fusionsam.io import commit, write_json
 from fusionsam.models.network import FusionSAMNetwork
 from fusionsam.types import InputError
@@ -198,8 +198,10 @@ def look(path: Path, out: Path) -> None:
     if file.planck is not None:
         read_heat(path, InfraredOptions(limits=(20.0, 60.0)))
     labels = np.zeros(sample.size, np.uint8)
-    found = add_celsius(out, entry, SimpleNamespace(labels=labels, classes=["all"]), True)
-    json.dumps(found, allow_nan=False)
+    if (celsius := file.celsius()) is not None:
+        (out / f"{entry.id}_celsius.tif").write_bytes(celsius_tiff(celsius))
+        found = class_temperatures(celsius, SimpleNamespace(labels=labels, classes=["all"]))
+        json.dumps(found, allow_nan=False)
 
 
 def command(path: Path, weights: Path, out: Path) -> str:

@@ -291,7 +291,7 @@ def test_reports_on_the_pairs_of_a_calibration_say_so(calibrated, tmp_path, caps
         assert main([*argv, str(tmp_path / name), *more]) == 0
         out = capsys.readouterr().out
         assert ("1 of these 1 pairs are of those that the class offsets were fitted on" in out) == (name == "fitted")
-        assert (f"{weights} as trained" in out) == (name == "plain")
+        assert (f"{weights}, as trained" in out) == (name == "plain")
         tables.append(json.loads((tmp_path / name / "robustness.json").read_text())["conditions"]["full"]["miou"])
     assert tables[0] != tables[1]
 
