@@ -34,6 +34,7 @@ from torch import Tensor
 from fusionsam.data.dataset import LabelledPairs, open_labelled_split
 from fusionsam.data.fingerprints import Fingerprints, fingerprint
 from fusionsam.data.infrared_styles import draw_style
+from fusionsam.data.splits import Entry
 from fusionsam.data.transforms import to_unit
 from fusionsam.evaluation.clicks import files_digest, user
 from fusionsam.inference.interactive import InteractivePair, InteractiveSAM, Picture, locate
@@ -120,16 +121,9 @@ def cache(given: argparse.Namespace) -> None:
             save_file(found, part)
 
 
-def cached(given: argparse.Namespace, data: LabelledPairs) -> list[tuple[int, Path]]:
-    """The places of the pairs that the cache holds, in the order of the draw, with their files."""
-    places = drawn(data, given.min_pixels, given.seed)
-    files = [(place, given.cache / f"{data.entries[place].id}.safetensors") for place in places]
-    return [(place, file) for place, file in files if file.exists()]
-
-
-def seen(data: LabelledPairs, places: Sequence[int], start: Path) -> Fingerprints:
-    """Fingerprints of the pairs at `places`, and of what the SAM at `start` had learned from."""
-    found = fingerprint("cache", [data.entries[place] for place in places])
+def seen(entries: Sequence[Entry], start: Path) -> Fingerprints:
+    """Fingerprints of the pairs, and of what the SAM at `start` had learned from."""
+    found = fingerprint("cache", entries)
     found.extend(Fingerprints.together([start.parent]) or Fingerprints())
     return found
 
@@ -141,8 +135,13 @@ def cases(given: argparse.Namespace) -> tuple[list[Case], list[Case], Sequence[s
     told = OutputFolder(given.cache, "tune.py cache", "run tune.py cache first").read(CACHE)
     if told is None or told["start_sha256"] != digest(Path(locate(given.start))):
         raise InputError(f"{given.cache}: was not made by tune.py cache with --start {given.start}; make it first")
+    files = [
+        (index, given.cache / f"{data.entries[index].id}.safetensors")
+        for index in drawn(data, given.min_pixels, given.seed)
+    ]
+    there = [(index, file) for index, file in files if file.exists()]
     found: list[list[Case]] = []
-    for index, file in cached(given, data):
+    for index, file in there:
         label = data.label(index).numpy()
         pictures = sorted(load_file(file))
         ones = objects(label, given.min_pixels)
@@ -256,7 +255,8 @@ def train(given: argparse.Namespace) -> None:
     torch.manual_seed(given.seed)
     rng = np.random.default_rng(given.seed)
     started = time.perf_counter()
-    chosen, _, classes = cases(given)
+    chosen, aside, classes = cases(given)
+    ids = {case.file.stem for case in (*chosen, *aside)}
     chosen = [case for case in chosen if classes[case.class_id] not in given.leave_out]
     if not chosen:
         raise InputError(f"--leave-out {' '.join(given.leave_out)}: leaves no object; leave out fewer classes")
@@ -299,7 +299,7 @@ def train(given: argparse.Namespace) -> None:
         "commit": commit(),
     }
     data = open_labelled_split("mfnet", given.root, "train")
-    seen(data, [place for place, _ in cached(given, data)], Path(locate(given.start))).write(given.out)
+    seen([entry for entry in data.entries if entry.id in ids], Path(locate(given.start))).write(given.out)
     write_json(given.out / "training.json", facts)
 
 

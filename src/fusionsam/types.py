@@ -82,6 +82,14 @@ def told_of(facts: JsonObject, notices: Sequence[Notice], options: bool = False)
     return {**facts, "notices": [notice.sentence(options) for notice in notices]}
 
 
+def native(array: Array) -> Array:
+    """A numpy array of numbers as torch takes it, which knows neither another machine's byte order, nor long doubles,
+    nor negative strides."""
+    import numpy as np
+
+    return np.ascontiguousarray(array, f"{array.dtype.kind}{min(array.dtype.itemsize, 8)}")
+
+
 @dataclass
 class Sample:
     """One pair as read from disk: uint8 images, ids as stored. Either image may be None, and so may the label."""
@@ -190,8 +198,7 @@ class Prompts:
         for name in PROMPT_TENSORS:
             value = getattr(self, name)
             if isinstance(value, np.ndarray) and value.dtype.kind in "iufb":
-                native = f"{value.dtype.kind}{min(value.dtype.itemsize, 8)}"  # torch knows no other
-                value = torch.from_numpy(np.ascontiguousarray(value, native))
+                value = torch.from_numpy(native(value))
             if value is not None and not isinstance(value, torch.Tensor):
                 found_type = getattr(value, "dtype", type(value).__name__)
                 raise InputError(f"prompts.{name}: found {found_type}, expected a tensor or an array of numbers")

@@ -205,6 +205,11 @@ def read_aligner(rig: Path | None, name: str | None = None) -> Aligner | None:
     return None if rig is None else Aligner(read_rig(rig), name or str(rig))
 
 
+def names_file(align: str | None) -> bool:
+    """Whether `align` is a rig.json, and not a way to find a rig."""
+    return align not in (None, AUTO, MAKER)
+
+
 def open_aligner(
     align: str | None, find: Callable[[], Fit], film: bool = False, frame: Frame = "visible", refine: bool = True
 ) -> Aligner | None:

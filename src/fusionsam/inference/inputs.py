@@ -19,7 +19,7 @@ from torch import Tensor
 from fusionsam.data.images import read_heat, read_visible, require_no_thermal, shallow_visible
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
 from fusionsam.inference.views import size_of
-from fusionsam.types import LUMA, Array, InputError, Notice
+from fusionsam.types import LUMA, Array, InputError, Notice, native
 
 ImageLike = str | Path | bytes | IO[bytes] | Image.Image | Array | Tensor
 """A path; the content of an image file, as bytes or as an open file (io.BytesIO); a picture in memory."""
@@ -221,8 +221,7 @@ def _array(image: object, name: Name) -> Array:
         raise InputError(f"{name}: found {array.dtype}, expected numbers: uint8, uint16, or float")
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
-    # torch knows neither another machine's byte order nor long doubles, and no negative strides either
-    return np.ascontiguousarray(array, f"{array.dtype.kind}{min(array.dtype.itemsize, 8)}")
+    return native(array)
 
 
 def read_covered(covered: object, pair: Sequence[Tensor | None]) -> Tensor | None:

@@ -25,6 +25,7 @@ from fusionsam.types import (
     InputError,
     JsonObject,
     Latents,
+    Notice,
     Output,
     PromptMode,
     Prompts,
@@ -37,12 +38,12 @@ WHOLE, ENCODER, DECODER = "fusionsam.onnx", "encoder.onnx", "decoder.onnx"
 WHOLE_INT8 = "fusionsam_int8.onnx"
 Arrays = dict[str, Array]
 UNTAUGHT = "exported models take no clicks that name a class; leave the classes out, or use --backend torch"
-FILLED = (
+FILLED = Notice(
     "filled",
     "what a camera does not reach is taken from the other one, as exported models have no input that tells it",
     "--backend torch uses the token of a missing camera there",
 )
-"""Kind, text and option of the notice on pairs that a rig does not cover whole."""
+"""Of pairs that a rig does not cover whole."""
 
 
 def runtime() -> ModuleType:

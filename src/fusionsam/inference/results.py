@@ -31,7 +31,7 @@ from fusionsam.inference.render import confidence_map
 from fusionsam.inference.views import require_one_as_it_is, require_one_view, require_scales
 from fusionsam.io import say
 from fusionsam.models.network import UNTAUGHT
-from fusionsam.types import IGNORE, InputError, JsonObject, Notice, Prompts, Sample, told_of
+from fusionsam.types import IGNORE, InputError, JsonObject, Prompts, Sample, told_of
 from fusionsam.weights.checkpoint import WEIGHTS, calibrated_digest, config_file, locate
 
 CONFIDENCE, CELSIUS, RECORD = "_confidence.png", "_celsius.tif", ".json"
@@ -57,7 +57,7 @@ class Request:
         sample = read_sample(entry, align=self.aligner, reading=self.reading)
         celsius = None if entry.radiometric is None else read_radiometric(entry.radiometric).celsius()
         if self.options.backend == "onnx" and sample.covered is not None and not bool(sample.covered.all()):
-            sample.notices.append(Notice(*backends.FILLED))
+            sample.notices.append(backends.FILLED)
             sample.alignment["filled"] = True
         return Read(entry.id, sample, celsius, radiometric=entry.radiometric is not None)
 

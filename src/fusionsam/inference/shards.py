@@ -149,8 +149,8 @@ class Worker:
                 rows[read.pair.id] = self._error(read.pair, error, read.local)
                 self.tick(1)
                 continue
-            assert read.read is not None
-            sample = read.read.sample
+            assert read.opened is not None
+            sample = read.opened.sample
             key = (sample.size, sample.visible is None, sample.infrared is None, sample.covered is None)
             waiting.setdefault(key, []).append(read)
             if len(waiting[key]) == self.options.batch_size:
@@ -171,8 +171,8 @@ class Worker:
             # of a file elsewhere there is no time that all file systems tell
             read.sources[camera] = [address, path.stat().st_size, None] if is_remote(address) else identity(path)
         visible, infrared, radiometric = (read.local.get(camera) for camera in CAMERAS)
-        read.read = self.request.read(Entry(pair.id, visible, infrared, radiometric=radiometric))
-        sample = read.read.sample
+        read.opened = self.request.read(Entry(pair.id, visible, infrared, radiometric=radiometric))
+        sample = read.opened.sample
         for notice in sample.notices:
             first = f"{pair.id}: {_by_address(notice.sentence(options=True), read)}"
             count, first = done.notices.get(notice.kind, (0, first))
@@ -191,7 +191,7 @@ class Worker:
 
     def _predictions(self, group: list[_Coming], rows: dict[str, Row]) -> Iterator[tuple[_Coming, Prediction]]:
         """Predictions of a group of equal size; those that fail become rows."""
-        samples = [read.read.sample for read in group if read.read is not None]
+        samples = [read.opened.sample for read in group if read.opened is not None]
         try:
             yield from zip(group, predict_alike(self.model, samples, self.options), strict=True)
         except InputError as error:
@@ -202,8 +202,8 @@ class Worker:
 
     def _put(self, read: _Coming, prediction: Prediction, pool: ThreadPoolExecutor, writes: list[Future[None]]) -> Row:
         """The row of a pair, whose pictures and JSON are on their way."""
-        assert read.read is not None
-        pair, results = read.pair, self.request.results(read.read, read.sources, prediction)
+        assert read.opened is not None
+        pair, results = read.pair, self.request.results(read.opened, read.sources, prediction)
         prediction = results.prediction
         results.told.pop("seconds")  # results are the same bytes wherever and whenever they are made
         text = _by_address(json.dumps(results.told, indent=1), read, in_json=True) + "\n"
@@ -239,7 +239,7 @@ class _Coming:
     local: dict[str, Path] | InputError
     """Camera -> file on this machine, or why there is none."""
     sources: JsonObject = field(default_factory=lambda: dict.fromkeys(SOURCES))
-    read: Read | None = None
+    opened: Read | None = None
 
 
 def _fetch(pairs: Sequence[Listed], pool: ThreadPoolExecutor, scratch: Path) -> Iterator[_Coming]:

@@ -45,7 +45,7 @@ from fusionsam.inference.prompts import Mode, prompt_mode, prompts_file, read_pr
 from fusionsam.inference.render import Color, legend_strip, overlay
 from fusionsam.inference.results import open_model
 from fusionsam.io import OutputFolder, progress_bar, say, whole, write_json
-from fusionsam.types import InputError, Notice, Prompts
+from fusionsam.types import InputError, Prompts
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -380,7 +380,7 @@ def run(options: PredictOptions) -> tuple[int, float, Path, int]:
         made["precision"] = options.precision
     if options.backend == "onnx" and source.partly:
         made["filled"] = True
-        say(Notice(*FILLED).sentence(options=True))
+        say(FILLED.sentence(options=True))
     write_json(beside / record, {**made, "step": model.card.get("step"), **source.told()})
     for line in source.alone:
         say(line)

@@ -16,7 +16,6 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fusionsam.alignment.maker import MAKER
 from fusionsam.config.datasets import DatasetRow, find
 from fusionsam.config.schema import Config, DataConfig
 from fusionsam.data.dataset import PairDataset, read_pictures
@@ -26,7 +25,7 @@ from fusionsam.data.label_files import read_label
 from fusionsam.data.leaks import compare, require_no_leak, weigh
 from fusionsam.data.loader import train_loader, val_loader
 from fusionsam.data.predictions import PredictionFolder
-from fusionsam.data.rigs import AUTO, fit, open_aligner
+from fusionsam.data.rigs import fit, names_file, open_aligner
 from fusionsam.data.splits import Entry, entries, layout_line
 from fusionsam.types import SMALLEST, Batch, InputError, JsonObject, NoSplit
 
@@ -224,7 +223,7 @@ def data_digests(data: DataConfig, train: PairDataset, val: PairDataset) -> Json
     of a file (auto finds it in the pairs, and maker has none), a teacher's label maps, the validation pictures with
     their labels."""
     digests: JsonObject = {}
-    if data.align not in (None, AUTO, MAKER):
+    if names_file(data.align):
         assert train.align is not None
         digests["data.align"] = train.align.rig.digest
     if data.teacher_labels is not None:
