@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -38,8 +39,8 @@ from fusionsam.types import Batch
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "experiments" / folder) for folder in ("two_stream", "ablation", "sam_clicks")]
 import baselines as peers  # noqa: E402
-import cityscapes  # noqa: E402
 import parts  # noqa: E402
+import street_backbones  # noqa: E402
 import tune  # noqa: E402
 from networks import LITE0, PEERS, PeerNetwork, fourth_channel, one_channel  # noqa: E402
 
@@ -79,17 +80,18 @@ def network(peer: str) -> PeerNetwork:
     return PeerNetwork(peer, 5).eval()
 
 
-def test_folded_weights_in_eight_bits_fill_the_backbone_of_cityscapes(
-    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("source", "convolutions"), [("mobilenet_edgetpu_075", 58), ("mobilenet_multi_avg_seg", 50)])
+def test_folded_weights_in_eight_bits_fill_the_backbone(
+    source: str, convolutions: int, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = cityscapes.mobilenet_edgetpu_075()
-    shapes = [conv.weight.shape for conv, _, _ in cityscapes.layers(net)]
-    assert len(shapes) == 58
+    found = street_backbones.layers(timm.create_model(source))
+    shapes = [conv.weight.shape for conv, _, _ in found]
+    assert len(shapes) == convolutions
     torch.manual_seed(1)
     given = [(0.1 * torch.randn(shape), 0.1 * torch.randn(shape[0])) for shape in shapes]
-    monkeypatch.setattr(cityscapes, "convolutions", lambda file: [*given, (torch.ones(1), torch.ones(1))])
-    cityscapes.convert(Path("none.tflite"), str(scenes), tmp_path / "city.safetensors")
-    two = PeerNetwork("two_stream", 5, cityscapes.SOURCE, str(tmp_path / "city.safetensors")).eval()
+    monkeypatch.setattr(street_backbones, "convolutions", lambda file: [*given, (torch.ones(1), torch.ones(1))])
+    street_backbones.convert(source, Path("none.tflite"), str(scenes), tmp_path / "city.safetensors")
+    two = PeerNetwork("two_stream", 5, source, str(tmp_path / "city.safetensors")).eval()
     with torch.no_grad():
         picture = torch.rand(1, 3, 64, 96)
         own = two.backbone.bn1(two.backbone.conv_stem((picture - two.mean) / two.std))
@@ -98,6 +100,19 @@ def test_folded_weights_in_eight_bits_fill_the_backbone_of_cityscapes(
         # at the border ours is padded with the mean colour, the file's with grey
         torch.testing.assert_close(own[..., 1:, 1:], wanted[..., 1:, 1:], rtol=1e-3, atol=1e-3)
         assert two(picture, picture[:, :1]).shape == (1, 5, 64, 96)
+        assert [level.shape[-1] for level in two._features(picture, picture[:, :1])] == [48, 24, 12, 6, 3]
+
+
+@torch.inference_mode()
+def test_turned_round_is_the_same_for_a_camera_that_adds_and_scales():
+    turned, plain = network("two_stream_turned"), network("two_stream")
+    turned.load_state_dict(plain.state_dict())
+    visible, infrared = torch.rand(1, 3, 64, 96), 0.3 + 0.4 * torch.rand(1, 1, 64, 96)
+    first = turned(visible, infrared)
+    assert torch.allclose(first, turned(visible, 0.5 * infrared + 0.1), atol=1e-4)
+    mean, deviation = infrared.mean(), infrared.std(correction=0)
+    by_hand = 1 - ((infrared - mean) * 0.22 / deviation + 0.45).clamp(0, 1)
+    assert torch.allclose(first, plain(visible, by_hand), atol=1e-4)
 
 
 def test_new_stems_answer_grey_as_the_old_one_did():

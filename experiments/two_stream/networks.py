@@ -1,8 +1,9 @@
 """The obvious alternatives to FusionSAM on a small machine: its own backbone, from the same weights, with an FPN.
 
 `early`: one stream of four channels. `two_stream`: two streams, the infrared features added to the visible stream after
-every stage, the sums going on (RTFNet, Sun et al., RA-L 2019). `two_stream_late`: both streams run to their end, the
-four levels are added for the decoder only. `visible`, `infrared`: one image alone.
+every stage, the sums going on (RTFNet, Sun et al., RA-L 2019). `two_stream_turned`: the same, infrared standardized
+picture by picture and turned round, warm is dark, as networks of visible pictures know it. `two_stream_late`: both
+streams run to their end, the four levels are added for the decoder only. `visible`, `infrared`: one image alone.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionsam.config.schema import EncoderConfig
-from fusionsam.models.encoders.timm import TimmEncoder
+from fusionsam.models.encoders.timm import TimmEncoder, standardized
 from fusionsam.types import InputError
 from fusionsam.weights.build import build_image_encoder
 
-PEERS = ("early", "two_stream", "two_stream_late", "visible", "infrared")
+PEERS = ("early", "two_stream", "two_stream_turned", "two_stream_late", "visible", "infrared")
 LITE0 = "tf_efficientnet_lite0"
 PYRAMID, SEGMENTATION, DROPOUT = 128, 96, 0.1
 """Widths of the FPN, below the library's defaults 256 and 128, so that the same minutes hold more steps."""
@@ -56,11 +57,13 @@ class PeerNetwork(nn.Module):
         given = visible if visible is not None else infrared
         assert given is not None
         height, width = given.shape[-2:]
-        pair = [
-            self._place(given.new_zeros(len(given), channels, height, width) if image is None else image)
+        light, heat = (
+            given.new_zeros(len(given), channels, height, width) if image is None else image
             for image, channels in ((visible, 3), (infrared, 1))
-        ]
-        features = self._features(*pair)
+        )
+        if self.peer == "two_stream_turned":
+            heat = 1 - standardized(heat)
+        features = self._features(self._place(light), self._place(heat))
         logits: Tensor = self.head(self.decoder(features))
         return logits[:, :, :height, :width]
 
@@ -82,10 +85,11 @@ class PeerNetwork(nn.Module):
         light = self.backbone.bn1(self.backbone.conv_stem(visible))
         heat = self.infrared_backbone.bn1(self.infrared_backbone.conv_stem(infrared))
         features = []
-        pairs = zip(self.backbone.blocks, self.infrared_backbone.blocks, strict=True)
-        for stage, (light_block, heat_block) in enumerate(pairs, 1):
-            light, heat = light_block(light), heat_block(heat)
-            if stage in wanted:
+        blocks = zip(self.backbone.blocks, self.infrared_backbone.blocks, strict=True)
+        for stage, pair in enumerate([None, *blocks]):
+            if pair is not None:
+                light, heat = pair[0](light), pair[1](heat)
+            if stage in wanted:  # 0, the stem, where no stage has stride 2
                 light = light + heat
                 features.append(light)
         return features

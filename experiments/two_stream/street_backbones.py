@@ -1,15 +1,20 @@
-"""The two streams from a backbone that has seen Cityscapes: the MobileNetEdgeTPU, 0.75 wide, of a DeepLab in 8 bits.
+"""The two streams from a backbone that has seen streets, out of a file of 8 bits.
 
     pip install ai-edge-litert
-    python experiments/two_stream/cityscapes.py convert --tflite FILE.tflite --root data/mfnet --out city.safetensors
-    python experiments/two_stream/cityscapes.py train --peer two_stream ... \
+    python experiments/two_stream/street_backbones.py convert --source mobilenet_edgetpu_075 --tflite FILE.tflite \
+        --root data/mfnet --out city.safetensors
+    python experiments/two_stream/street_backbones.py train --peer two_stream ... \
         --model.encoder.source mobilenet_edgetpu_075 --model.encoder.weights city.safetensors
-    python experiments/two_stream/cityscapes.py fusionsam train --model.encoder.source mobilenet_edgetpu_075 ...
+    python experiments/two_stream/street_backbones.py fusionsam train --model.encoder.source mobilenet_edgetpu_075 ...
 
-FILE.tflite: deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite of github.com/google-coral/test_data (Apache-2.0).
-DeepLab runs the last stages dilated at stride 16; with the same weights at stride 32 they give every second feature of
+--source, and its FILE.tflite:
+    mobilenet_edgetpu_075: Cityscapes, 19 classes: deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite of
+        github.com/google-coral/test_data (Apache-2.0)
+    mobilenet_multi_avg_seg: ADE20K, 32 classes: mobile_segmenter_r3_quant.tflite (MOSAIC, Wang and Howard 2021) of
+        github.com/mlcommons/mobile_models (Apache-2.0)
+Both run the last stages dilated at stride 16; with the same weights at stride 32 they give every second feature of
 it. The norms are folded into the file's convolutions and are taken out again as benchmarks/coco_backbone.py does it.
-All but `convert` is baselines.py, or the command `fusionsam`, to which the backbone is made known.
+All but `convert` is baselines.py, or the command `fusionsam`, to which the backbones are made known.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.models import efficientnet, register_model
+from timm.models._efficientnet_builder import decode_arch_def
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -34,7 +40,7 @@ from fusionsam.data.dataset import open_split
 from fusionsam.data.transforms import to_unit
 from fusionsam.io import whole
 
-SOURCE = "mobilenet_edgetpu_075"
+SOURCES = ("mobilenet_edgetpu_075", "mobilenet_multi_avg_seg")
 MEAN, STD = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
 """What timm's encoder of a source without a configuration normalises by; the file wants [-1, 1]."""
 PICTURES = 22
@@ -51,6 +57,20 @@ def mobilenet_edgetpu_075(pretrained: bool = False, **options: Any) -> Any:
     net = efficientnet._gen_mobilenet_edgetpu("mobilenet_edgetpu_100", channel_multiplier=0.75, **options)
     net.blocks[0][0].bn1.act = nn.Identity()
     return net
+
+
+@register_model
+def mobilenet_multi_avg_seg(pretrained: bool = False, **options: Any) -> Any:
+    """TensorFlow's MobileNetMultiAVGSeg, which has no block at stride 2."""
+    stages = [
+        ["ir_r1_k3_s2_e3_c32", "ir_r1_k3_s1_e2_c32"],
+        ["ir_r1_k5_s2_e5_c64", "ir_r1_k3_s1_e3_c64", "ir_r1_k3_s1_e2_c64", "ir_r1_k3_s1_e3_c64"],
+        ["ir_r1_k5_s2_e6_c128", "ir_r3_k3_s1_e3_c128", "ir_r1_k3_s1_e6_c160", "ir_r1_k3_s1_e4_c160"],
+        ["ir_r1_k3_s2_e6_c192", "ir_r1_k5_s1_e2_c96", "ir_r2_k5_s1_e4_c96"],
+    ]
+    built: dict[str, Any] = {"block_args": decode_arch_def(stages), "num_features": 448, "act_layer": nn.ReLU}
+    # the name is one that timm has a configuration for; nothing of that is used
+    return efficientnet._create_effnet("mobilenet_edgetpu_100", **built, **options)
 
 
 def layers(net: Any) -> list[Layer]:
@@ -84,11 +104,11 @@ def convolutions(file: Path) -> list[tuple[Tensor, Tensor]]:
 
 
 @torch.no_grad()
-def convert(file: Path, root: str, out: Path) -> None:
+def convert(source: str, file: Path, root: str, out: Path) -> None:
     """The backbone of `file` with norms that learn, in timm's names."""
-    net: Any = timm.create_model(SOURCE).eval()
+    net: Any = timm.create_model(source).eval()
     found = layers(net)
-    # what is left over is DeepLab's own
+    # what is left over is the decoder's
     for number, ((conv, norm, _), (weight, offset)) in enumerate(zip(found, convolutions(file), strict=False)):
         if number == 0:
             weight, offset = renormalised(weight, offset, MEAN, STD)
@@ -108,11 +128,12 @@ def main() -> int:
     if sys.argv[1:2] != ["convert"]:
         return baselines.main()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", choices=SOURCES, required=True)
     parser.add_argument("--tflite", type=Path, required=True)
     parser.add_argument("--root", required=True, help="MFNet's folder: pictures of its training split are measured")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(sys.argv[2:])
-    convert(given.tflite, given.root, given.out)
+    convert(given.source, given.tflite, given.root, given.out)
     return 0
 
 
