@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from fusionsam.cli.main import main
+from fusionsam.data.check import check
 from fusionsam.data.pairing import pair_folders
-from fusionsam.data.splits import entries, layout_line
+from fusionsam.data.splits import entries, layout_line, tell_layout
 from fusionsam.errors import InputError
 from fusionsam.inference.selection import every_pair
 
@@ -66,6 +67,22 @@ def test_what_was_recognised_is_said(name, tmp_path):
     (root / "stray").mkdir()
     Image.new("L", (70, 80)).save(root / "stray" / "x.png")
     assert "left aside: 1 pictures (1 in stray)" in layout_line("pairs", root).replace(f"{root}/", "")
+
+
+def test_pictures_in_folders_beside_pictures_are_told_of(tmp_path, capsys):
+    flat = ["visible/a.png", "infrared/a.png"]
+    root = draw(tmp_path, [*flat, "visible/night/b.png", "visible/night/late/c.png", "infrared/night/b.png"])
+    assert [entry.id for entry in entries("pairs", root, "all")] == ["a"]
+    tell_layout("pairs", root)
+    told = capsys.readouterr().err
+    assert f"{root / 'visible'}: 2 pictures in folders of it are not read, because others lie directly in it" in told
+    assert f"{root / 'infrared'}: 1 pictures in folders of it are not read" in told
+    report = check("pairs", root)
+    assert [each["problem"] for each in report["unread"]] == [False, False]
+    assert report["ok"]
+    capsys.readouterr()
+    tell_layout("pairs", draw(tmp_path / "plain", flat))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", TREES)

@@ -15,7 +15,7 @@ from fusionsam.data.fingerprints import Fingerprints
 from fusionsam.data.image_files import image_size
 from fusionsam.data.label_faults import absent_classes, label_faults, lossy_labels, unread_folders
 from fusionsam.data.leaks import compare, weigh
-from fusionsam.data.splits import Entry, entries, layout_line
+from fusionsam.data.splits import Entry, deeper, entries, layout_line
 from fusionsam.io import progress_bar
 from fusionsam.types import InputError, JsonObject, Sample
 
@@ -36,7 +36,8 @@ def check(
     infrared, labelled, sizes {HxW: count}, class_percent {name: percent of label pixels}, shift_pixels {median, p90}:
     by how much infrared lies off), errors (splits that cannot be listed), unreadable (path and reason),
     size_mismatches, bad_labels, label_faults (labels that would teach the wrong thing; in train a class without a
-    pixel, too), absent_classes (in other splits: a note), unread (folders of pictures whose name is not known),
+    pixel, too), absent_classes (in other splits: a note), unread (folders of pictures whose name is not known, or
+    that lie beside pictures),
     misaligned (pairs of all splits whose edges agree clearly better after a shift: x and y in pixels to move infrared
     by, the largest first: a note, no problem), shared (leaks, each with kind, splits, ids), look_alikes (the same of
     what `leaks.weigh` only mentions: a note, no problem), notices (what was guessed of a pair's files, or is odd about
@@ -69,7 +70,8 @@ def check(
             for leak in leaks
         ]
     report["layout"] = layout_line(dataset, root)
-    unread = unread_folders(Path(root), row) if row.layout == "pairs" and not report["layout"] else []
+    flat = row.layout == "pairs" and not report["layout"] and Path(root).is_dir()
+    unread = [*unread_folders(Path(root), row), *deeper(Path(root))] if flat else []
     one_camera = any(not part["visible"] or not part["infrared"] for part in report["splits"].values())
     report["unread"] = [{"reason": line, "problem": one_camera} for line in unread]
     problems = ("errors", "unreadable", "size_mismatches", "bad_labels", "label_faults", "shared")

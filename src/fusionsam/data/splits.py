@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 from fusionsam.config.datasets import CATALOG, DatasetRow, find
 from fusionsam.data.image_files import SUFFIXES
@@ -226,6 +229,31 @@ def layout_line(dataset: str, root: str | Path) -> str:
         return ""
     tree = nested(Path(root))
     return "" if tree is None else tree.line()
+
+
+def tell_layout(dataset: str, root: str | Path) -> None:
+    """On the terminal: `layout_line`, or what is not read of the flat form."""
+    line = layout_line(dataset, root)
+    flat = find(dataset).layout == "pairs" and Path(root).is_dir() and not line
+    for told in [line] if line else deeper(Path(root)) if flat else []:
+        tqdm.write(told, file=sys.stderr)
+
+
+def deeper(root: Path) -> list[str]:
+    """What is not read of the flat form, `root/visible`, `root/train/visible` and so on: pictures in folders that lie
+    beside pictures."""
+    parts = [root, *(path for path in root.iterdir() if path.is_dir())]
+    cameras = {folder for part in parts for folder in (_subfolders(CATALOG["pairs"], part) or {}).values()}
+    told = []
+    for folder in sorted(cameras):
+        inner = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        count = sum(path.suffix.lower() in SUFFIXES for each in inner for path in each.rglob("*"))
+        if count and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
+            told.append(
+                f"{folder}: {count} pictures in folders of it are not read, because others lie directly in it; put all "
+                "of them into folders, or none"
+            )
+    return told
 
 
 def _of_tree(tree: Tree, split: str) -> list[Entry]:

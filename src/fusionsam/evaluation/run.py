@@ -17,7 +17,7 @@ from fusionsam.data.label_faults import require_lossless
 from fusionsam.data.notices import CHECK_TELLS, NoticeBook
 from fusionsam.data.rigs import fit, open_aligner
 from fusionsam.data.sequences import recording_sequences
-from fusionsam.data.splits import Entry, layout_line
+from fusionsam.data.splits import Entry, tell_layout
 from fusionsam.evaluation import report_files, worst_pairs
 from fusionsam.evaluation.comparison import compare
 from fusionsam.evaluation.leak_guard import LeakCheck, check_leaks, fitted_notes, fitted_on, training_lists
@@ -119,8 +119,7 @@ def _evaluate_folder(
 def open_labelled(config: EvaluateConfig) -> LabelledPairs:
     """The split to score on; InputError if the data set has no classes or a pair has no label."""
     data = open_labelled_split(config.dataset, config.root, config.split, config.class_file)
-    if line := layout_line(config.dataset, config.root):
-        tqdm.write(line, file=sys.stderr)
+    tell_layout(config.dataset, config.root)
     require_lossless(data.entries)
     data.row = data.row.with_labels_map(config.mapped_ids)
     data.align = open_aligner(config.align, partial(fit, data.entries), refine=not config.no_refine)

@@ -26,7 +26,7 @@ from fusionsam.data.leaks import compare, require_no_leak, weigh
 from fusionsam.data.loader import train_loader, val_loader
 from fusionsam.data.predictions import PredictionFolder
 from fusionsam.data.rigs import fit, names_file, open_aligner
-from fusionsam.data.splits import Entry, entries, layout_line
+from fusionsam.data.splits import Entry, entries, tell_layout
 from fusionsam.types import SMALLEST, Batch, InputError, JsonObject, NoSplit
 
 
@@ -95,8 +95,7 @@ def _lists(data: DataConfig) -> dict[str, list[Entry]]:
             "train.txt and val.txt with one id a line"
         )
     lists = {s: entries(data.dataset, data.root, s, data.class_file) for s in (data.train_split, data.val_split)}
-    if line := layout_line(data.dataset, data.root):
-        tqdm.write(line, file=sys.stderr)
+    tell_layout(data.dataset, data.root)
     row = find(data.dataset, data.class_file)
     if data.teacher_labels is not None:
         lists[data.train_split] = _with_teacher(lists[data.train_split], data.teacher_labels)
