@@ -178,10 +178,18 @@ def test_points_give_the_homography_they_were_made_with(tmp_path: Path) -> None:
     assert from_points(infrared, apply(matrix, infrared)) == pytest.approx(matrix, abs=1e-6)
     rows = np.c_[apply(matrix, infrared), infrared]
     file = tmp_path / "points.csv"
-    file.write_text("vx,vy,ix,iy\n" + "\n".join(",".join(f"{value:.6f}" for value in row) for row in rows))
+    file.write_text(
+        "visible_x,visible_y,infrared_x,infrared_y\n"
+        + "\n".join(",".join(f"{value:.6f}" for value in row) for row in rows)
+    )
     rig = rig_from_points(*read_points(file), (200, 200), SIZE, str(file))
     assert rig.infrared_to_visible == pytest.approx(matrix, abs=1e-4)
     assert rig.told["point_error"] < 1e-3
+    turned = [",".join(f"{row[i]:.6f}" for i in (2, 3, 1, 0)) for row in rows]
+    file.write_text("Infrared_x, infrared_y, visible_y, visible_x\n" + "\n".join(turned))
+    assert rig_from_points(*read_points(file), (200, 200), SIZE, "").infrared_to_visible == pytest.approx(
+        matrix, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,7 +198,9 @@ def test_points_give_the_homography_they_were_made_with(tmp_path: Path) -> None:
         ("1,2,3,4\n5,6,7,8\n9,9,9,9\n", "at least 4"),
         ("1,2,3\n", "four columns"),
         ("62px,1,2,3\n1,1,1,1\n150,2,2,2\n3,90,3,3\n9,9,4,4\n", "'62px'"),
-        ("vx,vy,ix,l4\nb2,1,2,3\n", "'b2'"),
+        ("vx,vy,ix,l4\n2,1,2,3\n", "found the columns vx, vy, ix, l4; expected"),
+        ("visible_x,visible_y,infrared_x,infrared_y\nb2,1,2,3\n", "'b2'"),
+        ("visible_x,visible_y,infrared_x,visible_x\n2,1,2,3\n", "found the columns"),
         ("l62,1,2,3\n1,1,1,1\n150,2,2,2\n3,90,3,3\n9,9,4,4\n", "'l62'"),
         ("nan,nan,nan,nan\n1,1,1,1\n150,2,2,2\n3,90,3,3\n9,9,4,4\n", "shapes"),
         (",,,\n1,1,1,1\n150,2,2,2\n3,90,3,3\n9,9,4,4\n", "float: ''"),

@@ -57,6 +57,28 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(network=network, weights=folder / "weights", files=folder / "files")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("--fixed-size", "40x5000"), "--fixed-size 40x5000: expected 64 to"),
+        (("--triton", "{root}/file"), "file: cannot be written"),
+        (("--triton", "{root}/theirs"), "weights: holds model.py already, no model of ours; choose another --triton"),
+    ],
+)
+def test_what_cannot_be_is_told_before_the_long_export(
+    made: Made, tmp_path: Path, wrong: tuple[str, str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "theirs" / "weights").mkdir(parents=True)
+    (tmp_path / "theirs" / "weights" / "model.py").touch()
+    option, value = wrong[0], wrong[1].format(root=tmp_path)
+    assert cli(["export", "--weights", str(made.weights), "--out", str(tmp_path / "out"), option, value]) == 2
+    told = capsys.readouterr().err.strip()
+    assert said in told
+    assert "\n" not in told
+    assert not (tmp_path / "out").exists()
+
+
 def agree(found: np.ndarray | torch.Tensor, wanted: torch.Tensor) -> None:
     np.testing.assert_allclose(np.asarray(found), wanted.numpy(), atol=1e-3, rtol=0)
 

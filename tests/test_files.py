@@ -152,6 +152,9 @@ MINE = Made({"pair": "a", "list": [1]}, {"weights": "w"})
         (Made({"other": "b"}), [], r"v\.json: is of b, not of a"),
         (Made({"other": [2], "more": "b"}), [], r"v\.json: was made with another other, more"),
         (Made({"other": "a"}), [], State.UNFINISHED),  # the same file by another name
+        (Made({"list": [1]}), [], State.UNFINISHED),  # of less
+        (Made({**MINE.inputs, "more": "c", "other": [2]}), [], r"v\.json: was made with more, other, too; choose"),
+        (Made({"other": "a", "more": "c"}), [], r"v\.json: was made with more, too; choose"),
         (Made({}), ["v.png"], State.UNFINISHED),  # begun, and broken off before it was told what of
     ],
 )

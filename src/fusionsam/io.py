@@ -91,7 +91,8 @@ class OutputFolder:
     Beside its results every command keeps a record, a JSON file that says what they were made of.
 
     1. A file of a result's name that no record tells of, and a record in another form, are somebody else's: refused.
-    2. A record of other inputs, or of inputs of other names alone, is refused, since what it tells would be lost.
+    2. A record of other inputs, of more of them, or of inputs of other names alone, is refused, since what it tells
+       would be lost.
     3. Results of the same inputs are finished if they were made in the same way and every file is there; else they may
        be replaced.
 
@@ -149,6 +150,8 @@ class OutputFolder:
             return State.NEW
         common = [name for name in stored.inputs if name in now.inputs]
         other = [name for name in common if now.inputs[name] != stored.inputs[name]]
+        values = list(now.inputs.values())
+        lost = [name for name in stored.inputs if name not in now.inputs and stored.inputs[name] not in values]
         was, is_now = ([inputs[name] for name in other] for inputs in (stored.inputs, now.inputs))
         if not common and not any(value in now.inputs.values() for value in stored.inputs.values()):
             other = [*stored.inputs] if now.inputs else []  # what was begun tells of none
@@ -157,6 +160,8 @@ class OutputFolder:
             if len(was) > 1 or not all(isinstance(value, str) for value in (*was, *is_now)):
                 raise InputError(f"{self / record}: was made with another {', '.join(other)}; {self.remedy}")
             raise InputError(f"{self / record}: is of {was[0]}, not of {is_now[0]}; {self.remedy}")
+        if values and lost:
+            raise InputError(f"{self / record}: was made with {', '.join(lost)}, too; {self.remedy}")
         return State.FINISHED if stored == now and set(files) <= set(there) else State.UNFINISHED
 
     def require_none_lost(self, record: str, what: str, told: Iterable[str], kept: Iterable[str]) -> None:

@@ -17,9 +17,10 @@ from fusionsam.types import InputError, JsonObject
 FEWEST = 4
 LARGE = 0.02
 """Mean distance of the points after the fit, as a share of the visible picture's longer side, that is warned of."""
+COLUMNS = ["visible_x", "visible_y", "infrared_x", "infrared_y"]
 FORMAT = (
     'expected JSON {"visible": [[x, y], ...], "infrared": [[x, y], ...]}, or CSV rows '
-    "visible_x,visible_y,infrared_x,infrared_y"
+    f"{','.join(COLUMNS)} (with this heading, or without one; named columns may come in any order)"
 )
 
 
@@ -37,12 +38,13 @@ def read_points(path: str | Path) -> tuple[NDArray[np.float64], NDArray[np.float
             one, two = (np.array(values[name], dtype=np.float64) for name in ("visible", "infrared"))
         else:
             rows = [row for row in csv.reader(text.splitlines()) if row and not row[0].lstrip().startswith("#")]
+            order = list(range(len(COLUMNS)))
             if rows and _is_heading(rows[0]):
-                rows = rows[1:]
+                order, rows = _order(rows[0]), rows[1:]
             table = np.array([[float(cell) for cell in row] for row in rows], dtype=np.float64)
             if table.ndim != 2 or table.shape[1] != 4:
                 raise ValueError("not four columns")
-            one, two = table[:, :2], table[:, 2:]
+            one, two = table[:, order[:2]], table[:, order[2:]]
     except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())[:80]}; {FORMAT}") from None
     if one.ndim != 2 or one.shape != two.shape or one.shape[1] != 2 or not np.isfinite([one, two]).all():
@@ -55,6 +57,14 @@ def read_points(path: str | Path) -> tuple[NDArray[np.float64], NDArray[np.float
 def _is_heading(row: list[str]) -> bool:
     """Whether every cell is a name: a point with a typing error in it is none."""
     return all(cell.lstrip()[:1].isalpha() and not _is_number(cell) for cell in row)
+
+
+def _order(heading: list[str]) -> list[int]:
+    """Where each of COLUMNS stands. ValueError for other names: taken by their place, they may mean another camera."""
+    names = [cell.strip().lower() for cell in heading]
+    if sorted(names) != sorted(COLUMNS):
+        raise ValueError(f"found the columns {', '.join(names)}")
+    return [names.index(name) for name in COLUMNS]
 
 
 def _is_number(text: str) -> bool:

@@ -38,6 +38,7 @@ def main(options: Options) -> int:
     """Export, and tell how far each file is from the original."""
     from fusionsam.export import onnx
 
+    size = _require_possible(options)
     calibration = None
     if options.calibrate is not None:
         from fusionsam.export.quantize import quantize, split_pairs
@@ -52,11 +53,10 @@ def main(options: Options) -> int:
         )
     for name in (onnx.WHOLE, onnx.ENCODER, onnx.DECODER):
         print(f"{options.out / name}  {(options.out / name).stat().st_size / 1e6:.1f} MB")
-    if options.fixed_size is not None:
+    if size is not None:
         from fusionsam.export.fixed import write_fixed
 
-        height, _, width = options.fixed_size.partition("x")
-        print(f"{write_fixed(options.out, (int(height), int(width)))}  one pair of {options.fixed_size} alone")
+        print(f"{write_fixed(options.out, size)}  one pair of {options.fixed_size} alone")
     if options.triton is not None:
         from fusionsam.export import triton
 
@@ -65,3 +65,22 @@ def main(options: Options) -> int:
     if calibration is not None:
         quantize(options.out, *calibration)
     return 0
+
+
+def _require_possible(options: Options) -> tuple[int, int] | None:
+    """The fixed size, if one is asked for. InputError for what would end the command only after the long export."""
+    from fusionsam.export import triton
+    from fusionsam.export.fixed import require_size
+    from fusionsam.weights.checkpoint import load_network
+
+    if options.fixed_size is None and options.triton is None:
+        return None
+    network, card = load_network(options.weights)
+    size = None
+    if options.fixed_size is not None:
+        height, _, width = options.fixed_size.partition("x")
+        size = int(height), int(width)
+        require_size(size, network.config.max_side)
+    if options.triton is not None:
+        triton.place_for(card["name"], options.triton)
+    return size

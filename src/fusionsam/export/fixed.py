@@ -27,9 +27,7 @@ def write_fixed(folder: Path, size: Size) -> Path:
     import onnx
 
     facts = metadata(session := open_session(folder / WHOLE))
-    largest = facts["preprocessing"]["largest_side"]
-    if not all(SMALLEST <= side <= largest for side in size):
-        raise InputError(f"--fixed-size {size[0]}x{size[1]}: expected {SMALLEST} to {largest} a side")
+    require_size(size, facts["preprocessing"]["largest_side"])
     target = folder / FIXED_SIZE.format(*size)
     with scratch(folder) as place:
         made = _fold(_with_sizes(folder / WHOLE, size), place)
@@ -43,6 +41,12 @@ def write_fixed(folder: Path, size: Size) -> Path:
         if not (row["fused"] <= LOGITS and row["pixels"] <= PIXELS):
             raise InputError(f"{target.name}: differs from {WHOLE} in {row['pixels']:.3%} of the classes; not kept")
     return target
+
+
+def require_size(size: Size, largest: int) -> None:
+    """InputError for a (height, width) that a model does not take whose pictures have up to `largest` pixels a side."""
+    if not all(SMALLEST <= side <= largest for side in size):
+        raise InputError(f"--fixed-size {size[0]}x{size[1]}: expected {SMALLEST} to {largest} a side")
 
 
 def _with_sizes(path: Path, size: Size) -> onnx.ModelProto:

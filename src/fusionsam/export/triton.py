@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionsam.inference.onnx import WHOLE, metadata, open_session
-from fusionsam.io import whole, write_text
+from fusionsam.io import require_writable, whole, write_text
 from fusionsam.types import InputError
 
 if TYPE_CHECKING:
@@ -31,11 +31,8 @@ def write_repository(folder: Path, repository: Path) -> Path:
     import onnx
 
     facts = metadata(open_session(folder / WHOLE))
-    name = re.sub(r"[^\w.-]", "_", facts["name"])
-    target = repository / name
-    theirs = {path.name for path in target.iterdir()} - {CONFIG, LABELS, VERSION} if target.is_dir() else set()
-    if theirs or target.is_file():
-        raise InputError(f"{target}: holds {min(theirs, default='something')} already, no model of ours; {REMEDY}")
+    target = place_for(facts["name"], repository)
+    name = target.name
     model = onnx.load(str(folder / WHOLE))
     temperature = float((facts["card"].get("calibration") or {}).get("temperature", 1.0))
     _add_labels(model, temperature)
@@ -45,6 +42,17 @@ def write_repository(folder: Path, repository: Path) -> Path:
     classes = facts["classes"]
     write_text(target / LABELS, "".join(f"{c}\n" for c in classes), REMEDY)
     write_text(target / CONFIG, config(name, len(classes)), REMEDY)
+    return target
+
+
+def place_for(name: str, repository: Path) -> Path:
+    """The folder in `repository` of the weights of that name, which is ours or not there yet. InputError for another's,
+    and where nothing can be written."""
+    target = repository / re.sub(r"[^\w.-]", "_", name)
+    theirs = {path.name for path in target.iterdir()} - {CONFIG, LABELS, VERSION} if target.is_dir() else set()
+    if theirs or target.is_file():
+        raise InputError(f"{target}: holds {min(theirs, default='something')} already, no model of ours; {REMEDY}")
+    require_writable(repository, REMEDY)
     return target
 
 

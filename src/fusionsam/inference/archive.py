@@ -59,11 +59,13 @@ def run(options: PredictOptions) -> tuple[int, int]:
     if request.aligner is not None and options.align == AUTO:
         keep(request.aligner.rig, folder, (pair.id for pair in pairs), options.overwrite)
     left = sum(len(shard.pairs) for shard in shards if not shard.errors)
-    tally = _Tally(len(pairs), len(pairs) - left, sum(shard.errors for shard in shards))
+    failed = sum(shard.errors for shard in shards)
+    finished = len(pairs) - left - failed  # what failed is tried again
+    tally = _Tally(len(pairs), len(pairs) - left, failed)
     if shards:
         _work(request, model, folder, shards, tally)
-    if len(pairs) > left:
-        say(f"{len(pairs) - left} of {len(pairs)} pairs were already in {folder / TABLE}; --overwrite does them again")
+    if finished:
+        say(f"{finished} of {len(pairs)} pairs were already in {folder / TABLE}; --overwrite does them again")
     return tally.close(folder, str(options.align))
 
 

@@ -20,22 +20,23 @@ class Failures:
 
     A failure is one line at the end of the file, so that a process may be killed at any time and a million of them cost
     no more than a line each; where a pair is listed twice, the later line counts. The next run begins with what is
-    still to be done of that list, and `close` leaves each pair that failed once.
+    still to be done of that list, and `close` leaves each pair that failed once. Lines of pairs that a run is not about
+    stay.
 
     Args:
         out: folder of the results.
-        todo: pairs that this run tries; others are no longer listed.
-        keep_others: leave the lines of pairs that this run is not about.
+        todo: pairs that this run tries.
+        done: pairs that it finds done; they are no longer listed.
 
     Raises:
         InputError: a failures.csv that predict did not write.
     """
 
-    def __init__(self, out: Path, todo: Collection[str], keep_others: bool = False) -> None:
+    def __init__(self, out: Path, todo: Collection[str], done: Collection[str] = ()) -> None:
         self.path = out / FAILURES
         self.failed: dict[str, str] = {}
         stored = self._read()
-        self._before = {name: reason for name, reason in stored.items() if keep_others or name in todo}
+        self._before = {name: reason for name, reason in stored.items() if name in todo or name not in done}
         self._others = {name: reason for name, reason in self._before.items() if name not in todo}
         self._replace(self._before)
 
@@ -53,8 +54,10 @@ class Failures:
             raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from None
 
     def close(self, done: int) -> int:
-        """Tell how many failed; the exit code. A list of an earlier run goes where nothing failed now."""
+        """Tell how many failed; the exit code. A list without a line goes."""
         self._replace({**self._others, **self.failed})
+        if self._others:
+            say(f"{self.path}: still lists {len(self._others)} pairs that this run was not about")
         if not self.failed:
             return 0
         say(f"failed: {len(self.failed)}, done: {done} pairs; the reasons are in {self.path}; the first:")

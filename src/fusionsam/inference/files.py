@@ -127,7 +127,7 @@ def run(options: PredictOptions) -> tuple[int, int]:
         keep(aligner.rig, Folder(out), [entry.id for entry in entries], options.overwrite)
     tried = {*selected.alone, *(entry.id for entry in todo)}
     alone_here = len(entries) == 1 and not selected.alone
-    failures = Failures(out, tried, keep_others=alone_here)
+    failures = Failures(out, tried, done={entry.id for entry in entries} - tried)
     for name, reason in selected.alone.items():
         failures.add(name, reason)
     notices, aligned, done = NoticeBook(options=True), Agreement(), 0
