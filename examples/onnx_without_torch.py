@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from PIL import Image
+
+
+def read(path: Path, mode: str) -> np.ndarray:
+    """(H, W, 3) or (H, W) in [0, 1] of a picture of 8 bits; exit code 2 for a deeper one, which would be cut off."""
+    with Image.open(path) as picture:
+        if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+            print(f"{path}: has more than 8 bits (mode {picture.mode}); make 8 bits of it first, by the range of the "
+                  "scene as `fusionsam predict` does", file=sys.stderr)  # fmt: skip
+            raise SystemExit(2)
+        return np.asarray(picture.convert(mode), np.float32) / 255
 
 
 def main() -> None:
@@ -26,8 +37,10 @@ def main() -> None:
     session = onnxruntime.InferenceSession(str(args.model))
     facts = json.loads(session.get_modelmeta().custom_metadata_map["fusionsam"])
 
-    visible = np.asarray(Image.open(args.visible).convert("RGB"), np.float32) / 255
-    infrared = np.asarray(Image.open(args.infrared).convert("L"), np.float32) / 255
+    visible, infrared = read(args.visible, "RGB"), read(args.infrared, "L")
+    if visible.shape[:2] != infrared.shape:
+        sizes = f"{visible.shape[1]}x{visible.shape[0]}, {args.infrared} {infrared.shape[1]}x{infrared.shape[0]} pixels"
+        parser.error(f"{args.visible} is {sizes}; expected one aligned size")
     images = {"visible": visible.transpose(2, 0, 1)[None], "infrared": infrared[None, None]}
     fused, logits = session.run(["fused", "logits"], images)
     labels = logits[0].argmax(0).astype(np.uint8)

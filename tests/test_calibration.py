@@ -23,6 +23,7 @@ from fusionsam.evaluation.calibrate import (
     count_error,
     fit_temperature,
     negative_log_likelihood,
+    store,
     stride,
 )
 from fusionsam.evaluation.logit_adjustment import (
@@ -40,6 +41,7 @@ from fusionsam.evaluation.tables.sources import Scored
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.metrics.segmentation import CalibrationError
 from fusionsam.models.network import FusionSAMNetwork
+from fusionsam.training.callbacks import _keep_calibration
 from fusionsam.types import Pixels
 from fusionsam.weights.checkpoint import load_network, save_checkpoint
 
@@ -345,6 +347,29 @@ def test_offsets_that_gain_nothing_are_not_kept(tmp_path: Path, make_debug, caps
     assert "no offset is used" in capsys.readouterr().out
     assert all(torch.equal(t, before[n]) for n, t in load_file(weights / "model.safetensors").items())
     assert "class_offsets" not in json.loads((weights / "training.json").read_text())
+
+
+def test_labels_of_one_class_calibrate_nothing(calibrated, tmp_path, capsys):
+    weights, given = calibrated
+    before = (weights / "training.json").read_bytes()
+    ids = ["--ignore", *map(str, range(1, 9))]
+    assert main(["calibrate", *given, *ids]) == 2
+    assert "know one class alone, which tells nothing of confidence" in capsys.readouterr().err
+    assert (weights / "training.json").read_bytes() == before
+
+
+def test_a_resumed_training_keeps_a_calibration_of_the_same_weights_alone(calibrated, tmp_path, capsys):
+    weights, _ = calibrated
+    again = shutil.copytree(weights, tmp_path / "again")
+    store(again, calibration=None, class_offsets=None)
+    _keep_calibration(weights, again)
+    assert card_of(again)["class_offsets"] == card_of(weights)["class_offsets"]
+    store(again, calibration=None, class_offsets=None)
+    (again / "model.safetensors").write_bytes(b"other")
+    _keep_calibration(weights, again)
+    assert "class_offsets" not in card_of(again)
+    assert "has other weights now, so what calibrate fitted" in capsys.readouterr().err
+    _keep_calibration(tmp_path / "none", again)
 
 
 def test_a_dry_run_leaves_the_checkpoint(tmp_path: Path, make_debug, capsys):

@@ -25,6 +25,7 @@ from fusionsam.alignment.rig import Rig
 from fusionsam.alignment.warp import Warp
 from fusionsam.cli.main import main
 from fusionsam.data.dataset import read_sample
+from fusionsam.data.image_files import image_size
 from fusionsam.data.images import read_heat, write_png
 from fusionsam.data.infrared import InfraredOptions
 from fusionsam.data.planck import Planck
@@ -34,6 +35,7 @@ from fusionsam.data.splits import Entry, entries
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
 from fusionsam.inference.celsius import class_temperatures
+from fusionsam.inference.inputs import read_inputs
 from fusionsam.page.session import read_pair as read_for_page
 from fusionsam.weights.checkpoint import save_checkpoint
 
@@ -243,6 +245,28 @@ def test_given_as_infrared_the_counts_are_read_not_the_coloured_preview(tmp_path
     assert fixed.facts["kind"] == "degrees Celsius"
     expected = ((PLANCK.celsius(flir_counts()) - 20) / 40 * 255).clip(0, 255)
     np.testing.assert_allclose(fixed.pixels, expected, atol=1)
+
+
+@pytest.mark.parametrize("draw", [flir_file, dji_file])
+@pytest.mark.parametrize("name", ["infrared", "x.png"])
+def test_a_radiometric_file_is_known_by_its_content_whatever_its_name(draw, name, tmp_path):
+    path = draw(tmp_path / name, flir_counts())
+    usual = read_heat(draw(tmp_path / "x.jpg", flir_counts()))
+    assert is_radiometric(path)
+    assert image_size(path, as_infrared=True) == usual.pixels.shape
+    assert read_heat(path).facts == usual.facts == read_inputs(None, path.read_bytes()).facts
+    np.testing.assert_array_equal(read_heat(path).pixels, usual.pixels)
+    with pytest.raises(InputError, match=f"^{path}: .*131x97 pixels inside"):  # judged before it is decoded
+        image_size(path, 5000, as_infrared=True)
+
+
+def test_the_file_says_what_is_hot_whatever_polarity_is_asked_for(tmp_path):
+    path = flir_file(tmp_path / "x.jpg", flir_counts())
+    usual, asked = read_heat(path), read_heat(path, InfraredOptions(polarity="black"))
+    np.testing.assert_array_equal(asked.pixels, usual.pixels)
+    assert asked.facts["polarity"] == {"hot": "white", "how": "file"}
+    (notice,) = [each for each in asked.notices if each.kind == "polarity of the file"]
+    assert "--polarity black was not applied" in notice.option
 
 
 def fuzzed(root, cases, tmp_path):

@@ -75,6 +75,8 @@ def test_an_unknown_data_set_lists_the_rows(capsys: pytest.CaptureFixture[str]) 
 
 IMPOSSIBLE = [
     (["sea", "sea"], [[0, 0, 0], [1, 1, 1]], "classes: 'sea' stands there twice"),
+    (["sea", "the\nland"], [[0, 0, 0], [1, 1, 1]], r"classes: 'the\nland'; expected a name on one line"),
+    (["sea", " land"], [[0, 0, 0], [1, 1, 1]], "classes: ' land'; expected a name on one line, without blanks"),
     (["sea", "boat"], [[0, 0, 0], [0, 0, 0]], "palette: sea and boat have one colour, [0, 0, 0]"),
     (["sea", "boat"], [[0, 0, 0], [0, 0, 256]], "palette: must hold 2 colours [r, g, b] of 0-255, one a class; found"),
     (["sea", "boat"], [[0, 0, 0], [0, 0, -1]], "palette: must hold 2 colours"),

@@ -32,7 +32,7 @@ from fusionsam.evaluation.options import EvaluateConfig
 from fusionsam.evaluation.report import Report
 from fusionsam.evaluation.report_files import read_comparable
 from fusionsam.evaluation.report_parts import PublishedScore
-from fusionsam.evaluation.run import evaluate
+from fusionsam.evaluation.run import evaluate, read_otherwise
 from fusionsam.evaluation.tally import Tally
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.metrics.segmentation import PROTOCOLS, ImageMatrices, paired_bootstrap
@@ -274,6 +274,26 @@ def test_points_of_the_truth_that_name_their_class_need_steering_and_are_marked_
         run(home, against=tmp_path / "named" / "report_named.json")
     with pytest.raises(InputError, match="prompts named: the ground truth was used"):
         run(home, weights=[taught], prompts="named", against=tmp_path / "None" / "report.json")
+
+
+def test_reports_of_classes_in_another_order_are_not_compared(home, scored):
+    split = json.loads((home / "scored" / "report.json").read_text())["split_ids_sha256"]
+    swapped = [MFNET_CLASSES[index] for index in (0, 2, 1, *range(3, 9))]
+    with pytest.raises(
+        InputError, match=r"report\.json: its class 1 is 'car', here it is 'person'; compare reports of"
+    ):
+        read_comparable(home / "scored", "mfnet", split, swapped)
+    assert read_comparable(home / "scored", "mfnet", split, MFNET_CLASSES)[0].miou is not None
+
+
+def test_what_is_read_otherwise_than_in_training_is_told():
+    config = EvaluateConfig("mfnet", "x", "val", weights=["tiny"])
+    mapped = {"config": {"data": {"labels_map": {"255": 1}, "align": "rig.json"}}}
+    told = read_otherwise(config, [mapped, mapped, {}])
+    assert len(told) == 2
+    assert told[0].startswith("the weights were trained with --labels-map 255:1, these labels were read without")
+    assert told[1].endswith("these were read without --align")
+    assert read_otherwise(replace(config, labels_map=["255:1"], align="rig.json"), [mapped]) == []
 
 
 def test_against_itself_nothing_is_real_and_against_the_truth_everything(home, scored, direct, tmp_path):

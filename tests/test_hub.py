@@ -20,9 +20,10 @@ import yaml
 from huggingface_hub import ModelCard
 
 from fusionsam.errors import InputError
+from fusionsam.evaluation.calibrate import store
 from fusionsam.inference.predictor import FusionSAM
 from fusionsam.weights import hub
-from fusionsam.weights.checkpoint import WEIGHTS, locate, save_checkpoint
+from fusionsam.weights.checkpoint import WEIGHTS, calibrated_digest, locate, read_card, save_checkpoint
 from fusionsam.weights.publish import write_repository
 
 CARD = {"commit": "abc", "seed": 3, "command": "fusionsam train --data.root /secret/place/mfnet --seed 3"}
@@ -109,6 +110,24 @@ class TestFolder:
         with pytest.raises(InputError, match=rf"report\.json: {told}, .*; give another report"):
             write_repository(checkpoint, tmp_path / "a", "me/m", [report(tmp_path, checkpoint, **fault)])
         assert not list((tmp_path / "a").iterdir())
+
+    def test_figures_are_of_what_calibrate_stored(self, checkpoint, tmp_path):
+        own = calibrated_digest(read_card(checkpoint)[1])
+        write_repository(checkpoint, tmp_path / "a", "me/m", [report(tmp_path, checkpoint, calibrated=own)])
+        store(checkpoint, calibration={"temperature": 1.5})
+        with pytest.raises(
+            InputError, match=r"report\.json: is of other offsets and temperature than calibrate stored"
+        ):
+            write_repository(checkpoint, tmp_path / "b", "me/m", [report(tmp_path, checkpoint, calibrated=own)])
+        plain = report(tmp_path, checkpoint, calibrated=own, as_trained=True)
+        write_repository(checkpoint, tmp_path / "c", "me/m", [plain])
+
+    def test_without_a_report_the_figure_is_that_of_training(self, debug, tmp_path):
+        card = {"val": {"val/miou": 12.5}, "config": {"data": {"dataset": "mfnet", "val_split": "val26"}}}
+        source = save_checkpoint(tmp_path / "mine", debug, card)  # as train writes it
+        write_repository(source, tmp_path / "a", "me/m")
+        (figure,) = ModelCard.load(tmp_path / "a" / "README.md").data.eval_results
+        assert (figure.metric_value, figure.dataset_name, figure.dataset_split) == (12.5, "mfnet", "val26")
 
     def test_a_page_of_ones_own_stays_and_loses_its_old_metadata(self, checkpoint, tmp_path):
         (checkpoint / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n---\nend\n")

@@ -256,6 +256,33 @@ def test_fine_tuning_starts_from_every_tensor_of_a_checkpoint(make_debug, tmp_pa
     assert all(torch.equal(started[name], tensor) for name, tensor in first.state_dict().items())
 
 
+def test_fine_tuning_on_other_classes_matches_them_by_name(make_debug, tmp_path, capsys):
+    first = make_debug()
+    save_checkpoint(tmp_path / "first", first, {})
+    config, old = preset("debug"), first.state_dict()
+    names = list(config.classes)
+    config.start_from = str(tmp_path / "first")
+    config.classes = [names[0], names[2], "dog", names[1]]
+    config.palette = config.palette[:4]
+    new = build_network(config).state_dict()
+    said = f"classes; kept by name: {names[0]}, {names[2]}, {names[1]}; new: dog"
+    assert said in capsys.readouterr().err
+    hypernetwork = "mask_decoder.sam.output_hypernetworks_mlps.{}.proj_out.weight"
+    for row, place in ((0, 0), (1, 2), (3, 1)):
+        for name in ("head.mlp.6.weight", "mask_decoder.sam.mask_tokens.weight"):
+            assert torch.equal(new[name][row], old[name][place]), (name, row)
+        assert torch.equal(new[hypernetwork.format(row)], old[hypernetwork.format(place)])
+    assert not any(torch.equal(new["head.mlp.6.weight"][2], row) for row in old["head.mlp.6.weight"])
+    assert torch.equal(new[hypernetwork.format(2)], old[hypernetwork.format(3)])  # of a class that is gone
+    config.classes, config.palette = [names[1], names[0], *names[2:]], preset("debug").palette  # as many
+    new = build_network(config).state_dict()
+    order = [1, 0, *range(2, len(names))]
+    assert torch.equal(new["head.mlp.6.bias"], old["head.mlp.6.bias"][order])
+    masks = old[hypernetwork.format(0)].shape[0]
+    seen = [each["head.mlp.0.weight"][:, masks : masks + len(names)] for each in (new, old)]
+    assert torch.equal(seen[0], seen[1][:, order])
+
+
 def test_fine_tuning_may_add_what_begins_as_if_it_were_not_there(make_debug, pair, tmp_path):
     def lite(config):
         config.encoder = EncoderConfig(source="tf_efficientnet_lite0")

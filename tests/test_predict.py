@@ -24,6 +24,8 @@ from conftest import build_debug
 from fusionsam.cli.main import main
 from fusionsam.config.schema import preset
 from fusionsam.data.infrared import InfraredOptions, to_heat
+from fusionsam.data.pairs import read_pair
+from fusionsam.data.splits import Entry
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
 from fusionsam.inference.memory import FreeMemory
@@ -432,6 +434,24 @@ def test_as_trained_leaves_out_what_calibrate_fitted(pair, weights, tmp_path, ca
     assert "--as-trained: what calibrate fitted is inside an export" in capsys.readouterr().err
 
 
+def test_a_file_of_four_channels_is_read_as_its_two_pictures_are(weights, tmp_path):
+    sample = draw_scene(5, 2, (96, 128))
+    heat = 255 - sample.infrared[0].numpy()
+    rgbt = np.dstack([sample.visible.permute(1, 2, 0).numpy(), heat])
+    Image.fromarray(rgbt).save(tmp_path / "four.png")
+    Image.fromarray(rgbt[..., :3]).save(tmp_path / "v.png")
+    Image.fromarray(heat).save(tmp_path / "i.png")
+    one, two = (
+        read_pair(Entry("x", rgbt=tmp_path / "four.png")),
+        read_pair(Entry("x", tmp_path / "v.png", tmp_path / "i.png")),
+    )
+    assert torch.equal(one.infrared, two.infrared)
+    assert torch.equal(one.infrared[0], torch.from_numpy(heat))  # 8 bits stay as they are
+    assert one.facts["infrared"]["polarity"] == two.facts["infrared"]["polarity"]
+    assert "polarity" in {notice.kind for notice in two.notices}
+    assert {notice.kind for notice in one.notices} == {notice.kind for notice in two.notices}
+
+
 def test_an_interrupted_rerun_leaves_the_earlier_results_and_nothing_else(pair, weights, tmp_path, monkeypatch):
     both = ("--visible", tmp_path / "v.png", "--infrared", tmp_path / "i.png")
     rest = ("--out", tmp_path / "o", "--weights", weights)
@@ -447,13 +467,14 @@ def test_an_interrupted_rerun_leaves_the_earlier_results_and_nothing_else(pair, 
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", interrupted)
-        assert predict(*both[:2], *rest) == 130
+        assert predict(*both, *rest, "--as-trained", "--prompts", "none") == 130
     assert {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()} == before
-    assert predict(*both[:2], *rest) == 0
+    assert predict(*both[:2], *rest) == 2  # of the pair, which nothing would tell of
+    assert predict(*both, *rest, "--as-trained", "--prompts", "none") == 0
     after = {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()}
     # the confidence map of the earlier run would not be of these pictures
     assert sorted(after) == ["v.json", "v_fused.png", "v_labels.png", "v_overlay.png"]
-    assert json.loads(after["v.json"])["run"]["infrared"] is None
+    assert json.loads(after["v.json"])["run"]["prompts"] == "none"
 
 
 def test_a_run_killed_while_it_puts_results_in_their_places_goes_on(pair, weights, tmp_path, monkeypatch):

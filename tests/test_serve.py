@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import json
 import struct
@@ -137,6 +138,24 @@ class TestPredict:
         begun = client.post("/v1/sessions", **sent).json()
         assert begun["celsius"] == answer["celsius"]
         client.delete(f"/v1/sessions/{begun['id']}")
+
+    def test_a_radiometric_file_sent_as_infrared_gives_its_counts_not_its_preview(self, client, model, tmp_path):
+        path = flir_file(tmp_path / "f.jpg", flir_counts())
+        read = read_pair(Entry("x", infrared=path))
+        answer = client.post("/v1/predict", files={"infrared": ("any name", path.read_bytes())}).json()
+        assert answer["input"]["infrared"] == json.loads(json.dumps(read.facts["infrared"]))
+        assert answer["input"]["infrared"]["kind"] == "counts"
+        expected = model.predict(None, read.infrared).labels
+        assert np.array_equal(pixels(base64.b64decode(answer["images"]["labels"])), expected)
+        large = flir_file(tmp_path / "large.jpg", np.tile(flir_counts(), (4, 4))).read_bytes()
+        sent = {"infrared": ("x", large)}
+        refused(client.post("/v1/predict", files=sent), 422, "infrared: ", "pixels inside; expected 1 to 90000")
+
+    def test_heic_is_known_whatever_its_name(self, client):
+        sent = {"infrared": ("any name", b"\0\0\0\x18ftypheic and no picture")}
+        said = refused(client.post("/v1/predict", files=sent), 422)
+        installed = importlib.util.find_spec("pillow_heif") is not None
+        assert said.startswith("infrared: is not a readable" if installed else "infrared: HEIC needs pillow-heif"), said
 
     def test_what_was_guessed_in_the_files_is_told(self, client):
         counts = np.zeros((67, 79), np.uint16)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fusionsam.alignment.rig import Rig
 from fusionsam.cli.main import main
 from fusionsam.config.schema import preset
 from fusionsam.data import palettes
@@ -341,10 +342,66 @@ def test_frames_are_read_one_by_one_and_a_failure_keeps_the_old_video(model, sce
     assert overlay_video(Watched(), Source(frames((H, W)), 3, Fraction(5)), out)[0] == 3
     assert predicted == [1, 2, 3]
     before = out.read_bytes()
-    with pytest.raises(InputError, match=r"frame 3 .*not the size of the first"):
+    with pytest.raises(
+        InputError, match=rf"frame 3 .*is {W}x{H - 2} pixels, the first is {W}x{H}; give one size a film"
+    ):
         overlay_video(model, Source(frames((H - 2, W)), 3, Fraction(5)), out)
     assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
     assert out.read_bytes() == before
+    source = Source(frames((H - 2, W)), 3, Fraction(5))
+    assert overlay_video(model, source, out, keep=True)[0] == 2
+    assert source.alone[0].endswith("the 2 frames before it are kept")
+
+
+def test_a_black_beginning_does_not_decide_for_a_film(scenes, tmp_path):
+    heat = scenes[0].infrared[0].numpy()
+    frames = [palettes.table("jet")[frame] for frame in (np.zeros_like(heat), heat, heat // 2 + 60, heat)]
+    frames[0][:] = 0
+    for index, frame in enumerate(frames):
+        write_png(tmp_path / "i" / f"{index}.png", frame)
+    seen = film(tmp_path / "jet.mkv", frames, "rgb24")
+    for path in (tmp_path / "i", seen):
+        told = open_source(None, path).told()
+        assert told["infrared_read_as"]["palette"]["name"] == "jet"
+        assert any("jet" in line for line in told["notices"])
+    flat = film(tmp_path / "flat.mkv", [np.zeros((H, W), np.uint8)] * 2, "gray")
+    assert "no frame of the infrared film shows enough" in open_source(None, flat).told()["notices"][-1]
+
+
+def test_what_a_film_has_beyond_the_others_end_is_told(tmp_path):
+    frames = [np.full((H, W), 10 * index, np.uint8) for index in range(20)]
+    long = timed(tmp_path / "long.mkv", frames, "gray", [index / 10 for index in range(20)])
+    short = timed(tmp_path / "short.mkv", frames[:5], "gray", [index / 5 for index in range(5)])
+    for one, two in ((long, short), (short, long)):
+        pairing = pair_frames(Film(one), Film(two))
+        assert pairing.by_time
+        assert len(pairing.frames) == 5
+        assert pairing.alone == [f"{long}: its last 9 of 20 frames come after the end of short.mkv"]
+    slow = timed(tmp_path / "slow.mkv", frames, "gray", [index / 5 for index in range(20)])
+    fast = timed(tmp_path / "fast.mkv", frames[:10], "gray", [index / 10 for index in range(10)])
+    pairing = pair_frames(Film(fast), Film(slow))
+    assert [pair[1] for pair in pairing.frames] == [0, 1, 2, 3, 4, 5]
+    assert pairing.alone == [f"{slow}: 14 of 20 frames have none of the other film near in time"]
+
+
+def test_the_json_of_a_film_tells_how_it_was_made_and_how_the_cameras_lay(weights, scenes, folders, tmp_path, capsys):
+    rig = Rig((H, W), (H, W), np.eye(3))
+    (tmp_path / "rig.json").write_text(json.dumps(rig.as_dict()))
+    given = ("--visible", folders[0], "--infrared", folders[1], "--weights", weights, "--align", tmp_path / "rig.json")
+    assert predict(*given, "--out", tmp_path / "o", "--prompts", "none") == 0
+    told = json.loads((tmp_path / "o" / "visible_overlay.json").read_text())
+    assert told["run"]["prompts"] == "none"
+    assert told["run"]["align"] == [rig.digest, "visible", True]
+    assert told["alignment"]["rig"] == rig.digest
+    assert (told["alignment"]["frames"], told["alignment"]["applied"]) == (3, True)
+    for path in folders[1].iterdir():  # upside down: no edge agrees
+        Image.open(path).rotate(180).save(path)
+    assert predict(*given, "--out", tmp_path / "p") == 0
+    assert "the edges of the two cameras hardly agree" in capsys.readouterr().err
+    alone = (*given[:2], *given[4:])
+    assert predict(*alone, "--out", tmp_path / "q") == 0
+    assert "the rig was not used" in capsys.readouterr().err
+    assert not json.loads((tmp_path / "q" / "visible_overlay.json").read_text())["alignment"]["applied"]
 
 
 def test_frames_without_a_partner_are_left_out_and_told(weights, scenes, folders, tmp_path, capsys):

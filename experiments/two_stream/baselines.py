@@ -315,7 +315,7 @@ def evaluate_peer(config: EvaluateConfig, folder: Path) -> Report:
         raise InputError(f"--bootstrap {config.bootstrap}: expected at least 1 (0 = no interval, without --against)")
     held = None
     if config.against is not None:
-        held = report_files.read_comparable(config.against, config.dataset, split)
+        held = report_files.read_comparable(config.against, config.dataset, split, data.row.classes)
     guard = leak_guard(config, data.entries, [card], [folder])
     ece = CalibrationError()
     for index in tqdm(range(len(data)), desc=f"{card['peer']} on {config.dataset}/{config.split}"):

@@ -244,6 +244,9 @@ def require_classes(classes: Sequence[str], palette: object, classes_name: str, 
         raise InputError(
             f"{classes_name}: {len(classes)} of them; expected up to {MAX_CLASSES}, label maps hold one byte a pixel"
         )
+    odd = next((name for name in classes if not name or not name.isprintable() or name != name.strip()), None)
+    if odd is not None:
+        raise InputError(f"{classes_name}: {odd!r}; expected a name on one line, without blanks before or after it")
     if (twice := next((name for i, name in enumerate(classes) if name in classes[:i]), None)) is not None:
         raise InputError(f"{classes_name}: {twice!r} stands there twice; expected each once")
     if not isinstance(palette, list | tuple) or len(palette) != len(classes) or not all(map(_is_color, palette)):

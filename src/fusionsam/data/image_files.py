@@ -29,8 +29,9 @@ from fusionsam.data.tiff import (
 )
 from fusionsam.types import InputError
 
-HEIC = (".heic", ".heif")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *HEIC)
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevm", b"hevs", b"hevx", b"mif1", b"msf1")
+"""What a HEIC file calls itself behind ftyp, where films of the same form (MP4) have other words."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif")
 """File names that count as images when folders are listed."""
 FILMS = (".mp4", ".mkv", ".avi", ".mov", ".m4v", ".webm")
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
@@ -40,8 +41,10 @@ _BROKEN = (
 
 
 def _formats(path: Path) -> tuple[str, ...]:
-    """What PIL may take the file for; HEIC needs pillow-heif."""
-    if path.suffix.lower() not in HEIC:
+    """What PIL may take the file for, by its first bytes, whatever its name; HEIC needs pillow-heif."""
+    with path.open("rb") as file:
+        start = file.read(12)
+    if start[4:8] != b"ftyp" or start[8:] not in HEIC_BRANDS:
         return _FORMATS
     try:
         import pillow_heif
@@ -104,7 +107,7 @@ def image_size(path: str | Path, limit: int = MAX_PIXELS, as_infrared: bool = Fa
     Raises InputError for whatever is not an image within `limit` pixels."""
     path = Path(path)
     if as_infrared and is_radiometric(path):
-        height, width = read_radiometric(path).counts.shape
+        height, width = read_radiometric(path, limit).counts.shape
         return height, width
     with _guarded(path):
         if is_tiff(path):

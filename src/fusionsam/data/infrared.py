@@ -187,12 +187,20 @@ def _hot_is_black(
     grey: NDArray[np.uint8], options: InfraredOptions, facts: JsonObject, notices: list[Notice], sure: bool
 ) -> bool:
     """Whether the picture is to be inverted; `facts` and `notices` are told."""
+    if sure:
+        facts["polarity"] = {"hot": "white", "how": "file"}
+        if options.polarity == "black":
+            notices.append(
+                Notice(
+                    "polarity of the file",
+                    "the file holds counts or temperatures, which rise with heat, so it was read as white-hot",
+                    "--polarity black was not applied to it",
+                )
+            )
+        return False
     if options.polarity != "auto":
         facts["polarity"] = {"hot": options.polarity, "how": "given"}
         return options.polarity == "black"
-    if sure:
-        facts["polarity"] = {"hot": "white", "how": "file"}
-        return False
     score = white_hot_score(grey)
     palette = facts.get("palette", {})
     if palette.get("how") in ("found", "given") and palette["name"] in palettes.EITHER_WAY:

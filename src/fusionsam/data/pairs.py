@@ -38,8 +38,6 @@ def read_pair(entry: Entry, reading: InfraredOptions = DEFAULT) -> ReadPair:
         return _radiometric_pair(entry.radiometric, reading)
     if entry.rgbt is not None:
         visible, infrared = read_rgbt(entry.rgbt)
-        if reading == DEFAULT:
-            return ReadPair(visible, infrared)
         heat = to_heat(infrared[0].numpy(), reading)
         return ReadPair(visible, torch.from_numpy(heat.pixels)[None], {"infrared": heat.facts}, heat.notices)
     seen, told = (None, {}) if entry.visible is None else read_visible_facts(entry.visible)

@@ -27,6 +27,7 @@ MAX_PIXELS = 2 * LARGEST**2
 MAX_BYTES = 256 << 20
 """Largest file that is looked at, in bytes."""
 SUFFIXES = (".jpg", ".jpeg")
+"""File names that count as radiometric files when folders are listed."""
 _RAW, _EMBEDDED, _CAMERA, _PIP = 0x01, 0x0E, 0x20, 0x2A  # types of FLIR's records
 _RECORDS = 256  # a file has some twenty
 _SEGMENTS = 4096  # counts of the largest picture are a thousand; empty ones could be millions
@@ -102,11 +103,9 @@ class Radiometric:
 
 
 def is_radiometric(path: str | Path) -> bool:
-    """Whether a file has the segments of FLIR or DJI; False for whatever cannot be read."""
+    """Whether a file has the segments of FLIR or DJI, whatever its name; False for what cannot be read."""
     try:
-        if Path(path).suffix.lower() not in SUFFIXES or not Path(path).is_file():
-            return False
-        if Path(path).stat().st_size > MAX_BYTES:
+        if not Path(path).is_file() or Path(path).stat().st_size > MAX_BYTES:
             return False
         with Path(path).open("rb") as file:
             return any(

@@ -39,7 +39,7 @@ PAIRS = 8
 CANDIDATES = 48
 """Pairs, evenly spaced, that are looked at to choose from."""
 STRIDE = 25
-"""Frames of a film from one that is looked at to the next: a second."""
+"""Most frames of a film from one that is looked at to the next: a second."""
 
 
 @dataclass
@@ -99,11 +99,14 @@ def fit(entries: Sequence[Entry], pairs: int = PAIRS, lens: bool = False, camera
     return _fit(looked, pairs, skipped, lens, cameras)
 
 
-def fit_frames(frames: Iterable[tuple[torch.Tensor, torch.Tensor]], pairs: int = PAIRS) -> Fit:
+def fit_frames(
+    frames: Iterable[tuple[torch.Tensor, torch.Tensor]], count: int | None = None, pairs: int = PAIRS
+) -> Fit:
     """As `fit`, from frames of two films: uint8 (3,H,W) and (1,H',W') each, of one size, of which every STRIDE-th is
-    looked at. InputError for films without a frame."""
-    chosen = itertools.islice(frames, 0, CANDIDATES * STRIDE, STRIDE)
-    looked = [_Looked.at(Entry(f"frame{number * STRIDE:05d}"), *pair) for number, pair in enumerate(chosen)]
+    looked at, and more of them where the films have a small `count` of frames. InputError for films without a frame."""
+    stride = STRIDE if count is None else max(1, min(STRIDE, count // CANDIDATES))
+    chosen = itertools.islice(frames, 0, CANDIDATES * stride, stride)
+    looked = [_Looked.at(Entry(f"frame{number * stride:05d}"), *pair) for number, pair in enumerate(chosen)]
     if not looked:
         raise InputError("align: the films hold no frame; give others")
     return _fit(looked, pairs, [])
@@ -264,6 +267,8 @@ class Agreement:
 
     def add(self, told: JsonObject) -> None:
         """One pair, by the `alignment` of its JSON."""
+        if not told.get("applied", True):
+            return
         self.pairs += 1
         if "score" in told:
             self.scores.append(told["score"])
@@ -271,13 +276,18 @@ class Agreement:
             self.small += 1
             self.least = min(self.least, told["covered"])
 
+    @property
+    def median(self) -> float | None:
+        """Of the scores; None without one."""
+        return sorted(self.scores)[len(self.scores) // 2] if self.scores else None
+
     def lines(self, name: str) -> list[str]:
         """What a person should hear of it; `name` is that of the rig."""
         found = []
-        if self.scores and (median := sorted(self.scores)[len(self.scores) // 2]) < UNRELATED:
+        if self.median is not None and self.median < UNRELATED:
             found.append(
-                f"warning: {name}: the edges of the two cameras hardly agree (score {median:.2f}); is it the rig of "
-                "these cameras?"
+                f"warning: {name}: the edges of the two cameras hardly agree (score {self.median:.2f}); is it the rig "
+                "of these cameras?"
             )
         if self.small:
             share = f"{self.least:.0%} of the frame or little more"

@@ -154,12 +154,26 @@ def run(options: CalibrateOptions) -> list[str]:
     told: list[str] = []
     model = FusionSAM.from_pretrained(options.weights, options.device, calibrated=False)
     config = EvaluateConfig(
-        options.dataset, options.root, options.split, weights=[options.weights], class_file=options.class_file
+        options.dataset,
+        options.root,
+        options.split,
+        weights=[options.weights],
+        class_file=options.class_file,
+        labels_map=options.labels_map,
+        ignore=options.ignore,
+        align=options.align,
+        no_refine=options.no_refine,
     )
     data = open_labelled(config)
     check_classes(model.config.classes, options.weights, data.row)
     guard = leak_guard(config, data.entries, [model.card])  # confidence is well placed on what was learnt by heart
+    told += guard.notes
     pixels = collect(model, data)
+    if len({int(id) for each in pixels for id in each.label.unique()}) < 2:
+        raise InputError(
+            f"{options.root}: the labels of {options.split} know one class alone, which tells nothing of confidence; "
+            "check their ids (--labels-map, --ignore)"
+        )
     pairs = {
         "dataset": options.dataset, "split": options.split, "pairs": len(data), "command": options.command,
         "content": guard.content,

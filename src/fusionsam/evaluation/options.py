@@ -93,7 +93,7 @@ class RobustnessOptions(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateOptions(DataOptions, DeviceOption, CommandLine):
+class CalibrateOptions(DataOptions, LabelOptions, AlignOptions, DeviceOption, CommandLine):
     """Fit a temperature that makes confidences mean something, on a --split of pairs that were not trained on and will
     not be reported on."""
 

@@ -118,6 +118,8 @@ class Report(Scores):
     others."""
     weights: str | list[str] | None = None
     weights_sha256: str | None = None
+    calibrated: str | None = None
+    """Digest of what calibrate stored in the weights; None for label maps of others."""
     fitted: dict[str, int] = field(default_factory=dict)
     """How many of the pairs calibration and class offsets were fitted on."""
     seconds: float = 0.0

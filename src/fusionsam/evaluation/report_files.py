@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +94,14 @@ def _read_json(path: Path) -> JsonObject:
     return values
 
 
-def read_comparable(path: str | Path, dataset: str, digest: str) -> tuple[Report, ImageMatrices]:
-    """A report and its per-image matrices, if it may be held against one of `dataset` with the split `digest`.
+def read_comparable(
+    path: str | Path, dataset: str, digest: str, classes: Sequence[str] | None = None
+) -> tuple[Report, ImageMatrices]:
+    """A report and its per-image matrices, if it may be held against one of `dataset` with the split `digest` and, if
+    given, the same `classes` in the same order.
 
-    Raises InputError for oracle reports, other data sets or splits, and missing or foreign per-image matrices."""
+    Raises InputError for oracle reports, other data sets, splits or classes, and missing or foreign per-image
+    matrices."""
     path = Path(path)
     path = path / "report.json" if path.is_dir() else path
     report = read(path)
@@ -108,6 +113,13 @@ def read_comparable(path: str | Path, dataset: str, digest: str) -> tuple[Report
         raise InputError(
             f"{path}: is of {report.dataset}/{report.split} with other images than the split evaluated here; "
             "compare reports of one split"
+        )
+    if classes is not None and list(report.classes) != list(classes):
+        pairs = zip_longest(report.classes, classes, fillvalue="none")
+        index, (theirs, ours) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise InputError(
+            f"{path}: its class {index} is {theirs!r}, here it is {ours!r}; compare reports of the same classes in one "
+            "order"
         )
     if not report.per_image:
         raise InputError(f"{path}: a summary over checkpoints has no per-image matrices; compare one of its reports")

@@ -61,7 +61,7 @@ def evaluate(config: EvaluateConfig) -> Report:
             report_files.require_split(place, config.dataset, split, labels)
     other = None
     if config.against is not None:
-        other = report_files.read_comparable(config.against, config.dataset, split)
+        other = report_files.read_comparable(config.against, config.dataset, split, data.row.classes)
     if config.predictions is not None:
         return _evaluate_folder(config, data, labels, other)
     cards = []
@@ -201,12 +201,12 @@ def leak_guard(
     config: EvaluateConfig, evaluated: Sequence[Entry], cards: Sequence[Card], folders: Sequence[Path] = ()
 ) -> LeakCheck:
     """`check_leaks` of the evaluated pairs with what the weights of `config`, of `cards` and in `folders` were trained
-    on."""
+    on; its notes tell, too, where the pairs are read in another way than in that training."""
     off = config.train_split == "none"
     sources = [*config.weights, *([config.predicted_by] if config.predicted_by is not None else [])]
     folders = [*map(checkpoint.locate, sources), *folders]
     data = (config.dataset, config.root, config.train_split, config.class_file)
-    return check_leaks(
+    guard = check_leaks(
         evaluated,
         config.split,
         [] if off else training_lists(cards, *data, folders),
@@ -216,6 +216,25 @@ def leak_guard(
         known_weights=bool(cards),
         allowed=config.allow_train_test_leak_and_know_that_scores_are_worthless,
     )
+    guard.notes += read_otherwise(config, cards)
+    return guard
+
+
+def read_otherwise(config: EvaluateConfig, cards: Sequence[Card]) -> list[str]:
+    """What is read in another way than the weights of `cards` were trained with, in words: ids of labels, the rig."""
+    told = []
+    for card in cards:
+        trained = (card.get("config") or {}).get("data") or {}
+        mapped = {int(id): int(to) for id, to in (trained.get("labels_map") or {}).items()}
+        if mapped and mapped != config.mapped_ids:
+            was, now = (" ".join(f"{id}:{to}" for id, to in ids.items()) for ids in (mapped, config.mapped_ids))
+            told.append(
+                f"the weights were trained with --labels-map {was}, these labels were read "
+                f"{f'with {now}' if now else 'without'}: give the same unless their ids mean something else"
+            )
+        if trained.get("align") and not config.align:
+            told.append("the weights were trained on pairs that a rig aligned, these were read without --align")
+    return list(dict.fromkeys(told))
 
 
 def _run(
@@ -248,6 +267,7 @@ def _run(
         prompts="named" if config.prompts == "named" else prompts,
         weights=None if weights is None else str(weights),
         weights_sha256=None if weights is None else digest(checkpoint.locate(weights) / checkpoint.WEIGHTS),
+        calibrated=None if weights is None else checkpoint.calibrated_digest(card),
         fitted=fitted,
         seconds_counting=counting,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,14 +17,16 @@ from fusionsam.data.image_files import MAX_PIXELS
 from fusionsam.data.images import read_heat, visible_bits
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions, to_heat
 from fusionsam.data.stretch import Range, find_range
-from fusionsam.types import LARGEST, SMALLEST, Array, InputError
+from fusionsam.types import LARGEST, SMALLEST, Array, InputError, Notice
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
 FILM_RATE = Fraction(25)
-_SAMPLED = 32  # frames of a film that its one range is found in
+_SAMPLED = 32  # frames of a film that its one range, palette and polarity are found in
+FEATURES = 8
+"""Grey values of a frame that shows something."""
 
 
 def pyav() -> ModuleType:
@@ -68,6 +71,11 @@ class Film:
     def count(self) -> int | None:
         """Frames; None where the container does not tell."""
         return len(self.times) or None
+
+    @property
+    def pace(self) -> float:
+        """Frames a second by their times; the rate that the container names may be another."""
+        return (len(self.times) - 1) / self.times[-1] if len(self.times) > 1 else float(self.rate)
 
     @property
     def variable(self) -> bool:
@@ -131,7 +139,7 @@ class Reading:
     bits: int = 16
     """Of the visible film, where it has more than 8."""
     told: Heat | None = None
-    """The first infrared frame, with facts and notices of the film."""
+    """An infrared frame, with facts and notices of the film."""
 
     def visible(self, frame: Array) -> NDArray[np.uint8]:
         """uint8 (H,W,3)."""
@@ -142,40 +150,40 @@ class Reading:
 
     def infrared(self, frame: Array) -> NDArray[np.uint8]:
         """uint8 (H,W), 0 cold."""
-        return to_heat(np.ascontiguousarray(frame), self.options, film=self.range, hot_is_white=True).pixels
+        return to_heat(np.ascontiguousarray(frame), self.options, film=self.range).pixels
 
 
 def one_reading(visible: Film | None, infrared: Film | None, options: InfraredOptions = DEFAULT) -> Reading:
-    """Look at frames from all over the films (of deep ones, or with a range that is asked for), and decide."""
+    """Look at frames from all over the films, and decide."""
     reading = Reading(options)
     if visible is not None and visible.deep:
         reading.bits = max(visible_bits(frame) for frame in sampled(visible))
     if infrared is None:
         return reading
-    first = np.ascontiguousarray(next(iter(infrared)))
+    frames = sampled(infrared)
     if (infrared.deep or options.limits == "auto") and not isinstance(options.limits, tuple):
         plain = replace(options, limits=None)
-        frames = [_plain(frame, plain) for frame in sampled(infrared)]
-        reading.range = replace(find_range(np.concatenate(frames)), how="film")
-    told = reading.told = to_heat(first, options, film=reading.range)
+        found = find_range(np.concatenate([_plain(frame, plain) for frame in frames]))
+        reading.range = replace(found, how="film")
+    told = reading.told = _decided(to_heat(frame, options, film=reading.range) for frame in frames)
     if reading.range is not None:
         told.notices = [*reading.range.notices(), *told.notices]
-    reading.options = _as_first(options, told)
+    reading.options = _as_decided(options, told)
     return reading
 
 
 def frames_reading(paths: Sequence[Path], options: InfraredOptions = DEFAULT) -> tuple[InfraredOptions, Heat | None]:
-    """The same of a film that is a folder of infrared pictures: palette and polarity are those of the first, and one
-    range is for all of deep ones, between the lows and highs of up to _SAMPLED of them. Those of radiometric files keep
-    a range each, in counts. With the first frame's facts."""
+    """The same of a film that is a folder of infrared pictures: palette and polarity are those of most of up to
+    _SAMPLED of them, and one range is for all of deep ones, between the lows and highs of these. Those of radiometric
+    files keep a range each, in counts. With the facts of a frame."""
     if not paths:
         return options, None
-    told = read_heat(paths[0], options)
-    options = _as_first(options, told)
+    looked = paths[:: max(1, -(-len(paths) // _SAMPLED))]
+    told = _decided(read_heat(path, options) for path in looked)
+    options = _as_decided(options, told)
     if isinstance(options.limits, tuple) or "range" not in told.facts or "radiometric" in told.facts:
         return options, told
-    step = max(1, -(-len(paths) // _SAMPLED))
-    ranges = [read_heat(path, options).facts["range"] for path in paths[::step]]
+    ranges = [read_heat(path, options).facts["range"] for path in looked]
     # a tenth at either end is left out: the frame while a shutter is closed must not set the range of a film
     low = float(np.quantile([each["low"] for each in ranges], 0.1, method="lower"))
     high = float(np.quantile([each["high"] for each in ranges], 0.9, method="higher"))
@@ -186,8 +194,30 @@ def frames_reading(paths: Sequence[Path], options: InfraredOptions = DEFAULT) ->
     return one, told
 
 
-def _as_first(options: InfraredOptions, told: Heat) -> InfraredOptions:
-    """For all frames the polarity and the palette of the first: a guess must not change from frame to frame."""
+def _decided(heats: Iterable[Heat]) -> Heat:
+    """The first frame that was read as most were, with the notices of all that were read so. A frame of few grey values
+    (a shutter, a black beginning) has no say, unless no frame has more."""
+    kept: list[tuple[object, Heat]] = []
+    for heat in heats:  # one after the other: frames may be large
+        grey, few = np.unique(heat.pixels).size, np.zeros((1, 1), np.uint8)
+        palette = heat.facts.get("palette", {})
+        doubt = any(notice.kind == "polarity" for notice in heat.notices)
+        key = (palette.get("how"), palette.get("name"), heat.facts["polarity"]["hot"], doubt)
+        kept.append((key if grey >= FEATURES else None, replace(heat, pixels=few)))
+    votes = Counter(key for key, _ in kept if key is not None)
+    if not votes:
+        told = kept[0][1]
+        text = "no frame of the infrared film shows enough to tell its palette and what is hot"
+        told.notices.append(Notice("film without features", text, "--palette and --polarity give them"))
+        return told
+    most = votes.most_common(1)[0][0]
+    alike = [heat for key, heat in kept if key == most]
+    notices = {notice.kind: notice for heat in reversed(alike) for notice in heat.notices}
+    return replace(alike[0], notices=list(notices.values()))
+
+
+def _as_decided(options: InfraredOptions, told: Heat) -> InfraredOptions:
+    """For all frames the polarity and the palette of one: a guess must not change from frame to frame."""
     palette = told.facts.get("palette", {})
     found = palette["name"] if palette.get("how") == "found" else "none"
     asked = options.palette != "auto"
@@ -227,7 +257,7 @@ class Pairing:
 def pair_frames(visible: Film, infrared: Film) -> Pairing:
     """By number where both films have constant rates by which they drift apart by at most half a frame; else each frame
     of the slower film with the one of the other that is nearest in time, at most half of the slower film's mean
-    distance away. InputError for a film that tells no times."""
+    distance away. What a film has beyond the end of the other is told of. InputError for a film that tells no times."""
     for film in (visible, infrared):
         if not film.times:
             raise InputError(
@@ -244,7 +274,7 @@ def pair_frames(visible: Film, infrared: Film) -> Pairing:
         rest = max(counts) - both
         alone = [f"{longer.path}: its last {rest} of {max(counts)} frames have no partner"] if rest else []
         return Pairing([(index, index) for index in range(both)], alone=alone)
-    slow, fast = (visible, infrared) if len(visible.times) <= len(infrared.times) else (infrared, visible)
+    slow, fast = (visible, infrared) if visible.pace <= infrared.pace else (infrared, visible)
     span = slow.times[-1] / max(1, len(slow.times) - 1)
     found, lost = [], 0
     others = np.asarray(fast.times)
@@ -258,6 +288,8 @@ def pair_frames(visible: Film, infrared: Film) -> Pairing:
     alone = (
         [f"{slow.path}: {lost} of {len(slow.times)} frames have none of the other film near in time"] if lost else []
     )
+    if rest := int((others > slow.times[-1] + max(span, 1 / float(fast.rate)) + 1e-6).sum()):
+        alone.append(f"{fast.path}: its last {rest} of {len(others)} frames come after the end of {slow.path.name}")
     return Pairing(pairs, by_time=True, alone=alone)
 
 

@@ -24,8 +24,6 @@ from fusionsam.types import LUMA, Array, InputError, Notice, native
 ImageLike = str | Path | bytes | IO[bytes] | Image.Image | Array | Tensor
 """A path; the content of an image file, as bytes or as an open file (io.BytesIO); a picture in memory."""
 Name = Literal["visible", "infrared"]
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-"""By which a file of pictures begins that has the form of an MP4."""
 FORMS = "a path, bytes, an open file, a PIL image, an array or a tensor"
 
 
@@ -150,11 +148,8 @@ def _file(image: object, name: Name) -> Iterator[str | Path | None]:
     if content is None:
         yield image if isinstance(image, str | Path) else None
         return
-    # the two kinds that are known by the name's ending
-    heic = content[4:8] == b"ftyp" and content[8:12] in HEIC_BRANDS
-    ending = ".heic" if heic else ".jpg" if content.startswith(b"\xff\xd8") else ""
     with tempfile.TemporaryDirectory(prefix="fusionsam-") as folder:
-        path = Path(folder) / f"{name}{ending}"
+        path = Path(folder) / name
         path.write_bytes(content)
         try:
             yield path

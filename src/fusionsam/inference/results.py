@@ -31,13 +31,20 @@ from fusionsam.inference.render import confidence_map
 from fusionsam.inference.views import require_one_as_it_is, require_one_view, require_scales
 from fusionsam.io import say
 from fusionsam.models.network import UNTAUGHT
-from fusionsam.types import IGNORE, InputError, JsonObject, Prompts, Sample, told_of
+from fusionsam.types import IGNORE, InputError, JsonObject, Notice, Prompts, Sample, told_of
 from fusionsam.weights.checkpoint import WEIGHTS, calibrated_digest, config_file, locate
 
 CONFIDENCE, CELSIUS, RECORD = "_confidence.png", "_celsius.tif", ".json"
 ENDINGS = ("_fused.png", "_labels.png", "_overlay.png", CONFIDENCE, CELSIUS, RECORD)
 """How the names of a pair's results end: with the pair's id before them the whole names."""
 SOURCES = ("visible", "infrared", "rgbt", "radiometric")
+
+
+UNALIGNED = Notice(
+    "not aligned",
+    "the rig was not used: of a picture that stands alone, and of a radiometric file, whose maker aligned it, the "
+    "results are in the picture's own frame",
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,9 @@ class Request:
         """The pictures of a pair. InputError where they cannot be read."""
         sample = read_sample(entry, align=self.aligner, reading=self.reading)
         celsius = None if entry.radiometric is None else read_radiometric(entry.radiometric).celsius()
+        if self.aligner is not None and not sample.alignment:
+            sample.notices.append(UNALIGNED)
+            sample.alignment["applied"] = False
         if self.options.backend == "onnx" and sample.covered is not None and not bool(sample.covered.all()):
             sample.notices.append(backends.FILLED)
             sample.alignment["filled"] = True

@@ -178,7 +178,9 @@ class Worker:
             count, first = done.notices.get(notice.kind, (0, first))
             done.notices[notice.kind] = (count + 1, first)
         if sample.alignment:
-            done.aligned.append({k: v for k, v in sample.alignment.items() if k in ("score", "covered", "warning")})
+            done.aligned.append(
+                {k: v for k, v in sample.alignment.items() if k in ("score", "covered", "warning", "applied")}
+            )
 
     def _readable(self, pair: Listed) -> bool:
         with ThreadPoolExecutor(1) as pool, TemporaryDirectory(prefix="fusionsam-") as scratch:

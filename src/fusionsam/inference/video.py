@@ -24,8 +24,9 @@ from fusionsam.alignment.orientation import grey
 from fusionsam.data.dataset import read_sample
 from fusionsam.data.infrared import DEFAULT, Heat, InfraredOptions
 from fusionsam.data.pairing import pair_folders
-from fusionsam.data.rigs import Fit, fit, fit_frames, open_aligner
+from fusionsam.data.rigs import AUTO, Agreement, Fit, fit, fit_frames, keep, open_aligner
 from fusionsam.data.splits import by_stem
+from fusionsam.data.storage import Folder
 from fusionsam.inference.batch import SOME_FAILED
 from fusionsam.inference.films import (
     FILM_RATE,
@@ -43,7 +44,7 @@ from fusionsam.inference.onnx import FILLED
 from fusionsam.inference.options import PredictOptions
 from fusionsam.inference.prompts import Mode, prompt_mode, prompts_file, read_prompts
 from fusionsam.inference.render import Color, legend_strip, overlay
-from fusionsam.inference.results import open_model
+from fusionsam.inference.results import describe, open_model
 from fusionsam.io import OutputFolder, progress_bar, say, whole, write_json
 from fusionsam.types import InputError, Prompts
 
@@ -102,12 +103,23 @@ class Source:
     facts: dict[str, object] = field(default_factory=dict)
     """What was found of the films, and how they were paired: plain JSON types."""
 
+    names: list[str] = field(default_factory=list)
+    """Of the frames, as prompts call them."""
+    aligner: Aligner | None = None
+    agreement: Agreement = field(default_factory=Agreement)
+    """How well the two cameras lie on one another, of the frames decoded so far."""
+
     def told(self) -> dict[str, object]:
         """What was found and guessed, for the JSON beside the film."""
+        moved: dict[str, object] = {}
+        if self.aligner is not None:
+            score = None if self.agreement.median is None else round(self.agreement.median, 4)
+            done = {"rig": self.aligner.rig.digest, "frame": self.aligner.frame, "frames": self.agreement.pairs}
+            moved = {"alignment": {**done, "median_score": score, "applied": self.agreement.pairs > 0}}
         rate = {"frames_a_second": round(float(self.rate), 4), "times": "constant" if self.times is None else "kept"}
         heat = {} if self.heat is None else {"infrared_read_as": self.heat.facts}
         notices = [] if self.heat is None else [notice.sentence(options=True) for notice in self.heat.notices]
-        return {**rate, **self.facts, **heat, "notices": notices, "left_out": self.alone}
+        return {**rate, **self.facts, **moved, **heat, "notices": notices, "left_out": self.alone}
 
 
 def open_source(
@@ -154,10 +166,26 @@ def _open_folders(
     aligner = align(partial(fit, entries))
     heats = [entry.infrared for entry in entries if entry.infrared is not None]
     reading, told = frames_reading(heats, reading)
-    samples = (read_sample(entry, align=aligner, reading=reading) for entry in entries)
-    listed = ((s.id, s.size, s.visible, s.infrared, s.covered) for s in samples)
-    facts: dict[str, object] = {"pairing": {"by": "name"}}
-    return Source(listed, len(entries), rate or FILM_RATE, alone=alone, heat=told, facts=facts)
+    agreement = Agreement()
+
+    def listed() -> Frames:
+        for entry in entries:
+            sample = read_sample(entry, align=aligner, reading=reading)
+            if sample.alignment:
+                agreement.add(sample.alignment)
+            yield sample.id, sample.size, sample.visible, sample.infrared, sample.covered
+
+    return Source(
+        listed(),
+        len(entries),
+        rate or FILM_RATE,
+        alone=alone,
+        heat=told,
+        facts={"pairing": {"by": "name"}},
+        names=[entry.id for entry in entries],
+        aligner=aligner,
+        agreement=agreement,
+    )
 
 
 def _open_films(
@@ -176,7 +204,7 @@ def _open_films(
     def find() -> Fit:
         if pairing is None:
             raise InputError(f"{known[0].path}: is one film, and --align auto looks at two; give both, or leave it out")
-        return fit_frames(_tensors(frame) for frame in _paired(films, pairing, ready))
+        return fit_frames((_tensors(frame) for frame in _paired(films, pairing, ready)), len(pairing.frames))
 
     aligner = align(find)  # a rig that cannot be read is told of one film too
     if len(set(sizes)) > 1 and aligner is None:
@@ -184,19 +212,22 @@ def _open_films(
             f"{visible} is {sizes[0]}, {infrared} {sizes[1]} pixels; give an aligned pair of films, or --align auto"
         )
     frames = _paired(films, pairing, ready)
-    count = known[0].count if pairing is None else len(pairing.frames)
+    agreement = Agreement()
     source = Source(
-        frames if aligner is None or pairing is None else _aligned(frames, aligner),
-        count,
+        frames if aligner is None or pairing is None else _aligned(frames, aligner, agreement),
+        known[0].count if pairing is None else len(pairing.frames),
         rate or known[0].rate,
         heat=ready.told,
+        names=[known[0].path.stem],
+        aligner=aligner,
+        agreement=agreement,
     )
     named = zip(("visible", "infrared"), films, strict=True)
     source.facts = {name: film.facts() for name, film in named if film is not None}
     if pairing is not None:
         source.alone = pairing.alone
         source.facts["pairing"] = {"by": "time" if pairing.by_time else "number", "pairs": len(pairing.frames)}
-    slow, place = min(((film, place) for place, film in enumerate(known)), key=lambda item: len(item[0].times))
+    slow, place = min(((film, place) for place, film in enumerate(known)), key=lambda item: item[0].pace)
     if rate is None and (slow.variable or (pairing is not None and pairing.by_time)):
         indices = range(len(slow.times)) if pairing is None else [pair[place] for pair in pairing.frames]
         source.times, source.rate = [slow.times[index] for index in indices], slow.rate
@@ -210,12 +241,13 @@ def _tensors(frame: Frame) -> tuple[Tensor, Tensor]:
     return visible.permute(2, 0, 1), heat
 
 
-def _aligned(frames: Frames, aligner: Aligner) -> Frames:
+def _aligned(frames: Frames, aligner: Aligner, agreement: Agreement) -> Frames:
     for number, frame in enumerate(frames, 1):
         try:
             pair = aligner(*_tensors(frame))
         except InputError as error:
             raise InputError(f"frame {number} of {frame[0]}: {error}") from None
+        agreement.add(pair.told)
         size = int(pair.covered.shape[1]), int(pair.covered.shape[2])
         yield frame[0], size, pair.visible, pair.infrared, pair.covered
 
@@ -270,21 +302,13 @@ def overlay_video(
     done, started = 0, time.perf_counter()
     with whole(out, also=(av.FFmpegError,)) as part, av.open(str(part), "w", format="mp4") as container:
         stream = None
-        readable = _until_damage(source) if keep else source.frames
-        frames = progress_bar(readable, total=source.count, desc="video", unit="frame")
-        for name, size, visible, infrared, covered in frames:
-            source.partly |= covered is not None and not bool(covered.all())
-            try:
-                prediction = model.predict(visible, infrared, prompts(name, size), covered=covered)
-            except InputError as error:
-                raise InputError(f"frame {done + 1} of {name}: {error}") from None
-            picture = frame_picture(prediction)
+        drawn = _drawn(model, source, prompts)
+        readable = _until_damage(drawn, source) if keep else drawn
+        for picture in progress_bar(readable, total=source.count, desc="video", unit="frame"):
             if stream is None:
                 stream = _stream(av, container, source.rate, picture.shape)
                 if source.times is not None:
                     stream.codec_context.time_base = TICK
-            if (stream.height, stream.width) != picture.shape[:2]:
-                raise InputError(f"frame {done + 1} ({name}): not the size of the first; give one size a film")
             shown = av.VideoFrame.from_ndarray(picture, format="rgb24")
             if source.times is not None:
                 shown.pts, shown.time_base = round(source.times[done] / TICK), TICK
@@ -298,11 +322,32 @@ def overlay_video(
     return done, done / max(time.perf_counter() - started, 1e-9)
 
 
-def _until_damage(source: Source) -> Frames:
-    """The frames before one that cannot be read, of which `source.alone` is told; InputError if it is the first."""
+def _drawn(
+    model: Predictor, source: Source, prompts: Callable[[str, tuple[int, int]], Prompts | Mode | None]
+) -> Iterator[NDArray[np.uint8]]:
+    """The overlays of the frames, of one size. InputError for a frame that cannot be predicted, or has another."""
+    first = None
+    for number, (name, size, visible, infrared, covered) in enumerate(source.frames, 1):
+        source.partly |= covered is not None and not bool(covered.all())
+        try:
+            prediction = model.predict(visible, infrared, prompts(name, size), covered=covered)
+        except InputError as error:
+            raise InputError(f"frame {number} of {name}: {error}") from None
+        height, width = prediction.labels.shape
+        first = first or (height, width)
+        if (height, width) != first:
+            raise InputError(
+                f"frame {number} ({name}): is {width}x{height} pixels, the first is {first[1]}x{first[0]}; give one "
+                "size a film"
+            )
+        yield frame_picture(prediction)
+
+
+def _until_damage(frames: Iterator[NDArray[np.uint8]], source: Source) -> Iterator[NDArray[np.uint8]]:
+    """The frames before one that cannot be done, of which `source.alone` is told; InputError if it is the first."""
     done = 0
     try:
-        for frame in source.frames:
+        for frame in frames:
             yield frame
             done += 1
     except InputError as error:
@@ -369,19 +414,26 @@ def run(options: PredictOptions) -> tuple[int, float, Path, int]:
     except OSError as error:
         raise InputError(f"{options.out}: cannot be written ({error.strerror}); choose another --out") from None
     model = open_model(options)
+    request = describe(options, model, source.aligner, source.names)
+    if source.aligner is not None and options.align == AUTO:
+        keep(source.aligner.rig, Folder(out.parent), [], options.overwrite)
     if source.heat is not None:
         if used := source.heat.facts.get("range"):
             say(f"{options.infrared}: range {used['low']:g} to {used['high']:g}, {used['grey_levels']} grey levels")
         for notice in source.heat.notices:
             say(f"{options.infrared}: {notice.sentence(options=True)}")
     count, rate = overlay_video(model, source, out, prompts, keep=not options.stop_on_error)
-    made = {"film": out.name, "frames": count, "weights": model.name, "commit": model.card.get("commit", "")}
+    made = {"film": out.name, "frames": count, **request.described, "run": request.settings}
     if options.precision != "fp32":
         made["precision"] = options.precision
     if options.backend == "onnx" and source.partly:
         made["filled"] = True
         say(FILLED.sentence(options=True))
-    write_json(beside / record, {**made, "step": model.card.get("step"), **source.told()})
-    for line in source.alone:
+    write_json(beside / record, {**made, **source.told()})
+    unused = source.aligner is not None and not source.agreement.pairs
+    alone = (
+        [f"{options.align}: the rig was not used: a film that stands alone stays in its own frame"] if unused else []
+    )
+    for line in [*source.alone, *source.agreement.lines(str(options.align)), *alone]:
         say(line)
     return count, rate, out, SOME_FAILED if source.alone else 0

@@ -186,13 +186,14 @@ def decode_images(form: FormData, max_pixels: int, aligner: Aligner | None = Non
         paths: dict[str, Path] = {}
         for name, upload in form.multi_items():
             if isinstance(upload, UploadFile):
-                paths[name] = Path(folder) / (f"{name}.jpg" if name == "radiometric" else name)
+                paths[name] = Path(folder) / name
                 with paths[name].open("wb") as target:
                     shutil.copyfileobj(upload.file, target)
         try:
-            sizes = {name: image_size(path, min(max_pixels, MAX_PIXELS)) for name, path in paths.items()}
+            most = min(max_pixels, MAX_PIXELS)
+            sizes = {name: image_size(path, most, as_infrared=name == "infrared") for name, path in paths.items()}
             if "radiometric" in paths:
-                return _radiometric(paths["radiometric"], min(max_pixels, MAX_PIXELS))
+                return _radiometric(paths["radiometric"], most)
             check_sizes(sizes, aligner is None)
             images = _read(paths)
             if aligner is None or images.visible is None or images.infrared is None:
@@ -201,7 +202,7 @@ def decode_images(form: FormData, max_pixels: int, aligner: Aligner | None = Non
             return Images(pair.visible, pair.infrared, covered=pair.covered, alignment=pair.told, input=images.input)
         except InputError as error:
             text = str(error).replace(f"{folder}{os.sep}", "").replace("--rgbt", "the field rgbt")
-            raise InputError(text.replace("radiometric.jpg", "radiometric")) from None
+            raise InputError(text) from None
 
 
 def _radiometric(path: Path, max_pixels: int) -> Images:

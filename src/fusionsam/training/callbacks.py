@@ -17,10 +17,10 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fusionsam.data.fingerprints import Fingerprints
-from fusionsam.io import LineProgress, said, whole, whole_folder, write_text
+from fusionsam.io import LineProgress, digest, said, say, whole, whole_folder, write_json, write_text
 from fusionsam.training.task import Task
 from fusionsam.types import Batch, InputError, JsonObject
-from fusionsam.weights.checkpoint import save_checkpoint
+from fusionsam.weights.checkpoint import CALIBRATED, CARD, WEIGHTS, read_card, save_checkpoint
 
 LAST = "last.ckpt"
 HISTORY = "history.jsonl"
@@ -43,6 +43,19 @@ class WholeFiles(TorchCheckpointIO):
             raise InputError(
                 f"{path}: cannot be resumed from ({said(error)}); start again with another train.out"
             ) from None
+
+
+def _keep_calibration(before: Path, now: Path) -> None:
+    """What `calibrate` stored in the checkpoint `before` goes into `now` where the weights are the same, as of a
+    finished run that is resumed; of other weights it is dropped, and that is said."""
+    try:
+        fitted = {key: value for key, value in read_card(before)[1].items() if key in CALIBRATED}
+    except InputError:  # there is none
+        return
+    if fitted and digest(before / WEIGHTS) == digest(now / WEIGHTS):
+        write_json(now / CARD, {**json.loads((now / CARD).read_text(encoding="utf-8")), **fitted})
+    elif fitted:
+        say(f"{before}: has other weights now, so what calibrate fitted to the former ones is gone; calibrate again")
 
 
 def short(value: torch.Tensor | float) -> float:
@@ -113,6 +126,7 @@ class BestWeights(Callback):
         card = {**self.card, self.inside: {**self.card[self.inside], **told}} if self.inside else {**self.card, **told}
         with whole_folder(folder) as part:  # never the weights of one step with the figures of another
             save_checkpoint(part, task.evaluated(), card)
+            _keep_calibration(folder, part)
             self.seen.write(part)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

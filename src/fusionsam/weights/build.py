@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionsam.config.schema import EncoderConfig, ModelConfig
-from fusionsam.io import said
+from fusionsam.io import said, say
 from fusionsam.models.encoders.base import ImageEncoder
 from fusionsam.models.encoders.create import create_image_encoder
 from fusionsam.models.fusion import PICTURE_SETTINGS
@@ -23,6 +24,11 @@ from fusionsam.weights.checkpoint import read_checkpoint, require_whole
 
 FREE_SETTINGS = ("ema_decay", "codebook_tokens", "dead_code_threshold", "kmeans_init", "commitment_beta")
 """Settings of model.tokenizer by which a codebook learns, and which leave no trace in its shape."""
+HYPERNETWORKS = "mask_decoder.sam.output_hypernetworks_mlps."
+CLASS_ROWS = re.compile(
+    r"(head\.(direct|mlp\.\d+)|mask_decoder\.sam\.(iou_prediction_head\.proj_out|mask_tokens))\.(weight|bias)"
+)
+"""Tensors with a row for each class."""
 
 
 def build_image_encoder(config: EncoderConfig, embed_dim: int = 256, latent_dim: int = 64) -> ImageEncoder:
@@ -129,9 +135,9 @@ def build_network(config: ModelConfig, to_train: bool = False) -> FusionSAMNetwo
 def start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
     """Fine-tuning: fill `network` with what the checkpoint named by `config.start_from` has for it.
 
-    Left as they are: class-sized tensors if the number of classes differs; another architecture of image encoder with
-    what its widths shape (`encoder.weights` must fill it); LSTG if `tokenizer_weights` will fill it; and what begins as
-    if it were not there (encoder.guided, encoder.thermal, LoRA's adapters, fusion.picture_dilations).
+    Left as they are: what belongs to a class whose name the checkpoint does not know; another architecture of image
+    encoder with what its widths shape (`encoder.weights` must fill it); LSTG if `tokenizer_weights` will fill it; and
+    what begins as if it were not there (encoder.guided, encoder.thermal, LoRA's adapters, fusion.picture_dilations).
 
     Raises InputError for any other difference."""
     assert config.start_from is not None
@@ -187,13 +193,44 @@ def start_from(network: FusionSAMNetwork, config: ModelConfig) -> None:
         other_head = [name for name in own.keys() ^ tensors.keys() if name.startswith("head.")]
         anew += (*other_head, *_reshaped(own, tensors, ("head.",)))
     if stored.classes != config.classes:
+        tensors = _by_class_name(own, tensors, stored.classes, config.classes)
         anew += _reshaped(own, tensors, ("mask_decoder.", "head."))
-        gone = [name for name in tensors if name.startswith("mask_decoder.") and name not in own]  # of further classes
-        new = [name for name in own if name.startswith("mask_decoder.") and name not in tensors]
-        anew += (*gone, *new)
+        known = [name for name in config.classes if name in stored.classes]
+        new = [name for name in config.classes if name not in stored.classes]
+        kept_new = f"kept by name: {', '.join(known) or 'none'}; new: {', '.join(new) or 'none'}"
+        say(f"{config.start_from} of model.start_from has other classes; {kept_new}")
     kept = {name: t for name, t in tensors.items() if not name.startswith(anew)}
     what = f"model.start_from {config.start_from}"
     pretrained.load_exactly(network, kept, what, allow_missing=anew, own_names=adapted)
+
+
+def _by_class_name(
+    own: pretrained.Tensors, tensors: pretrained.Tensors, stored: Sequence[str], wanted: Sequence[str]
+) -> pretrained.Tensors:
+    """`tensors` with what belongs to a class, a row or a hypernetwork, where the class of that name is in `wanted`.
+    A new class has the row of `own`, and a hypernetwork that no other class takes."""
+    places = [stored.index(name) if name in stored else None for name in wanted]
+    spare = iter(sorted(set(range(len(stored))) - set(places)))
+    moved = {name: tensor for name, tensor in tensors.items() if not name.startswith(HYPERNETWORKS)}
+    for name in (name for name in moved if CLASS_ROWS.fullmatch(name) and name in own):
+        there, here = moved[name].shape, own[name].shape
+        # else an inner layer, or one of another head, which begins anew
+        if there[0] == len(stored) and here[0] == len(wanted) and there[1:] == here[1:]:
+            rows = [own[name][row] if place is None else moved[name][place] for row, place in enumerate(places)]
+            moved[name] = torch.stack(rows)
+    first = "head.mlp.0.weight"  # it sees the mask features, then the logits of the classes, then the rest
+    if moved[first].shape[1] - len(stored) == own[first].shape[1] - len(wanted):
+        start = tensors[f"{HYPERNETWORKS}0.proj_out.weight"].shape[0]
+        seen, fresh = moved[first], own[first][:, start : start + len(wanted)]
+        columns = [fresh[:, row] if place is None else seen[:, start + place] for row, place in enumerate(places)]
+        parts = [seen[:, :start], torch.stack(columns, 1), seen[:, start + len(stored) :]]
+        moved[first] = torch.cat(parts, 1)
+    for row, place in enumerate(places):
+        source = next(spare, None) if place is None else place
+        ours, theirs = f"{HYPERNETWORKS}{row}.", f"{HYPERNETWORKS}{source}."
+        origin, prefix = (own, ours) if source is None else (tensors, theirs)
+        moved |= {ours + n.removeprefix(prefix): t for n, t in origin.items() if n.startswith(prefix)}
+    return moved
 
 
 def _require_same(settings: dict[str, tuple[object, object]], source: str, hint: str = "") -> None:

@@ -15,7 +15,16 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from fusionsam.config.schema import ModelConfig
 from fusionsam.io import digest, require_writable, write_json, write_text
 from fusionsam.types import FROM_TRUTH, InputError, JsonObject
-from fusionsam.weights.checkpoint import CONFIG, HUB_CONFIG, WEIGHTS, Card, locate, read_card
+from fusionsam.weights.checkpoint import (
+    CALIBRATED,
+    CONFIG,
+    HUB_CONFIG,
+    WEIGHTS,
+    Card,
+    calibrated_digest,
+    locate,
+    read_card,
+)
 from fusionsam.weights.hub import LICENSE, refused, split_name
 from fusionsam.weights.ship import ship
 
@@ -51,7 +60,9 @@ def write_repository(
     (folder / CONFIG).unlink()
     written = locate(source) / "README.md"
     body = written.read_text(encoding="utf-8") if written.is_file() else _body(name, config, card, rows)
-    write_text(folder / "README.md", _card(name, config, rows or _validation(card), body, license), REMEDY)
+    write_text(
+        folder / "README.md", _card(name, config, rows or _validation(read_card(source)[1]), body, license), REMEDY
+    )
     return folder
 
 
@@ -84,7 +95,7 @@ def push(
 
 def _figures(report: Path, source: str | Path) -> list[EvalResult]:
     """mIoU, and that of day and night, of a report.json; InputError unless it is of the weights `source` and honest."""
-    own = digest(locate(source) / WEIGHTS)
+    own, calibrated = digest(locate(source) / WEIGHTS), calibrated_digest(read_card(source)[1])
     try:
         found = json.loads(report.read_text(encoding="utf-8"))
         data, split, protocol, of = (found[key] for key in ("dataset", "split", "protocol", "weights_sha256"))
@@ -102,6 +113,11 @@ def _figures(report: Path, source: str | Path) -> list[EvalResult]:
         ) from None
     if of != own:
         raise InputError(f"report {report}: is of other weights than {source}; evaluate these, and give that report")
+    if not found.get("as_trained") and found.get("calibrated", calibrated) != calibrated:
+        raise InputError(
+            f"report {report}: is of other offsets and temperature than calibrate stored in {source}; evaluate again, "
+            "and give that report"
+        )
     for fault, is_so in faults.items():
         if is_so:
             raise InputError(f"report {report}: {fault}, which is no figure of a model card; give another report")
@@ -132,8 +148,14 @@ def _how(report: JsonObject) -> list[str]:
 def _validation(card: Card) -> list[EvalResult]:
     """The figure that training left in the card."""
     val = card.get("val") or {}
-    data, _, split = str(val.get("split", "")).rpartition("/")
-    return [_figure(data, split, val.get("protocol"), "mIoU", val["miou"])] if "miou" in val else []
+    if "miou" in val:
+        data, _, split = str(val.get("split", "")).rpartition("/")
+        return [_figure(data, split, val.get("protocol"), "mIoU", val["miou"])]
+    if "val/miou" not in val:  # a stage without labels
+        return []
+    used = (card.get("config") or {}).get("data") or {}
+    label = "mIoU, as trained" if any(card.get(key) for key in CALIBRATED) else "mIoU"
+    return [_figure(used.get("dataset", ""), used.get("val_split", "val"), None, label, val["val/miou"])]
 
 
 def _figure(data: str, split: str, protocol: str | None, label: str, mean: float) -> EvalResult:
