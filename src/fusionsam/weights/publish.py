@@ -54,15 +54,14 @@ def write_repository(
     if found := sorted(path.name for path in folder.iterdir()):
         raise InputError(f"{folder}: holds {found[0]} already; give an empty folder")
     rows = [row for report in reports for row in _figures(Path(report), source)]
+    rows = rows or _validation(read_card(source)[1])  # what ships tells nothing of the data set
     ship(source, folder)
     config, card = read_card(folder)
     write_json(folder / HUB_CONFIG, asdict(config), REMEDY)
     (folder / CONFIG).unlink()
     written = locate(source) / "README.md"
     body = written.read_text(encoding="utf-8") if written.is_file() else _body(name, config, card, rows)
-    write_text(
-        folder / "README.md", _card(name, config, rows or _validation(read_card(source)[1]), body, license), REMEDY
-    )
+    write_text(folder / "README.md", _card(name, config, rows, body, license), REMEDY)
     return folder
 
 
@@ -190,7 +189,7 @@ def _body(name: str, config: ModelConfig, card: Card, rows: list[EvalResult]) ->
     lines += ["", "```python", "from fusionsam import FusionSAM", ""]
     lines += [f'model = FusionSAM.from_pretrained("{name}")', 'out = model.predict("visible.png", "infrared.png")']
     lines += ["```", "", f"Classes: {', '.join(config.classes)}.", ""]
-    if rows := rows or _validation(card):
+    if rows:
         lines += ["| data | split | measure | value |", "|---|---|---|---|"]
         lines += [f"| {r.dataset_name} | {r.dataset_split} | {r.metric_name} | {r.metric_value} |" for r in rows]
         lines.append("")
