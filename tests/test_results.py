@@ -305,3 +305,32 @@ def test_an_exported_model_tells_where_it_was_given_the_other_cameras_pixels(wei
     (tmp_path / "click.json").write_text(json.dumps({"points": [[9, 9]], "classes": ["person"]}))
     refused(predict(*pair, *common, "--prompts", tmp_path / "click.json", "--out", tmp_path / "c"),
             "names a class; exported models take no clicks that name a class")  # fmt: skip
+
+
+# -- what a result tells of how it was made --------------------------------------------------------------------------
+
+
+def test_a_rig_that_was_not_used_is_told_of(predict, tmp_path):
+    rig = tmp_path / "rig.json"
+    rig.write_text(json.dumps(Rig((SIDE, SIDE), (SIDE, SIDE), np.eye(3)).as_dict()))
+    one, two = picture(tmp_path / "v.png"), picture(tmp_path / "i.png", (SIDE, SIDE))
+    both = ("--visible", one, "--infrared", two)
+    for name, given in (
+        ("alone", both[:2]),
+        ("heat", both[2:]),
+        ("file", ("--radiometric", radiometric(tmp_path / "r.jpg"))),
+    ):
+        code, said = predict(*given, "--align", rig, "--out", tmp_path / name)
+        assert code == 0, said
+        assert "the rig was not used" in said
+        (told,) = (json.loads(path.read_text()) for path in (tmp_path / name).glob("*.json"))
+        assert told["alignment"] == {"applied": False}
+        assert any("the rig was not used" in notice for notice in told["input"]["notices"])
+    assert "the rig was not used" not in predict(*both, "--align", rig, "--out", tmp_path / "both")[1]
+
+
+def test_a_confidence_map_is_a_setting_of_its_own(predict, tmp_path):
+    given = ("--visible", picture(tmp_path / "v.png"), "--out", tmp_path / "o", "--prompts", "none", "--confidence-map")
+    assert predict(*given)[0] == 0
+    run = json.loads((tmp_path / "o" / "v.json").read_text())["run"]
+    assert (run["prompts"], run["confidence_map"]) == ("none", True)
