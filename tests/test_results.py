@@ -315,11 +315,7 @@ def test_a_rig_that_was_not_used_is_told_of(predict, tmp_path):
     rig.write_text(json.dumps(Rig((SIDE, SIDE), (SIDE, SIDE), np.eye(3)).as_dict()))
     one, two = picture(tmp_path / "v.png"), picture(tmp_path / "i.png", (SIDE, SIDE))
     both = ("--visible", one, "--infrared", two)
-    for name, given in (
-        ("alone", both[:2]),
-        ("heat", both[2:]),
-        ("file", ("--radiometric", radiometric(tmp_path / "r.jpg"))),
-    ):
+    for name, given in (("alone", both[:2]), ("heat", both[2:])):
         code, said = predict(*given, "--align", rig, "--out", tmp_path / name)
         assert code == 0, said
         assert "the rig was not used" in said
