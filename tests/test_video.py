@@ -364,6 +364,10 @@ def test_a_black_beginning_does_not_decide_for_a_film(scenes, tmp_path):
         told = open_source(None, path).told()
         assert told["infrared_read_as"]["palette"]["name"] == "jet"
         assert any("jet" in line for line in told["notices"])
+    (tmp_path / "i" / "2.png").write_bytes(b"damaged")  # the frames before it are kept
+    source = open_source(None, tmp_path / "i")
+    with pytest.raises(InputError, match=r"2\.png"):
+        list(source.frames)
     flat = film(tmp_path / "flat.mkv", [np.zeros((H, W), np.uint8)] * 2, "gray")
     assert "no frame of the infrared film shows enough" in open_source(None, flat).told()["notices"][-1]
 

@@ -178,8 +178,8 @@ def frames_reading(paths: Sequence[Path], options: InfraredOptions = DEFAULT) ->
     files keep a range each, in counts. With the facts of a frame."""
     if not paths:
         return options, None
-    looked = paths[:: max(1, -(-len(paths) // _SAMPLED))]
-    told = _decided(read_heat(path, options) for path in looked)
+    looked, heats = _readable(paths[:: max(1, -(-len(paths) // _SAMPLED))], options)
+    told = _decided(heats)
     options = _as_decided(options, told)
     if isinstance(options.limits, tuple) or "range" not in told.facts or "radiometric" in told.facts:
         return options, told
@@ -194,16 +194,31 @@ def frames_reading(paths: Sequence[Path], options: InfraredOptions = DEFAULT) ->
     return one, told
 
 
+def _readable(paths: Sequence[Path], options: InfraredOptions) -> tuple[list[Path], list[Heat]]:
+    """Those of the files that can be read, as heat of one pixel a grey value; a damaged one is told of when its turn
+    comes. InputError if it is the first."""
+    found: list[tuple[Path, Heat]] = []
+    for path in paths:
+        try:
+            heat = read_heat(path, options)
+        except InputError:
+            if not found:
+                raise
+            continue
+        found.append((path, replace(heat, pixels=np.unique(heat.pixels)[None])))  # frames may be large
+    return [path for path, _ in found], [heat for _, heat in found]
+
+
 def _decided(heats: Iterable[Heat]) -> Heat:
     """The first frame that was read as most were, with the notices of all that were read so. A frame of few grey values
     (a shutter, a black beginning) has no say, unless no frame has more."""
     kept: list[tuple[object, Heat]] = []
-    for heat in heats:  # one after the other: frames may be large
-        grey, few = np.unique(heat.pixels).size, np.zeros((1, 1), np.uint8)
+    for heat in heats:
+        grey = np.unique(heat.pixels)
         palette = heat.facts.get("palette", {})
         doubt = any(notice.kind == "polarity" for notice in heat.notices)
         key = (palette.get("how"), palette.get("name"), heat.facts["polarity"]["hot"], doubt)
-        kept.append((key if grey >= FEATURES else None, replace(heat, pixels=few)))
+        kept.append((key if grey.size >= FEATURES else None, replace(heat, pixels=grey[None])))  # frames may be large
     votes = Counter(key for key, _ in kept if key is not None)
     if not votes:
         told = kept[0][1]
@@ -230,14 +245,19 @@ def _plain(frame: Array, options: InfraredOptions) -> Array:
 
 
 def sampled(film: Film) -> list[Array]:
-    """Up to 2 * _SAMPLED frames at equal distances, however long the film is."""
+    """Up to 2 * _SAMPLED frames at equal distances, however long the film is; of a damaged one those before the damage.
+    InputError where there are none."""
     kept: list[Array] = []
     step = 1
-    for index, frame in enumerate(film):
-        if index % step == 0:
-            kept.append(np.ascontiguousarray(frame))
-        if len(kept) > 2 * _SAMPLED:
-            kept, step = kept[::2], 2 * step
+    try:
+        for index, frame in enumerate(film):
+            if index % step == 0:
+                kept.append(np.ascontiguousarray(frame))
+            if len(kept) > 2 * _SAMPLED:
+                kept, step = kept[::2], 2 * step
+    except InputError:  # told of when its turn comes
+        if not kept:
+            raise
     return kept
 
 

@@ -219,7 +219,8 @@ def _by_class_name(
             rows = [own[name][row] if place is None else moved[name][place] for row, place in enumerate(places)]
             moved[name] = torch.stack(rows)
     first = "head.mlp.0.weight"  # it sees the mask features, then the logits of the classes, then the rest
-    if moved[first].shape[1] - len(stored) == own[first].shape[1] - len(wanted):
+    there, here = moved[first].shape, own[first].shape
+    if there[0] == here[0] and there[1] - len(stored) == here[1] - len(wanted):  # else of another head
         start = tensors[f"{HYPERNETWORKS}0.proj_out.weight"].shape[0]
         seen, fresh = moved[first], own[first][:, start : start + len(wanted)]
         columns = [fresh[:, row] if place is None else seen[:, start + place] for row, place in enumerate(places)]
