@@ -15,7 +15,7 @@ from fusionsam.cli.main import main
 from fusionsam.config.schema import preset
 from fusionsam.data import palettes
 from fusionsam.data.images import write_png
-from fusionsam.data.infrared import InfraredOptions
+from fusionsam.data.infrared import InfraredOptions, to_heat
 from fusionsam.data.stretch import find_range, given_range, stretch
 from fusionsam.data.synthetic.scenes import draw_scene
 from fusionsam.errors import InputError
@@ -370,6 +370,17 @@ def test_a_black_beginning_does_not_decide_for_a_film(scenes, tmp_path):
         list(source.frames)
     flat = film(tmp_path / "flat.mkv", [np.zeros((H, W), np.uint8)] * 2, "gray")
     assert "no frame of the infrared film shows enough" in open_source(None, flat).told()["notices"][-1]
+
+
+def test_a_black_hot_film_is_stretched_by_its_own_values(tmp_path):
+    frame = np.linspace(20, 90, H * W).reshape(H, W).astype(np.uint8)
+    path = film(tmp_path / "i.mkv", [frame, frame], "gray")
+    reading = InfraredOptions(limits="auto", polarity="black")
+    source = open_source(None, path, reading=reading)
+    assert source.heat.facts["range"]["low"] < 30
+    assert source.heat.facts["range"]["high"] < 95
+    shown = next(iter(source.frames))[3]
+    np.testing.assert_array_equal(shown, to_heat(frame, reading).pixels)
 
 
 def test_what_a_film_has_beyond_the_others_end_is_told(tmp_path):

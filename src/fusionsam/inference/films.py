@@ -162,7 +162,7 @@ def one_reading(visible: Film | None, infrared: Film | None, options: InfraredOp
         return reading
     frames = sampled(infrared)
     if (infrared.deep or options.limits == "auto") and not isinstance(options.limits, tuple):
-        plain = replace(options, limits=None)
+        plain = replace(options, limits=None, polarity="white")  # a frame is turned round after it is stretched
         found = find_range(np.concatenate([_plain(frame, plain) for frame in frames]))
         reading.range = replace(found, how="film")
     told = reading.told = _decided(to_heat(frame, options, film=reading.range) for frame in frames)
