@@ -70,8 +70,8 @@ def check(
             for leak in leaks
         ]
     report["layout"] = layout_line(dataset, root)
-    flat = row.layout == "pairs" and not report["layout"] and Path(root).is_dir()
-    unread = [*unread_folders(Path(root), row), *deeper(Path(root))] if flat else []
+    flat = row.layout == "pairs" and not report["layout"]
+    unread = [*unread_folders(Path(root), row), *deeper(dataset, Path(root))] if flat else []
     one_camera = any(not part["visible"] or not part["infrared"] for part in report["splits"].values())
     report["unread"] = [{"reason": line, "problem": one_camera} for line in unread]
     problems = ("errors", "unreadable", "size_mismatches", "bad_labels", "label_faults", "shared")

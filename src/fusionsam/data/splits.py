@@ -234,14 +234,15 @@ def layout_line(dataset: str, root: str | Path) -> str:
 def tell_layout(dataset: str, root: str | Path) -> None:
     """On the terminal: `layout_line`, or what is not read of the flat form."""
     line = layout_line(dataset, root)
-    flat = find(dataset).layout == "pairs" and Path(root).is_dir() and not line
-    for told in [line] if line else deeper(Path(root)) if flat else []:
+    for told in [line] if line else deeper(dataset, Path(root)):
         tqdm.write(told, file=sys.stderr)
 
 
-def deeper(root: Path) -> list[str]:
+def deeper(dataset: str, root: Path) -> list[str]:
     """What is not read of the flat form, `root/visible`, `root/train/visible` and so on: pictures in folders that lie
-    beside pictures."""
+    beside pictures. Empty for data sets of other forms."""
+    if find(dataset).layout != "pairs" or not root.is_dir():
+        return []
     parts = [root, *(path for path in root.iterdir() if path.is_dir())]
     cameras = {folder for part in parts for folder in (_subfolders(CATALOG["pairs"], part) or {}).values()}
     told = []

@@ -26,7 +26,7 @@ class Failures:
     Args:
         out: folder of the results.
         todo: pairs that this run tries.
-        done: pairs that it finds done; they are no longer listed.
+        done: others, which it finds done; they are no longer listed.
 
     Raises:
         InputError: a failures.csv that predict did not write.
@@ -36,7 +36,7 @@ class Failures:
         self.path = out / FAILURES
         self.failed: dict[str, str] = {}
         stored = self._read()
-        self._before = {name: reason for name, reason in stored.items() if name in todo or name not in done}
+        self._before = {name: reason for name, reason in stored.items() if name not in done}
         self._others = {name: reason for name, reason in self._before.items() if name not in todo}
         self._replace(self._before)
 
